@@ -1,0 +1,5 @@
+#include "bind.h"
+
+namespace glmlite {
+void bind_kernels(pybind11::module_&) {}
+}  // namespace glmlite

@@ -1,0 +1,39 @@
+// Storage formats, byte for byte what GGUF stores; shared by CPU, CUDA and tests.
+#pragma once
+#include <cstdint>
+
+namespace glmlite {
+
+// What a tensor's elements are stored as. Indices of this enum are our own; gguf.cpp maps GGUF's type numbers to them.
+enum class Format : int {
+  kF32,
+  kF16,
+  kBF16,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+  kIQ4_NL,
+  kIQ4_XS
+};
+constexpr int kFormatCount = 15;
+
+// Name as GGUF writes it, GGUF's type number, values per block, bytes per block.
+struct FormatInfo {
+  const char* name;
+  uint32_t gguf_type;
+  int block_values;
+  int block_bytes;
+};
+const FormatInfo& format_info(Format);
+
+// The format with GGUF type number `type`; false if it is not one of ours.
+bool format_from_gguf(uint32_t type, Format* format);
+
+}  // namespace glmlite

@@ -1,0 +1,118 @@
+// The CPU kernel set: one table of functions per instruction set, chosen once (dispatch.cpp).
+//
+// All sets compute the same bits. f32 sums have a fixed order and explicit fused multiply-adds: "16 lanes" below means
+// that lane l of 16 sums the elements l, l + 16, l + 32, ... in that order, and that the lanes are then added as a tree
+// (l with l + 8, then l + 4, l + 2, l + 1). No kernel allocates, throws, or calls an inline function of the standard
+// library: these files are compiled with -m flags, and the linker may keep their copy of such a function for all.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "../blocks.h"
+
+namespace glmlite {
+
+constexpr int kLanes = 16;         // rows of a panel; lanes of a sum
+constexpr int kActBlock = 32;      // activations that share one scale
+constexpr int kPageTokens = 64;    // positions of a KV page
+constexpr int kChunkTokens = 256;  // positions whose scores are made at once: whole pages, and the unit of the split of
+                                   // a context over threads. A constant of the results: merging goes chunk by chunk.
+
+// Quantized rows of activations, k values each, k % 32 == 0. Value i = q[i] * d[i / 32].
+struct Activations {
+  const float* x;       // (T, k) the f32 rows themselves: what kernels of float formats read
+  const int8_t* q;      // (T, k) in -127..127
+  const float* d;       // (T, k / 32)
+  const int32_t* sums;  // (T, k / 16): sum of 16 values of q; two for each block
+};
+
+struct LinearArgs {
+  const uint8_t* panels;           // packed by pack.h, 64-byte aligned: panels of 16 rows, k columns
+  int64_t k;                       // columns
+  int64_t n;                       // rows; the last panel's rows from n on are padding and are not written
+  int64_t panel_begin, panel_end;  // the panels to compute. Threads split panels; no two write the same y
+  Activations act;
+  int64_t tokens;  // T
+  float* y;        // y[t * y_stride + row]
+  int64_t y_stride;
+  void* scratch;  // 64-byte aligned, linear_scratch_bytes(k, T) bytes, one per thread
+};
+
+// The turn of the rotary pairs of one head; cos and sin already scaled by the magnitude.
+struct RopePairs {
+  const int32_t* first;
+  const int32_t* second;
+  int64_t count;
+};
+
+// Attention of M queries that share a KV head over the positions [begin, end) of one chunk.
+struct AttendArgs {
+  const float* const* q;     // M pointers to head_dim floats each
+  int64_t queries;           // M
+  int64_t head_dim;          // any; lanes beyond it are not read
+  float scale;               // of q . k
+  const uint16_t* const* k;  // one pointer per page from the page of `begin` on: [page / 16][head_dim][16] f16
+  const uint16_t* const* v;  // likewise: [page][head_dim] f16
+  int64_t begin, end;        // begin % kChunkTokens == 0, end - begin <= kChunkTokens
+  const int64_t* visible;    // (M) query i sees the positions below visible[i]
+  float* max;                // (M) out: largest score, -inf if it sees none
+  float* sum;                // (M) out: sum of exp(score - max), 0 if it sees none
+  float* acc;                // (M, head_dim) out: sum of exp(score - max) * v, 0 if it sees none
+  void* scratch;             // 64-byte aligned, attend_scratch_bytes(M, head_dim) bytes, one per thread
+};
+
+struct CpuKernels {
+  const char* name;     // what GLMLITE_ISA accepts
+  bool (*supported)();  // by this CPU and operating system, now
+
+  // Row to activation row: for each block of 32, d = max|x| / 127, q = x * (127 / max|x|) rounded half away from zero
+  // (all 0 where max|x| = 0), sums of q by 16. A NaN or infinity gives d = NaN, so that it stays visible downstream.
+  void (*quantize)(const float* x, int64_t k, int8_t* q, float* d, int32_t* sums);
+
+  // y = x . W^T for every format, by index of Format. Quantized formats, for each block of 32 (or each half of it where
+  // the format's scales are per 16), in order of k: acc = exact integer dot of (code - zero) with q, y = fma(ws * d,
+  // float(acc), y); then, where the format has minimums, y = fma(-(wm * d), float(sum), y). Float formats:
+  // y = fma(w, x, y) in order of k. The result for a token does not depend on T or on the other tokens.
+  void (*linear[kFormatCount])(const LinearArgs&);
+
+  // Row of a packed tensor as f32: x[i] = w[row, i]. Exactly dequantize_row's values.
+  void (*unpack_row[kFormatCount])(const uint8_t* panels, int64_t k, int64_t row, float* x);
+
+  // y = x / sqrt(mean(x^2) + eps) * w (+ add). n any; add may be null; y may be x or add. Squares summed in 16 lanes.
+  void (*rms_norm)(const float* x, const float* w, const float* add, float* y, int64_t n, float eps);
+  // y = (x - mean) / sqrt(var + eps) * w + b. Mean, then squares of x - mean, summed in 16 lanes. y may be x.
+  void (*layer_norm)(const float* x, const float* w, const float* b, float* y, int64_t n, float eps);
+  // y = silu(x[0..n)) * x[n..2n)
+  void (*swiglu)(const float* x, float* y, int64_t n);
+  // y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). y may be x.
+  void (*gelu)(const float* x, float* y, int64_t n);
+  // y = y + bias, then y = fma(alpha, add, y). bias or add may be null.
+  void (*epilogue)(float* y, const float* bias, const float* add, float alpha, int64_t n);
+
+  // Turns pairs in place: (a, b) -> (a cos - b sin, a sin + b cos), each as fma(a, cos, -(b * sin)), fma(a, sin, b *
+  // cos).
+  void (*rope)(float* head, const RopePairs&, const float* cos, const float* sin);
+  // Writes one position of one KV head into its page, as f16 (nearest even; beyond +-65504 saturates, NaN becomes 0).
+  // Returns false if a value was NaN or infinite.
+  bool (*store_kv)(const float* k, const float* v, int64_t head_dim, uint16_t* k_page, uint16_t* v_page, int64_t index);
+  // score = scale * dot, dot = fma over head_dim in order from 0. max over what is visible. p = exp(score - max),
+  // summed in 16 lanes by position. acc = fma(p, v, acc) in order of position over visible ones.
+  void (*attend)(const AttendArgs&);
+  // Adds a later chunk's (max, sum, acc) to a state; a chunk with sum = 0 leaves the state untouched, a state with
+  // sum = 0 becomes the chunk. new max m; s = exp(max - m): sum = fma(sum, s, other.sum * s'), acc likewise.
+  void (*attend_merge)(float* max, float* sum, float* acc, float other_max, float other_sum, const float* other_acc,
+                       int64_t head_dim);
+  // y = acc / sum, for one query. sum is not 0.
+  void (*attend_finish)(const float* acc, float sum, float* y, int64_t head_dim);
+};
+
+size_t linear_scratch_bytes(int64_t k, int64_t tokens);
+size_t attend_scratch_bytes(int64_t queries, int64_t head_dim);
+
+// All sets built into this module, best first; the last, `scalar`, runs anywhere.
+const CpuKernels* const* cpu_kernel_sets(int* count);
+// The set called `name`, or for an empty name the best that this CPU supports. Throws std::invalid_argument, with the
+// names that are built in, if it is unknown or not supported here.
+const CpuKernels& cpu_kernels(const char* name);
+
+}  // namespace glmlite

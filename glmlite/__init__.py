@@ -1,0 +1,1 @@
+"""Run the GLM family of language models on the machine you have."""

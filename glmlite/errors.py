@@ -1,0 +1,13 @@
+"""The exceptions that are not Python's own."""
+
+
+class FormatError(ValueError):
+    """A model file is not what it should be. The message names the file or the tensor and what was expected."""
+
+
+class Cancelled(RuntimeError):
+    """The work was cancelled by its caller. The sequences are as they were before the call."""
+
+
+class ContextOverflow(ValueError):
+    """A prompt, or a prompt and its answer, does not fit the context the model was loaded with."""
