@@ -1,0 +1,221 @@
+"""Typed stub of the compiled module: the whole seam between Python and C++."""
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# ---- build -------------------------------------------------------------------------------------------------------
+
+__version__: str
+
+def isas() -> list[str]:
+    """Instruction sets built into this module that this machine runs, best first."""
+
+def built_isas() -> list[str]: ...
+def default_isa() -> str:
+    """The set that is used: $GLMLITE_ISA, or the best. Raises ValueError for an unknown or unsupported name."""
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+class TensorInfo:
+    name: str
+    type: str  # "Q4_0", ...; "type 42" for one that GGUF may know and we do not
+    shape: tuple[int, ...]  # numpy order: (rows, columns)
+    nbytes: int
+    supported: bool  # the engine has kernels for the type
+    path: str  # the file (of a split) that holds it
+    offset: int  # of its first byte in that file
+
+class Gguf:
+    """A GGUF file, mapped: metadata and tensors. `path` may be any part of a split file; all parts are opened.
+
+    Raises FormatError (with path and what is wrong), OSError (missing, unreadable).
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None: ...
+    version: int
+    paths: list[str]
+    nbytes: int  # of all parts
+    # Scalars as int, float, bool, str; arrays of numbers as numpy arrays, of strings as list[bytes | str], see below.
+    # A string that is not UTF-8 comes as bytes.
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]  # in file order
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes, read-only, not copied: (rows, bytes per row) or (bytes,)."""
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        """The tensor as f32 in its shape."""
+    def close(self) -> None:
+        """Unmaps; later use raises ValueError. Arrays from `data` keep the mapping alive until they die."""
+
+# ---- running -----------------------------------------------------------------------------------------------------
+
+class Cancel:
+    """A flag that any thread may set; seen between ops."""
+
+    def set(self) -> None: ...
+    @property
+    def is_set(self) -> bool: ...
+
+class Sample(NamedTuple):
+    """One sampled token. logprob: natural log, of the raw logits' softmax (before temperature, penalties, filters)."""
+
+    token: int
+    logprob: float  # NaN unless logprobs were asked for (logprobs >= 0)
+    top: list[tuple[int, float]]  # the `logprobs` most likely tokens, most likely first
+
+class Sampler:
+    """Sampling parameters and state of one stream of tokens.
+
+    Order: logit_bias; repetition, presence and frequency penalties over the last `penalty_window` tokens seen
+    (prompt included); temperature 0 = the largest logit, lowest id on ties; otherwise top_k, then softmax of
+    logits / temperature, top_p, min_p, one draw. The n-th draw of a seed is a fixed number (counter-based),
+    so results do not depend on what else runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,  # 0: off
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_window: int = 256,
+        seed: int = 0,
+        logit_bias: Mapping[int, float] = ...,
+        logprobs: int = -1,  # -1: none; 0: of the sampled token; n: and the n most likely
+        stop: Sequence[int] = (),  # token ids that end the stream; the stop token is returned as the last sample
+    ) -> None: ...
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Tokens that count as seen for the penalties: the prompt."""
+    def sample(self, logits: NDArray[np.float32]) -> Sample:
+        """Draws from (vocab,) logits and accepts the token. For tests."""
+    def state(self) -> bytes: ...
+    def restore(self, state: bytes) -> None: ...
+
+class Work:
+    """What one sequence does in a call of `Engine.run`: enter `tokens`, then, with a sampler, up to `budget` tokens.
+
+    positions: (len(tokens), 2) int32. visible: 0 = causal; n > 0: every token sees n cached entries (a bidirectional
+    context of n tokens, which must all be in this work). next_position, position_step: of the first token sampled and
+    from one to the next.
+    """
+
+    def __init__(
+        self,
+        sequence: int,
+        tokens: Sequence[int] | NDArray[np.int32],
+        positions: NDArray[np.int32],
+        *,
+        visible: int = 0,
+        sampler: Sampler | None = None,
+        budget: int = 1,
+        next_position: tuple[int, int] = (0, 0),
+        position_step: tuple[int, int] = (1, 0),
+    ) -> None: ...
+
+class Engine:
+    """A program with its packed weights and KV cache. One call computes at a time; calls from other threads wait.
+
+    ops: (kind, out id, width, {slot: value id}, {slot: [tensor names]}, {slot: attribute}) per op, see
+    `glmlite.engine.native_ops`. kv_tokens: capacity of the cache in tokens over all sequences, in whole pages of
+    `page_tokens`. threads: 0 = as many as the machine's physical cores allow. isa: "" = default.
+    progress(done_bytes, total_bytes) -> False cancels the load.
+    """
+
+    page_tokens: int  # class attribute: 64
+
+    def __init__(
+        self,
+        gguf: Gguf,
+        ops: Sequence[tuple],
+        *,
+        kv_tokens: int,
+        threads: int = 0,
+        isa: str = "",
+        progress: Callable[[int, int], Any] | None = None,
+    ) -> None: ...
+    threads: int
+    isa: str
+    vocab: int  # width of the logits
+    prefix: int  # cached entries that stand before every sequence (P-Tuning)
+    weight_bytes: int
+    kv_bytes: int
+    kv_tokens: int
+    def kv_free(self) -> int:
+        """Tokens that fit into pages nobody holds."""
+    def new_sequence(self) -> int: ...
+    def fork(self, sequence: int, length: int) -> int:
+        """A new sequence that shares the first `length` cached tokens of another."""
+    def truncate(self, sequence: int, length: int) -> None: ...
+    def free(self, sequence: int) -> None: ...
+    def length(self, sequence: int) -> int:
+        """Cached tokens, the P-Tuning prefix not counted."""
+    def step(
+        self, works: Sequence[Work], rows: Sequence[int], cancel: Cancel | None = None
+    ) -> NDArray[np.float32]:
+        """Runs the works' tokens in one step; logits (len(rows), vocab) of the step's tokens by index (the works'
+        tokens one after another). Samplers are not used."""
+    def run(
+        self,
+        works: Sequence[Work],
+        *,
+        max_ms: float = 0.0,
+        cancel: Cancel | None = None,
+    ) -> list[list[Sample]]:
+        """One step for all works; then further steps, each entering the tokens just sampled, for the works whose
+        budget is not used up and that have not sampled a stop token, until `max_ms` have passed since the start
+        (at least one step) or no work is left. Per work: the tokens it sampled. The last token sampled is not in the
+        cache yet: pass it as the next work's token.
+
+        Raises Cancelled (flag set; every sequence is as before the call), RuntimeError (cache full; NaN or infinite
+        logits, naming sequence and position; every sequence is as before the call), ValueError (bad token, sequence,
+        positions).
+        """
+    def memory(self) -> dict[str, int]: ...
+    def close(self) -> None:
+        """Frees weights and cache now; later calls raise ValueError. Waits for a running call to end."""
+
+# ---- kernels, for tests and benchmarks ------------------------------------------------------------------------------
+
+def kernel_linear(
+    isa: str, format: str, rows: NDArray[np.uint8], x: NDArray[np.float32], threads: int = 1
+) -> NDArray[np.float32]:
+    """(n, row bytes) as the file stores them, (T, k) -> (T, n): quantize, pack, multiply."""
+
+def kernel_quantize(
+    isa: str, x: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]: ...
+def kernel_unpack_row(isa: str, format: str, rows: NDArray[np.uint8], k: int, row: int) -> NDArray[np.float32]: ...
+def dequantize(format: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]: ...
+def kernel_rms_norm(
+    isa: str, x: NDArray[np.float32], w: NDArray[np.float32], add: NDArray[np.float32] | None, eps: float
+) -> NDArray[np.float32]: ...
+def kernel_layer_norm(
+    isa: str, x: NDArray[np.float32], w: NDArray[np.float32], b: NDArray[np.float32], eps: float
+) -> NDArray[np.float32]: ...
+def kernel_swiglu(isa: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+def kernel_gelu(isa: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+def kernel_attend(
+    isa: str,
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    visible: NDArray[np.int64],
+    scale: float,
+) -> NDArray[np.float32]:
+    """q (M, head_dim), k and v (ctx, head_dim) of one KV head -> (M, head_dim), stored in f16 pages, chunk by chunk."""
+
+def kernel_rope(
+    isa: str,
+    x: NDArray[np.float32],
+    first: NDArray[np.int32],
+    second: NDArray[np.int32],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+) -> NDArray[np.float32]: ...
