@@ -36,4 +36,7 @@ const FormatInfo& format_info(Format);
 // The format with GGUF type number `type`; false if it is not one of ours.
 bool format_from_gguf(uint32_t type, Format* format);
 
+// Tokens whose keys and values share a page of the KV cache.
+constexpr int kPageTokens = 64;
+
 }  // namespace glmlite

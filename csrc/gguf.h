@@ -12,8 +12,8 @@ namespace glmlite {
 // One tensor of the file. `data` stays valid while the Gguf lives and is not closed.
 struct Tensor {
   std::string name;
-  uint32_t type;               // GGUF's type number
-  bool known;                  // `format` is set: one of our formats
+  uint32_t type;  // GGUF's type number
+  bool known;     // `format` is set: one of our formats
   Format format;
   std::vector<int64_t> shape;  // numpy order: the last is what lies side by side
   const uint8_t* data;
