@@ -130,7 +130,7 @@ class Reference:
         trace = []
         for op in self.ops:
             inputs = {slot: values[v.id] for slot, v in op.inputs.items()}
-            weights = {slot: [self._weight(name) for name in names] for slot, names in op.weights.items()}
+            weights = {slot: [self.weights[name] for name in names] for slot, names in op.weights.items()}
             y = getattr(self, f"_{op.kind}")(step, **inputs, **weights, **op.attrs)
             values[op.out.id] = y.astype(np.float32)
             trace.append((op, values[op.out.id]))
@@ -162,7 +162,7 @@ class Reference:
             visible.append([work.visible] * n if work.visible else start + 1 + np.arange(n))
             lengths[work.sequence] += n
         step = Step(*(np.concatenate(part) for part in (tokens, sequence, positions, visible)), np.asarray(rows, int))
-        if step.rows.size and not (0 <= step.rows.min() and step.rows.max() < len(step.tokens)):
+        if step.rows.size and not (step.rows.min() >= 0 and step.rows.max() < len(step.tokens)):
             raise ValueError(f"rows {list(rows)}: the step has {len(step.tokens)} tokens")
         embed = next(op for op in self.ops if op.kind == "embed")
         _check_range("token", step.tokens, len(self.weights[embed.weights["table"][0]]))
@@ -170,13 +170,10 @@ class Reference:
             _check_range("position", step.positions[:, axis], len(self.weights[name]))
         return step
 
-    def _weight(self, name: str) -> np.ndarray:
-        return np.asarray(self.weights[name]).astype(self.dtype, copy=False)
-
     # ---- ops, one method each; Recorder's docstrings have the equations
 
     def _embed(self, step, table, positions=()):
-        y = np.asarray(table[0][step.tokens])
+        y = table[0][step.tokens].astype(self.dtype)
         for axis, rows in enumerate(positions):
             y = y + rows[step.positions[:, axis]]
         return y
@@ -192,7 +189,7 @@ class Reference:
 
     def _linear(self, step, x, w, alpha, b=None, add=0.0):
         x = x.astype(self.dtype)
-        y = np.concatenate([x @ rows.T for rows in w], axis=-1)
+        y = np.concatenate([x @ rows.T.astype(self.dtype, copy=False) for rows in w], axis=-1)
         if b is not None:
             y = y + np.concatenate(b)
         return y + alpha * np.asarray(add, self.dtype)
