@@ -463,6 +463,47 @@ def test_scaling_needs_its_factor(kind):
         recording(model)
 
 
+ODD = [-1, 0, 1, 3, 2**31, 2**63, HUGE, 0.5, float("nan"), float("inf"), 1e300, "8", b"8", True, np.array([8, 8]), [8]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_odd_metadata_is_accepted_or_refused(architecture):
+    """Whatever value stands in a key, recording ends soon, in a program or in FormatError."""
+    model = tiny.model(architecture, layers=1)
+    keys = [key for key in model.metadata if key.startswith(architecture)]
+    keys += [f"{architecture}.{key}" for key in ("nextn_predict_layers", "rope.dimension_sections")]
+    refused = 0
+    for key in keys:
+        for value in ODD:
+            for extra in ({}, {f"{architecture}.rope.scaling.type": "yarn"}):
+                try:
+                    rec = record(model.metadata | extra | {key: value}, model.shapes)
+                except FormatError:
+                    refused += 1
+                    continue
+                rope = rec.ops[3].attrs["rope"]
+                assert rope is None or np.isfinite(rope.table().freq).all()
+    assert refused > len(keys)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_odd_shapes_are_refused(architecture):
+    model = tiny.model(architecture, layers=1)
+    for name, shape in model.shapes.items():
+        for other in (
+            (),
+            (0,),
+            (0, *shape[1:]),
+            (*shape, 1),
+            shape[:-1],
+            (*shape[:-1], 0),
+            (0,) * len(shape),
+            (*shape[:-1], HUGE),
+        ):
+            with pytest.raises(FormatError):
+                record(model.metadata, model.shapes | {name: other})
+
+
 def test_unknown_architecture_lists_the_known():
     for architecture in ("bert", None, 7):
         with pytest.raises(FormatError, match="chatglm, chatglm1, glm, glm4, llama"):
