@@ -287,6 +287,15 @@ def test_chatglm1_layout():
     assert both.positions.tolist()[-1] == [2, 1]  # [gMASK] first, wherever it stands
 
 
+def test_chatglm1_layout_of_the_published_model():
+    """The prompt 你好 of ChatGLM-6B with the positions that its own code computes."""
+    ids = {"[MASK]": 130000, "[gMASK]": 130001, "<sop>": 130004}
+    layout = recording(tiny.model("chatglm1")).layout([74747, 83400, 66846, 130001, 130004], ids.get)
+    assert layout.positions[:, 0].tolist() == [0, 1, 2, 3, 3]
+    assert layout.positions[:, 1].tolist() == [0, 0, 0, 0, 1]
+    assert (layout.context, layout.next_position) == (4, (3, 2))
+
+
 @pytest.mark.parametrize("tokens", [[5, 6, 101], [5, 6, 104], []])
 def test_chatglm1_layout_needs_mask_and_start(tokens):
     with pytest.raises(ValueError, match="gMASK"):
@@ -341,6 +350,22 @@ def test_sequences_do_not_see_each_other():
     both = reference.step([Work(b, TEXT[7:], at[2:5]), Work(a, TEXT[4:], at[4:10])], [2, 8])
     assert error(both[:1], run(model, TEXT[5:])[-1:]) <= INDEPENDENT
     assert error(both[1:], run(model, TEXT)[-1:]) <= INDEPENDENT
+
+
+def test_cache_in_half_precision_is_close():
+    model = tiny.model("llama")
+    rec = recording(model)
+    work = [Work(0, TEXT, causal(TEXT, special()).positions)]
+    exact, half, single = (
+        Reference(rec.ops, model.tensors, kv_dtype=kv_dtype, dtype=dtype)
+        for kv_dtype, dtype in ((np.float32, np.float64), (np.float16, np.float64), (np.float32, np.float32))
+    )
+    for reference in (exact, half, single):
+        reference.new_sequence()
+    want = exact.step(work, range(10))
+    # A key's 32 columns and a value are each rounded by 2^-11 at most, in two layers.
+    assert 0 < error(half.step(work, range(10)), want) <= 2 * 2 * 2**-11
+    assert error(single.step(work, range(10)), want) <= STORED_ERROR
 
 
 def test_fork_truncate_free():
