@@ -261,7 +261,7 @@ def test_threads(save):
 # ---- paths and files that are none ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["模型 ü.gguf", "🙂.gguf", "a b%20'\".gguf", "x" * 200])
+@pytest.mark.parametrize("name", ["模型 ü.gguf", "🙂.gguf", "a b%20'\".gguf", "x" * 100])
 def test_any_path(save, name):
     if os.name == "nt" and '"' in name:
         pytest.skip("Windows has no quotes in file names")
@@ -511,6 +511,7 @@ def test_every_field_of_the_header_extreme(save):
                 attempt(save(SAMPLE[:at] + struct.pack(pattern, number) + SAMPLE[at + size :]))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not make files sparse unasked")
 def test_sparse_file_of_a_terabyte(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(with_value("k", ARRAY, array(UINT8, 2**39, b"")))
