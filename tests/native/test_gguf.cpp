@@ -278,6 +278,15 @@ TEST(survives_any_cut_and_any_byte) {
       attempt(changed);
     }
   }
+  for (size_t at = 4; at + 8 <= file.size(); ++at) {
+    for (int bits : {31, 32, 60, 63, 64}) {
+      uint64_t power = bits == 64 ? 0 : uint64_t{1} << bits;
+      for (uint64_t number : {power - 1, power, uint64_t{0}, uint64_t{1}}) {
+        attempt(file.substr(0, at) + raw(number) + file.substr(at + 8));
+        attempt(file.substr(0, at) + raw(static_cast<uint32_t>(number)) + file.substr(at + 4));
+      }
+    }
+  }
   // All bytes of tensor data, among others, are free.
   CHECK(loaded > 95 * 9);
 }
