@@ -22,15 +22,15 @@ class Decoding(NamedTuple):
     """How a vocabulary's ids become text.
 
     pieces: the bytes of each id. special: ids that `skip_special` leaves out; each but `unknown` begins a new text.
-    drop_blank: whether a text loses the blank that encoding put before it; drop_blanks: of every piece that
-    comes before the text's first other character (sentencepiece's remove_extra_whitespaces).
-    replacement: the codec error handler that errors="replace" means.
+    blank: ids whose piece begins with the blank that encoding puts before a text; at the beginning of a text it is
+    dropped, of all pieces before the text's first other character if `drop_blanks` (sentencepiece's
+    remove_extra_whitespaces), else once. replacement: the codec error handler that errors="replace" means.
     """
 
     pieces: list[bytes]
     special: frozenset[int]
     unknown: int | None = None
-    drop_blank: bool = False
+    blank: frozenset[int] = frozenset()
     drop_blanks: bool = False
     replacement: str = "replace"
 
@@ -63,10 +63,10 @@ class StreamDecoder:
                     out.append(pieces[i])
                 continue
             piece = pieces[i]
-            if self._at_start:
-                dropped = piece[1:] if d.drop_blank and piece.startswith(b" ") else piece
-                self._at_start = not dropped and (not piece or d.drop_blanks)
-                piece = dropped
+            if self._at_start and piece:
+                dropped = i in d.blank
+                piece = piece[dropped:]
+                self._at_start = not piece and d.drop_blanks
             out.append(piece)
         return self._utf8.decode(b"".join(out))
 
