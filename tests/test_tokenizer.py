@@ -2,21 +2,15 @@
 
 import base64
 import json
-import os
 import random
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
 import vocab
 
-from glmlite.errors import FormatError
 from glmlite.tokenizer import Tokenizer
 
 NAMES = list(vocab.VOCAB_SIZES)
@@ -24,39 +18,29 @@ GLM4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-WORDS = (
-    "人工智能 今天天气真好， 北京大学 的 了 是 「引号」 《书名》 １２３ ＡＢＣ ！ 龘 齉 臺灣 日本語 カタカナ 한국어 ไทย עברית العربية"
-    " the of Transformer don't I'LL we've running isopropyl sopranos eopx x86_64 3.14159 12345678 0xFF <n> <s> [UNK]"
-    " def return_value(x): for(int i=0;i<n;++i){ a[i]+=b; } #include<stdio.h> </div> \\frac{1}{2} && || :=  // ```python"
-).split(" ")
-ODD = (
-    "\U00020000 \U0002a6d6 \U0002b740 \U0002ceb0 \U00030000 \U000323af 𠮷 㐀 ｶﾞ ㍿ ﷺ ﬁ ½ ™ Å é e\u0301 n\u0303\u0323 ก\u0e33 "
-    "👨\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 🇨🇳 🇺🇸🇯 😀 👍🏽 ☃️ 1️⃣ \u200b \u200e \ufeff \u00a0 \u3000 \u2003 \u2028 \u0085 \ufffd "
-    "\x00 \x01 \x07 \x08 \x0b \x0c \x1b[31m \x7f \x80 \x9f \ue000 \U0010ffff"
-).split(" ")
-SPACES = [
-    " ",
-    "  ",
-    "   ",
-    " " * 17,
-    " " * 79,
-    " " * 80,
-    " " * 81,
-    " " * 163,
-    "\t",
-    "\t\t\t",
-    "\n",
-    "\n\n",
-    "\r\n",
-    "\r",
-    " \n ",
-    "\t \n",
-]
-SPECIALS = (
-    "[MASK] [gMASK] [sMASK] <sop> <eop> [gMASK]sop [MASK]eop <|system|> <|user|> <|assistant|> <|observation|>"
-    " <|endoftext|> <|begin_of_image|> <|end_of_video|> <unused_0> <ENC> <dBLOCK> </s> <pad> <|blank_7|> <|tab|>"
-    " <|user|><|user|> <|us <|user|"
-).split(" ")
+
+
+def items(text: str) -> list[str]:
+    return re.split("[ \n]+", text)
+
+
+WORDS = items(
+    """人工智能 今天天气真好， 北京大学 的 了 是 「引号」 《书名》 １２３ ＡＢＣ ！ 龘 齉 臺灣 日本語 カタカナ 한국어 ไทย
+    עברית العربية the of Transformer don't I'LL we've running isopropyl sopranos eopx x86_64 3.14159 12345678 0xFF <n> <s>
+    [UNK] def return_value(x): for(int i=0;i<n;++i){ a[i]+=b; } #include<stdio.h> </div> \\frac{1}{2} && || := //
+    ```python 王 参考 Begriff <|user <|us"""
+)
+ODD = items(
+    """\U00020000 \U0002a6d6 \U0002b740 \U0002ceb0 \U00030000 \U000323af 𠮷 㐀 ｶﾞ ㍿ ﷺ ﬁ ½ ™ Å é e\u0301 n\u0303\u0323
+    ก\u0e33 👨\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 🇨🇳 🇺🇸🇯 😀 👍🏽 ☃️ 1️⃣ \u200b \u200e \ufeff \u00a0 \u3000 \u2003
+    \u2028 \u0085 \ufffd \x00 \x01 \x07 \x08 \x0b \x0c \x1b[31m \x7f \x80 \x9f \ue000 \U0010ffff"""
+)
+SPACES = [*(" " * n for n in (1, 2, 3, 17, 79, 80, 81, 163)), *"\t\n\r", "\t\t\t", "\n\n", "\r\n", " \n ", "\t \n"]
+SPECIALS = items(
+    """[MASK] [gMASK] [sMASK] <sop> <eop> [gMASK]sop [MASK]eop <|system|> <|user|> <|assistant|> <|observation|>
+    <|endoftext|> <|begin_of_image|> <|end_of_video|> <unused_0> <ENC> <dBLOCK> </s> <pad> <|blank_7|> <|tab|>
+    <|user|><|user|>"""
+)
 
 
 def lines(count: int = 2000) -> list[str]:
@@ -81,6 +65,9 @@ LINES = lines()
 
 
 class Reference:
+    """A sentencepiece file. Special tokens cut the text; each part is encoded and decoded by itself."""
+
+    sp: sentencepiece.SentencePieceProcessor
     specials: dict[str, int]
 
     def split(self, text: str):
@@ -101,32 +88,36 @@ class Reference:
             ids += [self.specials[part]] if known else self.plain(part)
         return ids
 
+    def decode(self, ids: list[int]) -> str:
+        """Special tokens by their text, each run between them by the library."""
+        texts = {i: text for text, i in self.specials.items()}
+        out, run = "", []
+        for i in [*ids, None]:
+            if i is None or i in texts:
+                out += self.from_tokens(self.sp.decode(run)) + texts.get(i, "")
+                run = []
+            else:
+                run.append(i)
+        return out
+
+    @staticmethod
+    def from_tokens(text: str) -> str:
+        return text
+
     def is_mask(self, i: int) -> bool:
         return i in [self.specials[t] for t in ("[MASK]", "[gMASK]", "[sMASK]")]
 
 
 class ChatGLM3(Reference):
-    """The sentencepiece file; appended tokens cut the text, and each part is encoded and decoded by itself."""
+    """The sentencepiece file, and the tokens that the official code appends to it."""
 
     def __init__(self, folder: Path):
         self.sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        appended = "[MASK] [gMASK] [sMASK] sop eop <|system|> <|user|> <|assistant|> <|observation|>".split(" ")
-        self.appended = {i: text for i, text in enumerate(appended, self.sp.get_piece_size())}
-        self.specials = {text: i for i, text in self.appended.items()} | {"<s>": 1, "</s>": 2}
+        appended = items("[MASK] [gMASK] [sMASK] sop eop <|system|> <|user|> <|assistant|> <|observation|>")
+        self.specials = {text: i for i, text in enumerate(appended, self.sp.get_piece_size())} | {"<s>": 1, "</s>": 2}
 
     def plain(self, text: str) -> list[int]:
         return self.sp.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        out, run = "", []
-        for i in [*ids, None]:
-            text = None if i is None else "<s></s>"[3 * (i - 1) :][: i + 2] if i in (1, 2) else self.appended.get(i)
-            if i is None or text is not None:
-                out += self.sp.decode(run) + (text or "")
-                run = []
-            else:
-                run.append(i)
-        return out
 
 
 class ChatGLM6B(Reference):
@@ -158,17 +149,6 @@ class ChatGLM6B(Reference):
         """What the model's character map, and its removal of blanks, leave of a text."""
         return self.from_tokens(self.sp.normalize(self.to_tokens(text)).lstrip("\u2581").replace("\u2581", " "))
 
-    def decode(self, ids: list[int]) -> str:
-        texts = {i: text for text, i in self.specials.items()}
-        out, run = "", []
-        for i in [*ids, None]:
-            if i is None or i in texts:
-                out += self.from_tokens(self.sp.decode(run)) + texts.get(i, "")
-                run = []
-            else:
-                run.append(i)
-        return out
-
 
 class GLM4:
     """The rank file in tiktoken, with the pattern and the special tokens of the official tokenizer."""
@@ -192,7 +172,7 @@ class GLM4:
 
 
 class GLM4Json:
-    """The tokenizer.json in the tokenizers library, with ignore_merges, which this conversion of the rank file lacks."""
+    """The tokenizer.json in the tokenizers library; ignore_merges, which this conversion lacks, is set."""
 
     def __init__(self, folder: Path):
         self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
