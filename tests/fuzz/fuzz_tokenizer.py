@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of tokenizer metadata.
 
-    PYTHONPATH=. python tests/fuzz/fuzz_tokenizer.py -max_total_time=1200 [corpus folder]
+    PYTHONPATH=tests:. python tests/fuzz/fuzz_tokenizer.py -max_total_time=1200 [corpus folder]
 
 needs the package `atheris`. A small good vocabulary of some family is damaged in a few places. It must be refused with
 FormatError, or work: any text encodes to ids of the vocabulary, any ids decode, and streaming gives the same text.
@@ -10,54 +10,17 @@ import sys
 
 import atheris
 import numpy as np
+import vocab
 
 with atheris.instrument_imports(include=["glmlite"]):
     from glmlite.errors import FormatError
-    from glmlite.tokenizer import Tokenizer
-    from glmlite.tokenizer import chatglm1  # noqa: F401: imports sentencepiece's side too, to be instrumented
-    from glmlite.tokenizer.bpe import ALPHABET, PATTERNS
+    from glmlite.tokenizer import (
+        Tokenizer,
+        chatglm1,  # noqa: F401 (the sentencepiece families, instrumented too)
+    )
+    from glmlite.tokenizer.bpe import PATTERNS
 
-CONTROL, USER_DEFINED = 3, 4
-SPECIALS = ["[MASK]", "[gMASK]", "<sop>", "sop", "<|user|>", "<|endoftext|>"]
 NAMED = [f"{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding")] + ["eos_token_ids"]
-
-
-def charsmap() -> bytes:
-    """A character map with one rule, A -> b: a root, its child at A, and the child's value."""
-    units = np.zeros(256, np.uint32)
-    units[0] = 1 << 10  # offset 1: the child for byte c is at 1 ^ c
-    child = 1 ^ ord("A")
-    units[child] = ord("A") | 1 << 8 | 2 << 10  # label A, has a value at child ^ 2
-    units[child ^ 2] = 1 << 31  # position 0 of the replacements
-    return (1024).to_bytes(4, "little") + units.tobytes() + b"b\0"
-
-
-def sentencepiece_vocabulary(pre: str) -> dict:
-    tokens = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), *SPECIALS, "\u2581", "a", "b", "ab", "\u2581ab", "你"]
-    types = [2, *[6] * 256, *[CONTROL] * len(SPECIALS), *[1] * 6]
-    if pre == "chatglm1":
-        spaces = ["<n>", "<|tab|>", *(f"<|blank_{n}|>" for n in range(2, 81))]
-        tokens += spaces
-        types += [USER_DEFINED] * len(spaces)
-    return {
-        "tokenizer.ggml.model": "t5" if pre == "chatglm1" else "llama",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": np.array(types, np.int32),
-        "tokenizer.ggml.scores": -np.arange(len(tokens), dtype=np.float32),
-        "tokenizer.ggml.precompiled_charsmap": np.frombuffer(charsmap(), np.uint8),
-    }
-
-
-def byte_vocabulary(pre: str) -> dict:
-    tokens = [*ALPHABET.values(), "ab", "Ġab", "ä½", "ä½ł", *SPECIALS]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": np.array([1] * 260 + [CONTROL] * len(SPECIALS), np.int32),
-        "tokenizer.ggml.merges": ["a b", "Ġ ab", "ä ½", "ä½ ł"],
-    }
 
 
 def anything(data: atheris.FuzzedDataProvider):
@@ -117,7 +80,7 @@ def one(raw: bytes) -> None:
     data = atheris.FuzzedDataProvider(raw)
     pre = data.PickValueInList(["default", "chatglm1", *PATTERNS])
     sentencepiece = data.ConsumeBool() or pre == "chatglm1"
-    metadata = sentencepiece_vocabulary(pre) if sentencepiece else byte_vocabulary(pre)
+    metadata = vocab.small_sentencepiece(pre) if sentencepiece else vocab.small_bytes(pre)
     for _ in range(data.ConsumeIntInRange(0, 6)):
         damage(metadata, data)
     try:
