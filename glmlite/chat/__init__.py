@@ -19,6 +19,9 @@ from . import messages as checked
 
 __all__ = ["chat_format", "render"]
 
+# GLM-Edge has a vocabulary of 59,264 tokens, GLM-4 one of 151,552.
+_EDGE_VOCABULARY = 100_000
+
 
 class Tokenizer(Protocol):
     """What rendering asks of a tokenizer."""
@@ -27,6 +30,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, special: bool = ..., prefix: bool = ...) -> list[int]: ...
     def id_of(self, text: str) -> int | None: ...
+    def is_special(self, id: int) -> bool: ...
 
 
 def chat_format(metadata: Mapping[str, Any], tokenizer: Tokenizer, architecture: str) -> str | None:
@@ -55,7 +59,7 @@ def chat_format(metadata: Mapping[str, Any], tokenizer: Tokenizer, architecture:
         return "chatglm2"
     if metadata.get("tokenizer.ggml.model") == "llama":
         return "chatglm3"
-    return "glm4" if tokenizer.prefix_ids else "glm-edge"
+    return "glm4" if len(metadata.get("tokenizer.ggml.tokens", ())) > _EDGE_VOCABULARY else "glm-edge"
 
 
 def render(
@@ -78,7 +82,7 @@ def render(
     kwargs: variables for the file's template (`enable_thinking=False`); formats of our own take none.
 
     The tokenizer's prefix (`[gMASK]<sop>`, or BOS) stands at the front exactly once, also where the template forgets
-    or repeats it. ChatGLM-6B is the exception that its training makes: `[gMASK]<sop>` ends its prompt.
+    or repeats it. The exceptions are the models': ChatGLM-6B's prompt ends with `[gMASK]<sop>`, GLM-Edge's has none.
 
     Raises ValueError for messages that are not a conversation, for a model without a chat format, and for a template
     that fails, FormatError (a ValueError) for a vocabulary that lacks a token its format needs.
@@ -94,7 +98,7 @@ def render(
         if kwargs:
             raise ValueError(f"chat: format {name} takes no {', '.join(kwargs)}; only a file's own template does")
         ids = formats.encode(tokenizer, name, formats.FORMATS[name](messages, tools, add_generation_prompt))
-    if name == "chatglm":
+    if name in ("chatglm", "glm-edge"):
         return ids
     prefix = list(tokenizer.prefix_ids)
     start = next((i for i, token in enumerate(ids) if token not in prefix), len(ids))
