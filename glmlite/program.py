@@ -149,6 +149,10 @@ class Recorder:
         self.ops: list[Op] = []
         self._selected = False
 
+    def has(self, name: str) -> bool:
+        """Whether the file has this tensor."""
+        return name in self.shapes
+
     def embed(self, table: str, positions: Sequence[str] = ()) -> Value:
         """Rows of `table` (vocab, width) by token id, plus a row of `positions[a]` by position axis a."""
         _, width = self._shape(table, "embed", None, None)
@@ -214,12 +218,12 @@ class Recorder:
             raise ValueError(f"attention: {heads} query heads, {kv_heads} key heads, head_dim {head_dim}")
         want = (heads + 2 * kv_heads) * head_dim
         if qkv.width != want:
-            raise ValueError(
+            raise FormatError(
                 f"attention: layer {layer}: qkv has {qkv.width} columns, "
                 f"{heads} + 2 * {kv_heads} heads of {head_dim} need {want}"
             )
         if rope is not None and rope.dim > head_dim:
-            raise ValueError(f"attention: layer {layer}: rope turns {rope.dim} columns, a head has {head_dim}")
+            raise FormatError(f"attention: layer {layer}: rope turns {rope.dim} columns, a head has {head_dim}")
         if rope is not None and rope.factors is not None:
             self._shape(rope.factors, "attention", rope.dim // 2)
         for name in (q_norm, k_norm):
@@ -248,7 +252,7 @@ class Recorder:
     def swiglu(self, gate_up: Value) -> Value:
         """silu(gate) * up of [gate | up]. Shazeer 2020."""
         if gate_up.width % 2:
-            raise ValueError(f"swiglu: {gate_up.width} columns do not split into gate and up")
+            raise FormatError(f"swiglu: {gate_up.width} columns do not split into gate and up")
         return self._emit("swiglu", gate_up.width // 2, {"x": gate_up})
 
     def gelu(self, x: Value) -> Value:

@@ -1,0 +1,1 @@
+"""Make GGUF files from checkpoints. Nothing at run time imports this."""

@@ -1,0 +1,251 @@
+"""Tokenizer files of checkpoints to the GGUF metadata that glmlite.tokenizer reads (docs/tokenizers.md).
+
+Three forms: sentencepiece models (ChatGLM-6B, ChatGLM2/3, GLM-chinese), tiktoken rank files (GLM-4-9B), and
+tokenizer.json (everything since). Each function returns the `tokenizer.ggml.*` keys, without the special ids that
+depend on the checkpoint's configuration, which the caller adds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError
+from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
+from ..tokenizer.vocabulary import TokenType
+
+# Ids that follow the pieces of ChatGLM2/3's sentencepiece model; its own code appends them.
+CHATGLM3_SPECIALS = "[MASK] [gMASK] [sMASK] sop eop <|system|> <|user|> <|assistant|> <|observation|>".split()
+
+
+def from_sentencepiece(
+    path: Path, *, specials: Sequence[str] = (), vocab_size: int = 0, chatglm1: bool = False
+) -> dict[str, Any]:
+    """A sentencepiece model: `llama` if BPE, `t5` if unigram (with pre `chatglm1` for ChatGLM-6B's).
+
+    specials: control tokens that follow the pieces. vocab_size: the model's rows; unused tokens fill up to it.
+    """
+    pieces, trainer, normalizer = read_sentencepiece(path)
+    model = {1: "t5", 2: "llama"}.get(trainer.get(3, 1))
+    if model is None:
+        raise FormatError(f"{path}: sentencepiece model type {trainer[3]}, expected 1 (unigram) or 2 (BPE)")
+    tokens = [text for text, _, _ in pieces]
+    scores = [score for _, score, _ in pieces]
+    types = [kind for _, _, kind in pieces]
+    _append(tokens, types, specials, vocab_size)
+    scores += [0.0] * (len(tokens) - len(scores))
+    metadata = {
+        "tokenizer.ggml.model": model,
+        "tokenizer.ggml.pre": "chatglm1" if chatglm1 else "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": np.array(scores, np.float32),
+        "tokenizer.ggml.token_type": np.array(types, np.int32),
+        "tokenizer.ggml.add_space_prefix": bool(normalizer.get(3, 1)),
+        "tokenizer.ggml.remove_extra_whitespaces": bool(normalizer.get(4, 1)),
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    if charsmap := normalizer.get(2):
+        metadata["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(charsmap, np.uint8)
+    return metadata
+
+
+def from_tiktoken(path: Path, *, specials: Mapping[str, int], vocab_size: int = 0, pre: str = "glm4") -> dict[str, Any]:
+    """A rank file: a line for each token, its bytes in base64 and its rank. specials: text -> id, behind the ranks."""
+    ranks = {}
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+        try:
+            token, rank = line.split() if line else (b"", None)
+            if rank is not None:
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise FormatError(f"{path}: line {number} is not a token in base64 and its rank") from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise FormatError(f"{path}: the ranks are not 0 to {len(ranks) - 1}")
+    spelled = {token: "".join(map(ALPHABET.__getitem__, token)) for token in ranks}
+    tokens = [spelled[token] for token in sorted(ranks, key=ranks.__getitem__)]
+    merges = [f"{spelled[a]} {spelled[b]}" for a, b in merges_of(ranks)]
+    return _byte_bpe(tokens, dict.fromkeys(specials.items(), TokenType.CONTROL), merges, pre, vocab_size)
+
+
+def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
+    """A tokenizer.json that holds a byte-level BPE."""
+    data = json.loads(Path(path).read_text(encoding="utf-8"))
+    model = data.get("model", {})
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+        raise FormatError(f"{path}: a {model.get('type')} model, expected BPE")
+    pre = _pre_of(data.get("pre_tokenizer"), model.get("ignore_merges", False))
+    if pre is None:
+        raise FormatError(f"{path}: its pre_tokenizer is none that glmlite knows: {json.dumps(data['pre_tokenizer'])}")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    added = {
+        (token["content"], token["id"]): TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+        for token in data.get("added_tokens", [])
+    }
+    special_ids = {i for _, i in added}
+    words = {i: token for token, i in model["vocab"].items() if i not in special_ids}
+    tokens = [words.get(i, "") for i in range(max(words) + 1)]
+    return _byte_bpe(tokens, added, merges, pre, vocab_size)
+
+
+def from_folder(folder: Path, *, vocab_size: int = 0) -> dict[str, Any]:
+    """The vocabulary of a checkpoint's folder, whatever form it is in, filled up to `vocab_size` rows."""
+    folder = Path(folder)
+    if (path := folder / "ice_text.model").exists():
+        return from_sentencepiece(path, vocab_size=vocab_size, chatglm1=True)
+    if (path := folder / "tokenizer.json").exists():
+        return from_tokenizer_json(path, vocab_size=vocab_size)
+    config = _json(folder / "tokenizer_config.json")
+    added = {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
+    added |= _json(folder / "added_tokens.json")
+    if (path := folder / "tokenizer.model").exists():
+        if _is_tiktoken(path):
+            return from_tiktoken(path, specials=added, vocab_size=vocab_size)
+        return from_sentencepiece(path, specials=CHATGLM3_SPECIALS, vocab_size=vocab_size)
+    if (path := folder / "cog-pretrain.model").exists():
+        specials = sorted(added, key=added.__getitem__)
+        return from_sentencepiece(path, specials=specials, vocab_size=vocab_size)
+    if (path := folder / "vocab.json").exists():
+        words = _json(path)
+        merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [merge for merge in merges if merge and not merge.startswith("#version")]
+        specials = added | {text: words.pop(text) for text in ("<|endoftext|>",) if text in words}
+        tokens = [""] * (max(words.values()) + 1)
+        for text, i in words.items():
+            tokens[i] = text
+        return _byte_bpe(tokens, dict.fromkeys(specials.items(), TokenType.CONTROL), merges, "gpt-2", vocab_size)
+    raise FormatError(f"{folder}: no ice_text.model, tokenizer.json, tokenizer.model, cog-pretrain.model or vocab.json")
+
+
+def merges_of(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The merges that a rank file implies, first the one to try first: every way to cut a token into two tokens.
+
+    In order of the token that the merge makes, then of its left and right part, as transformers orders them.
+    """
+    for token in sorted(ranks, key=ranks.__getitem__):
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        cuts = [(a, b) for a, b in cuts if a in ranks and b in ranks]
+        yield from sorted(cuts, key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
+
+
+def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
+    """(text, score, type) of each piece; trainer_spec and normalizer_spec as field number -> last value."""
+    pieces: list[tuple[str, float, int]] = []
+    specs: dict[int, dict[int, Any]] = {2: {}, 3: {}}
+    try:
+        for number, value in _fields(Path(path).read_bytes()):
+            if number == 1:
+                piece = dict(_fields(value))
+                pieces.append((piece[1].decode(), piece.get(2, 0.0), piece.get(3, int(TokenType.NORMAL))))
+            elif number in specs:
+                specs[number] = dict(_fields(value))
+    except (IndexError, KeyError, TypeError, ValueError, struct.error):
+        raise FormatError(f"{path}: not a sentencepiece model") from None
+    if not pieces:
+        raise FormatError(f"{path}: a sentencepiece model without pieces")
+    return pieces, specs[2], specs[3]
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each field of a protobuf message: int, float (32 bit) or bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        key = varint()
+        wire = key & 7
+        if wire == 0:
+            value = varint()
+        elif wire == 2:
+            size = varint()
+            value = message[at : at + size]
+            if len(value) != size:
+                raise ValueError("a field reaches beyond the message")
+            at += size
+        elif wire == 5:
+            (value,) = struct.unpack_from("<f", message, at)
+            at += 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        yield key >> 3, value
+
+
+def _byte_bpe(
+    tokens: list[str], marked: Mapping[tuple[str, int], int], merges: list[str], pre: str, vocab_size: int
+) -> dict[str, Any]:
+    """marked: (text, id) -> type, of the tokens that are found in text before it is cut into words."""
+    size = max([len(tokens), *(i + 1 for _, i in marked)])
+    tokens = tokens + [""] * (size - len(tokens))
+    types = [int(TokenType.NORMAL) if text else int(TokenType.UNUSED) for text in tokens]
+    for (text, i), kind in marked.items():
+        tokens[i], types[i] = text, int(kind)
+    for i, text in enumerate(tokens):
+        tokens[i] = text or f"[PAD{i}]"
+    _append(tokens, types, (), vocab_size)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array(types, np.int32),
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def _append(tokens: list[str], types: list[int], specials: Sequence[str], vocab_size: int) -> None:
+    types += [int(TokenType.CONTROL)] * len(specials)
+    tokens += specials
+    if vocab_size and len(tokens) > vocab_size:
+        raise FormatError(f"the tokenizer has {len(tokens)} tokens, the model only {vocab_size} rows")
+    types += [int(TokenType.UNUSED)] * (vocab_size - len(tokens))
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
+
+
+def _pre_of(pre_tokenizer: Mapping[str, Any] | None, ignore_merges: bool) -> str | None:
+    """The first name in PATTERNS that cuts text as a tokenizer.json's pre_tokenizer does; None if there is none."""
+    patterns: list[str] = []
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
+    for step in steps:
+        if not step:
+            return None
+        if step["type"] == "Split" and step["behavior"] == "Isolated" and not step.get("invert"):
+            patterns.append(step["pattern"].get("Regex", ""))
+        elif step["type"] == "Digits" and step.get("individual_digits"):
+            patterns.append(r"\p{N}")
+        elif step["type"] == "ByteLevel":
+            if step.get("add_prefix_space", False):
+                return None
+            if step.get("use_regex", True):
+                patterns += PATTERNS["gpt-2"]
+        else:
+            return None
+    for name, known in PATTERNS.items():
+        if known == tuple(patterns) and (name in IGNORE_MERGES) == ignore_merges:
+            return name
+    return None
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Whether a tokenizer.model is a rank file: the first line is base64, a space and a number."""
+    first = Path(path).read_bytes()[:4096].split(b"\n")[0].split(b" ")
+    return len(first) == 2 and first[1].strip().isdigit()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

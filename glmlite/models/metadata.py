@@ -1,0 +1,112 @@
+"""Checked reading of the metadata keys that the architectures share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError
+from ..program import Rope, Shapes, Yarn
+
+_LARGEST = 2**31 - 1  # positions and sizes are int32 at the seam
+
+
+class Heads(NamedTuple):
+    """How many query heads and key-value heads, and the columns of one."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+class Keys:
+    """The keys of one architecture, `count("block_count")` reads `chatglm.block_count`.
+
+    Every method raises FormatError naming the key if it is missing (and has no default), of the
+    wrong type or out of range.
+    """
+
+    def __init__(self, architecture: str, metadata: Mapping[str, Any], shapes: Shapes):
+        self.architecture = architecture
+        self.metadata = metadata
+        self.shapes = shapes
+
+    def count(self, name: str, default: int | None = None, least: int = 1, most: int = _LARGEST) -> int:
+        """An integer in [least, most]."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+            raise self._error(name, value, f"an integer in {least}..{most}")
+        return int(value)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number above zero."""
+        value = self._get(name, default)
+        ok = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not ok or not (math.isfinite(value) and value > 0):
+            raise self._error(name, value, "a positive number")
+        return float(value)
+
+    def layers(self) -> int:
+        """Blocks of the model, drafting layers (multi-token prediction) not counted."""
+        # Every block has tensors of its own, so a file cannot have more blocks than tensors.
+        blocks = self.count("block_count", most=max(len(self.shapes), 1))
+        return blocks - self.count("nextn_predict_layers", 0, least=0, most=blocks - 1)
+
+    def dim(self) -> int:
+        """Columns of the hidden state; 'token_embd.weight' must have as many."""
+        dim = self.count("embedding_length")
+        shape = tuple(self.shapes.get("token_embd.weight", ()))
+        if len(shape) == 2 and shape[1] != dim:
+            raise self._error("embedding_length", dim, f"{shape[1]}, the width of 'token_embd.weight'")
+        return dim
+
+    def heads(self, dim: int) -> Heads:
+        """`attention.head_count`, `.head_count_kv` (default: as many), `.key_length` (default: dim / heads)."""
+        heads = self.count("attention.head_count", most=dim)
+        kv_heads = self.count("attention.head_count_kv", heads, most=heads)
+        if heads % kv_heads:
+            raise self._error("attention.head_count_kv", kv_heads, f"a divisor of {heads}, the query heads")
+        if f"{self.architecture}.attention.key_length" not in self.metadata and dim % heads:
+            raise self._error("attention.head_count", heads, f"a divisor of {dim}, the embedding length")
+        head_dim = self.count("attention.key_length", dim // heads)
+        if self.count("attention.value_length", head_dim) != head_dim:
+            raise self._error("attention.value_length", self._get("attention.value_length"), f"{head_dim}, as the keys")
+        return Heads(heads, kv_heads, head_dim)
+
+    def rope(self, head_dim: int, *, interleaved: bool, factors: str | None = None) -> Rope:
+        """`rope.dimension_count` (default: all), `.freq_base` (default: 1e4) and `.scaling`: none, linear or YaRN."""
+        dim = self.count("rope.dimension_count", head_dim, most=head_dim)
+        if dim % 2:
+            raise self._error("rope.dimension_count", dim, "an even number of columns")
+        theta = self.number("rope.freq_base", 10000.0)
+        scale, yarn = 1.0, None
+        scaling = self._get("rope.scaling.type", "none")
+        if scaling == "linear":
+            scale = self.number("rope.scaling.factor")
+        elif scaling == "yarn":
+            if theta <= 1:
+                raise self._error("rope.freq_base", theta, "more than 1 for YaRN")
+            yarn = Yarn(
+                factor=self.number("rope.scaling.factor"),
+                original_context=self.count("rope.scaling.original_context_length"),
+                attention_factor=self.number("rope.scaling.attn_factor", 1.0),
+                beta_fast=self.number("rope.scaling.yarn_beta_fast", 32.0),
+                beta_slow=self.number("rope.scaling.yarn_beta_slow", 1.0),
+            )
+        elif scaling != "none":
+            raise self._error("rope.scaling.type", scaling, "none, linear or yarn")
+        return Rope(dim, theta, interleaved, scale=scale, factors=factors, yarn=yarn)
+
+    def _get(self, name: str, default: Any = None) -> Any:
+        value = self.metadata.get(f"{self.architecture}.{name}", default)
+        if value is None:
+            raise FormatError(f"metadata: the file has no key '{self.architecture}.{name}'")
+        return value
+
+    def _error(self, name: str, value: Any, expected: str) -> FormatError:
+        text = str(value) if isinstance(value, (int, float, np.number)) else type(value).__name__
+        text = repr(value[:40]) if isinstance(value, str) else text
+        return FormatError(f"metadata: '{self.architecture}.{name}' is {text}, expected {expected}")

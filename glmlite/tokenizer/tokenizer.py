@@ -1,0 +1,143 @@
+"""The tokenizer of a model file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from ..errors import FormatError
+from .special import SpecialSplitter
+from .stream import Decoding, StreamDecoder
+from .vocabulary import Metadata, TokenType, Vocabulary
+
+
+class Codec(Protocol):
+    """One family of vocabularies."""
+
+    decoding: Decoding
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text; nothing in it is a special token."""
+
+
+# Special tokens that end an answer in whatever vocabulary has them.
+_ENDS = frozenset(
+    "</s> <eop> eop <|endofpiece|> <|endoftext|> <|user|> <|observation|>"
+    " <|im_end|> <|eot_id|> <|eom_id|> <|end_of_text|> <|end|> <end_of_turn> <eos> <|return|>".split()
+)
+_END_KEYS = ("eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id")
+
+
+class Tokenizer:
+    """Text to token ids and back, as the model's authors' tokenizer does it. Threads may share one.
+
+    vocab_size: ids are 0 to vocab_size - 1. bos_id, pad_id, unk_id: None where the file names none.
+    eos_ids: every id that ends an answer: those the file names as end of sequence, turn or message, and every special
+    token of the vocabulary that is one by its text (`</s>`, `<|endoftext|>`, `<|user|>`, `<|observation|>`, `<eop>`,
+    `<|im_end|>`, `<|eot_id|>`, ...). GLM files often name only one of their three.
+    prefix_ids: what a prompt begins with: `[gMASK]<sop>` in GLM vocabularies, unless the file has a chat template
+    that does without (GLM-Edge); else the file's beginning-of-sequence token if it asks for one; else nothing, as in
+    ChatGLM-6B, whose prompts end with `[gMASK]<sop>`.
+    """
+
+    def __init__(self, metadata: Metadata, vocabulary: Vocabulary, codec: Codec, *, bidirectional: bool):
+        self._codec = codec
+        self._vocabulary = vocabulary
+        self._decoding = codec.decoding
+        count = self.vocab_size = len(vocabulary.tokens)
+
+        marked = vocabulary.ids_of_type(TokenType.CONTROL, TokenType.USER_DEFINED)
+        if metadata.text("tokenizer.ggml.model") != "gpt2":  # sentencepiece finds user-defined pieces itself
+            marked = vocabulary.ids_of_type(TokenType.CONTROL)
+        markers = {vocabulary.tokens[i]: vocabulary.ids[vocabulary.tokens[i]] for i in marked}
+        # Runs of white space are user-defined in some vocabularies; they are text, not markup.
+        spaces = {text: i for text, i in markers.items() if text.isspace()}
+        self._splitters = {True: SpecialSplitter(markers), False: SpecialSplitter(spaces)}
+
+        def named(name: str, default: str = "") -> int | None:
+            i = metadata.id(f"tokenizer.ggml.{name}_token_id", count)
+            return markers.get(default) if i is None else i
+
+        llama = metadata.text("tokenizer.ggml.model") == "llama"
+        self.bos_id = named("bos", "<s>" if llama else "")
+        self.pad_id = named("padding")
+        self.unk_id = named("unknown")
+        if self.unk_id is None:
+            self.unk_id = codec.decoding.unknown
+        ends = {i for key in _END_KEYS for i in metadata.ids(f"tokenizer.ggml.{key}", count)}
+        self.eos_ids = frozenset(ends | {i for text, i in markers.items() if text in _ENDS})
+
+        sop = markers.get("<sop>", markers.get("sop"))
+        template = metadata.text("tokenizer.chat_template", "")
+        add_bos = metadata.flag("tokenizer.ggml.add_bos_token", llama)
+        self.prefix_ids: tuple[int, ...] = ()
+        if not bidirectional and sop is not None and "[gMASK]" in markers:
+            if not template or "[gMASK]" in template:
+                self.prefix_ids = (markers["[gMASK]"], sop)
+        elif add_bos and self.bos_id is not None:
+            self.prefix_ids = (self.bos_id,)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer that a file's metadata describes (docs/tokenizers.md). Raises FormatError, naming the key."""
+        read = Metadata(metadata)
+        model = read.text("tokenizer.ggml.model")
+        chatglm1 = model == "t5" and read.text("tokenizer.ggml.pre", "default") == "chatglm1"
+        if model == "gpt2":
+            from .bpe import ByteBPE as Family
+        elif chatglm1:
+            from .chatglm1 import ChatGLM1 as Family
+        elif model in ("llama", "t5"):
+            from .spm import SentencePiece as Family
+        else:
+            raise FormatError(f"tokenizer.ggml.model: '{model}' is not known; known: gpt2, llama, t5")
+        vocabulary = Vocabulary(read)
+        return cls(read, vocabulary, Family(read, vocabulary), bidirectional=chatglm1)
+
+    def encode(self, text: str, *, special: bool = True, prefix: bool = False) -> list[int]:
+        """The ids of `text`.
+
+        special: special tokens written in the text count as such; otherwise they are plain text, so that what a
+        person types cannot forge them. prefix: begin with `prefix_ids`, unless the ids already do.
+        Lone surrogates, which are no text, become U+FFFD; every other character is kept or treated as the
+        vocabulary's own normalization says, control characters and NUL included.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        ids: list[int] = []
+        for part in self._splitters[special].split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._codec.encode(part)
+        if prefix and tuple(ids[: len(self.prefix_ids)]) != self.prefix_ids:
+            ids[:0] = self.prefix_ids
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False, errors: str = "replace") -> str:
+        """The text of `ids`. Raises ValueError for an id outside the vocabulary.
+
+        skip_special: leave special tokens out. errors: what becomes of bytes that are no UTF-8, as in bytes.decode.
+        """
+        stream = StreamDecoder(self._decoding, skip_special=skip_special, errors=errors)
+        return stream.push(ids) + stream.finish()
+
+    def stream(self, *, skip_special: bool = False, errors: str = "replace") -> StreamDecoder:
+        """A decoder for ids that come one after another."""
+        return StreamDecoder(self._decoding, skip_special=skip_special, errors=errors)
+
+    def piece(self, id: int) -> bytes:
+        """The bytes of one token, in the middle of a text; not always whole characters."""
+        if not 0 <= id < self.vocab_size:
+            raise ValueError(f"piece: token id {id}, expected 0 to {self.vocab_size - 1}")
+        return self._decoding.pieces[id]
+
+    def is_special(self, id: int) -> bool:
+        """Whether `skip_special` leaves the token out: control tokens and the unknown token."""
+        return id in self._decoding.special
+
+    def id_of(self, text: str) -> int | None:
+        """The id of the token that the file spells `text` (`[gMASK]`, `<|user|>`), or None."""
+        return self._vocabulary.ids.get(text)

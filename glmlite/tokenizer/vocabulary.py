@@ -1,0 +1,181 @@
+"""The token list of a GGUF file, read from its metadata and checked once: what is wrong is named by its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError
+
+# The longest token of any vocabulary in use has fewer than 1,024 characters, the longest special one fewer than 64.
+MAX_TOKEN_CHARS = 8192
+MAX_SPECIAL_CHARS = 256
+
+# Special tokens of GLM vocabularies. Older files mark them as user-defined, or have no token types.
+GLM_SPECIALS = frozenset(
+    "[MASK] [gMASK] [sMASK] <sop> <eop> sop eop <|startofpiece|> <|endofpiece|> <|endoftext|>"
+    " <|system|> <|user|> <|assistant|> <|observation|>"
+    " <|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|>".split()
+)
+
+
+class TokenType(IntEnum):
+    """Values of tokenizer.ggml.token_type."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+class Metadata:
+    """Typed reading of the metadata of a file. Every method raises FormatError, naming the key."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self._values = values
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._values.get(key)
+        if value is None:
+            if default is None:
+                raise FormatError(f"{key}: missing, expected a string")
+            return default
+        if not isinstance(value, str):
+            raise FormatError(f"{key}: {_kind(value)}, expected a string")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, (bool, np.bool_)):
+            raise FormatError(f"{key}: {_kind(value)}, expected a bool")
+        return bool(value)
+
+    def ids(self, key: str, count: int) -> tuple[int, ...]:
+        """A token id, or an array of them; () when the key is missing. Each is checked to be below `count`."""
+        value = self._values.get(key)
+        if value is None:
+            return ()
+        array = np.atleast_1d(self._array(key, value, "iu", "token ids"))
+        outside = array[(array < 0) | (array >= count)]
+        if outside.size:
+            raise FormatError(f"{key}: token id {outside[0]}, expected 0 to {count - 1}")
+        return tuple(array.tolist())
+
+    def id(self, key: str, count: int) -> int | None:
+        ids = self.ids(key, count)
+        if len(ids) > 1:
+            raise FormatError(f"{key}: {len(ids)} token ids, expected one")
+        return ids[0] if ids else None
+
+    def numbers(self, key: str, kinds: str, count: int) -> np.ndarray | None:
+        """A one-dimensional array of `count` numbers of the numpy `kinds`; None when the key is missing."""
+        if key not in self:
+            return None
+        array = self._array(key, self._values[key], kinds, "numbers")
+        if array.shape != (count,):
+            raise FormatError(f"{key}: shape {array.shape}, expected ({count},), a value for each token")
+        return array
+
+    def data(self, key: str) -> bytes:
+        """An array of bytes; b"" when the key is missing."""
+        value = self._values.get(key)
+        if value is None:
+            return b""
+        if isinstance(value, (bytes, bytearray)):
+            return bytes(value)
+        array = self._array(key, value, "iu", "bytes")
+        if array.ndim != 1 or ((array < -128) | (array > 255)).any():
+            raise FormatError(f"{key}: shape {array.shape}, expected a list of bytes")
+        return array.astype(np.uint8).tobytes()
+
+    def strings(self, key: str) -> list[str]:
+        value = self._values.get(key)
+        if value is None:
+            raise FormatError(f"{key}: missing, expected strings")
+        if not isinstance(value, (list, tuple)):
+            raise FormatError(f"{key}: {_kind(value)}, expected strings")
+        for i, item in enumerate(value):
+            if not isinstance(item, str):
+                what = "not UTF-8" if isinstance(item, bytes) else _kind(item)
+                raise FormatError(f"{key}: string {i} is {what}, expected UTF-8 text")
+            if len(item) > MAX_TOKEN_CHARS:
+                raise FormatError(f"{key}: string {i} has {len(item)} characters, expected at most {MAX_TOKEN_CHARS}")
+        try:
+            "".join(value).encode()
+        except UnicodeEncodeError:
+            raise FormatError(f"{key}: a string holds a lone surrogate, expected UTF-8 text") from None
+        return list(value)
+
+    def _array(self, key: str, value: Any, kinds: str, what: str) -> np.ndarray:
+        try:
+            array = np.asarray(value)
+        except (ValueError, OverflowError):
+            raise FormatError(f"{key}: {_kind(value)}, expected {what}") from None
+        if array.dtype.kind not in kinds or array.ndim > 1:
+            raise FormatError(f"{key}: {_kind(value)} of {array.dtype}, expected {what}")
+        return array
+
+
+class Vocabulary:
+    """The tokens of a file with their types.
+
+    tokens: as the file spells them. types: a TokenType each. ids: spelling -> id, special tokens first, then the
+    lowest id. is_glm: the vocabulary has GLM's `[gMASK]`.
+    """
+
+    def __init__(self, metadata: Metadata):
+        key = "tokenizer.ggml.tokens"
+        self.tokens = metadata.strings(key)
+        if not self.tokens:
+            raise FormatError(f"{key}: empty, expected tokens")
+        self.types = self._read_types(metadata)
+        self.is_glm = any(text == "[gMASK]" and kind != TokenType.NORMAL for text, kind in zip(self.tokens, self.types))
+        if self.is_glm:
+            for i in self.ids_of_type(TokenType.USER_DEFINED):
+                if self.tokens[i] in GLM_SPECIALS:
+                    self.types[i] = TokenType.CONTROL
+        marked = self.ids_of_type(TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+        for i in marked:
+            if not 0 < len(self.tokens[i]) <= MAX_SPECIAL_CHARS:
+                raise FormatError(
+                    f"{key}: special token {i} has {len(self.tokens[i])} characters, expected 1 to {MAX_SPECIAL_CHARS}"
+                )
+        self.ids = {text: i for i, text in reversed(list(enumerate(self.tokens)))}
+        self.ids.update((self.tokens[i], i) for i in reversed(marked))
+
+    def ids_of_type(self, *kinds: TokenType) -> list[int]:
+        return [i for i, kind in enumerate(self.types) if kind in kinds]
+
+    def _read_types(self, metadata: Metadata) -> list[int]:
+        key = "tokenizer.ggml.token_type"
+        count = len(self.tokens)
+        array = metadata.numbers(key, "iu", count)
+        if array is None:
+            named = {
+                i
+                for name in ("bos", "eos", "eot", "eom", "padding", "cls", "mask")
+                for i in metadata.ids(f"tokenizer.ggml.{name}_token_id", count)
+            }
+            glm = "[gMASK]" in self.tokens
+            return [
+                TokenType.CONTROL if i in named or (glm and text in GLM_SPECIALS) else TokenType.NORMAL
+                for i, text in enumerate(self.tokens)
+            ]
+        wrong = array[(array < 0) | (array > max(TokenType))]
+        if wrong.size:
+            raise FormatError(f"{key}: type {wrong[0]}, expected 1 to {max(TokenType):d}")
+        return np.maximum(array, TokenType.NORMAL).tolist()  # 0 is "undefined": an ordinary token
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__

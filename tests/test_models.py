@@ -1,0 +1,544 @@
+"""Models run by the numpy executor, against implementations that know nothing of it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import independent
+import numpy as np
+import pytest
+import tiny
+
+from glmlite.errors import FormatError
+from glmlite.models import ARCHITECTURES, record
+from glmlite.models.layout import causal
+from glmlite.reference import Reference, Work, compare
+
+STORED = sorted((Path(__file__).parent / "data").glob("*.npz"))
+ORACLE = [path for path in STORED if "recipe" in np.load(path)]
+
+# The stored logits are f32 sums of at most 128 products through at most 3 blocks of 4 matrices: errors of
+# 128 * 12 * 2^-24 = 1e-4 of the largest logit at worst, were they all to go one way.
+TRANSFORMERS = 1e-4
+# Both sides sum in f64; ours rounds the value of each op, at most 35 of them, to f32.
+INDEPENDENT = 35 * 2**-23
+
+
+def recording(model):
+    return record(model.metadata, model.shapes)
+
+
+def run(model, tokens, ops=None):
+    """Logits of every token of a prompt and its answer, as an engine would: the context first, then the rest."""
+    rec = recording(model)
+    layout = rec.layout(tokens, lambda text: tiny.token_id(model, text))
+    reference = Reference(ops or rec.ops, model.tensors)
+    sequence = reference.new_sequence()
+    works = [Work(sequence, tokens[: layout.context], layout.positions[: layout.context], layout.context)]
+    works.append(Work(sequence, tokens[layout.context :], layout.positions[layout.context :]))
+    return reference.step([work for work in works if len(work.tokens)], range(len(tokens)))
+
+
+def error(got, want):
+    """The largest difference in units of the largest value; NaN stays NaN and fails every comparison."""
+    assert got.shape == want.shape
+    return np.max(np.abs(got - want)) / np.max(np.abs(want))
+
+
+# ---- transformers
+
+
+def stored(path):
+    data = np.load(path)
+    recipe = json.loads(str(data["recipe"]))
+    model = tiny.model(recipe["architecture"], **recipe["sizes"])
+    assert tiny.checksum(model) == data["checksum"], "tests/tiny.py changed: run tests/oracles/transformers_logits.py"
+    return model, [int(t) for t in data["tokens"]], data["logits"]
+
+
+def test_oracle_files_exist():
+    assert {"chatglm", "glm4", "llama"} <= {stored(path)[0].metadata["general.architecture"] for path in ORACLE}
+
+
+@pytest.mark.parametrize("path", ORACLE, ids=lambda path: path.stem)
+def test_equals_transformers(path):
+    model, tokens, logits = stored(path)
+    assert error(run(model, tokens), logits) <= TRANSFORMERS
+
+
+# ---- the second implementation
+
+TEXT = [17, 80, 3, 200, 41, 41, 9, 254, 120, 5]
+
+
+def infilling_tokens(model):
+    """A prompt with every mask in it, and an answer of two pieces (chatglm1: one)."""
+    token = lambda text: tiny.token_id(model, text)  # noqa: E731
+    if model.metadata["general.architecture"] == "glm":
+        start = token("<|startofpiece|>")
+        prompt = [*TEXT[:3], token("[MASK]"), *TEXT[3:6], token("[gMASK]"), *TEXT[6:]]
+        return [*prompt, start, 60, 61, 62, start, 63, 64]
+    return [*TEXT, token("[gMASK]"), 33, token("<sop>"), 60, 61, 62]
+
+
+def independent_logits(model, tokens):
+    token = lambda text: tiny.token_id(model, text)  # noqa: E731
+    match model.metadata["general.architecture"]:
+        case "chatglm":
+            return independent.chatglm(model, tokens)
+        case "chatglm1":
+            return independent.chatglm1(model, tokens, token("[gMASK]"), token("<sop>"))
+        case "glm":
+            masks = [token(text) for text in ("[MASK]", "[sMASK]", "[gMASK]")]
+            return independent.glm(model, tokens, masks, token("<|startofpiece|>"))
+
+
+SECOND = {
+    "chatglm": ("chatglm", {}),
+    "chatglm-prefix": ("chatglm", {"prefix": 5, "kv_heads": 1}),
+    "chatglm-edge": ("chatglm", {"rope_dim": 32, "bias": False, "tied": True}),
+    "chatglm1": ("chatglm1", {}),
+    "chatglm1-prefix": ("chatglm1", {"prefix": 5, "heads": 2, "layers": 3}),
+    "glm": ("glm", {"layers": 3}),
+    "glm-16-heads": ("glm", {"heads": 16}),
+}
+
+
+@pytest.mark.parametrize("case", SECOND)
+def test_equals_second_implementation(case):
+    architecture, sizes = SECOND[case]
+    model = tiny.model(architecture, **sizes)
+    tokens = TEXT if architecture == "chatglm" else infilling_tokens(model)
+    assert error(run(model, tokens), independent_logits(model, tokens)) <= INDEPENDENT
+
+
+# ---- that these comparisons can fail
+
+
+def change(kind, **attrs):
+    """Every op of a kind with other attributes."""
+    return lambda op: dataclasses.replace(op, attrs=op.attrs | attrs) if op.kind == kind else op
+
+
+def change_rope(**fields):
+    def changed(op):
+        if op.kind != "attention" or op.attrs["rope"] is None:
+            return op
+        return dataclasses.replace(op, attrs=op.attrs | {"rope": dataclasses.replace(op.attrs["rope"], **fields)})
+
+    return changed
+
+
+def drop(kind, slot):
+    """Every op of a kind without an optional slot."""
+
+    def dropped(op):
+        if op.kind != kind:
+            return op
+        inputs = {s: v for s, v in op.inputs.items() if s != slot}
+        weights = {s: names for s, names in op.weights.items() if s != slot}
+        return dataclasses.replace(op, inputs=inputs, weights=weights)
+
+    return dropped
+
+
+def swapped_tables(op):
+    """The two position tables of `embed` in the other order."""
+    if "positions" not in op.weights:
+        return op
+    return dataclasses.replace(op, weights=op.weights | {"positions": op.weights["positions"][::-1]})
+
+
+MUTATIONS = [
+    ("chatglm", change_rope(interleaved=False)),
+    ("chatglm", change_rope(dim=32)),
+    ("chatglm", change_rope(theta=20000.0)),
+    ("chatglm", change_rope(axes=(1,))),
+    ("chatglm", change("rms_norm", eps=1.5625e-7)),
+    ("chatglm", drop("linear", "b")),
+    ("chatglm", drop("linear", "add")),
+    ("chatglm-prefix", drop("attention", "prefix")),
+    ("chatglm", change("attention", scale=1.0)),
+    ("chatglm1", change_rope(interleaved=True)),
+    ("chatglm1", change_rope(axes=(1, 0))),
+    ("chatglm1", change_rope(axes=(0,))),
+    ("chatglm1", change("linear", alpha=2.0)),
+    ("chatglm1", change("layer_norm", eps=1e-6)),
+    ("chatglm1", drop("linear", "b")),
+    ("chatglm1-prefix", drop("attention", "prefix")),
+    ("glm", drop("embed", "positions")),
+    ("glm", swapped_tables),
+    ("glm", drop("linear", "b")),
+    ("glm", drop("linear", "add")),
+    ("glm", change("layer_norm", eps=1e-6)),
+]
+
+
+@pytest.mark.parametrize("number", range(len(MUTATIONS)))
+def test_wrong_program_is_caught(number):
+    case, mutate = MUTATIONS[number]
+    architecture, sizes = SECOND[case]
+    model = tiny.model(architecture, **sizes)
+    tokens = TEXT if architecture == "chatglm" else infilling_tokens(model)
+    ops = [mutate(op) for op in recording(model).ops]
+    assert error(run(model, tokens, ops), independent_logits(model, tokens)) > 10 * INDEPENDENT
+
+
+@pytest.mark.parametrize(
+    ("name", "mutate"),
+    [
+        ("glm4-yarn", change_rope(yarn=None)),
+        ("llama3", drop("attention", "rope_factors")),
+        ("llama", change_rope(interleaved=False)),
+        ("glm4-9b", change_rope(interleaved=False)),
+        ("glm4-9b", drop("rms_norm", "add")),
+        ("llama-bias", drop("linear", "b")),
+    ],
+)
+def test_wrong_program_is_caught_by_transformers(name, mutate):
+    model, tokens, logits = stored(next(path for path in ORACLE if path.stem == name))
+    ops = [mutate(op) for op in recording(model).ops]
+    assert error(run(model, tokens, ops), logits) > 10 * TRANSFORMERS
+
+
+@pytest.mark.parametrize("architecture", ["chatglm1", "glm"])
+def test_causal_mask_over_a_context_is_caught(architecture):
+    model = tiny.model(architecture)
+    tokens = infilling_tokens(model)
+    rec = recording(model)
+    layout = rec.layout(tokens, lambda text: tiny.token_id(model, text))
+    reference = Reference(rec.ops, model.tensors)
+    works = [Work(reference.new_sequence(), tokens, layout.positions)]
+    got = reference.step(works, range(len(tokens)))
+    assert error(got, independent_logits(model, tokens)) > 10 * INDEPENDENT
+
+
+# ---- what llama.cpp's files may hold
+
+
+def test_split_qkv_equals_fused():
+    fused = tiny.model("chatglm")
+    tensors = {}
+    for name, x in fused.tensors.items():
+        if "attn_qkv" in name:
+            for part, rows in zip("qkv", np.split(x, [128, 192])):
+                tensors[name.replace("attn_qkv", f"attn_{part}")] = rows
+        else:
+            tensors[name] = x
+    split = tiny.Tiny(fused.metadata, tensors)
+    assert "blk.0.attn_k.bias" in tensors
+    assert np.array_equal(run(split, TEXT), run(fused, TEXT))
+
+
+def test_glm4_with_sections_turns_halves():
+    """llama.cpp puts the even rows of each head's turning part before the odd ones and names sections."""
+    plain = tiny.model("glm4", fused=False)
+    turned, head_dim = 16, 32
+    order = [*range(0, turned, 2), *range(1, turned, 2), *range(turned, head_dim)]
+    tensors = {
+        name: x.reshape(-1, head_dim, 64)[:, order].reshape(x.shape) if "attn_q" in name or "attn_k" in name else x
+        for name, x in plain.tensors.items()
+    }
+    sections = {"glm4.rope.dimension_sections": np.array([2, 3, 3, 0], np.int32)}
+    reordered = tiny.Tiny(plain.metadata | sections, tensors)
+    assert error(run(reordered, TEXT), run(plain, TEXT)) <= INDEPENDENT
+
+
+def test_drafting_layer_is_left_out():
+    plain = tiny.model("glm4", layers=2)
+    extra = tiny.model("glm4", layers=3, metadata={"glm4.nextn_predict_layers": 1})
+    rec = recording(extra)
+    assert rec.layers == 2
+    assert np.array_equal(run(extra, TEXT), run(plain, TEXT))
+
+
+def test_head_dim_and_kv_heads_have_defaults():
+    left_out = {f"llama.attention.{key}": None for key in ("key_length", "value_length", "head_count_kv")}
+    model = tiny.model("llama", dim=128, kv_heads=4, metadata=left_out | {"llama.rope.dimension_count": None})
+    rec = recording(model)
+    assert (rec.head_dim, rec.kv_heads) == (32, 4)
+    assert rec.ops[3].attrs["rope"].dim == 32
+
+
+# ---- layouts
+
+
+def special(**ids):
+    return lambda text: ids.get(text)
+
+
+def test_causal_layout():
+    layout = causal([7, 7, 7], special())
+    assert layout.positions.dtype == np.int32
+    assert layout.positions.tolist() == [[0, 0], [1, 0], [2, 0]]
+    assert (layout.context, layout.next_position, layout.position_step) == (0, (3, 0), (1, 0))
+
+
+def test_chatglm1_layout():
+    ids = {"[gMASK]": 101, "[MASK]": 100, "<sop>": 104}
+    layout = recording(tiny.model("chatglm1")).layout([5, 6, 101, 104], ids.get)
+    assert layout.positions.tolist() == [[0, 0], [1, 0], [2, 0], [2, 1]]
+    assert (layout.context, layout.next_position, layout.position_step) == (3, (2, 2), (0, 1))
+    layout = recording(tiny.model("chatglm1")).layout([5, 100, 6, 104, 7], ids.get)
+    assert layout.positions.tolist() == [[0, 0], [1, 0], [2, 0], [1, 1], [1, 2]]
+    assert layout.next_position == (1, 3)
+    both = recording(tiny.model("chatglm1")).layout([100, 6, 101, 104], ids.get)
+    assert both.positions.tolist()[-1] == [2, 1]  # [gMASK] first, wherever it stands
+
+
+@pytest.mark.parametrize("tokens", [[5, 6, 101], [5, 6, 104], []])
+def test_chatglm1_layout_needs_mask_and_start(tokens):
+    with pytest.raises(ValueError, match="gMASK"):
+        recording(tiny.model("chatglm1")).layout(tokens, {"[gMASK]": 101, "<sop>": 104}.get)
+
+
+def test_glm_layout_fills_masks_in_turn():
+    ids = {"[MASK]": 1, "[gMASK]": 2, "<|startofpiece|>": 3}
+    layout = recording(tiny.model("glm")).layout([9, 1, 9, 2, 3, 8, 8, 3, 8], ids.get)
+    assert layout.positions[:, 0].tolist() == [0, 1, 2, 3, 1, 1, 1, 3, 3]
+    assert layout.positions[:, 1].tolist() == [0, 0, 0, 0, 1, 2, 3, 1, 2]
+    assert (layout.context, layout.next_position, layout.position_step) == (4, (3, 3), (0, 1))
+
+
+def test_glm_layout_needs_a_mask_for_each_piece():
+    ids = {"[MASK]": 1, "<|startofpiece|>": 3}
+    layout = recording(tiny.model("glm")).layout
+    for tokens in ([9, 3], [9, 1], [1, 3, 8, 3]):
+        with pytest.raises(ValueError, match="masks"):
+            layout(tokens, ids.get)
+
+
+# ---- steps of the executor
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_by_one_equals_prefill(architecture):
+    model = tiny.model(architecture, prefix=3 if "chatglm" in architecture else 0)
+    tokens = infilling_tokens(model) if architecture in ("chatglm1", "glm") else TEXT
+    rec = recording(model)
+    layout = rec.layout(tokens, lambda text: tiny.token_id(model, text))
+    whole = run(model, tokens)
+    reference = Reference(rec.ops, model.tensors)
+    sequence, start, logits = reference.new_sequence(), layout.context, []
+    if start:
+        work = Work(sequence, tokens[:start], layout.positions[:start], start)
+        logits.append(reference.step([work], range(start)))
+    for i in range(start, len(tokens)):
+        logits.append(reference.step([Work(sequence, tokens[i : i + 1], layout.positions[i : i + 1])], [0]))
+    assert reference.length(sequence) == len(tokens)
+    # BLAS may sum one row and many rows in different orders, so f64 sums differ before they are rounded to f32.
+    assert error(np.concatenate(logits), whole) <= INDEPENDENT
+
+
+def test_sequences_do_not_see_each_other():
+    model = tiny.model("chatglm")
+    rec = recording(model)
+    reference = Reference(rec.ops, model.tensors)
+    a, b = reference.new_sequence(), reference.new_sequence()
+    at = causal(range(20), special()).positions
+    reference.step([Work(a, TEXT[:4], at[:4]), Work(b, TEXT[5:7], at[:2])], [])
+    both = reference.step([Work(b, TEXT[7:], at[2:5]), Work(a, TEXT[4:], at[4:10])], [2, 8])
+    assert error(both[:1], run(model, TEXT[5:])[-1:]) <= INDEPENDENT
+    assert error(both[1:], run(model, TEXT)[-1:]) <= INDEPENDENT
+
+
+def test_fork_truncate_free():
+    model = tiny.model("glm4")
+    reference = Reference(recording(model).ops, model.tensors)
+    at = causal(range(20), special()).positions
+    a = reference.new_sequence()
+    reference.step([Work(a, TEXT, at[:10])], [])
+    b = reference.fork(a, 4)
+    reference.truncate(a, 6)
+    assert (reference.length(a), reference.length(b)) == (6, 4)
+    logits = reference.step([Work(a, [1, 2], at[6:8]), Work(b, [3], at[4:5])], [1, 2])
+    assert error(logits[:1], run(model, [*TEXT[:6], 1, 2])[-1:]) <= INDEPENDENT
+    assert error(logits[1:], run(model, [*TEXT[:4], 3])[-1:]) <= INDEPENDENT
+    reference.free(a)
+    with pytest.raises(ValueError, match=f"sequence {a}"):
+        reference.length(a)
+    with pytest.raises(ValueError, match="has 5 tokens, not 6"):
+        reference.fork(b, 6)
+
+
+@pytest.mark.parametrize(
+    ("work", "rows", "message"),
+    [
+        ({"tokens": [320]}, [0], "token 320"),
+        ({"tokens": [-1]}, [0], "token -1"),
+        ({"sequence": 5}, [0], "sequence 5"),
+        ({"tokens": []}, [], "0 tokens"),
+        ({"positions": np.zeros((2, 2), int)}, [0], r"expected \(1, 2\)"),
+        ({}, [1], "rows"),
+        ({"visible": 2}, [0], "context of 2"),
+        ({"positions": np.array([[257, 0]])}, [0], "position 257"),
+        ({"positions": np.array([[0, -1]])}, [0], "position -1"),
+    ],
+)
+def test_bad_steps_are_refused(work, rows, message):
+    model = tiny.model("glm")
+    reference = Reference(recording(model).ops, model.tensors)
+    sequence = reference.new_sequence()
+    whole = {"sequence": sequence, "tokens": [1], "positions": np.zeros((len(work.get("tokens", [1])), 2), int)} | work
+    with pytest.raises(ValueError, match=message):
+        reference.step([Work(**whole)], rows)
+    assert reference.length(sequence) == 0
+
+
+def test_compare_names_the_first_op_that_differs():
+    model = tiny.model("chatglm")
+    rec = recording(model)
+    work = [Work(0, TEXT, causal(TEXT, special()).positions)]
+
+    def trace(ops):
+        reference = Reference(ops, model.tensors)
+        reference.new_sequence()
+        return reference.trace(work, [9])
+
+    same = trace(rec.ops)
+    assert len(same) == len(rec.ops) and same[-1][1].shape == (1, rec.vocab)
+    assert compare(same, trace(rec.ops)) is None
+    other = dict(model.tensors)
+    other["blk.1.ffn_up.weight"] = other["blk.1.ffn_up.weight"] * np.float32(1.01)
+    reference = Reference(rec.ops, other)
+    reference.new_sequence()
+    assert "blk.1.ffn_up.weight" in compare(same, reference.trace(work, [9]))
+    same[3][1][0, 0] = np.nan
+    assert str(rec.ops[3]) in compare(same, trace(rec.ops))
+
+
+# ---- files that are not what they say
+
+
+def bad(architecture="chatglm", tensors=None, **metadata):
+    model = tiny.model(architecture, metadata={key.replace("__", "."): value for key, value in metadata.items()})
+    return tiny.Tiny(model.metadata, model.tensors | (tensors or {}))
+
+
+HUGE = 10**9
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", None),
+        ("block_count", 0),
+        ("block_count", -1),
+        ("block_count", HUGE),
+        ("block_count", "2"),
+        ("block_count", 2.0),
+        ("block_count", True),
+        ("block_count", np.array([2, 2])),
+        ("context_length", None),
+        ("context_length", 2**31),
+        ("embedding_length", 65),
+        ("embedding_length", None),
+        ("attention.head_count", 0),
+        ("attention.head_count", HUGE),
+        ("attention.head_count", None),
+        ("attention.head_count_kv", 3),
+        ("attention.head_count_kv", 8),
+        ("attention.value_length", 16),
+        ("attention.layer_norm_rms_epsilon", None),
+        ("attention.layer_norm_rms_epsilon", -1e-5),
+        ("attention.layer_norm_rms_epsilon", float("nan")),
+        ("rope.dimension_count", 64),
+        ("rope.dimension_count", 15),
+        ("rope.freq_base", 0.0),
+        ("rope.freq_base", float("inf")),
+        ("rope.scaling.type", "longrope"),
+    ],
+)
+def test_bad_metadata_is_named(key, value):
+    model = tiny.model("chatglm", metadata={f"chatglm.{key}": value})
+    with pytest.raises(FormatError, match=f"'chatglm.{key}'"):
+        recording(model)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_scaling_needs_its_factor(kind):
+    model = tiny.model("glm4", metadata={"glm4.rope.scaling.type": kind})
+    with pytest.raises(FormatError, match=r"'glm4.rope.scaling.factor'"):
+        recording(model)
+
+
+def test_unknown_architecture_lists_the_known():
+    for architecture in ("bert", None, 7):
+        with pytest.raises(FormatError, match="chatglm, chatglm1, glm, glm4, llama"):
+            record({"general.architecture": architecture}, {})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_missing_tensor_is_named(architecture):
+    model = tiny.model(architecture)
+    optional = {"output.weight"}  # tied without it
+    for name in model.tensors.keys() - optional:
+        rest = {k: shape for k, shape in model.shapes.items() if k != name}
+        if name.endswith(".bias") and architecture == "chatglm":
+            continue  # optional there
+        with pytest.raises(FormatError, match=name.replace("attn_qkv.weight", "attn_[qkv]")):
+            record(model.metadata, rest)
+
+
+@pytest.mark.parametrize("name", ["blk.1.attn_output.bias", "blk.0.attn_q_norm.weight", "rope_freqs.weight"])
+def test_tensor_nobody_reads_is_an_error(name):
+    model = tiny.model("chatglm")
+    with pytest.raises(FormatError, match=name):
+        record(model.metadata, model.shapes | {name: (64,)})
+
+
+def test_other_vocabulary_at_the_output_is_an_error():
+    model = tiny.model("llama")
+    with pytest.raises(FormatError, match=r"output\.weight"):
+        record(model.metadata, model.shapes | {"output.weight": (321, 64)})
+
+
+def test_short_position_table_is_an_error():
+    model = tiny.model("glm")
+    with pytest.raises(FormatError, match=r"block_position_embd\.weight"):
+        record(model.metadata, model.shapes | {"block_position_embd.weight": (256, 64)})
+
+
+def test_heads_that_do_not_fit_the_matrix_are_an_error():
+    with pytest.raises(FormatError, match="layer 0"):
+        recording(tiny.model("chatglm", metadata={"chatglm.attention.head_count_kv": 4}))
+
+
+# ---- tiny files
+
+FORMATS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+FORMATS += ["IQ4_NL", "IQ4_XS"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_tiny_file_of_every_format(format, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = tiny.wide("chatglm", layers=1)
+    reader = gguf.GGUFReader(tiny.write(tmp_path / "tiny.gguf", model, format))
+    read = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    assert {name: x.shape for name, x in read.items()} == model.shapes
+    matrix = read["blk.0.ffn_up.weight"]
+    # Rounding to two bits keeps the size of the values within a half.
+    assert 0.5 <= np.std(matrix) / np.std(model.tensors["blk.0.ffn_up.weight"]) <= 1.5
+    if format not in FORMATS[8:]:
+        coarsest = 1 / 8  # of Q4_0, which has codes up to 7/8 of a block's largest value
+        assert error(matrix, model.tensors["blk.0.ffn_up.weight"]) <= coarsest
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiny_file_of_every_architecture(architecture, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = tiny.model(architecture)
+    reader = gguf.GGUFReader(tiny.write(tmp_path / "tiny.gguf", model))
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {t.name: np.array(t.data) for t in reader.tensors}
+    tokens = infilling_tokens(model) if architecture in ("chatglm1", "glm") else TEXT
+    # The file holds f32 where the metadata in memory is f64, alpha and eps among them.
+    assert error(run(tiny.Tiny(metadata, tensors), tokens), run(model, tokens)) <= INDEPENDENT
+
+
+def test_tiny_tokens_are_distinct():
+    for architecture in ARCHITECTURES:
+        tokens = tiny.tokenizer(architecture, 320)["tokenizer.ggml.tokens"]
+        assert len(set(tokens)) == 320
+        assert {tiny.byte_symbol(byte) for byte in range(256)} <= set(tokens)

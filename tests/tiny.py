@@ -1,0 +1,282 @@
+"""A tiny random model of any architecture, in memory or as a GGUF file of any weight format, with a tokenizer.
+
+    model = tiny.model("chatglm", layers=3, kv_heads=1)         # metadata and f32 tensors
+    tiny.write(path, tiny.model("chatglm"), format="Q4_0")      # the same as a file
+
+A tensor depends on its name, its shape and the seed alone. The numbers come from numpy's RandomState, whose
+stream is frozen, so that logits stored by tests/oracles stay true. Needs numpy; `write` needs the gguf package.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+# Tokens after the 256 bytes and MERGES, by architecture; the first ends a text.
+_ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+SPECIALS = {
+    "chatglm": ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *_ROLES],
+    "chatglm1": ["<eop>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<pad>"],
+    "glm": ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<|startofpiece|>", "<|endofpiece|>", "[CLS]"],
+    "llama": ["<|im_end|>", "<|im_start|>", "<|endoftext|>"],
+}
+SPECIALS["glm4"] = SPECIALS["chatglm"]
+MERGES = ["t h", "th e", "Ġ the", "i n", "e r", "h e", "l l", "o u"]
+PRE = {"chatglm": "chatglm-bpe", "glm4": "glm4", "llama": "smollm", "chatglm1": "gpt-2", "glm": "gpt-2"}
+
+_GLM4_TEMPLATE = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+_CHATML_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATES = {"chatglm": _GLM4_TEMPLATE, "glm4": _GLM4_TEMPLATE, "llama": _CHATML_TEMPLATE}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    metadata: dict
+    tensors: dict
+
+    @property
+    def shapes(self):
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+def model(
+    architecture,
+    *,
+    seed=0,
+    layers=2,
+    dim=64,
+    heads=4,
+    kv_heads=None,
+    head_dim=32,
+    ffn=96,
+    vocab=320,
+    context=256,
+    eps=1e-5,
+    rope_dim=None,
+    bias=None,
+    fused=True,
+    tied=False,
+    prefix=0,
+    factors=None,
+    metadata=None,
+):
+    """A random model.
+
+    Defaults that depend on the architecture: kv_heads (2; chatglm1 and glm: as many as heads), rope_dim (chatglm
+    and glm4: half a head; llama: all), bias (chatglm: of q, k, v). prefix: P-Tuning tokens. factors: Llama 3's.
+    metadata: keys to add or replace; a key of value None is left out.
+    """
+    infilling = architecture in ("chatglm1", "glm")
+    kv_heads = kv_heads or (heads if infilling else 2)
+    bias = architecture == "chatglm" if bias is None else bias
+    q, kv = heads * head_dim, kv_heads * head_dim
+    shapes = {"token_embd.weight": (vocab, dim)}
+
+    def linear(name, n, k, biased):
+        shapes[f"{name}.weight"] = (n, k)
+        if biased:
+            shapes[f"{name}.bias"] = (n,)
+
+    def norm(name):
+        shapes[f"{name}.weight"] = (dim,)
+        if infilling:
+            shapes[f"{name}.bias"] = (dim,)
+
+    for i in range(layers):
+        w = f"blk.{i}."
+        norm(w + "attn_norm")
+        if architecture == "llama" or not fused:
+            for name, n in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
+                linear(w + name, n, dim, bias)
+        else:
+            linear(w + "attn_qkv", q + 2 * kv, dim, bias or infilling)
+        linear(w + "attn_output", dim, q, infilling or (bias and architecture == "llama"))
+        norm(w + "ffn_norm")
+        if architecture == "llama":
+            linear(w + "ffn_gate", ffn, dim, bias)
+            linear(w + "ffn_up", ffn, dim, bias)
+        else:
+            linear(w + "ffn_up", ffn if infilling else 2 * ffn, dim, infilling)
+        linear(w + "ffn_down", dim, ffn, infilling or (bias and architecture == "llama"))
+        if architecture == "glm4":
+            norm(w + "post_attention_norm")
+            norm(w + "post_ffw_norm")
+        if prefix:
+            shapes[w + "prefix_k.weight"] = shapes[w + "prefix_v.weight"] = (prefix, kv)
+    norm("output_norm")
+    if not tied and architecture != "glm":
+        shapes["output.weight"] = (vocab, dim)
+    if architecture == "glm":
+        shapes["position_embd.weight"] = shapes["block_position_embd.weight"] = (context + 1, dim)
+    tensors = {name: _tensor(name, shape, seed) for name, shape in shapes.items()}
+    if factors is not None:
+        tensors["rope_freqs.weight"] = np.asarray(factors, np.float32)
+
+    own = {
+        "block_count": layers,
+        "context_length": context,
+        "embedding_length": dim,
+        "feed_forward_length": ffn,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+    }
+    if infilling:
+        own["attention.layer_norm_epsilon"] = eps
+    else:
+        own["attention.layer_norm_rms_epsilon"] = eps
+        own["rope.dimension_count"] = rope_dim or (head_dim if architecture == "llama" else head_dim // 2)
+        own["rope.freq_base"] = 10000.0
+    if architecture == "chatglm1":
+        own["residual_alpha"] = 56**0.5
+    every = {"general.architecture": architecture, "general.name": f"tiny {architecture}"}
+    every |= {f"{architecture}.{key}": value for key, value in own.items()}
+    every |= tokenizer(architecture, vocab) | (metadata or {})
+    return Tiny({key: value for key, value in every.items() if value is not None}, tensors)
+
+
+def wide(architecture, **sizes):
+    """A model whose matrices have rows of 256 columns, the block of the K formats."""
+    return model(architecture, **({"dim": 256, "heads": 8, "ffn": 256} | sizes))
+
+
+def tokenizer(architecture, vocab):
+    """Metadata of a byte-level BPE: 256 bytes, the merges, the special tokens, and unused ones up to `vocab`."""
+    merged = [merge.replace(" ", "") for merge in MERGES]
+    tokens = list(dict.fromkeys([byte_symbol(byte) for byte in range(256)] + merged))
+    types = [1] * len(tokens)  # normal
+    specials = SPECIALS[architecture]
+    ids = {token: len(tokens) + i for i, token in enumerate(specials)}
+    tokens += specials
+    types += [3] * len(specials)  # control
+    unused = vocab - len(tokens)
+    if unused < 0:
+        return {}
+    tokens += [f"[PAD{i}]" for i in range(unused)]
+    types += [5] * unused  # unused
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": PRE[architecture],
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.eos_token_id": ids[specials[0]],
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": TEMPLATES.get(architecture),
+    }
+    if "<|user|>" in ids:
+        metadata["tokenizer.ggml.eot_token_id"] = ids["<|user|>"]
+    return metadata
+
+
+def checksum(model):
+    """Of all weights: stored beside an oracle's numbers, to see that it is the model they belong to."""
+    total = 0
+    for name in sorted(model.tensors):
+        total = zlib.crc32(model.tensors[name].tobytes(), zlib.crc32(name.encode(), total))
+    return total
+
+
+def token_id(model, token):
+    """The id of a token by its text, None if there is none: the lookup that layouts ask for."""
+    tokens = model.metadata["tokenizer.ggml.tokens"]
+    return tokens.index(token) if token in tokens else None
+
+
+def byte_symbol(byte):
+    """The character that stands for a byte in byte-level vocabularies: itself if it prints, else from U+0100 on."""
+    prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return chr(byte) if byte in prints else chr(256 + [b for b in range(256) if b not in prints].index(byte))
+
+
+def _tensor(name, shape, seed):
+    # The sum of four uniform numbers is nearly normal, and needs no function whose last bit depends on the platform.
+    uniform = np.random.RandomState(zlib.crc32(f"{seed}/{name}".encode())).random_sample((4, *shape))
+    x = (uniform.sum(axis=0) - 2) * np.sqrt(3)
+    if name.endswith("norm.weight"):
+        x = 1 + 0.1 * x
+    elif name.endswith(".bias"):
+        x = 0.3 * x
+    elif "_embd." in name:
+        x = 0.02 * x  # small, as trained ones are, so that the norms' eps shows
+    elif "prefix_" not in name:
+        x = x / np.sqrt(shape[-1])
+    return x.astype(np.float32)
+
+
+def write(path, model, format="F32"):
+    """The model as a GGUF file; matrices in `format`, vectors, position tables and prefixes in F32. Returns path."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(path, model.metadata["general.architecture"])
+    for key, value in model.metadata.items():
+        if key != "general.architecture":  # the writer has put it
+            _add(writer, key, value)
+    for name, x in model.tensors.items():
+        if x.ndim == 1 or "position_embd" in name or "prefix_" in name:
+            writer.add_tensor(name, x)
+        else:
+            writer.add_tensor(name, quantize(x, format, name), raw_dtype=GGMLQuantizationType[format])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer, key, value):
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+# Formats without a quantizer in the gguf package: bytes of a block, where its f16 scales stand, and the mean of
+# its codes, which the second scale (of the mins) has to take off for the values to be centred.
+_RANDOM_BLOCKS = {
+    "Q2_K": (84, 80, 82, 1.5),
+    "Q3_K": (110, 108, None, 0),
+    "Q4_K": (144, 0, 2, 7.5),
+    "Q5_K": (176, 0, 2, 15.5),
+    "Q6_K": (210, 208, None, 0),
+    "IQ4_NL": (18, 0, None, 0),
+    "IQ4_XS": (136, 0, None, 0),
+}
+
+
+def quantize(x, format, name=""):
+    """x (n, k) as the file stores it. Where gguf has no quantizer: random blocks of the size of x's values."""
+    from gguf import GGMLQuantizationType, quants
+
+    if format == "F32":
+        return x
+    if format == "F16":
+        return x.astype(np.float16)
+    type = GGMLQuantizationType[format]
+    if format not in _RANDOM_BLOCKS:
+        return quants.quantize(x, type)
+    size, scale_at, min_at, mean = _RANDOM_BLOCKS[format]
+    values = 32 if format == "IQ4_NL" else 256
+    random = np.random.RandomState(zlib.crc32(f"{format}/{name}".encode()))
+    blocks = random.randint(0, 256, (x.size // values, size)).astype(np.uint8)
+
+    def scaled(scale):
+        for at, d in ((scale_at, scale), (min_at, scale * mean)):
+            if at is not None:
+                blocks[:, at : at + 2] = np.frombuffer(np.float16(d).tobytes(), np.uint8)
+        return blocks.reshape(x.shape[0], -1)
+
+    return scaled(np.std(x) / np.std(quants.dequantize(scaled(1.0), type)))
