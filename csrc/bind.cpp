@@ -25,4 +25,5 @@ PYBIND11_MODULE(_native, m) {
   glmlite::bind_gguf(m);
   glmlite::bind_engine(m);
   glmlite::bind_kernels(m);
+  glmlite::bind_rows(m);
 }

@@ -1,5 +1,262 @@
+// Engine, Work, Sampler, Cancel. Everything that computes or waits releases the GIL and touches no Python object.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+
 #include "bind.h"
+#include "engine.h"
+#include "errors.h"
+
+namespace py = pybind11;
 
 namespace glmlite {
-void bind_engine(pybind11::module_&) {}
+
+namespace {
+
+using NoGil = py::call_guard<py::gil_scoped_release>;
+using IntArray = py::array_t<int32_t, py::array::c_style>;
+
+template <class T>
+std::vector<T> to_vector(const py::handle& value, const char* what) {
+  try {
+    return value.cast<std::vector<T>>();
+  } catch (const py::cast_error&) { throw py::type_error(what); }
+}
+
+RopeTable to_rope(const py::dict& d) {
+  RopeTable t;
+  t.first = to_vector<int32_t>(d["first"], "rope: first must be integers");
+  t.second = to_vector<int32_t>(d["second"], "rope: second must be integers");
+  t.axis = to_vector<int32_t>(d["axis"], "rope: axis must be integers");
+  t.freq = to_vector<double>(d["freq"], "rope: freq must be numbers");
+  t.magnitude = d["magnitude"].cast<double>();
+  return t;
+}
+
+OpSpec to_op(const py::tuple& op) {
+  if (op.size() != 6) throw py::value_error("an op is (kind, out, width, inputs, weights, attributes)");
+  OpSpec spec;
+  spec.kind = op[0].cast<std::string>();
+  spec.out = op[1].cast<int>();
+  spec.width = op[2].cast<int64_t>();
+  spec.inputs = op[3].cast<std::map<std::string, int>>();
+  spec.weights = op[4].cast<std::map<std::string, std::vector<std::string>>>();
+  for (const auto& [key, value] : op[5].cast<py::dict>()) {
+    const auto slot = key.cast<std::string>();
+    if (slot == "rope") {
+      if (value.is_none()) continue;
+      spec.has_rope = true;
+      spec.rope = to_rope(value.cast<py::dict>());
+    } else {
+      spec.numbers[slot] = value.cast<double>();
+    }
+  }
+  return spec;
+}
+
+std::array<int32_t, 2> to_pair(const py::tuple& t) {
+  if (t.size() != 2) throw py::value_error("a position is two integers");
+  return {t[0].cast<int32_t>(), t[1].cast<int32_t>()};
+}
+
+Work make_work(int sequence, const py::object& tokens, const IntArray& positions, int64_t visible,
+               std::shared_ptr<Sampler> sampler, int64_t budget, const py::tuple& next_position,
+               const py::tuple& position_step) {
+  Work w;
+  w.sequence = sequence;
+  w.tokens = to_vector<int32_t>(tokens, "Work: tokens must be integers that fit in 32 bits");
+  if (positions.ndim() != 2 || positions.shape(1) != 2) throw py::value_error("Work: positions must be (tokens, 2)");
+  for (py::ssize_t i = 0; i < positions.shape(0); ++i) w.positions.push_back({positions.at(i, 0), positions.at(i, 1)});
+  w.visible = visible;
+  w.sampler = std::move(sampler);
+  if (budget < 1) throw py::value_error("Work: budget " + std::to_string(budget) + ", expected 1 or more");
+  w.budget = budget;
+  w.next_position = to_pair(next_position);
+  w.position_step = to_pair(position_step);
+  return w;
+}
+
+std::shared_ptr<Sampler> make_sampler(double temperature, int64_t top_k, double top_p, double min_p,
+                                      double repetition_penalty, double presence_penalty, double frequency_penalty,
+                                      int64_t penalty_window, uint64_t seed,
+                                      const std::map<int32_t, double>& logit_bias, int logprobs,
+                                      std::vector<int32_t> stop) {
+  SamplerOptions o;
+  o.temperature = temperature;
+  o.top_k = top_k;
+  o.top_p = top_p;
+  o.min_p = min_p;
+  o.repetition_penalty = repetition_penalty;
+  o.presence_penalty = presence_penalty;
+  o.frequency_penalty = frequency_penalty;
+  o.penalty_window = penalty_window;
+  o.seed = seed;
+  o.logit_bias.assign(logit_bias.begin(), logit_bias.end());
+  o.logprobs = logprobs;
+  o.stop = std::move(stop);
+  return std::make_shared<Sampler>(std::move(o));
+}
+
+// Sample as glmlite._native.Sample, a named tuple.
+py::object to_python(const Sample& s, const py::object& type) {
+  py::list top;
+  for (const auto& [token, logprob] : s.top) top.append(py::make_tuple(token, logprob));
+  return type(s.token, s.logprob, top);
+}
+
+std::vector<Work> to_works(const py::sequence& works) {
+  std::vector<Work> result;
+  for (const auto& w : works) result.push_back(w.cast<const Work&>());
+  return result;
+}
+
+py::array_t<float> to_rows(const std::vector<float>& values, size_t rows, int64_t width) {
+  py::array_t<float> y({static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(width)});
+  std::copy(values.begin(), values.end(), y.mutable_data());
+  return y;
+}
+
+std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens, int threads,
+                                    std::string isa, const py::object& progress) {
+  std::vector<OpSpec> specs;
+  for (const auto& op : ops) specs.push_back(to_op(op.cast<py::tuple>()));
+  EngineOptions options;
+  options.kv_tokens = kv_tokens;
+  options.threads = threads;
+  if (const char* forced = std::getenv("GLMLITE_ISA"); isa.empty() && forced) isa = forced;
+  options.isa = std::move(isa);
+  LoadProgress report;
+  if (!progress.is_none()) {
+    report = [&](uint64_t done, uint64_t total) {
+      py::gil_scoped_acquire gil;
+      const py::object more = progress(done, total);
+      return more.is_none() || more.cast<bool>();
+    };
+  } else {  // Ctrl-C still stops a load
+    report = [](uint64_t, uint64_t) {
+      py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      return true;
+    };
+  }
+  py::gil_scoped_release nogil;
+  return std::make_unique<Engine>(file, specs, options, report);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "Cancel", "A flag that any thread may set; seen between ops.")
+      .def(py::init<>())
+      .def("set", [](CancelFlag& c) { c.set = true; })
+      .def_property_readonly("is_set", [](const CancelFlag& c) { return c.set.load(); });
+
+  const py::object sample =
+      py::module_::import("collections").attr("namedtuple")("Sample", py::make_tuple("token", "logprob", "top"));
+  sample.attr("__module__") = "glmlite._native";
+  sample.attr("__doc__") = "One sampled token, with its log probability and the most likely tokens where asked for.";
+  m.attr("Sample") = sample;
+
+  py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler", "Sampling parameters and state of one stream of tokens.")
+      .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = 0.0, py::arg("top_k") = 0,
+           py::arg("top_p") = 1.0, py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0,
+           py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("penalty_window") = 256,
+           py::arg("seed") = 0, py::arg("logit_bias") = std::map<int32_t, double>(), py::arg("logprobs") = -1,
+           py::arg("stop") = std::vector<int32_t>())
+      .def(
+          "accept",
+          [](Sampler& s, const py::object& tokens) {
+            const auto ids = to_vector<int32_t>(tokens, "accept: tokens must be integers that fit in 32 bits");
+            s.accept(ids.data(), static_cast<int64_t>(ids.size()));
+          },
+          py::arg("tokens"))
+      .def(
+          "sample",
+          [sample](Sampler& s, const py::array_t<float, py::array::c_style>& logits) {
+            if (logits.ndim() != 1 || logits.shape(0) == 0) throw py::value_error("sample: logits must be (vocab,)");
+            return to_python(s.sample(logits.data(), logits.shape(0)), sample);
+          },
+          py::arg("logits"));
+
+  py::class_<Work>(m, "Work", "What one sequence does in a call of Engine.run.")
+      .def(py::init(&make_work), py::arg("sequence"), py::arg("tokens"), py::arg("positions"), py::kw_only(),
+           py::arg("visible") = 0, py::arg("sampler") = nullptr, py::arg("budget") = 1,
+           py::arg("next_position") = py::make_tuple(0, 0), py::arg("position_step") = py::make_tuple(1, 0));
+
+  py::class_<Engine>(m, "Engine", "A program with its packed weights and KV cache.")
+      .def(py::init(&make_engine), py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("kv_tokens"),
+           py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none())
+      .def_property_readonly("threads", [](const Engine& e) { return e.info().threads; })
+      .def_property_readonly("isa", [](const Engine& e) { return e.info().isa; })
+      .def_property_readonly("vocab", [](const Engine& e) { return e.info().vocab; })
+      .def_property_readonly("prefix", [](const Engine& e) { return e.info().prefix; })
+      .def_property_readonly("kv_tokens", [](const Engine& e) { return e.info().kv_tokens; })
+      .def_property_readonly("weight_bytes", [](const Engine& e) { return e.info().weight_bytes; })
+      .def_property_readonly("kv_bytes", [](const Engine& e) { return e.info().kv_bytes; })
+      .def("scratch_bytes", &Engine::scratch_bytes, NoGil(), "Bytes of activations and scratch held now.")
+      .def("progress", &Engine::progress, "How much of the step in progress is done, 0 to 1.")
+      .def("kv_free", &Engine::kv_free, NoGil())
+      .def("new_sequence", &Engine::new_sequence, NoGil())
+      .def("fork", &Engine::fork, py::arg("sequence"), py::arg("length"), NoGil())
+      .def("truncate", &Engine::truncate, py::arg("sequence"), py::arg("length"), NoGil())
+      .def("free", &Engine::free, py::arg("sequence"), NoGil())
+      .def("length", &Engine::length, py::arg("sequence"), NoGil())
+      .def(
+          "step",
+          [](Engine& e, const py::sequence& works, const std::vector<int32_t>& rows, const CancelFlag* cancel) {
+            const auto w = to_works(works);
+            std::vector<float> logits;
+            {
+              py::gil_scoped_release nogil;
+              logits = e.step(w, rows, cancel);
+            }
+            return to_rows(logits, rows.size(), e.info().vocab);
+          },
+          py::arg("works"), py::arg("rows"), py::arg("cancel") = nullptr)
+      .def(
+          "trace",
+          [](Engine& e, const py::sequence& works, const std::vector<int32_t>& rows) {
+            const auto w = to_works(works);
+            struct Seen {
+              std::vector<float> values;
+              int64_t rows, width;
+            };
+            std::map<int, Seen> seen;
+            const Watch watch = [&](int value, const float* data, int64_t count, int64_t width) {
+              seen[value] = {std::vector<float>(data, data + count * width), count, width};
+            };
+            {
+              py::gil_scoped_release nogil;
+              e.step(w, rows, nullptr, &watch);
+            }
+            py::dict result;
+            for (const auto& [value, s] : seen)
+              result[py::int_(value)] = to_rows(s.values, static_cast<size_t>(s.rows), s.width);
+            return result;
+          },
+          py::arg("works"), py::arg("rows"))
+      .def(
+          "run",
+          [sample](Engine& e, const py::sequence& works, double max_ms, const CancelFlag* cancel) {
+            const auto w = to_works(works);
+            std::vector<std::vector<Sample>> samples;
+            {
+              py::gil_scoped_release nogil;
+              samples = e.run(w, max_ms, cancel);
+            }
+            py::list result;
+            for (const auto& of_work : samples) {
+              py::list tokens;
+              for (const Sample& s : of_work) tokens.append(to_python(s, sample));
+              result.append(tokens);
+            }
+            return result;
+          },
+          py::arg("works"), py::kw_only(), py::arg("max_ms") = 0.0, py::arg("cancel") = nullptr)
+      .def("close", &Engine::close, NoGil())
+      .attr("page_tokens") = kPageTokens;
+}
+
 }  // namespace glmlite

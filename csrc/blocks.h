@@ -4,7 +4,8 @@
 
 namespace glmlite {
 
-// What a tensor's elements are stored as. Indices of this enum are our own; gguf.cpp maps GGUF's type numbers to them.
+// What a tensor's elements are stored as, for the formats that the engine has kernels for. The numbers are our own;
+// format_from_gguf maps GGUF's type numbers to them.
 enum class Format : int {
   kF32,
   kF16,
@@ -35,5 +36,11 @@ const FormatInfo& format_info(Format);
 
 // The format with GGUF type number `type`; false if it is not one of ours.
 bool format_from_gguf(uint32_t type, Format* format);
+
+// Name and sizes of any GGUF type, ours or not; null for a number that is not known here.
+const FormatInfo* gguf_type_info(uint32_t type);
+
+// Tokens whose keys and values share a page of the KV cache.
+constexpr int kPageTokens = 64;
 
 }  // namespace glmlite

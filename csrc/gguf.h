@@ -1,30 +1,104 @@
-// Map and index a GGUF file. Knows the container, no model. (Interface for the engine; the rest is the file's own.)
+// Map and index a GGUF file (versions 2 and 3, little-endian). Knows the container, no model.
+// Source of the layout: docs/gguf.md of ggml. All that a file says is checked against its bytes before it is used.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "blocks.h"
+#include "mapped_file.h"
 
 namespace glmlite {
 
-// One tensor of the file. `data` stays valid while the Gguf lives and is not closed.
+// One tensor of the file. `data` stays valid while the Gguf lives and is not closed, or while its Contents are held.
 struct Tensor {
-  std::string name;
-  uint32_t type;               // GGUF's type number
-  bool known;                  // `format` is set: one of our formats
+  std::string name;  // UTF-8
+  uint32_t type;     // GGUF's type number
+  bool known;        // `format` is set: one of our formats
   Format format;
-  std::vector<int64_t> shape;  // numpy order: the last is what lies side by side
+  std::vector<int64_t> shape;  // numpy order: the last is what lies side by side; 1 to 4 sizes, all above 0
   const uint8_t* data;
-  uint64_t bytes;
+  uint64_t bytes;   // exact, unless gguf_type_info lacks the type: then all up to the next tensor
+  uint64_t offset;  // of `data` in its file
+  size_t part;      // index of its file in Contents::parts
 };
+
+enum class ValueType : uint32_t {
+  kUint8,
+  kInt8,
+  kUint16,
+  kInt16,
+  kUint32,
+  kInt32,
+  kFloat32,
+  kBool,
+  kString,
+  kArray,
+  kUint64,
+  kInt64,
+  kFloat64
+};
+
+// A metadata value, copied out of the file.
+struct Value {
+  ValueType type;  // of the value, or of an array's elements
+  bool is_array;
+  std::string bytes;           // numbers as stored, a bool as a byte 0 or 1; a string; an array's strings end to end
+  std::vector<uint64_t> ends;  // of an array's strings: where each ends in `bytes`
+  std::vector<Value> items;    // of an array of arrays
+};
+
+using Metadata = std::vector<std::pair<std::string, Value>>;  // in file order; keys are UTF-8 and differ
+
+// The header of one file. The tensors' data point into the bytes that were parsed.
+struct Header {
+  uint32_t version;
+  Metadata metadata;
+  std::vector<Tensor> tensors;
+};
+
+// Reads each byte of the header once, so that a file that changes meanwhile cannot get around the checks.
+// Throws FormatError, its message beginning with `where`.
+Header parse_gguf(const uint8_t* data, uint64_t size, const std::string& where);
 
 class Gguf {
  public:
-  const Tensor* find(const std::string& name) const;  // null if there is none
+  struct Contents {
+    uint32_t version;
+    std::vector<std::unique_ptr<const MappedFile>> parts;
+    Metadata metadata;  // of the first part
+    std::vector<Tensor> tensors;
+    std::map<std::string, size_t> index;  // tensor name -> its place in `tensors`
+    uint64_t bytes() const;               // of all parts
+  };
+
+  // `path` may be any part of a split file; all parts are opened. Throws FormatError and FileError.
+  explicit Gguf(const std::string& path);
+
+  // The tensor, or null if there is none. Throws FormatError if its file was cut short since it was opened, see
+  // MappedFile::intact.
+  const Tensor* find(const std::string& name) const;
   // Tells the system that these pages are no longer needed; the data can still be read again.
   void release(const uint8_t* data, uint64_t bytes) const;
+
+  // What the file holds; the mapping lives while this is held, whoever closes the file. Throws std::invalid_argument if
+  // it is closed already. Immutable: any number of threads may read.
+  std::shared_ptr<const Contents> contents() const;
+  void close();
+
+  const std::string& where() const { return where_; }  // the path opened, as messages begin with it
+
+ private:
+  const std::string where_;
+  mutable std::mutex mutex_;  // of contents_, the pointer
+  std::shared_ptr<const Contents> contents_;
 };
+
+// `text` as it can stand in a message: UTF-8 on one line, other bytes as \xNN, cut after `limit` bytes.
+std::string printable(const std::string& text, size_t limit = 200);
 
 }  // namespace glmlite

@@ -14,12 +14,12 @@ from glmlite.models import ARCHITECTURES, record
 from glmlite.models.layout import causal
 from glmlite.reference import Reference, Work, compare
 
-STORED = sorted((Path(__file__).parent / "data").glob("*.npz"))
-ORACLE = [path for path in STORED if "recipe" in np.load(path)]
+# Written by the scripts in tests/oracles.
+ORACLE = [p for p in sorted((Path(__file__).parent / "data").glob("*.npz")) if "recipe" in np.load(p)]
 
 # The stored logits are f32 sums of at most 128 products through at most 3 blocks of 4 matrices: errors of
 # 128 * 12 * 2^-24 = 1e-4 of the largest logit at worst, were they all to go one way.
-TRANSFORMERS = 1e-4
+STORED_ERROR = 1e-4
 # Both sides sum in f64; ours rounds the value of each op, at most 35 of them, to f32.
 INDEPENDENT = 35 * 2**-23
 
@@ -45,25 +45,25 @@ def error(got, want):
     return np.max(np.abs(got - want)) / np.max(np.abs(want))
 
 
-# ---- transformers
+# ---- transformers and llama.cpp
 
 
 def stored(path):
     data = np.load(path)
     recipe = json.loads(str(data["recipe"]))
     model = tiny.model(recipe["architecture"], **recipe["sizes"])
-    assert tiny.checksum(model) == data["checksum"], "tests/tiny.py changed: run tests/oracles/transformers_logits.py"
+    assert tiny.checksum(model) == data["checksum"], "tests/tiny.py changed: run the scripts in tests/oracles again"
     return model, [int(t) for t in data["tokens"]], data["logits"]
 
 
-def test_oracle_files_exist():
-    assert {"chatglm", "glm4", "llama"} <= {stored(path)[0].metadata["general.architecture"] for path in ORACLE}
+def test_stored_logits_exist():
+    assert {"chatglm3", "glm4-9b", "llama", "llama-cpp-chatglm"} <= {path.stem for path in ORACLE}
 
 
 @pytest.mark.parametrize("path", ORACLE, ids=lambda path: path.stem)
-def test_equals_transformers(path):
+def test_equals_stored_logits(path):
     model, tokens, logits = stored(path)
-    assert error(run(model, tokens), logits) <= TRANSFORMERS
+    assert error(run(model, tokens), logits) <= STORED_ERROR
 
 
 # ---- the second implementation
@@ -188,6 +188,7 @@ def test_wrong_program_is_caught(number):
     ("name", "mutate"),
     [
         ("glm4-yarn", change_rope(yarn=None)),
+        ("llama-cpp-llama-linear", change_rope(scale=1.0)),
         ("llama3", drop("attention", "rope_factors")),
         ("llama", change_rope(interleaved=False)),
         ("glm4-9b", change_rope(interleaved=False)),
@@ -195,10 +196,10 @@ def test_wrong_program_is_caught(number):
         ("llama-bias", drop("linear", "b")),
     ],
 )
-def test_wrong_program_is_caught_by_transformers(name, mutate):
+def test_wrong_program_is_caught_by_stored_logits(name, mutate):
     model, tokens, logits = stored(next(path for path in ORACLE if path.stem == name))
     ops = [mutate(op) for op in recording(model).ops]
-    assert error(run(model, tokens, ops), logits) > 10 * TRANSFORMERS
+    assert error(run(model, tokens, ops), logits) > 10 * STORED_ERROR
 
 
 @pytest.mark.parametrize("architecture", ["chatglm1", "glm"])

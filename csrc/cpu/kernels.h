@@ -14,7 +14,6 @@ namespace glmlite {
 
 constexpr int kLanes = 16;         // rows of a panel; lanes of a sum
 constexpr int kActBlock = 32;      // activations that share one scale
-constexpr int kPageTokens = 64;    // positions of a KV page
 constexpr int kChunkTokens = 256;  // positions whose scores are made at once: whole pages, and the unit of the split of
                                    // a context over threads. A constant of the results: merging goes chunk by chunk.
 
@@ -104,6 +103,10 @@ struct CpuKernels {
                        int64_t head_dim);
   // y = acc / sum, for one query. sum is not 0.
   void (*attend_finish)(const float* acc, float sum, float* y, int64_t head_dim);
+
+  // For measuring the machine: `rounds` rounds of independent integer dot products on registers. Returns the number of
+  // 8-bit operations done, two per multiply-add; *result depends on all of them.
+  int64_t (*dot_rounds)(int64_t rounds, int32_t* result);
 };
 
 size_t linear_scratch_bytes(int64_t k, int64_t tokens);

@@ -82,7 +82,7 @@ def glmlite(
 
 @app.command("sample-model")
 def sample_model(
-    folder: Annotated[Path | None, typer.Argument(help="Where to put it.", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Where to put it.", show_default=False)] = None,
 ) -> None:
     """Download the sample model, SmolLM2-135M-Instruct (98 MB), and print its path.
 

@@ -28,7 +28,7 @@ def chat(
     model: ModelName,
     prompt: Annotated[
         str | None,
-        typer.Argument(help="Answer this and leave.", show_default=False),
+        typer.Argument(metavar="PROMPT", help="Answer this and leave.", show_default=False),
     ] = None,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="System message.", show_default=False)

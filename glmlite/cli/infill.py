@@ -11,7 +11,7 @@ from .options import Loading, ModelName, Sampling
 
 def infill(
     model: ModelName,
-    text: Annotated[str | None, typer.Argument(help="Text with a blank.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text with a blank.", show_default=False)] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the text from a UTF-8 file.", show_default=False)
     ] = None,

@@ -120,7 +120,7 @@ def _text(facts: dict[str, Any]) -> str:
     out = [console.columns(rows), "\n"]
     out.append(console.columns([(key, _short(value)) for key, value in facts["metadata"].items()]))
     if "tensors" in facts:
-        rows = [
+        table = [
             (
                 t["name"],
                 t["type"] + "" if t["supported"] else f"{t['type']} (unsupported)",

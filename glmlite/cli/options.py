@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-ModelName = Annotated[str, typer.Argument(help="A GGUF file, or smollm2: the sample model.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or smollm2: the sample model.")]
 Think = Annotated[
     bool | None,
     typer.Option(
@@ -50,14 +50,12 @@ class Sampling(Group):
     ] = None
     temperature: Annotated[
         float | None,
-        _option("0: always the likeliest token; higher: freer [default: the file's, or 0.8].", min=0.0, metavar="X"),
+        _option("0 takes the likeliest token [default: the file's, or 0.8].", min=0.0, metavar="X"),
     ] = None
     top_k: Annotated[int | None, _option("Only the N likeliest tokens; 0: all.", min=0, metavar="N")] = None
     top_p: Annotated[
         float | None,
-        _option(
-            "Only the likeliest tokens that sum up to X [default: the file's, or 0.8].", min=0.0, max=1.0, metavar="X"
-        ),
+        _option("Only the likeliest, X in all [default: the file's, or 0.8].", min=0.0, max=1.0, metavar="X"),
     ] = None
     min_p: Annotated[
         float | None, _option("Only tokens at least X times as likely as the likeliest.", min=0.0, max=1.0, metavar="X")

@@ -11,7 +11,7 @@ from .options import Loading, ModelName, Sampling, Think, template
 
 def run(
     model: ModelName,
-    prompt: Annotated[str | None, typer.Argument(help="The prompt.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the prompt from a UTF-8 file.", show_default=False)
     ] = None,

@@ -1,0 +1,759 @@
+// Runs a program on the CPU: packs the weights, keeps the KV pages, walks the ops with a team of threads.
+#include "../executor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <stdexcept>
+
+#include "../dequantize.h"
+#include "../errors.h"
+#include "../memory.h"
+#include "kernels.h"
+#include "pack.h"
+#include "team.h"
+
+namespace glmlite {
+
+namespace {
+
+size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+bool all_finite(const float* x, int64_t n) {
+  uint32_t bad = 0;  // integers, so that the compiler may vectorise the loop
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    bad |= (bits & 0x7f800000u) == 0x7f800000u;
+  }
+  return !bad;
+}
+
+// A matrix in panels.
+struct Packed {
+  Format format;
+  int64_t n, k;
+  const uint8_t* panels;
+  int64_t panel_count() const { return (n + kLanes - 1) / kLanes; }
+};
+
+// The query heads of some tokens of one sequence that share a KV head: what one call of `attend` computes.
+struct Tile {
+  int64_t begin, end;  // tokens
+  const Run* run;
+  int kv_head;
+  int64_t context;  // entries that any of its tokens sees
+};
+
+constexpr int64_t kTileQueries = 64;
+constexpr uint64_t kPackBytes = 16 << 20;  // of the file, packed and let go at a time
+
+class CpuExecutor final : public Executor {
+ public:
+  CpuExecutor(const Gguf& file, Program program, int64_t pages, int threads, const char* isa,
+              const LoadProgress& progress)
+      : program_(std::move(program)), kernels_(cpu_kernels(isa)), team_(threads > 0 ? threads : default_threads()) {
+    plan_weights();
+    plan_cache(pages);
+    plan_buffers();
+    const size_t need = weights_size_ + static_cast<size_t>(pages) * page_bytes_;
+    if (need > available_memory()) throw OutOfMemory("weights and KV cache", need);
+    weights_ = Memory(weights_size_, "weights");
+    cache_ = Memory(static_cast<size_t>(pages) * page_bytes_, "KV cache");
+    load(file, progress);
+  }
+
+  const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) override;
+  void copy_page(int32_t from, int32_t to) override {
+    for (const Cache& c : caches_) {
+      const size_t bytes = c.page_values * sizeof(uint16_t);
+      std::memcpy(cache_.data() + c.offset + to * bytes, cache_.data() + c.offset + from * bytes, bytes);
+    }
+  }
+  void write_prefix(const std::vector<int32_t>& pages) override;
+  size_t weight_bytes() const override { return weights_.size(); }
+  size_t kv_bytes() const override { return cache_.size(); }
+  size_t scratch_bytes() const override { return values_.size() + scratch_.size() + partials_.size() + turns_.size(); }
+  int threads() const override { return team_.size(); }
+  const char* isa() const override { return kernels_.name; }
+  double progress() const override {
+    return static_cast<double>(done_.load(std::memory_order_relaxed)) / static_cast<double>(program_.ops.size());
+  }
+
+ private:
+  // KV geometry of one attention op: `page_values` f16 values per page, keys of all KV heads and then values.
+  struct Cache {
+    size_t offset;  // bytes into cache_
+    size_t page_values;
+    size_t head_values;  // of one KV head in a page, keys or values
+    int kv_heads;
+  };
+  // The weights of one op.
+  struct Weights {
+    std::vector<const Packed*> w;    // embed, linear
+    const float* norm = nullptr;     // rms_norm, layer_norm
+    std::vector<const float*> bias;  // layer_norm, linear
+    std::vector<const Packed*> positions;
+    const float* q_norm = nullptr;
+    const float* k_norm = nullptr;
+  };
+  // Where a value lies in values_: columns of f32, and of the quantized form if it has one, per row.
+  struct Place {
+    int slot = -1;
+    int quantized_slot = -1;
+  };
+
+  void plan_weights();
+  void plan_cache(int64_t pages);
+  void plan_buffers();
+  void load(const Gguf& file, const LoadProgress& progress);
+  void bind_weights();
+  void reserve(const Step& step);
+
+  const Weights& weights(const Op& op) const { return bound_[op.out]; }
+  float* value(int id) const { return slots_[places_[id].slot]; }
+  Activations activations(int id) const;
+  int64_t rows_of(int id) const {
+    return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : tokens_;
+  }
+  uint16_t* k_page(const Cache& c, int32_t page, int head) const {
+    return cache_.as<uint16_t>(c.offset) + page * c.page_values + head * c.head_values;
+  }
+  uint16_t* v_page(const Cache& c, int32_t page, int head) const {
+    return k_page(c, page, head) + c.kv_heads * c.head_values;
+  }
+
+  // Each is run by all threads of the team; barriers are where they need one, and one after each op.
+  void run_op(const Op& op, int thread);
+  void make_turns(int thread);
+  void embed(const Op& op, int thread);
+  void linear(const Op& op, int thread);
+  void attention(const Op& op, int thread);
+  void turn_and_store(const Op& op, int thread);
+  void attend_chunk(const Op& op, const Tile& tile, int64_t chunk, float* out, uint8_t* scratch);
+  void attend_tile(const Op& op, const Tile& tile, uint8_t* scratch);
+  void merge_tile(const Op& op, const Tile& tile, float* parts);
+  void finish_tile(const Op& op, const Tile& tile, const float* state);
+  void quantize_rows(int id, int thread);
+  template <class Fn>
+  void each_row(int thread, int64_t rows, Fn fn) {
+    for (int64_t t = rows * thread / team_.size(); t < rows * (thread + 1) / team_.size(); ++t) fn(t);
+  }
+
+  Program program_;
+  const CpuKernels& kernels_;
+  Team team_;
+
+  // Weights.
+  std::map<std::string, Packed> packed_;
+  std::map<std::string, const float*> vectors_;
+  std::map<std::string, size_t> weight_offsets_;
+  std::vector<const Tensor*> to_load_;  // in the order of the file's bytes
+  std::vector<Weights> bound_;          // by op
+  size_t weights_size_ = 0;
+  Memory weights_;
+
+  // KV cache.
+  std::vector<Cache> caches_;
+  size_t page_bytes_ = 0;  // over all caches
+  Memory cache_;
+  std::vector<float> prefix_;  // keys and values of each attention op, (length, kv_heads * head_dim) each
+
+  // Whether chunks of a context, not only tiles, are spread over the threads. The result is the same either way.
+  bool split_context(size_t tiles) const { return team_.size() > 1 && tiles < 4 * static_cast<size_t>(team_.size()); }
+  static int64_t chunks(int64_t context) { return (context + kChunkTokens - 1) / kChunkTokens; }
+  static int64_t group(const Op& op) { return op.heads / op.kv_heads; }
+  static int64_t max_queries(const Op& op) { return std::max(kTileQueries, group(op)); }
+  // (max, sum, acc) of the queries of a tile: (M), (M), (M, head_dim).
+  static size_t partial_values(const Op& op) { return align64(max_queries(op) * (op.head_dim + 2)); }
+
+  // Values of a step.
+  std::vector<Place> places_;
+  std::vector<size_t> slot_columns_;  // f32 columns per row
+  std::vector<float*> slots_;
+  int64_t capacity_ = 0;  // rows that values_ has room for
+  Memory values_;
+  Memory scratch_;  // per thread
+  size_t scratch_per_thread_ = 0;
+  Memory turns_;  // cos and sin of each rope table: (T, pairs) each
+  std::vector<float*> cos_, sin_;
+  Memory partials_;  // of attention split over the context
+
+  // The step in progress.
+  const Step* step_ = nullptr;
+  int64_t tokens_ = 0;
+  std::vector<std::vector<Tile>> tiles_;  // by attention op's cache
+  std::vector<char> bad_;                 // by token: a key, value or logit is not finite
+  std::atomic<int> done_{0};
+};
+
+void CpuExecutor::plan_weights() {
+  std::map<std::string, const Tensor*> matrices, vectors;
+  for (const Op& op : program_.ops) {
+    auto& kind = op.kind == OpKind::kEmbed || op.kind == OpKind::kLinear ? matrices : vectors;
+    for (const Tensor* t : op.w) kind[t->name] = t;
+    for (const Tensor* t : op.positions) matrices[t->name] = t;
+    for (const Tensor* t : op.bias) vectors[t->name] = t;
+    for (const Tensor* t : {op.q_norm, op.k_norm})
+      if (t) vectors[t->name] = t;
+  }
+  for (const auto& [name, t] : matrices) {
+    packed_[name] = {t->format, t->shape[0], t->shape[1], nullptr};
+    weight_offsets_[name] = weights_size_;
+    weights_size_ += align64(packed_bytes(t->format, t->shape[0], t->shape[1]));
+    to_load_.push_back(t);
+  }
+  for (const auto& [name, t] : vectors) {
+    if (packed_.count(name)) throw FormatError("'" + name + "' is used both as a matrix and as a vector");
+    vectors_[name] = nullptr;
+    weight_offsets_[name] = weights_size_;
+    weights_size_ += align64(static_cast<size_t>(t->shape[0]) * sizeof(float));
+    to_load_.push_back(t);
+  }
+  std::sort(to_load_.begin(), to_load_.end(), [](const Tensor* a, const Tensor* b) { return a->data < b->data; });
+}
+
+void CpuExecutor::plan_cache(int64_t pages) {
+  for (const Op& op : program_.ops) {
+    if (op.kind != OpKind::kAttention) continue;
+    Cache c;
+    c.kv_heads = op.kv_heads;
+    c.head_values = static_cast<size_t>(kPageTokens) * op.head_dim;
+    c.page_values = 2 * c.head_values * op.kv_heads;
+    c.offset = page_bytes_ * pages;
+    page_bytes_ += c.page_values * sizeof(uint16_t);
+    caches_.push_back(c);
+  }
+}
+
+// Gives every value a slot that no other living value has. A slot is as wide as its widest value.
+void CpuExecutor::plan_buffers() {
+  std::vector<int> free;
+  std::vector<std::pair<int, int>> busy;  // last use, slot
+  const auto take = [&](size_t columns, int last_use) {
+    int slot;
+    if (free.empty()) {
+      slot = static_cast<int>(slot_columns_.size());
+      slot_columns_.push_back(0);
+    } else {  // the one that needs to grow least
+      auto best = std::min_element(free.begin(), free.end(), [&](int a, int b) {
+        const auto cost = [&](int s) {
+          return slot_columns_[s] >= columns ? slot_columns_[s] - columns : (columns - slot_columns_[s]) * 4;
+        };
+        return cost(a) < cost(b);
+      });
+      slot = *best;
+      free.erase(best);
+    }
+    slot_columns_[slot] = std::max(slot_columns_[slot], columns);
+    busy.emplace_back(last_use, slot);
+    return slot;
+  };
+  places_.resize(program_.values.size());
+  for (size_t id = 0; id < places_.size(); ++id) {
+    const ValueInfo& v = program_.values[id];
+    for (size_t i = 0; i < busy.size();) {  // what the ops before this one read for the last time
+      if (busy[i].first < static_cast<int>(id)) {
+        free.push_back(busy[i].second);
+        busy.erase(busy.begin() + static_cast<long>(i));
+      } else {
+        ++i;
+      }
+    }
+    const int last_use = std::max(v.last_use, static_cast<int>(id));
+    const size_t columns = (static_cast<size_t>(v.width) + 15) / 16 * 16;
+    places_[id].slot = take(columns, last_use);
+    if (v.quantized) {  // int8 values, then f32 scales by 32, then int32 sums by 16
+      const auto k = static_cast<size_t>(v.width);
+      places_[id].quantized_slot = take(k / 4 + k / kActBlock + k / 16, last_use);
+    }
+  }
+  slots_.resize(slot_columns_.size());
+}
+
+void CpuExecutor::load(const Gguf& file, const LoadProgress& progress) {
+  uint64_t total = 0, done = 0;
+  for (const Tensor* t : to_load_) total += t->bytes;
+  const auto report = [&](uint64_t bytes) {
+    done += bytes;
+    if (progress && !progress(done, total)) throw Cancelled("the load was cancelled");
+  };
+  report(0);
+  for (const Tensor* t : to_load_) {
+    uint8_t* at = weights_.data() + weight_offsets_.at(t->name);
+    const auto it = packed_.find(t->name);
+    if (it == packed_.end()) {
+      float* y = reinterpret_cast<float*>(at);
+      dequantize_row(t->format, t->data, t->shape[0], y);
+      vectors_[t->name] = y;
+      report(t->bytes);
+      continue;
+    }
+    Packed& p = it->second;
+    p.panels = at;
+    const int64_t panel_file_bytes = std::max<int64_t>(1, static_cast<int64_t>(t->bytes) / p.panel_count());
+    const int64_t step = std::max<int64_t>(team_.size(), static_cast<int64_t>(kPackBytes) / panel_file_bytes);
+    uint64_t packed_until = 0;
+    for (int64_t begin = 0; begin < p.panel_count(); begin += step) {
+      const int64_t end = std::min(begin + step, p.panel_count());
+      team_.run([&](int thread) {
+        const int64_t n = end - begin;
+        pack_panels(p.format, t->data, p.n, p.k, begin + n * thread / team_.size(),
+                    begin + n * (thread + 1) / team_.size(), at);
+      });
+      const uint64_t until = end == p.panel_count() ? t->bytes : t->bytes / p.n * (end * kLanes);
+      file.release(t->data + packed_until, until - packed_until);
+      report(until - packed_until);
+      packed_until = until;
+    }
+  }
+  for (const Op& op : program_.ops) {
+    for (const Tensor* t : {op.prefix_k, op.prefix_v}) {
+      if (!t) continue;
+      const size_t at = prefix_.size();
+      prefix_.resize(at + static_cast<size_t>(t->shape[0] * t->shape[1]));
+      const uint64_t row_bytes = t->bytes / static_cast<uint64_t>(t->shape[0]);
+      for (int64_t r = 0; r < t->shape[0]; ++r)
+        dequantize_row(t->format, t->data + r * row_bytes, t->shape[1], prefix_.data() + at + r * t->shape[1]);
+    }
+  }
+  bind_weights();
+}
+
+// From here on the file is not needed: its tensors may go.
+void CpuExecutor::bind_weights() {
+  const auto vector = [&](const Tensor* t) { return t ? vectors_.at(t->name) : nullptr; };
+  for (Op& op : program_.ops) {
+    Weights b;
+    if (op.kind == OpKind::kRmsNorm || op.kind == OpKind::kLayerNorm) {
+      b.norm = vector(op.w[0]);
+    } else {
+      for (const Tensor* t : op.w) b.w.push_back(&packed_.at(t->name));
+    }
+    for (const Tensor* t : op.bias) b.bias.push_back(vector(t));
+    for (const Tensor* t : op.positions) b.positions.push_back(&packed_.at(t->name));
+    b.q_norm = vector(op.q_norm);
+    b.k_norm = vector(op.k_norm);
+    bound_.push_back(b);
+    op.w = op.bias = op.positions = {};
+    op.q_norm = op.k_norm = op.prefix_k = op.prefix_v = nullptr;
+  }
+  to_load_ = {};
+}
+
+void CpuExecutor::write_prefix(const std::vector<int32_t>& pages) {
+  const float* from = prefix_.data();
+  for (const Op& op : program_.ops) {
+    if (op.kind != OpKind::kAttention) continue;
+    const Cache& c = caches_[op.cache];
+    const int64_t columns = int64_t{op.kv_heads} * op.head_dim;
+    const float *keys = from, *values = from + program_.prefix * columns;
+    from = values + program_.prefix * columns;
+    for (int64_t e = 0; e < program_.prefix; ++e) {
+      const int32_t page = pages[e / kPageTokens];
+      for (int h = 0; h < op.kv_heads; ++h) {
+        const int64_t at = e * columns + int64_t{h} * op.head_dim;
+        if (!kernels_.store_kv(keys + at, values + at, op.head_dim, k_page(c, page, h), v_page(c, page, h),
+                               e % kPageTokens))
+          throw FormatError("the prefix of layer " + std::to_string(op.cache) + " has a value that is not finite");
+      }
+    }
+  }
+}
+
+// Makes room for a step: all that may fail for want of memory fails here, before anything is computed.
+void CpuExecutor::reserve(const Step& step) {
+  const auto rows = static_cast<int64_t>(step.tokens.size());
+  if (rows > capacity_) {
+    const int64_t capacity = (rows + 15) / 16 * 16;
+    size_t columns = 0;
+    for (size_t c : slot_columns_) columns += c;
+    values_.reset();
+    capacity_ = 0;
+    values_ = Memory(columns * static_cast<size_t>(capacity) * sizeof(float),
+                     "a step of " + std::to_string(rows) + " tokens");
+    capacity_ = capacity;
+    size_t at = 0;
+    for (size_t s = 0; s < slots_.size(); ++s) {
+      slots_[s] = values_.as<float>(at * sizeof(float));
+      at += slot_columns_[s] * static_cast<size_t>(capacity);
+    }
+    size_t pairs = 0;
+    for (const RopeTable& r : program_.ropes) pairs += (r.first.size() + 15) / 16 * 16;
+    turns_.reset();
+    turns_ = Memory(2 * pairs * static_cast<size_t>(capacity) * sizeof(float), "rotary angles");
+    cos_.clear();
+    sin_.clear();
+    float* next = turns_.as<float>();
+    for (const RopeTable& r : program_.ropes) {
+      const size_t size = (r.first.size() + 15) / 16 * 16 * static_cast<size_t>(capacity);
+      cos_.push_back(next);
+      sin_.push_back(next + size);
+      next += 2 * size;
+    }
+    size_t scratch = 0;
+    for (const Op& op : program_.ops) {
+      if (op.kind == OpKind::kLinear)
+        scratch = std::max(scratch, linear_scratch_bytes(program_.values[op.x].width, capacity));
+      if (op.kind == OpKind::kAttention) {
+        // A state, a chunk, pointers to queries with their limits, and what the kernel wants.
+        scratch = std::max(scratch, 2 * partial_values(op) * sizeof(float) + align64(max_queries(op) * 16) +
+                                        attend_scratch_bytes(max_queries(op), op.head_dim));
+      }
+    }
+    scratch_per_thread_ = align64(scratch);
+    scratch_.reset();
+    scratch_ = Memory(scratch_per_thread_ * team_.size(), "scratch");
+  }
+
+  // Tiles of each attention, and room for partial results where few tiles look at a long context.
+  tiles_.assign(caches_.size(), {});
+  size_t partials = 0;
+  for (const Op& op : program_.ops) {
+    if (op.kind != OpKind::kAttention) continue;
+    auto& tiles = tiles_[op.cache];
+    const int64_t tile_tokens = std::max<int64_t>(1, kTileQueries / group(op));
+    int64_t longest = 0;
+    for (const Run& run : step.runs) {
+      for (int64_t begin = run.begin; begin < run.end; begin += tile_tokens) {
+        const int64_t end = std::min(begin + tile_tokens, run.end);
+        const int64_t context = *std::max_element(step.visible.begin() + begin, step.visible.begin() + end);
+        longest = std::max(longest, context);
+        for (int h = 0; h < op.kv_heads; ++h) tiles.push_back({begin, end, &run, h, context});
+      }
+    }
+    // The longest first, so that no thread is left with one at the end.
+    std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
+    if (split_context(tiles.size()))
+      partials = std::max(partials, tiles.size() * partial_values(op) * static_cast<size_t>(chunks(longest)));
+  }
+  if (partials * sizeof(float) > partials_.size()) {
+    partials_.reset();
+    partials_ = Memory(partials * sizeof(float), "attention over a long context");
+  }
+}
+
+Activations CpuExecutor::activations(int id) const {
+  Activations act{value(id), nullptr, nullptr, nullptr};
+  if (places_[id].quantized_slot >= 0) {
+    const int64_t k = program_.values[id].width;
+    auto* q = reinterpret_cast<int8_t*>(slots_[places_[id].quantized_slot]);
+    auto* d = reinterpret_cast<float*>(q + capacity_ * k);
+    act.q = q;
+    act.d = d;
+    act.sums = reinterpret_cast<int32_t*>(d + capacity_ * (k / kActBlock));
+  }
+  return act;
+}
+
+const float* CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) {
+  reserve(step);
+  step_ = &step;
+  tokens_ = static_cast<int64_t>(step.tokens.size());
+  bad_.assign(step.tokens.size(), 0);
+  done_.store(0, std::memory_order_relaxed);
+  // The op after which all threads leave. Thread 0 sets it before a barrier; a slower thread compares with its own op,
+  // so that it does not matter if thread 0 is already one op further.
+  std::atomic<int> leave_after{-1};
+  team_.run([&](int thread) {
+    make_turns(thread);
+    team_.barrier();
+    for (const Op& op : program_.ops) {
+      if (rows_of(op.out) > 0) run_op(op, thread);
+      if (thread == 0) {
+        if (cancel && cancel->set.load(std::memory_order_relaxed)) leave_after.store(op.out, std::memory_order_relaxed);
+        done_.fetch_add(1, std::memory_order_relaxed);
+      }
+      team_.barrier();
+      if (leave_after.load(std::memory_order_relaxed) == op.out) return;
+      if (watch) {
+        if (thread == 0) (*watch)(op.out, value(op.out), rows_of(op.out), op.width);
+        team_.barrier();
+      }
+    }
+    each_row(thread, rows_of(program_.ops.back().out), [&](int64_t r) {
+      if (!all_finite(value(program_.ops.back().out) + r * program_.vocab, program_.vocab))
+        bad_[program_.selects ? step.rows[r] : r] = 1;
+    });
+  });
+  step_ = nullptr;
+  if (leave_after.load() >= 0) throw Cancelled("the step was cancelled");
+  const auto bad = std::find(bad_.begin(), bad_.end(), 1);
+  *bad_token = bad == bad_.end() ? -1 : bad - bad_.begin();
+  return value(program_.ops.back().out);
+}
+
+// cos and sin of every rotary pair at every token's position. Angles in f64, so that long positions keep their bits.
+void CpuExecutor::make_turns(int thread) {
+  for (size_t i = 0; i < program_.ropes.size(); ++i) {
+    const RopeTable& r = program_.ropes[i];
+    const size_t pairs = r.first.size();
+    each_row(thread, tokens_, [&](int64_t t) {
+      for (size_t p = 0; p < pairs; ++p) {
+        const double angle = r.freq[p] * step_->positions[r.axis[p]][t];
+        cos_[i][t * pairs + p] = static_cast<float>(std::cos(angle) * r.magnitude);
+        sin_[i][t * pairs + p] = static_cast<float>(std::sin(angle) * r.magnitude);
+      }
+    });
+  }
+}
+
+void CpuExecutor::run_op(const Op& op, int thread) {
+  const int64_t rows = rows_of(op.out);
+  const int64_t width = op.width;
+  float* y = value(op.out);
+  switch (op.kind) {
+    case OpKind::kEmbed:
+      embed(op, thread);
+      break;
+    case OpKind::kRmsNorm: {
+      const float *x = value(op.x), *add = op.add >= 0 ? value(op.add) : nullptr;
+      each_row(thread, rows, [&](int64_t t) {
+        kernels_.rms_norm(x + t * width, weights(op).norm, add ? add + t * width : nullptr, y + t * width, width,
+                          op.eps);
+      });
+      break;
+    }
+    case OpKind::kLayerNorm:
+      each_row(thread, rows, [&](int64_t t) {
+        kernels_.layer_norm(value(op.x) + t * width, weights(op).norm, weights(op).bias[0], y + t * width, width,
+                            op.eps);
+      });
+      break;
+    case OpKind::kSwiglu:
+      each_row(thread, rows, [&](int64_t t) { kernels_.swiglu(value(op.x) + t * 2 * width, y + t * width, width); });
+      break;
+    case OpKind::kGelu:
+      each_row(thread, rows, [&](int64_t t) { kernels_.gelu(value(op.x) + t * width, y + t * width, width); });
+      break;
+    case OpKind::kSelect:
+      each_row(thread, rows, [&](int64_t r) {
+        std::memcpy(y + r * width, value(op.x) + step_->rows[r] * width, width * sizeof(float));
+      });
+      break;
+    case OpKind::kLinear:
+      linear(op, thread);
+      break;
+    case OpKind::kAttention:
+      attention(op, thread);
+      team_.barrier();  // rows of the result are written by several threads
+      break;
+  }
+  // A linear's result is split by columns, so its rows are whole only after a barrier; all others' rows are the
+  // thread's own.
+  if (places_[op.out].quantized_slot >= 0) {
+    if (op.kind == OpKind::kLinear) team_.barrier();
+    quantize_rows(op.out, thread);
+  }
+}
+
+void CpuExecutor::quantize_rows(int id, int thread) {
+  const int64_t k = program_.values[id].width;
+  const Activations act = activations(id);
+  each_row(thread, rows_of(id), [&](int64_t t) {
+    kernels_.quantize(act.x + t * k, k, const_cast<int8_t*>(act.q) + t * k,
+                      const_cast<float*>(act.d) + t * (k / kActBlock), const_cast<int32_t*>(act.sums) + t * (k / 16));
+  });
+}
+
+void CpuExecutor::embed(const Op& op, int thread) {
+  const Packed& table = *weights(op).w[0];
+  float* y = value(op.out);
+  each_row(thread, tokens_, [&](int64_t t) {
+    float* row = y + t * op.width;
+    kernels_.unpack_row[static_cast<int>(table.format)](table.panels, table.k, step_->tokens[t], row);
+    auto* added = reinterpret_cast<float*>(scratch_.data() + scratch_per_thread_ * thread);
+    for (size_t a = 0; a < weights(op).positions.size(); ++a) {
+      const Packed& p = *weights(op).positions[a];
+      kernels_.unpack_row[static_cast<int>(p.format)](p.panels, p.k, step_->positions[a][t], added);
+      kernels_.epilogue(row, added, nullptr, 1, op.width);
+    }
+  });
+}
+
+void CpuExecutor::linear(const Op& op, int thread) {
+  const int64_t rows = rows_of(op.out);
+  const Activations act = activations(op.x);
+  float* y = value(op.out);
+  const float* add = op.add >= 0 ? value(op.add) : nullptr;
+  int64_t panels = 0;
+  for (const Packed* w : weights(op).w) panels += w->panel_count();
+  // Tasks of several panels: enough of them to balance the threads, each large enough to be worth taking.
+  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * 8));
+  int64_t task;
+  while (team_.take((panels + per_task - 1) / per_task, &task)) {
+    int64_t begin = task * per_task, end = std::min(begin + per_task, panels);
+    int64_t column = 0;
+    for (size_t i = 0; i < weights(op).w.size(); ++i) {
+      const Packed& w = *weights(op).w[i];
+      const int64_t from = std::max<int64_t>(begin, 0), to = std::min(end, w.panel_count());
+      if (from < to) {
+        LinearArgs args;
+        args.panels = w.panels;
+        args.k = w.k;
+        args.n = w.n;
+        args.panel_begin = from;
+        args.panel_end = to;
+        args.act = act;
+        args.tokens = rows;
+        args.y = y + column;
+        args.y_stride = op.width;
+        args.scratch = scratch_.data() + scratch_per_thread_ * thread;
+        kernels_.linear[static_cast<int>(w.format)](args);
+        if (add || !weights(op).bias.empty()) {
+          const int64_t first = from * kLanes, count = std::min(to * kLanes, w.n) - first;
+          const float* bias = weights(op).bias.empty() ? nullptr : weights(op).bias[i] + first;
+          for (int64_t t = 0; t < rows; ++t) {
+            const int64_t at = t * op.width + column + first;
+            kernels_.epilogue(y + at, bias, add ? add + at : nullptr, op.alpha, count);
+          }
+        }
+      }
+      begin -= w.panel_count();
+      end -= w.panel_count();
+      column += w.n;
+    }
+  }
+}
+
+void CpuExecutor::attention(const Op& op, int thread) {
+  turn_and_store(op, thread);
+  team_.barrier();
+  const auto& tiles = tiles_[op.cache];
+  uint8_t* scratch = scratch_.data() + scratch_per_thread_ * thread;
+  int64_t task;
+  if (!split_context(tiles.size())) {
+    while (team_.take(static_cast<int64_t>(tiles.size()), &task)) attend_tile(op, tiles[task], scratch);
+    return;
+  }
+  const int64_t longest = chunks(tiles[0].context);
+  const auto count = static_cast<int64_t>(tiles.size());
+  while (team_.take(count * longest, &task)) {
+    const Tile& tile = tiles[task % count];
+    const int64_t chunk = task / count;
+    if (chunk < chunks(tile.context))
+      attend_chunk(op, tile, chunk, partials_.as<float>() + (task % count * longest + chunk) * partial_values(op),
+                   scratch);
+  }
+  team_.barrier();
+  while (team_.take(count, &task))
+    merge_tile(op, tiles[task], partials_.as<float>() + task * longest * partial_values(op));
+}
+
+void CpuExecutor::turn_and_store(const Op& op, int thread) {
+  float* qkv = value(op.x);
+  const int64_t width = program_.values[op.x].width;
+  const Cache& cache = caches_[op.cache];
+  RopePairs pairs{nullptr, nullptr, 0};
+  if (op.rope >= 0) {
+    const RopeTable& r = program_.ropes[op.rope];
+    pairs = {r.first.data(), r.second.data(), static_cast<int64_t>(r.first.size())};
+  }
+  for (const Run& run : step_->runs) {
+    each_row(thread, run.end - run.begin, [&](int64_t i) {
+      const int64_t t = run.begin + i;
+      float* row = qkv + t * width;
+      for (int h = 0; h < op.heads + op.kv_heads; ++h) {
+        float* head = row + int64_t{h} * op.head_dim;
+        if (const float* norm = h < op.heads ? weights(op).q_norm : weights(op).k_norm)
+          kernels_.rms_norm(head, norm, nullptr, head, op.head_dim, op.eps);
+        if (op.rope >= 0) kernels_.rope(head, pairs, cos_[op.rope] + t * pairs.count, sin_[op.rope] + t * pairs.count);
+      }
+      const int64_t entry = step_->entry[t];
+      const int32_t page = run.pages[entry / kPageTokens];
+      const float* keys = row + int64_t{op.heads} * op.head_dim;
+      const float* values = keys + int64_t{op.kv_heads} * op.head_dim;
+      for (int h = 0; h < op.kv_heads; ++h) {
+        if (!kernels_.store_kv(keys + int64_t{h} * op.head_dim, values + int64_t{h} * op.head_dim, op.head_dim,
+                               k_page(cache, page, h), v_page(cache, page, h), entry % kPageTokens))
+          bad_[t] = 1;
+      }
+    });
+  }
+}
+
+// (max, sum, acc) of the tile's queries over one chunk, into out.
+void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, float* out, uint8_t* scratch) {
+  const int64_t queries = (tile.end - tile.begin) * group(op);
+  const int64_t width = program_.values[op.x].width;
+  auto** q = reinterpret_cast<const float**>(scratch);
+  auto* visible = reinterpret_cast<int64_t*>(scratch + queries * sizeof *q);
+  int64_t i = 0;
+  for (int64_t t = tile.begin; t < tile.end; ++t) {
+    for (int64_t g = 0; g < group(op); ++g, ++i) {
+      q[i] = value(op.x) + t * width + (tile.kv_head * group(op) + g) * op.head_dim;
+      visible[i] = step_->visible[t];
+    }
+  }
+  const uint16_t *k[kChunkTokens / kPageTokens], *v[kChunkTokens / kPageTokens];
+  AttendArgs args;
+  args.begin = chunk * kChunkTokens;
+  args.end = std::min(args.begin + kChunkTokens, tile.context);
+  for (int64_t e = args.begin; e < args.end; e += kPageTokens) {
+    const int32_t page = tile.run->pages[e / kPageTokens];
+    k[(e - args.begin) / kPageTokens] = k_page(caches_[op.cache], page, tile.kv_head);
+    v[(e - args.begin) / kPageTokens] = v_page(caches_[op.cache], page, tile.kv_head);
+  }
+  args.q = q;
+  args.queries = queries;
+  args.head_dim = op.head_dim;
+  args.scale = op.scale;
+  args.k = k;
+  args.v = v;
+  args.visible = visible;
+  args.max = out;
+  args.sum = out + queries;
+  args.acc = out + 2 * queries;
+  args.scratch = scratch + align64(max_queries(op) * 16);
+  kernels_.attend(args);
+}
+
+void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) {
+  const int64_t queries = (tile.end - tile.begin) * group(op);
+  auto* state = reinterpret_cast<float*>(scratch);
+  float* chunk = state + partial_values(op);
+  scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(op));
+  attend_chunk(op, tile, 0, state, scratch);
+  for (int64_t c = 1; c < chunks(tile.context); ++c) {
+    attend_chunk(op, tile, c, chunk, scratch);
+    for (int64_t i = 0; i < queries; ++i)
+      kernels_.attend_merge(state + i, state + queries + i, state + 2 * queries + i * op.head_dim, chunk[i],
+                            chunk[queries + i], chunk + 2 * queries + i * op.head_dim, op.head_dim);
+  }
+  finish_tile(op, tile, state);
+}
+
+// The same from chunks that were computed before: chunk c's partial result at chunks + c * partial_values(op).
+void CpuExecutor::merge_tile(const Op& op, const Tile& tile, float* parts) {
+  const int64_t queries = (tile.end - tile.begin) * group(op);
+  float* state = parts;
+  for (int64_t c = 1; c < chunks(tile.context); ++c) {
+    const float* chunk = parts + c * partial_values(op);
+    for (int64_t i = 0; i < queries; ++i)
+      kernels_.attend_merge(state + i, state + queries + i, state + 2 * queries + i * op.head_dim, chunk[i],
+                            chunk[queries + i], chunk + 2 * queries + i * op.head_dim, op.head_dim);
+  }
+  finish_tile(op, tile, state);
+}
+
+void CpuExecutor::finish_tile(const Op& op, const Tile& tile, const float* state) {
+  const int64_t queries = (tile.end - tile.begin) * group(op);
+  int64_t i = 0;
+  for (int64_t t = tile.begin; t < tile.end; ++t) {
+    float* y = value(op.out) + t * op.width + tile.kv_head * group(op) * op.head_dim;
+    for (int64_t g = 0; g < group(op); ++g, ++i)
+      kernels_.attend_finish(state + 2 * queries + i * op.head_dim, state[queries + i], y + g * op.head_dim,
+                             op.head_dim);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, int threads,
+                                            const char* isa, const LoadProgress& progress) {
+  return std::make_unique<CpuExecutor>(file, std::move(program), pages, threads, isa, progress);
+}
+
+}  // namespace glmlite

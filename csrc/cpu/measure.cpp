@@ -1,0 +1,64 @@
+#include "measure.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+
+#include "../memory.h"
+#include "kernels.h"
+#include "team.h"
+
+namespace glmlite {
+
+namespace {
+
+// Best of `passes` timings of work(thread) on all threads, in seconds.
+template <class Work>
+double best_seconds(Team& team, int passes, Work work) {
+  double best = 1e30;
+  for (int pass = 0; pass < passes; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    team.run(work);
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    best = std::min(best, elapsed.count());
+  }
+  return best;
+}
+
+}  // namespace
+
+double machine_bandwidth(int threads) {
+  Team team(threads);
+  constexpr size_t kBytes = size_t{512} << 20;
+  const Memory memory(kBytes, "measuring the bandwidth");
+  const size_t part = kBytes / static_cast<size_t>(team.size()) / 64 * 64;
+  team.run([&](int thread) { std::memset(memory.data() + part * thread, 1, part); });
+  std::atomic<uint64_t> sink{0};  // so that the reads are not optimised away
+  const double seconds = best_seconds(team, 8, [&](int thread) {
+    const uint64_t* p = memory.as<const uint64_t>(part * thread);
+    uint64_t sum[8] = {};
+    for (size_t i = 0; i < part / 8; i += 8) {
+      for (int j = 0; j < 8; ++j) sum[j] ^= p[i + j];
+    }
+    for (uint64_t s : sum) sink.fetch_xor(s, std::memory_order_relaxed);
+  });
+  return static_cast<double>(part) * team.size() / seconds / 1e9;
+}
+
+double machine_int8_peak(int threads, const char* isa) {
+  const CpuKernels& kernels = cpu_kernels(isa);
+  Team team(threads);
+  constexpr int64_t kRounds = 2'000'000;
+  std::atomic<int64_t> operations{0};
+  std::atomic<int32_t> sink{0};
+  constexpr int kPasses = 6;
+  const double seconds = best_seconds(team, kPasses, [&](int) {
+    int32_t result = 0;
+    operations.fetch_add(kernels.dot_rounds(kRounds, &result), std::memory_order_relaxed);
+    sink.fetch_xor(result, std::memory_order_relaxed);
+  });
+  return static_cast<double>(operations.load()) / kPasses / seconds / 1e9;
+}
+
+}  // namespace glmlite

@@ -1,0 +1,13 @@
+// What this machine can do at best, measured now: the yardsticks of a benchmark.
+#pragma once
+
+namespace glmlite {
+
+// GB/s that `threads` threads together read from memory: the best of several passes over half a gigabyte.
+double machine_bandwidth(int threads);
+
+// 8-bit integer operations (two per multiply-add), in 1e9 a second, that `threads` threads reach with the dot products
+// of the kernel set `isa` ("" = the default) on registers.
+double machine_int8_peak(int threads, const char* isa);
+
+}  // namespace glmlite

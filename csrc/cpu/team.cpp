@@ -1,0 +1,100 @@
+#include "team.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace glmlite {
+
+namespace {
+
+void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Long enough for the gap between two steps, short enough not to heat an idle laptop: some 50 microseconds.
+constexpr int kSpins = 2000;
+
+// Spins for `done`, then gives the core to whoever needs it (there may be more threads than cores).
+template <class Done>
+void spin_until(Done done) {
+  for (int i = 0; !done(); ++i) {
+    if (i < kSpins)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+}  // namespace
+
+Team::Team(int threads) : size_(threads) {
+  try {
+    for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { worker(i); });
+  } catch (...) {  // the system has no more threads to give: end those we have
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      quit_ = true;
+    }
+    wake_.notify_all();
+    for (auto& thread : threads_) thread.join();
+    throw;
+  }
+}
+
+Team::~Team() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    quit_ = true;
+  }
+  wake_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void Team::run(const std::function<void(int)>& work) {
+  next_.store(0, std::memory_order_relaxed);
+  if (size_ > 1) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    work_ = &work;
+    running_.store(size_ - 1, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+    wake_.notify_all();
+  }
+  work(0);
+  spin_until([this] { return running_.load(std::memory_order_acquire) == 0; });
+}
+
+void Team::worker(int thread) {
+  uint64_t seen = 0;
+  while (true) {
+    const auto called = [&] {
+      return quit_.load(std::memory_order_relaxed) || generation_.load(std::memory_order_acquire) != seen;
+    };
+    for (int i = 0; i < kSpins && !called(); ++i) pause();
+    if (!called()) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, called);
+    }
+    if (quit_.load(std::memory_order_relaxed)) return;
+    seen = generation_.load(std::memory_order_acquire);
+    (*work_)(thread);
+    running_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+void Team::barrier() {
+  const uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    next_.store(0, std::memory_order_relaxed);
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+  } else {
+    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+  }
+}
+
+}  // namespace glmlite

@@ -1,0 +1,289 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <set>
+#include <stdexcept>
+#include <string>
+
+#include "errors.h"
+
+namespace glmlite {
+
+// Takes everything back to where it was, unless the call ends well.
+class Engine::Rollback {
+ public:
+  Rollback(PageTable& table, const std::vector<Work>& works) : table_(table), works_(works) {
+    for (const Work& w : works) {
+      lengths_.push_back(table.at(w.sequence).length);
+      samplers_.push_back(w.sampler ? *w.sampler : Sampler({}));
+    }
+  }
+  ~Rollback() {
+    if (kept_) return;
+    for (size_t i = 0; i < works_.size(); ++i) {
+      // Pages reserved beyond the old length go back too.
+      table_.truncate(works_[i].sequence, lengths_[i]);
+      if (works_[i].sampler) *works_[i].sampler = samplers_[i];
+    }
+  }
+  void keep() { kept_ = true; }
+
+ private:
+  PageTable& table_;
+  const std::vector<Work>& works_;
+  std::vector<int64_t> lengths_;
+  std::vector<Sampler> samplers_;
+  bool kept_ = false;
+};
+
+Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOptions& options,
+               const LoadProgress& progress) {
+  Program program(file, ops);
+  if (options.kv_tokens < 1 || options.kv_tokens > (int64_t{1} << 40))
+    throw std::invalid_argument("kv_tokens: " + std::to_string(options.kv_tokens) + ", expected 1 or more");
+  if (options.threads < 0 || options.threads > 1024)
+    throw std::invalid_argument("threads: " + std::to_string(options.threads) + ", expected 1 to 1024, or 0");
+  tokens_ = program.tokens;
+  std::copy(program.axis_limit, program.axis_limit + 2, axis_limit_);
+  selects_ = program.selects;
+  const int64_t prefix = program.prefix, vocab = program.vocab;
+  const int64_t pages = (options.kv_tokens + kPageTokens - 1) / kPageTokens;
+  const int64_t total = pages + (prefix + kPageTokens - 1) / kPageTokens;
+  executor_ = make_cpu_executor(file, std::move(program), total, options.threads, options.isa.c_str(), progress);
+  table_ = std::make_unique<PageTable>(total, kPageTokens);
+  base_ = table_->create();
+  if (prefix > 0) {
+    std::vector<PageTable::Copy> none;
+    table_->reserve(base_, prefix, &none);
+    table_->extend(base_, prefix);
+    executor_->write_prefix(table_->at(base_).pages);
+  }
+  info_ = {vocab,
+           prefix,
+           pages * kPageTokens,
+           executor_->weight_bytes(),
+           executor_->kv_bytes(),
+           executor_->threads(),
+           executor_->isa()};
+}
+
+void Engine::require_open() const {
+  if (!executor_) throw std::invalid_argument("the engine is closed");
+}
+
+int Engine::new_sequence() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  return table_->fork(base_, info_.prefix);
+}
+
+int Engine::fork(int sequence, int64_t length) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  if (length < 0) throw std::invalid_argument("fork: length " + std::to_string(length));
+  return table_->fork(sequence, length + info_.prefix);
+}
+
+void Engine::truncate(int sequence, int64_t length) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  if (length < 0) throw std::invalid_argument("truncate: length " + std::to_string(length));
+  table_->truncate(sequence, length + info_.prefix);
+}
+
+void Engine::free(int sequence) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  if (sequence == base_) throw std::invalid_argument("sequence " + std::to_string(sequence) + ": there is none");
+  table_->free(sequence);
+}
+
+int64_t Engine::length(int sequence) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  return table_->at(sequence).length - info_.prefix;
+}
+
+int64_t Engine::kv_free() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  return table_->free_pages() * table_->page_tokens();
+}
+
+size_t Engine::scratch_bytes() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  return executor_->scratch_bytes();
+}
+
+double Engine::progress() const {
+  const std::shared_ptr<Executor> executor = std::atomic_load(&executor_);
+  return executor ? executor->progress() : 0;
+}
+
+void Engine::close() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::atomic_store(&executor_, std::shared_ptr<Executor>());
+  table_.reset();
+}
+
+// Checks the works and lays their tokens out as one step.
+void Engine::plan(const std::vector<Work>& works, const std::vector<int32_t>& rows, Step* step) {
+  std::set<int> seen;
+  for (const Work& w : works) {
+    const std::string who = "sequence " + std::to_string(w.sequence) + ": ";
+    const PageTable::Sequence& s = table_->at(w.sequence);
+    if (w.sequence == base_) throw std::invalid_argument(who + "there is none");
+    if (!seen.insert(w.sequence).second) throw std::invalid_argument(who + "twice in one step");
+    if (w.tokens.empty()) throw std::invalid_argument(who + "no tokens");
+    if (w.positions.size() != w.tokens.size())
+      throw std::invalid_argument(who + std::to_string(w.tokens.size()) + " tokens, " +
+                                  std::to_string(w.positions.size()) + " positions");
+    const auto count = static_cast<int64_t>(w.tokens.size());
+    const int64_t after = s.length - info_.prefix + count;
+    if (w.visible < 0 || w.visible > after)
+      throw std::invalid_argument(who + "visible is " + std::to_string(w.visible) + ", the sequence will have " +
+                                  std::to_string(after));
+    const auto begin = static_cast<int64_t>(step->tokens.size());
+    for (int64_t i = 0; i < count; ++i) {
+      if (w.tokens[i] < 0 || w.tokens[i] >= tokens_)
+        throw std::invalid_argument(who + "token " + std::to_string(w.tokens[i]) + ", the vocabulary has " +
+                                    std::to_string(tokens_));
+      step->tokens.push_back(w.tokens[i]);
+      for (int axis = 0; axis < 2; ++axis) {
+        const int32_t position = w.positions[i][axis];
+        if (position < 0 || position >= axis_limit_[axis])
+          throw std::invalid_argument(who + "position " + std::to_string(position) + " on axis " +
+                                      std::to_string(axis) + ", the model has positions 0 to " +
+                                      std::to_string(axis_limit_[axis] - 1));
+        step->positions[axis].push_back(position);
+      }
+      step->entry.push_back(s.length + i);
+      step->visible.push_back(w.visible > 0 ? info_.prefix + w.visible : s.length + i + 1);
+    }
+    step->runs.push_back({begin, begin + count, nullptr});
+  }
+  if (works.empty()) throw std::invalid_argument("a step needs at least one token");
+  for (int32_t row : rows) {
+    if (row < 0 || row >= static_cast<int64_t>(step->tokens.size()))
+      throw std::invalid_argument("row " + std::to_string(row) + ", the step has " +
+                                  std::to_string(step->tokens.size()) + " tokens");
+  }
+  step->rows = rows;
+}
+
+// Pages for all works, or none.
+bool Engine::reserve(const std::vector<Work>& works) {
+  for (size_t i = 0; i < works.size(); ++i) {
+    std::vector<PageTable::Copy> copies;
+    if (!table_->reserve(works[i].sequence, static_cast<int64_t>(works[i].tokens.size()), &copies)) {
+      for (size_t j = 0; j < i; ++j) table_->truncate(works[j].sequence, table_->at(works[j].sequence).length);
+      return false;
+    }
+    for (const auto& copy : copies) executor_->copy_page(copy.from, copy.to);
+  }
+  return true;
+}
+
+// One step of works whose pages are reserved. Logits of `rows`, valid until the next step.
+const float* Engine::advance(const std::vector<Work>& works, const std::vector<int32_t>& rows, const CancelFlag* cancel,
+                             const Watch* watch) {
+  Step step;
+  plan(works, rows, &step);
+  for (size_t i = 0; i < works.size(); ++i) step.runs[i].pages = table_->at(works[i].sequence).pages.data();
+  int64_t bad = -1;
+  const float* logits = executor_->run(step, cancel, watch, &bad);
+  if (bad >= 0) {
+    const auto run = std::find_if(step.runs.begin(), step.runs.end(), [&](const Run& r) { return bad < r.end; });
+    const Work& w = works[static_cast<size_t>(run - step.runs.begin())];
+    throw std::runtime_error("sequence " + std::to_string(w.sequence) +
+                             ": the model's numbers are not finite at token " +
+                             std::to_string(step.entry[bad] - info_.prefix) + " (id " +
+                             std::to_string(step.tokens[bad]) + "): its weights are damaged, or overflow");
+  }
+  for (const Work& w : works) table_->extend(w.sequence, static_cast<int64_t>(w.tokens.size()));
+  return logits;
+}
+
+static std::runtime_error cache_full(const PageTable& table) {
+  return std::runtime_error("the KV cache is full: " + std::to_string(table.free_pages() * table.page_tokens()) +
+                            " tokens' room is left, in pages of " + std::to_string(table.page_tokens()));
+}
+
+std::vector<float> Engine::step(const std::vector<Work>& works, const std::vector<int32_t>& rows,
+                                const CancelFlag* cancel, const Watch* watch) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  Step checked;
+  plan(works, rows, &checked);
+  Rollback rollback(*table_, works);
+  if (!reserve(works)) throw cache_full(*table_);
+  const float* logits = advance(works, rows, cancel, watch);
+  std::vector<float> result;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const float* row = logits + (selects_ ? static_cast<int64_t>(i) : rows[i]) * info_.vocab;
+    result.insert(result.end(), row, row + info_.vocab);
+  }
+  rollback.keep();
+  return result;
+}
+
+std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, double max_ms, const CancelFlag* cancel) {
+  const auto start = std::chrono::steady_clock::now();
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  Step checked;
+  plan(works, {}, &checked);
+  Rollback rollback(*table_, works);
+  std::vector<std::vector<Sample>> samples(works.size());
+  std::vector<Work> active = works;
+  std::vector<size_t> origin(works.size());  // index in `works` of each active one
+  for (size_t i = 0; i < works.size(); ++i) origin[i] = i;
+  for (bool first = true; !active.empty(); first = false) {
+    if (!reserve(active)) {
+      if (first) throw cache_full(*table_);
+      break;  // what was sampled so far is good
+    }
+    std::vector<int32_t> rows;
+    int32_t last = -1;
+    for (const Work& w : active) {
+      last += static_cast<int32_t>(w.tokens.size());
+      if (w.sampler) rows.push_back(last);
+    }
+    const float* logits = advance(active, rows, cancel, nullptr);
+    std::vector<Work> next;
+    std::vector<size_t> next_origin;
+    size_t row = 0;
+    for (size_t i = 0; i < active.size(); ++i) {
+      Work& w = active[i];
+      if (!w.sampler) continue;
+      const int64_t at = selects_ ? static_cast<int64_t>(row) : rows[row];
+      ++row;
+      auto& out = samples[origin[i]];
+      out.push_back(w.sampler->sample(logits + at * info_.vocab, info_.vocab));
+      const int32_t token = out.back().token;
+      if (static_cast<int64_t>(out.size()) >= w.budget || w.sampler->stops(token) || token >= tokens_) continue;
+      const auto n = static_cast<int32_t>(out.size()) - 1;
+      Work more;
+      more.sequence = w.sequence;
+      more.tokens = {token};
+      more.positions = {{w.next_position[0] + n * w.position_step[0], w.next_position[1] + n * w.position_step[1]}};
+      if (more.positions[0][0] >= axis_limit_[0] || more.positions[0][1] >= axis_limit_[1]) continue;
+      more.sampler = w.sampler;
+      more.budget = w.budget;
+      more.next_position = w.next_position;
+      more.position_step = w.position_step;
+      next.push_back(std::move(more));
+      next_origin.push_back(origin[i]);
+    }
+    active = std::move(next);
+    origin = std::move(next_origin);
+    const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
+    if (elapsed.count() >= max_ms) break;
+  }
+  rollback.keep();
+  return samples;
+}
+
+}  // namespace glmlite

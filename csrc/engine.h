@@ -1,0 +1,83 @@
+// Steps over sequences: what a model does with tokens, whatever device runs it.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "executor.h"
+#include "kv.h"
+#include "sampler.h"
+
+namespace glmlite {
+
+// What one sequence does in a call: enter `tokens`, then, with a sampler, up to `budget` sampled tokens.
+struct Work {
+  int sequence = 0;
+  std::vector<int32_t> tokens;
+  std::vector<std::array<int32_t, 2>> positions;  // one per token
+  int64_t visible = 0;                            // 0: causal; n: each token sees the first n entries
+  std::shared_ptr<Sampler> sampler;
+  int64_t budget = 1;
+  std::array<int32_t, 2> next_position{0, 0};  // of the first sampled token
+  std::array<int32_t, 2> position_step{1, 0};  // from one sampled token to the next
+};
+
+struct EngineOptions {
+  int64_t kv_tokens = 0;
+  int threads = 0;
+  std::string isa;
+};
+
+// One call computes at a time; calls from other threads wait. Any call that throws leaves sequences and samplers as
+// they were before it. After `close` every call throws std::invalid_argument.
+class Engine {
+ public:
+  Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOptions& options, const LoadProgress& progress);
+
+  int new_sequence();
+  int fork(int sequence, int64_t length);
+  void truncate(int sequence, int64_t length);
+  void free(int sequence);
+  int64_t length(int sequence);
+  int64_t kv_free();
+
+  // Logits (rows, vocab) of the works' tokens, counted one work after another.
+  std::vector<float> step(const std::vector<Work>& works, const std::vector<int32_t>& rows, const CancelFlag* cancel,
+                          const Watch* watch = nullptr);
+  // One step for all works, then further ones for those that sample, until max_ms have passed or none is left.
+  std::vector<std::vector<Sample>> run(const std::vector<Work>& works, double max_ms, const CancelFlag* cancel);
+  void close();
+
+  struct Info {
+    int64_t vocab, prefix, kv_tokens;
+    size_t weight_bytes, kv_bytes;
+    int threads;
+    std::string isa;
+  };
+  const Info& info() const { return info_; }
+  size_t scratch_bytes();
+  double progress() const;  // of the step in progress; safe while one runs
+
+ private:
+  // Restores lengths (and samplers) unless `keep` is called.
+  class Rollback;
+
+  void require_open() const;
+  const float* advance(const std::vector<Work>& works, const std::vector<int32_t>& rows, const CancelFlag* cancel,
+                       const Watch* watch);
+  void plan(const std::vector<Work>& works, const std::vector<int32_t>& rows, Step* step);
+  bool reserve(const std::vector<Work>& works);
+
+  std::mutex mutex_;
+  std::shared_ptr<Executor> executor_;  // null once closed
+  std::unique_ptr<PageTable> table_;
+  int base_ = 0;  // sequence that holds the program's prefix
+  int64_t tokens_ = 0;
+  int64_t axis_limit_[2];
+  bool selects_ = false;
+  Info info_;
+};
+
+}  // namespace glmlite

@@ -1,0 +1,63 @@
+// What the engine asks of a device: run a program's steps and keep its weights and KV pages.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "program.h"
+
+namespace glmlite {
+
+// The tokens of one sequence in a step, in order: they are the step's tokens [begin, end).
+struct Run {
+  int64_t begin, end;
+  const int32_t* pages;  // the sequence's pages: entry e of its cache lies in pages[e / kPageTokens]
+};
+
+// One step, planned by the engine. Arrays have one element per token.
+struct Step {
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> positions[2];  // by axis
+  std::vector<int64_t> entry;         // where the token's key and value go in its sequence's cache
+  std::vector<int64_t> visible;       // it sees the entries below this
+  std::vector<Run> runs;
+  std::vector<int32_t> rows;  // tokens whose logits are wanted, ascending
+};
+
+// Set by any thread, seen between ops.
+struct CancelFlag {
+  std::atomic<bool> set{false};
+};
+
+// Called after each op with its result, rows x width. For tracing.
+using Watch = std::function<void(int value, const float* rows, int64_t count, int64_t width)>;
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  // Runs the step. Logits: (rows, vocab), valid until the next call. Entries of the cache that the step writes are
+  // garbage if it throws: Cancelled, OutOfMemory.
+  // *bad_token: the first token whose logits, keys or values are not finite, or -1.
+  virtual const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) = 0;
+  virtual void copy_page(int32_t from, int32_t to) = 0;
+  // Writes the program's prefix into the pages of the first sequence.
+  virtual void write_prefix(const std::vector<int32_t>& pages) = 0;
+
+  virtual size_t weight_bytes() const = 0;
+  virtual size_t kv_bytes() const = 0;
+  virtual size_t scratch_bytes() const = 0;
+  virtual int threads() const = 0;
+  virtual const char* isa() const = 0;
+  // Ops of the step in progress that are done, of all.
+  virtual double progress() const = 0;
+};
+
+// progress(done, total) in bytes of the file; false cancels the load (Cancelled).
+using LoadProgress = std::function<bool(uint64_t done, uint64_t total)>;
+
+std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, int threads,
+                                            const char* isa, const LoadProgress& progress);
+
+}  // namespace glmlite

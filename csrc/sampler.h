@@ -1,0 +1,58 @@
+// From logits to a token.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace glmlite {
+
+struct SamplerOptions {
+  double temperature = 0;  // 0: the largest logit
+  int64_t top_k = 0;       // 0: off
+  double top_p = 1;
+  double min_p = 0;
+  double repetition_penalty = 1;
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+  int64_t penalty_window = 256;
+  uint64_t seed = 0;
+  std::vector<std::pair<int32_t, double>> logit_bias;
+  int logprobs = -1;  // -1: none; n >= 0: of the sampled token and of the n most likely
+  std::vector<int32_t> stop;
+};
+
+struct Sample {
+  int32_t token;
+  double logprob;                               // NaN unless asked for
+  std::vector<std::pair<int32_t, double>> top;  // most likely first
+};
+
+// One stream of tokens. The n-th draw of a seed is a fixed number, so a stream does not depend on what else runs.
+class Sampler {
+ public:
+  explicit Sampler(SamplerOptions options);  // throws std::invalid_argument
+  void accept(const int32_t* tokens, int64_t count);
+  // Draws from `vocab` finite logits and accepts the token.
+  // Order: logit_bias; repetition (Keskar et al. 2019), presence and frequency penalties over the window; then the
+  // largest at temperature 0, lowest id on ties; otherwise the top_k largest, softmax(logit / temperature), the fewest
+  // most likely whose probabilities reach top_p (Holtzman et al. 2020), those of at least min_p times the largest, one
+  // draw in order of likelihood.
+  Sample sample(const float* logits, int64_t vocab);
+  bool stops(int32_t token) const { return stop_.count(token) != 0; }
+
+ private:
+  void accept(int32_t token);
+  int32_t draw(const float* logits, int64_t vocab);
+  double next_uniform();
+
+  SamplerOptions options_;
+  std::unordered_set<int32_t> stop_;
+  std::deque<int32_t> window_;
+  std::unordered_map<int32_t, int64_t> counts_;  // of the tokens in the window
+  uint64_t draws_ = 0;
+};
+
+}  // namespace glmlite

@@ -1,0 +1,368 @@
+// The GGUF reader against files made by hand: what it reads, and that no bytes make it crash. Exact-size heap buffers
+// let AddressSanitizer see every read past a file's end.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <thread>
+
+#include "check.h"
+#include "errors.h"
+#include "gguf.h"
+
+using namespace glmlite;
+
+namespace {
+
+template <class T>
+std::string raw(T value) {
+  return std::string(reinterpret_cast<const char*>(&value), sizeof value);
+}
+std::string text(const std::string& s) { return raw(uint64_t{s.size()}) + s; }
+std::string value(const std::string& key, ValueType type, const std::string& bytes) {
+  return text(key) + raw(type) + bytes;
+}
+std::string array(ValueType type, uint64_t count, const std::string& bytes) { return raw(type) + raw(count) + bytes; }
+// dims in GGUF's order
+std::string tensor(const std::string& name, const std::vector<uint64_t>& dims, uint32_t type, uint64_t offset) {
+  std::string out = text(name) + raw(static_cast<uint32_t>(dims.size()));
+  for (uint64_t size : dims) out += raw(size);
+  return out + raw(type) + raw(offset);
+}
+
+struct Builder {
+  uint32_t version = 3;
+  std::vector<std::string> values, tensors;
+  std::string data;
+  size_t alignment = 32;
+
+  std::string bytes() const {
+    std::string out = "GGUF" + raw(version) + raw(uint64_t{tensors.size()}) + raw(uint64_t{values.size()});
+    for (const std::string& part : values) out += part;
+    for (const std::string& part : tensors) out += part;
+    if (tensors.empty()) return out;
+    out.resize((out.size() + alignment - 1) / alignment * alignment);
+    return out + data;
+  }
+};
+
+Header parse(const std::string& file) {
+  std::unique_ptr<uint8_t[]> exact(new uint8_t[file.size()]);
+  std::memcpy(exact.get(), file.data(), file.size());
+  Header header = parse_gguf(exact.get(), file.size(), "m.gguf");
+  for (Tensor& tensor : header.tensors) {
+    // Every byte of every tensor can be read.
+    volatile uint8_t sum = 0;
+    for (uint64_t i = 0; i < tensor.bytes; ++i) sum = static_cast<uint8_t>(sum + tensor.data[i]);
+    tensor.data = nullptr;
+  }
+  return header;
+}
+
+// All kinds of values, tensors of three types, one of them unknown.
+std::string sample() {
+  Builder b;
+  b.values = {
+      value("u8", ValueType::kUint8, raw(uint8_t{200})),
+      value("flag", ValueType::kBool, raw(uint8_t{1})),
+      value("f", ValueType::kFloat32, raw(1.5f)),
+      value("s", ValueType::kString, text("\xE4\xBD\xA0\xFF")),
+      value("numbers", ValueType::kArray,
+            array(ValueType::kInt32, 3, raw(int32_t{-1}) + raw(int32_t{2}) + raw(int32_t{3}))),
+      value("words", ValueType::kArray, array(ValueType::kString, 3, text("ab") + text("") + text("c"))),
+      value("nested", ValueType::kArray,
+            array(ValueType::kArray, 2, array(ValueType::kUint8, 1, "x") + array(ValueType::kString, 1, text("y")))),
+      value("general.alignment", ValueType::kUint32, raw(uint32_t{8})),
+  };
+  b.tensors = {tensor("q", {64, 2}, 2, 0), tensor("f", {3}, 0, 72), tensor("odd", {5}, 4242, 88)};
+  b.data = std::string(95, '\7');
+  b.alignment = 8;
+  return b.bytes();
+}
+
+std::string one_tensor(const std::vector<uint64_t>& dims, uint32_t type, uint64_t offset, size_t data_bytes) {
+  Builder b;
+  b.tensors = {tensor("t", dims, type, offset)};
+  b.data = std::string(data_bytes, '\0');
+  return b.bytes();
+}
+
+std::string one_value(const std::string& bytes) {
+  Builder b;
+  b.values = {bytes};
+  return b.bytes();
+}
+
+// A folder that goes when the test ends.
+struct Folder {
+  std::filesystem::path path;
+  Folder() {
+    std::random_device random;
+    path = std::filesystem::temp_directory_path() / ("glmlite-test-" + std::to_string(random()));
+    std::filesystem::create_directory(path);
+  }
+  ~Folder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+  }
+  std::string write(const std::string& name, const std::string& bytes) const {
+    std::filesystem::path file = path / std::filesystem::u8path(name);
+    std::ofstream(file, std::ios::binary) << bytes;
+    return file.u8string();
+  }
+};
+
+std::string part(uint16_t no, uint16_t count, const std::string& name, int32_t total) {
+  Builder b;
+  b.values = {value("split.no", ValueType::kUint16, raw(no)), value("split.count", ValueType::kUint16, raw(count)),
+              value("split.tensors.count", ValueType::kInt32, raw(total))};
+  b.tensors = {tensor(name, {4}, 0, 0)};
+  b.data = raw(float(no)) + std::string(12, '\0');
+  return b.bytes();
+}
+
+}  // namespace
+
+TEST(reads_values_and_tensors) {
+  for (uint32_t version : {2u, 3u}) {
+    std::string file = sample();
+    std::memcpy(&file[4], &version, 4);
+    Header h = parse(file);
+    CHECK(h.version == version);
+    CHECK(h.metadata.size() == 8);
+    CHECK(h.metadata[0].first == "u8" && h.metadata[0].second.bytes == "\xC8" && !h.metadata[0].second.is_array);
+    CHECK(h.metadata[3].second.bytes == "\xE4\xBD\xA0\xFF");
+    CHECK(h.metadata[4].second.is_array && h.metadata[4].second.bytes.size() == 12);
+    CHECK(h.metadata[5].second.bytes == "abc");
+    CHECK((h.metadata[5].second.ends == std::vector<uint64_t>{2, 2, 3}));
+    CHECK(h.metadata[6].second.items.size() == 2 && h.metadata[6].second.items[1].bytes == "y");
+    CHECK(h.tensors.size() == 3);
+    const Tensor &q = h.tensors[0], &f = h.tensors[1], &odd = h.tensors[2];
+    CHECK((q.shape == std::vector<int64_t>{2, 64}));
+    CHECK(q.known && q.format == Format::kQ4_0 && q.bytes == 72 && q.offset == file.size() - 95);
+    CHECK(f.known && f.bytes == 12 && f.offset == q.offset + 72);
+    CHECK(!odd.known && odd.bytes == 7);
+  }
+}
+
+TEST(refuses_what_is_not_gguf) {
+  CHECK_THROWS(FormatError, "m.gguf: the header is missing: the file is empty", parse(""));
+  CHECK_THROWS(FormatError, "begins with 'PK\\x03\\x04', expected 'GGUF'", parse("PK\3\4 and more"));
+  CHECK_THROWS(FormatError, "cut short", parse("GGU"));
+  Builder b;
+  b.version = 1;
+  CHECK_THROWS(FormatError, "GGUF version 1, expected 2 or 3", parse(b.bytes()));
+  b.version = 4;
+  CHECK_THROWS(FormatError, "GGUF version 4, expected 2 or 3", parse(b.bytes()));
+  b.version = 0x03000000;
+  CHECK_THROWS(FormatError, "big-endian", parse(b.bytes()));
+  b.version = 3;
+  CHECK(parse(b.bytes()).tensors.empty());
+}
+
+TEST(counts_do_not_allocate) {
+  uint64_t huge = uint64_t{1} << 60;
+  std::string empty = Builder().bytes();
+  std::string tensors = empty, values = empty;
+  std::memcpy(&tensors[8], &huge, 8);
+  std::memcpy(&values[16], &huge, 8);
+  CHECK_THROWS(FormatError, "1152921504606846976 tensors", parse(tensors));
+  CHECK_THROWS(FormatError, "1152921504606846976 metadata values", parse(values));
+  for (uint64_t count : {huge, ~uint64_t{0}, uint64_t{5}}) {
+    for (uint32_t type = 0; type <= 12; ++type) {
+      std::string bytes = array(static_cast<ValueType>(type), count, "abcd");
+      CHECK_THROWS(FormatError, "metadata 'k' counts " + std::to_string(count),
+                   parse(one_value(value("k", ValueType::kArray, bytes))));
+    }
+    CHECK_THROWS(FormatError, "bytes of text", parse(one_value(value("k", ValueType::kString, raw(count) + "abcd"))));
+  }
+}
+
+TEST(refuses_bad_values) {
+  CHECK_THROWS(FormatError, "value type 13", parse(one_value(text("k") + raw(uint32_t{13}) + "12345678")));
+  CHECK_THROWS(FormatError, "value type 77",
+               parse(one_value(value("k", ValueType::kArray, raw(uint32_t{77}) + raw(uint64_t{0})))));
+  CHECK_THROWS(FormatError, "bool of byte 2", parse(one_value(value("k", ValueType::kBool, "\2"))));
+  CHECK_THROWS(FormatError, "bool of byte 255",
+               parse(one_value(value("k", ValueType::kArray, array(ValueType::kBool, 2, "\1\xFF")))));
+  for (const char* key : {"\xFF", "\xC0\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE4\xBD", "\xF0\x80\x80\x80"}) {
+    CHECK_THROWS(FormatError, "expected UTF-8", parse(one_value(value(key, ValueType::kUint8, "x"))));
+  }
+  CHECK(parse(one_value(value("\xF0\x9F\x98\x80", ValueType::kUint8, "x"))).metadata.size() == 1);
+  Builder b;
+  b.values = {value("k", ValueType::kUint8, "x"), value("k", ValueType::kUint8, "x")};
+  CHECK_THROWS(FormatError, "metadata 'k' is there twice", parse(b.bytes()));
+
+  std::string nested = array(ValueType::kUint8, 1, "x");
+  for (int depth = 2; depth <= 4; ++depth) nested = array(ValueType::kArray, 1, nested);
+  CHECK(parse(one_value(value("k", ValueType::kArray, nested))).metadata.size() == 1);
+  for (int depth = 5; depth <= 10000; ++depth) {
+    if (depth == 5 || depth == 10000) {
+      CHECK_THROWS(FormatError, "nests arrays more than 4 deep",
+                   parse(one_value(value("k", ValueType::kArray, array(ValueType::kArray, 1, nested)))));
+    }
+    if (depth < 10) nested = array(ValueType::kArray, 1, nested);
+  }
+}
+
+TEST(refuses_bad_alignment) {
+  auto with = [](ValueType type, const std::string& bytes) {
+    return parse(one_value(value("general.alignment", type, bytes)));
+  };
+  CHECK_THROWS(FormatError, "is 0, expected a power of two", with(ValueType::kUint32, raw(uint32_t{0})));
+  CHECK_THROWS(FormatError, "is 24, expected a power of two", with(ValueType::kUint32, raw(uint32_t{24})));
+  CHECK_THROWS(FormatError, "uint32", with(ValueType::kUint64, raw(uint64_t{32})));
+  CHECK_THROWS(FormatError, "uint32", with(ValueType::kArray, array(ValueType::kUint32, 1, raw(uint32_t{32}))));
+  CHECK(with(ValueType::kUint32, raw(uint32_t{1} << 31)).metadata.size() == 1);
+}
+
+TEST(refuses_bad_tensors) {
+  uint64_t top = ~uint64_t{0};
+  CHECK(parse(one_tensor({32, 4}, 2, 0, 72)).tensors[0].bytes == 72);
+  CHECK_THROWS(FormatError, "tensor 't' has 72 bytes at offset 0", parse(one_tensor({32, 4}, 2, 0, 71)));
+  CHECK_THROWS(FormatError, "has 0 dimensions", parse(one_tensor({}, 0, 0, 64)));
+  CHECK_THROWS(FormatError, "has 5 dimensions", parse(one_tensor({1, 1, 1, 1, 1}, 0, 0, 64)));
+  CHECK_THROWS(FormatError, "has a dimension of 0", parse(one_tensor({0}, 0, 0, 64)));
+  CHECK_THROWS(FormatError, "has a dimension of 0", parse(one_tensor({4, 0, 2}, 0, 0, 64)));
+  CHECK_THROWS(FormatError, "has a dimension of 18446744073709551615", parse(one_tensor({top}, 0, 0, 64)));
+  CHECK_THROWS(FormatError, "(2, 33) of Q4_0, expected rows of a multiple of 32", parse(one_tensor({33, 2}, 2, 0, 64)));
+  // 2^62 * 4 bytes, and 2^32 * 2^32, are 0 modulo 2^64.
+  CHECK_THROWS(FormatError, "more than the whole file", parse(one_tensor({uint64_t{1} << 62}, 0, 0, 64)));
+  CHECK_THROWS(FormatError, "more than the whole file",
+               parse(one_tensor({uint64_t{1} << 32, uint64_t{1} << 32}, 0, 0, 64)));
+  CHECK_THROWS(FormatError, "expected a multiple of 32", parse(one_tensor({1}, 0, 4, 64)));
+  CHECK_THROWS(FormatError, "has 4 bytes at offset 64", parse(one_tensor({1}, 0, 64, 64)));
+  CHECK_THROWS(FormatError, "bytes at offset 18446744073709551584", parse(one_tensor({1}, 0, top - 31, 64)));
+  CHECK_THROWS(FormatError, "bytes at offset", parse(one_tensor({1}, 9999, 64, 64)));
+  CHECK(parse(one_tensor({uint64_t{1} << 62, 4}, 9999, 0, 64)).tensors[0].bytes == 64);
+}
+
+TEST(refuses_tensors_in_each_others_way) {
+  auto two = [](uint64_t first, uint64_t second, uint32_t type = 0) {
+    Builder b;
+    b.tensors = {tensor("a", {16}, type, first), tensor("b", {16}, type, second)};
+    b.data = std::string(256, '\0');
+    return parse(b.bytes());
+  };
+  CHECK(two(0, 64).tensors.size() == 2);
+  CHECK(two(128, 0).tensors.size() == 2);
+  CHECK_THROWS(FormatError, "tensor 'a' overlaps tensor 'b'", two(0, 32));
+  CHECK_THROWS(FormatError, "tensor 'b' overlaps tensor 'a'", two(32, 0));
+  CHECK_THROWS(FormatError, "overlaps", two(64, 64));
+  CHECK_THROWS(FormatError, "overlaps", two(64, 64, 9999));
+  Builder b;
+  b.tensors = {tensor("a", {1}, 0, 0), tensor("a", {1}, 0, 32)};
+  b.data = std::string(64, '\0');
+  CHECK_THROWS(FormatError, "tensor 'a' is there twice", parse(b.bytes()));
+}
+
+TEST(survives_any_cut_and_any_byte) {
+  const std::string file = sample();
+  size_t loaded = 0;
+  auto attempt = [&](const std::string& bytes) {
+    try {
+      parse(bytes);
+      ++loaded;
+    } catch (const FormatError&) {}
+  };
+  for (size_t size = 0; size < file.size(); ++size) attempt(file.substr(0, size));
+  // Only the last tensor, of unknown size, can do with less.
+  CHECK(loaded == 6);
+  for (size_t at = 0; at < file.size(); ++at) {
+    for (int flip : {0xFF, 1, 2, 4, 8, 16, 32, 64, 128}) {
+      std::string changed = file;
+      changed[at] = static_cast<char>(changed[at] ^ flip);
+      attempt(changed);
+    }
+  }
+  // All bytes of tensor data, among others, are free.
+  CHECK(loaded > 95 * 9);
+}
+
+TEST(messages_are_utf8) {
+  CHECK(printable("a\xFF\n\x7F\xE4\xBD\xA0") == "a\\xff\\x0a\\x7f\xE4\xBD\xA0");
+  CHECK(printable(std::string(300, 'x')) == std::string(200, 'x') + "...");
+  CHECK(printable("\xE4\xBD\xA0\xE4\xBD\xA0", 1) == "\xE4\xBD\xA0...");
+}
+
+TEST(opens_files) {
+  Folder folder;
+  CHECK_THROWS(FileError, "No such file", Gguf((folder.path / "none.gguf").u8string()));
+  CHECK_THROWS(FileError, "directory", Gguf(folder.path.u8string()));
+  CHECK_THROWS(FormatError, "empty", Gguf(folder.write("empty.gguf", "")));
+  std::string path = folder.write("\xE6\xA8\xA1\xE5\x9E\x8B \xF0\x9F\x98\x80.gguf", sample());
+  Gguf gguf(path);
+  CHECK(gguf.contents()->bytes() == sample().size());
+  CHECK(gguf.find("none") == nullptr);
+  const Tensor* q = gguf.find("q");
+  CHECK(q != nullptr && q->data[71] == 7);
+  gguf.release(q->data, q->bytes);
+  CHECK(q->data[71] == 7);
+  gguf.release(nullptr, 1);
+  std::shared_ptr<const Gguf::Contents> held = gguf.contents();
+  gguf.close();
+  gguf.close();
+  CHECK(q->data[0] == 7);
+  CHECK_THROWS(std::invalid_argument, "closed", gguf.contents());
+  CHECK_THROWS(std::invalid_argument, "closed", gguf.find("q"));
+}
+
+TEST(opens_split_files) {
+  Folder folder;
+  folder.write("m-00001-of-00002.gguf", part(0, 2, "a", 2));
+  std::string second = folder.write("m-00002-of-00002.gguf", part(1, 2, "b", 2));
+  Gguf gguf(second);
+  CHECK(gguf.contents()->parts.size() == 2);
+  float value;
+  std::memcpy(&value, gguf.find("b")->data, sizeof value);
+  CHECK(value == 1.0f && gguf.find("a")->part == 0 && gguf.find("b")->part == 1);
+
+  CHECK_THROWS(FileError, "x-00001-of-00002.gguf", Gguf(folder.write("x-00002-of-00002.gguf", part(1, 2, "b", 2))));
+  CHECK_THROWS(FormatError, "ends in '-00002-of-00002.gguf'", Gguf(folder.write("y.gguf", part(1, 2, "b", 2))));
+  CHECK_THROWS(FormatError, "'split.no' is 2", Gguf(folder.write("y.gguf", part(2, 2, "b", 2))));
+  folder.write("z-00001-of-00002.gguf", part(1, 2, "a", 2));
+  CHECK_THROWS(FormatError, "expected 0 of 2", Gguf(folder.write("z-00002-of-00002.gguf", part(1, 2, "b", 2))));
+  folder.write("d-00001-of-00002.gguf", part(0, 2, "b", 2));
+  CHECK_THROWS(FormatError, "in another part", Gguf(folder.write("d-00002-of-00002.gguf", part(1, 2, "b", 2))));
+  folder.write("n-00001-of-00002.gguf", part(0, 2, "a", 3));
+  CHECK_THROWS(FormatError, "have 2 tensors, 'split.tensors.count' is 3",
+               Gguf(folder.write("n-00002-of-00002.gguf", part(1, 2, "b", 3))));
+}
+
+TEST(threads_read_while_another_closes) {
+  Folder folder;
+  Gguf gguf(folder.write("m.gguf", sample()));
+  std::atomic<int> reads{0}, refused{0};
+  std::vector<std::thread> readers;
+  for (int i = 0; i < 4; ++i) {
+    readers.emplace_back([&] {
+      try {
+        for (;;) {
+          std::shared_ptr<const Gguf::Contents> held = gguf.contents();
+          const Tensor* q = gguf.find("q");
+          reads += q->data[5] == 7;
+          gguf.release(q->data, q->bytes);
+        }
+      } catch (const std::invalid_argument&) { ++refused; }
+    });
+  }
+  while (reads < 100) std::this_thread::yield();
+  gguf.close();
+  for (std::thread& reader : readers) reader.join();
+  CHECK(refused == 4);
+}
+
+#ifndef _WIN32
+TEST(notices_a_file_cut_short) {
+  Folder folder;
+  std::string path = folder.write("m.gguf", sample());
+  Gguf gguf(path);
+  std::filesystem::resize_file(path, 100);
+  CHECK_THROWS(FormatError, "cut short after it was opened", gguf.find("q"));
+}
+#endif
+
+RUN_TESTS()

@@ -1,0 +1,141 @@
+"""Attention over KV pages against its twin, and what must not change a bit of it."""
+
+import numpy as np
+import pytest
+import twins_rows as twins
+
+from glmlite import _native
+
+QUERIES = [1, 2, 5, 16, 33]
+CONTEXTS = [1, 31, 32, 33, 255, 256, 257, 700]
+
+
+def attend(q, k, v, visible, scale=None, isa="scalar"):
+    scale = 1 / np.sqrt(q.shape[1]) if scale is None else scale
+    return _native.kernel_attend(isa, q, k, v, np.asarray(visible, np.int64), scale)
+
+
+def assert_same_bits(a, b, **why):
+    np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32), **why)
+
+
+def assert_within(got, twin):
+    want, bound = twin
+    off = np.abs(got - want)
+    assert (off <= bound).all(), f"off by {np.max(off / bound)} of the bound"
+
+
+def case(seed, m, head_dim, ctx, scale=1.0):
+    rng = np.random.default_rng(seed)
+    q, k, v = ((rng.standard_normal((n, head_dim)) * scale).astype(np.float32) for n in (m, ctx, ctx))
+    visible = rng.integers(1, ctx, m, endpoint=True)
+    visible[-1] = ctx
+    return q, k, v, visible
+
+
+@pytest.mark.parametrize("ctx", CONTEXTS)
+@pytest.mark.parametrize("head_dim", [1, 32, 64, 80, 100, 128, 256])
+def test_attend(head_dim, ctx):
+    for m in QUERIES:
+        q, k, v, visible = case(m, m, head_dim, ctx)
+        scalar = attend(q, k, v, visible)
+        assert_within(scalar, twins.attend(q, k, v, visible, 1 / np.sqrt(head_dim)))
+        for isa in _native.isas():
+            assert_same_bits(attend(q, k, v, visible, isa=isa), scalar, err_msg=f"{isa}, {m} queries")
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("head_dim", [80, 128])
+def test_a_query_depends_on_no_other(isa, head_dim):
+    q, k, v, visible = case(0, 33, head_dim, 700)
+    together = attend(q, k, v, visible, isa=isa)
+    for i in range(33):
+        alone = attend(q[i : i + 1], k, v, visible[i : i + 1], isa=isa)
+        assert_same_bits(together[i : i + 1], alone, err_msg=f"query {i}")
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+def test_what_is_not_visible_has_no_influence(isa):
+    """Neither its values, nor how far the context goes on: a chunk of which a query sees nothing merges as nothing."""
+    q, k, v, visible = case(1, 16, 64, 700)
+    visible[:] = np.minimum(visible, 300)
+    visible[0] = 10
+    short = attend(q, k[:300], v[:300], visible, isa=isa)
+    assert_same_bits(attend(q, k, v, visible, isa=isa), short)
+    for i, n in enumerate(visible):
+        garbage_k, garbage_v = k.copy(), v.copy()
+        garbage_k[n:], garbage_v[n:] = -65504, 65504
+        assert_same_bits(attend(q, garbage_k, garbage_v, visible, isa=isa)[i], short[i])
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+def test_one_position_gives_its_value_as_f16(isa):
+    """p = 1 and sum = 1, so the result is what the page keeps: every way a value can round."""
+    half = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (half[:-1] + half[1:]) / 2  # ties
+    v = np.concatenate(
+        [
+            half,
+            between,
+            np.nextafter(between, np.float32(0)),
+            np.nextafter(between, np.float32(1e9)),
+            np.float32([65504, 65519, 65520, 1e6, 3e38, 1e-9, 1e-40]),
+        ]
+    )
+    v = np.concatenate([v, -v])[None]
+    y = attend(np.ones_like(v), np.zeros_like(v), v, [1], isa=isa)
+    np.testing.assert_array_equal(y, twins.stored(v))
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+def test_weights_are_exponentials(isa):
+    """Two positions, head_dim 1: e^s / (1 + e^s), over all scores down to where it is 0."""
+    for s in -np.linspace(0, 120, 700).astype(np.float16).astype(np.float32):
+        y = attend(np.ones((1, 1), np.float32), np.float32([[0], [s]]), np.float32([[0], [1]]), [2], 1.0, isa)[0, 0]
+        want = np.exp(np.float64(s)) / (1 + np.exp(np.float64(s)))
+        assert abs(y - want) <= want * (2 * twins.EXP + 3 * twins.U) + 2 * twins.TINY
+
+
+@pytest.mark.parametrize("size", [100.0, 1e4])
+def test_extreme_scores(size):
+    """Scores up to +-size, equal or far apart, the largest in any chunk: no NaN, and still within the bound."""
+    rng = np.random.default_rng(2)
+    q = np.ones((4, 64), np.float32)
+    q[1], q[2] = -1, 0
+    k = np.repeat(rng.uniform(-size, size, (700, 1)) / 64, 64, axis=1).astype(np.float32)
+    v = rng.standard_normal((700, 64)).astype(np.float32)
+    visible = np.full(4, 700)
+    visible[3] = 256
+    scalar = attend(q, k, v, visible, 1.0)
+    assert np.isfinite(scalar).all()
+    assert_within(scalar, twins.attend(q, k, v, visible, 1.0))
+    for isa in _native.isas():
+        assert_same_bits(attend(q, k, v, visible, 1.0, isa), scalar, err_msg=isa)
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_query_shows_and_stays_alone(isa, bad):
+    q, k, v, visible = case(3, 7, 64, 300)
+    want = attend(q, k, v, visible, isa=isa)
+    q[4, 33] = bad
+    got = attend(q, k, v, visible, isa=isa)
+    assert np.isnan(got[4]).all()
+    assert_same_bits(np.delete(got, 4, 0), np.delete(want, 4, 0))
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("side", [1, 2])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_value_is_reported_when_stored(isa, side, bad):
+    args = list(case(4, 1, 40, 70))
+    args[side][66, 37] = bad
+    with pytest.raises(ValueError, match="position 66"):
+        attend(*args, isa=isa)
+
+
+@pytest.mark.parametrize("visible", [0, 34])
+def test_visible_must_be_within_the_context(visible):
+    q, k, v, _ = case(5, 1, 32, 33)
+    with pytest.raises(ValueError, match=f"visible: {visible}, expected 1 to 33"):
+        attend(q, k, v, [visible])

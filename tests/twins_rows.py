@@ -1,0 +1,106 @@
+"""Numpy twins, in float64, of the row, RoPE and attention kernels.
+
+Each returns (value, bound): what the kernel should give and how far f32 may be from it. The bounds count roundings,
+each at most U relative; products of roundings are covered by SECOND_ORDER. `exp` of the kernels is within 2 ulp, which is
+EXP = 4 U.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+U = 2.0**-24  # of one rounding to f32
+EXP = 4 * U
+SECOND_ORDER = 1.01
+TINY = 2.0**-149  # the smallest f32: what a subnormal result may be off by
+LANES, CHUNK = 16, 256
+
+Array = NDArray[np.float64]
+
+
+def _lane_sum(n: int) -> float:
+    """Relative error of a sum of n terms of one sign in 16 lanes and a tree of 4 levels."""
+    return (n / LANES + 1 + 4) * U
+
+
+def rms_norm(x: Array, w: Array, add: Array | None, eps: float) -> tuple[Array, Array]:
+    """(rows, n), (n,) -> (rows, n)."""
+    n = x.shape[1]
+    y = x / np.sqrt((x * x).mean(1, keepdims=True) + eps) * w
+    # the sum, / n and + eps under a root, which halves them; the root, its inverse, and x times it
+    bound = np.abs(y) * ((_lane_sum(n) + 2 * U) / 2 + 3 * U)
+    if add is not None:
+        y = y + add
+    return y, (bound + U * np.abs(y)) * SECOND_ORDER + TINY
+
+
+def layer_norm(x: Array, w: Array, b: Array, eps: float) -> tuple[Array, Array]:
+    n = x.shape[1]
+    mean = x.mean(1, keepdims=True)
+    v = x - mean
+    var = (v * v).mean(1, keepdims=True)
+    scale = 1 / np.sqrt(var + eps)
+    mean_off = _lane_sum(n) * np.abs(x).mean(1, keepdims=True) + U * np.abs(mean)
+    v_off = mean_off + U * np.abs(v)
+    var_off = (2 * np.abs(v) * v_off + v_off**2).mean(1, keepdims=True) + (_lane_sum(n) + 2 * U) * (var + eps)
+    scale_off = var_off / (var + eps) / 2 + 2 * U  # relative
+    y = v * scale * w + b
+    return y, (np.abs(w) * scale * (v_off + np.abs(v) * (scale_off + U)) + U * np.abs(y)) * SECOND_ORDER + TINY
+
+
+def swiglu(x: Array) -> tuple[Array, Array]:
+    gate, up = np.split(x, 2, axis=1)
+    with np.errstate(over="ignore"):
+        y = gate / (1 + np.exp(-gate)) * up
+    # exp, 1 +, /, *; where e^-gate overflows f32, |silu| < 89 e^-88.7 < 2^-121
+    return y, np.abs(y) * (EXP + 3 * U) * SECOND_ORDER + np.abs(up) * 2.0**-121 + TINY
+
+
+def gelu(x: Array) -> tuple[Array, Array]:
+    """0.5 x (1 + tanh u) as x / (1 + e^-2u), the same number, because 1 + tanh u cancels in float64 too."""
+    z = -2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    with np.errstate(over="ignore"):
+        e = np.exp(z)
+        y = x / (1 + e)
+        share = 1 / (1 + 1 / e)  # e / (1 + e): how much of e's error the sum has
+    # z: two constants, x^2, fma, product: 5 U relative, at most U * 5 * 89 absolute where e is finite in f32
+    z_off = 5 * U * np.minimum(np.abs(z), 89)
+    return y, np.abs(y) * (share * (z_off + EXP) + 2 * U) * SECOND_ORDER + 2.0**-121
+
+
+def rope(x: Array, first, second, cos: Array, sin: Array) -> tuple[Array, Array]:
+    """(rows, n); pair i is columns first[i], second[i]."""
+    a, b = x[:, first], x[:, second]
+    y, bound = x.copy(), np.zeros_like(x)
+    y[:, first], y[:, second] = a * cos - b * sin, a * sin + b * cos
+    bound[:, first] = U * (np.abs(b * sin) + np.abs(y[:, first]))
+    bound[:, second] = U * (np.abs(b * cos) + np.abs(y[:, second]))
+    return y, bound * SECOND_ORDER + 2 * TINY * (bound > 0)
+
+
+def stored(x) -> Array:
+    """What a KV page keeps of f32 values: f16, to nearest even, saturated."""
+    return np.clip(x, -65504, 65504).astype(np.float16).astype(np.float64)
+
+
+def attend(q, k, v, visible, scale: float) -> tuple[Array, Array]:
+    """q (M, head_dim), k and v (ctx, head_dim), visible (M,) -> (M, head_dim)."""
+    q, k, v = q.astype(np.float64), stored(k), stored(v)
+    scale = float(np.float32(scale))
+    ctx, head_dim = k.shape
+    chunks = -(-ctx // CHUNK)
+    sees = np.arange(ctx) < visible[:, None]
+    scores = np.where(sees, q @ k.T * scale, -np.inf)
+    below = scores.max(1, keepdims=True) - scores
+    p = np.exp(-below)
+    weight = p / p.sum(1, keepdims=True)
+    y = weight @ v
+
+    # A score: head_dim fma and the scale. Then the difference to the maximum and exp; then per merge a difference
+    # (together not more than `below`), exp, product and fma.
+    score_off = head_dim * U * abs(scale) * (np.abs(q) @ np.abs(k).T) + U * np.abs(np.where(sees, scores, 0))
+    below = np.where(sees, below, 0)
+    weight_off = np.where(sees, np.expm1(score_off + 2 * U * below + EXP + chunks * (EXP + 2 * U)), 0)
+    # A weight that is off moves the sum and the divisor; each then has its own additions, and underflow.
+    bound = (weight * weight_off) @ np.abs(v) + (weight * weight_off).sum(1, keepdims=True) * np.abs(y)
+    bound += CHUNK * U * (weight @ np.abs(v)) + (_lane_sum(CHUNK) + U) * np.abs(y)
+    return y, bound * SECOND_ORDER + ctx * 2 * TINY * (np.abs(v).max() + 1)
