@@ -35,7 +35,8 @@ class Parameters:
     overflow: what to do with a prompt that does not fit the context. "error": ContextOverflow. "truncate": drop the
         oldest tokens after the model's prefix, until the prompt and `max_tokens` (or a quarter of the context; at
         most half of it) fit.
-    on_progress: called with (done, total) prompt tokens while the prompt is read, by the thread that waits.
+    on_progress: called with (done, total) prompt tokens while the prompt is read, ten times a second and when it is
+        done, by the thread that waits. What it raises cancels the request.
     """
 
     stream: bool = False
@@ -224,11 +225,6 @@ class Answer:
         self._stop_ids = frozenset(stop_ids)
         self._left = max_tokens
         self._logprobs = parameters.logprobs is not None
-        self._progress = parameters.on_progress is not None
-
-    def progress(self, done: int, total: int) -> None:
-        if self._progress:
-            self.events.put((done, total))
 
     def take(self, samples: list) -> bool:
         text, tokens, logprobs, reason = "", [], [], None
@@ -264,6 +260,7 @@ class Generation:
     """
 
     def __init__(self, scheduler: Scheduler, request: Request, answer: Answer, on_progress, seed: int, owner: Any):
+        self._scheduler = scheduler
         self._request = request
         self._answer = answer
         self._on_progress = on_progress
@@ -334,17 +331,24 @@ class Generation:
     def _take(self) -> Piece | None:
         if not self.finished:
             try:
-                event = receive(self._answer.events, self._on_progress)
+                event = receive(self._answer.events, self._report)
+                if isinstance(event, Piece):
+                    if not self._pieces and self._on_progress is not None and event.finish_reason != CANCELLED:
+                        self._on_progress(self.stats.prompt_tokens, self.stats.prompt_tokens)
+                    self._pieces.append(event)
+                    return event
             except BaseException:
                 self.cancel()
                 raise
-            if isinstance(event, Piece):
-                self._pieces.append(event)
-                return event
             self._error = event
         if self._error is not None:
             raise self._error
         return None
+
+    def _report(self) -> None:
+        """Tells how far the prompt is read, until the first piece is there."""
+        if not self._pieces and self._on_progress is not None:
+            self._on_progress(*self._scheduler.reading(self._request))
 
 
 class Rows:
@@ -353,9 +357,6 @@ class Rows:
     def __init__(self, count: int):
         self.events: queue.SimpleQueue = queue.SimpleQueue()
         self.left = count
-
-    def progress(self, done: int, total: int) -> None:
-        pass
 
     def take(self, logits: np.ndarray) -> bool:
         self.left -= len(logits)
@@ -375,7 +376,7 @@ def logits(scheduler: Scheduler, tokens: Sequence[int], layout: Any, *, all: boo
     rows: list[np.ndarray] = []
     try:
         while sum(map(len, rows)) < count:
-            event = receive(sink.events, None)
+            event = receive(sink.events)
             if isinstance(event, Exception):
                 raise event
             rows.append(event)
@@ -385,18 +386,16 @@ def logits(scheduler: Scheduler, tokens: Sequence[int], layout: Any, *, all: boo
     return np.concatenate(rows)
 
 
-def receive(events: queue.SimpleQueue, on_progress: Callable[[int, int], None] | None) -> Any:
-    """Waits for the next result or exception of a request. Progress, a tuple, is passed on."""
+def receive(events: queue.SimpleQueue, waiting: Callable[[], None] = lambda: None) -> Any:
+    """The next result or exception of a request. Calls `waiting` ten times a second until it is there.
+
+    A wait without an end could not be interrupted from the keyboard on Windows.
+    """
     while True:
         try:
-            # A wait without an end cannot be interrupted from the keyboard on Windows.
-            event = events.get(timeout=0.1)
+            return events.get(timeout=0.1)
         except queue.Empty:
-            continue
-        if not isinstance(event, tuple):
-            return event
-        if on_progress is not None:
-            on_progress(*event)
+            waiting()
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:

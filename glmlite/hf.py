@@ -69,11 +69,12 @@ class HFTokenizer:
 
     @property
     def eos_token_id(self) -> int | None:
-        return next(iter(self.tokenizer.eos_ids), None)
+        named = self._metadata.get("tokenizer.ggml.eos_token_id")
+        return min(self.tokenizer.eos_ids, default=None) if named is None else int(named)
 
     @property
     def pad_token_id(self) -> int | None:
-        return self._metadata.get("tokenizer.ggml.padding_token_id", self.eos_token_id)
+        return self.eos_token_id if self.tokenizer.pad_id is None else self.tokenizer.pad_id
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, return_tensors: str | None = None, **ignored: Any
@@ -100,9 +101,7 @@ class HFTokenizer:
         if return_tensors is not None:
             if len({len(r) for r in rows}) > 1:
                 raise ValueError("tokenizer: texts of different lengths make no array; pass padding=True")
-            return BatchEncoding(
-                input_ids=_tensor(rows, return_tensors), attention_mask=_tensor(masks, return_tensors)
-            )
+            return BatchEncoding(input_ids=_tensor(rows, return_tensors), attention_mask=_tensor(masks, return_tensors))
         return BatchEncoding(input_ids=rows[0] if single else rows, attention_mask=masks[0] if single else masks)
 
     def decode(self, ids: Any, skip_special_tokens: bool = False, **ignored: Any) -> str:
@@ -252,10 +251,7 @@ class HFModel:
         **options: Any,
     ) -> tuple[str, Turns]:
         """(answer, history with this turn). See `stream_chat`."""
-        answer = (query, list(history or []))
-        for answer in self.stream_chat(tokenizer, query, history, role, **options):
-            pass
-        return answer
+        return list(self.stream_chat(tokenizer, query, history, role, **options))[-1]
 
     def stream_chat(
         self,

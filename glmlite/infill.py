@@ -22,7 +22,6 @@ class Blanks:
     masks: tuple[str, ...]
     default: str  # what a prompt without a mask gets at its end
     start: str
-    end: str
     before: str | None
     after: str | None
     several: bool  # pieces for several masks in one prompt
@@ -33,7 +32,6 @@ BLANKS = {
         masks=("[MASK]", "[sMASK]", "[gMASK]"),
         default="[gMASK]",
         start="<|startofpiece|>",
-        end="<|endofpiece|>",
         before="[CLS]",
         after="<|endoftext|>",
         several=True,
@@ -42,7 +40,6 @@ BLANKS = {
         masks=("[gMASK]", "[MASK]"),
         default="[gMASK]",
         start="<sop>",
-        end="<eop>",
         before=None,
         after=None,
         several=False,
@@ -70,7 +67,8 @@ class Infiller:
         self._id_of = id_of
         self.masks = [i for mask in self.blanks.masks if (i := id_of(mask)) is not None]
         self.start = self._id(self.blanks.start)
-        self.end = self._id(self.blanks.end)
+        self.before = [self._id(t) for t in [self.blanks.before] if t]
+        self.after = [self._id(t) for t in [self.blanks.after] if t]
 
     def _id(self, token: str) -> int:
         found = self._id_of(token)
@@ -80,10 +78,9 @@ class Infiller:
 
     def context(self, ids: Sequence[int]) -> list[int]:
         """The ids of a text as the model reads them, up to where a piece starts."""
-        before = [self._id(t) for t in [self.blanks.before] if t and ids[:1] != [self._id(t)]]
-        after = [self._id(t) for t in [self.blanks.after] if t]
+        before = [] if self.before == list(ids[: len(self.before)]) else self.before
         mask = [] if any(i in self.masks for i in ids) else [self._id(self.blanks.default)]
-        return [*before, *ids, *mask, *after]
+        return [*before, *ids, *mask, *self.after]
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """A prompt that is continued, or whose first mask is filled. A text that has its start token is complete."""

@@ -76,7 +76,8 @@ def load(
     engine = native.Engine(
         gguf,
         engines.native_ops(recording.ops, gguf.dequantize),
-        kv_tokens=-(-(kv_tokens + prefix) // page) * page,
+        # A sequence begins in the prefix's last page, of which it needs a copy.
+        kv_tokens=-(-(kv_tokens + prefix % page) // page) * page,
         threads=threads or 0,
         progress=None if progress is None else lambda done, total: progress(done / total if total else 1.0),
     )
@@ -109,7 +110,7 @@ class Model:
         self._engine = engine
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
-        # Runs when the model is collected, and before the interpreter ends: a thread must not be inside the engine then.
+        # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
         self._close = weakref.finalize(self, _close, scheduler, gguf)
 
     def __repr__(self) -> str:
@@ -196,9 +197,7 @@ class Model:
         max_tokens = room if p.max_tokens is None else min(room, p.max_tokens)
         stops = list(p.stop_ids)
         if not p.ignore_eos:
-            stops += self.tokenizer.eos_ids
-            if self._infiller is not None:
-                stops.append(self._infiller.end)
+            stops += sorted(self.tokenizer.eos_ids)
         seed = random_seed() if p.seed is None else p.seed
         sampler = p.sampler(self._native, seed=seed, stop=stops)
         sampler.accept(ids)
@@ -229,7 +228,7 @@ class Model:
     def _truncate(self, ids: list[int], max_tokens: int | None) -> list[int]:
         answer = min(self.context // 4 if max_tokens is None else max_tokens, self.context // 2)
         drop = len(ids) - (self.context - max(answer, 1))
-        prefix = ids[:1] if self._infiller is not None and self._infiller.before else list(self.tokenizer.prefix_ids)
+        prefix = self._infiller.before if self._infiller is not None else list(self.tokenizer.prefix_ids)
         keep = len(prefix) if ids[: len(prefix)] == prefix else 0
         return ids if drop <= 0 else ids[:keep] + ids[keep + drop :]
 
@@ -287,7 +286,9 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a .gguf file; `glmlite convert` makes one of a checkpoint")
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected the path of a .gguf file, names of a hub are not looked up")
+        raise FileNotFoundError(
+            f"{path}: no such file, expected the path of a .gguf file (hub names are not looked up)"
+        )
     return path
 
 

@@ -56,7 +56,6 @@ class Stats:
 class Sink(Protocol):
     """Where the results of a request go. Called on the engine thread: must be quick and must not wait."""
 
-    def progress(self, done: int, total: int) -> None: ...
     def take(self, result: Any) -> bool:
         """Samples, or an array of logits. True: the request is done."""
 
@@ -91,6 +90,8 @@ class Request:
         self.interrupt = None  # the flag of the native call that a cancel of this request should end
         self.sequence: Sequence | None = None
         self.started = 0.0
+        self.rows_done = 0  # tokens whose logits, if wanted, were delivered
+        self.reading = (0, 0)  # where in the prompt the call that runs began, and how many tokens it reads
 
     def cancel(self) -> None:
         """From any thread, at any time; takes no lock, so that a finalizer may call it."""
@@ -193,6 +194,12 @@ class Scheduler:
     def closed(self) -> bool:
         return self._closing
 
+    def reading(self, request: Request) -> tuple[int, int]:
+        """(tokens of the prompt that were read, of how many), within a call too."""
+        begin, count = request.reading
+        total = request.stats.prompt_tokens
+        return min(begin + int(count * self.engine.progress()), total), total
+
     # ---- the engine thread ----
 
     def _loop(self) -> None:
@@ -220,14 +227,13 @@ class Scheduler:
         for request in [r for r in self._active if r.cancelled]:
             self._release(request)
         self._admit()
-        for request in [r for r in self._active if r.rows]:
-            self._rows(request)
         parts = self._plan()
-        while not self._make_room(sum(self._pages(p.request.sequence, p.growth) for p in parts)):
-            if len(self._active) == 1:
-                break
+        while not self._make_room(sum(self._pages(p.request.sequence, p.growth) for p in parts)) and len(parts) > 1:
             self._preempt(self._active[-1])
             parts = self._plan()
+        for part in [p for p in parts if p.request.rows]:
+            self._rows(part)
+        parts = [p for p in parts if not p.request.rows]
         if parts:
             self._run(parts, 0.0 if any(p.request.pending > 1 for p in parts) else BURST_MS)
 
@@ -258,7 +264,7 @@ class Scheduler:
                 if n > common:
                     best, common = sequence, n
         if best is None:
-            return Sequence(self.engine.new_sequence(), [])
+            return Sequence(self.engine.new_sequence(), [], shared=self.engine.prefix > 0)
         kept = best in self._kept
         if kept:
             self._kept.remove(best)
@@ -269,11 +275,10 @@ class Scheduler:
         return Sequence(self.engine.fork(best.handle, common), best.tokens[:common], shared=True)
 
     def _plan(self) -> list[Part]:
-        requests = [r for r in self._active if not r.rows]
-        reading = sum(r.pending > 1 for r in requests)
-        chunk = PREFILL_ALONE if len(requests) == 1 else PREFILL_SHARED
+        reading = sum(r.pending > 1 for r in self._active)
+        chunk = PREFILL_ALONE if len(self._active) == 1 else PREFILL_SHARED
         share = max(PREFILL_LEAST, chunk // max(reading, 1))
-        return [_part(r, share, 1 if reading else BURST) for r in requests]
+        return [_part(r, share, 1 if reading else BURST) for r in self._active]
 
     def _run(self, parts: list[Part], max_ms: float) -> None:
         """One call. If it fails, each part runs alone, so that only those that fail alone are given up."""
@@ -308,13 +313,12 @@ class Scheduler:
         stats.generation_seconds = now - request.started - stats.prompt_seconds
         self._deliver(request, samples)
 
-    def _rows(self, request: Request) -> None:
+    def _rows(self, part: Part) -> None:
         """The next chunk of a request for logits."""
-        part = _part(request, PREFILL_ALONE, 0)
-        last = [part.tokens - 1] if part.tokens == request.pending else []
-        rows = list(range(part.tokens)) if request.rows == "all" else last
+        request, begin = part.request, len(part.request.sequence.tokens)
+        first = request.rows_done if request.rows == "all" else len(request.tokens) - 1
+        rows = list(range(max(first - begin, 0), part.tokens))
         try:
-            self._make_room(self._pages(request.sequence, part.tokens))
             interrupt = self._interruptible([part])
             logits = self.engine.step([part.work(self.native)], rows, interrupt)
         except Cancelled:
@@ -323,6 +327,7 @@ class Scheduler:
             self._fail(request, error)
             return
         self._enter(request, part.tokens)
+        request.rows_done = begin + part.tokens
         if rows:
             self._deliver(request, logits)
 
@@ -332,8 +337,7 @@ class Scheduler:
         begin = len(sequence.tokens)
         sequence.tokens += request.tokens[begin : begin + count]
         sequence.shared = False
-        if not request.written:
-            request.sink.progress(len(sequence.tokens), len(request.tokens))
+        request.reading = (len(sequence.tokens), 0)
 
     def _deliver(self, request: Request, result: Any) -> None:
         try:
@@ -345,7 +349,7 @@ class Scheduler:
             self._release(request)
 
     def _interruptible(self, parts: list[Part]):
-        """A new flag for a call, which `close` sets, and a cancel where others do not lose much by it.
+        """Begins a call: a new flag for it, which `close` sets, and a cancel where others do not lose much by it.
 
         A call that reads a prompt may take seconds: a cancel of that request ends it. A call that only writes is
         short: it ends for the sake of one request only if it is the only one.
@@ -353,6 +357,7 @@ class Scheduler:
         self._interrupt = interrupt = self.native.Cancel()
         for p in parts:
             p.request.interrupt = interrupt if p.tokens > 1 or len(parts) == 1 else None
+            p.request.reading = (len(p.request.sequence.tokens), p.tokens)
         if self._closing or any(p.request.cancelled and p.request.interrupt for p in parts):
             interrupt.set()
         return interrupt
@@ -374,7 +379,6 @@ class Scheduler:
             self.engine.free(self._kept.pop(0).handle)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        log.warning("%s: a request failed: %s", self.name, error)
         self._active.remove(request)
         self.engine.free(request.sequence.handle)
         request.sink.fail(error)
@@ -396,7 +400,7 @@ class Scheduler:
     def _pages(self, sequence: Sequence, count: int) -> int:
         """Pages, at most, that `count` more tokens take."""
         page, length = self.engine.page_tokens, len(sequence.tokens) + self.engine.prefix
-        have = length // page if sequence.shared else -(-length // page) if sequence.tokens else 0
+        have = length // page if sequence.shared else -(-length // page)
         return -(-(length + count) // page) - have
 
 
