@@ -3,6 +3,7 @@
 import _thread
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -121,27 +122,31 @@ def test_kept_sequences_give_way(load):
 
 def test_abandoned_iterators_free_their_slot(slow):
     model, prompt = slow
-
     held = []
 
-    def left_early():
-        held.append(model.generate(prompt[:20], stream=True, **PARAMETERS))
-        for piece in held[0]:
+    def loop_left_early():
+        generation = model.generate(prompt[:20], stream=True, **PARAMETERS)
+        held.append(generation)
+        for piece in generation:
             assert piece.tokens
             break
+        return generation._request
 
     def lost():
-        next(model.generate(prompt[:20], stream=True, **PARAMETERS))
+        generation = model.generate(prompt, stream=True, **PARAMETERS)
+        return generation._request
 
-    def with_block():
-        with model.generate(prompt, stream=True):
-            pass
+    def block_left():
+        with model.generate(prompt, stream=True) as generation:
+            held.append(generation)
+        return generation._request
 
-    for abandon in (left_early, lost, with_block):
-        abandon()
+    for abandon in (loop_left_early, lost, block_left):
+        request = abandon()
         gc.collect()
-        until(lambda: not model._scheduler._active)
-    assert held[0].result().finish_reason == "cancelled"
+        assert request.cancelled, abandon
+        until(lambda: not model._scheduler._active and not model._scheduler._queue)
+    assert [g.result().finish_reason for g in held] == ["cancelled"] * 2
     assert len(model.generate([1, 2, 3], **PARAMETERS).tokens) == 24
 
 
@@ -341,6 +346,7 @@ def test_a_forked_process_is_told(load):
     model.generate([1, 2], max_tokens=2)
     child = os.fork()
     if not child:
+        signal.alarm(20)
         try:
             model.generate([1, 2], max_tokens=2)
         except RuntimeError as error:
