@@ -297,6 +297,7 @@ def test_the_second_piece_of_glm_sees_the_first(load):
     prompt = model.prompt_ids("the [MASK] in [MASK]!")
     second = model.generate([*prompt, *result.completions[0].tokens, start], max_tokens=4, temperature=0)
     assert second.tokens == result.completions[1].tokens
+    assert result.completions[1].stats.prompt_tokens == len(prompt) + len(result.completions[0].tokens) + 1
 
 
 def test_infill_of_other_models_names_those_that_can(load):
