@@ -99,6 +99,18 @@ def test_reuse_of_a_prefix_equals_a_fresh_run(load):
         assert again.tokens == fresh.tokens, name
 
 
+def test_a_whole_context_fits_beside_a_prefix(load):
+    """A P-Tuning prefix that ends within a page, which each sequence has to copy."""
+    sizes = {"prefix": 100, "layers": 1}
+    model = load(sizes=sizes)
+    asked = [[i] * 100 for i in range(3)]
+    alone = [model.generate(p, seed=1, **PARAMETERS | {"max_tokens": 1000}) for p in asked]
+    assert [len(c.tokens) for c in alone] == [156] * 3
+    with ThreadPoolExecutor(3) as pool:
+        together = pool.map(lambda p: model.generate(p, seed=1, **PARAMETERS | {"max_tokens": 1000}), asked)
+        assert [c.tokens for c in together] == [c.tokens for c in alone]
+
+
 def test_a_bidirectional_context_is_never_reused(load):
     model = load("glm")
     ids = model.prompt_ids("the other [MASK] there")
