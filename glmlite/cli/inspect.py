@@ -1,0 +1,153 @@
+"""`glmlite inspect`: what a file holds."""
+
+import json
+import math
+from collections import Counter
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from . import console
+from .options import Json, ModelName, find
+
+SHOWN = 8  # elements of an array
+
+
+def inspect(
+    file: ModelName,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context", "-c", min=1, metavar="N", help="Say what N tokens of context need.", show_default=False
+        ),
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a GGUF file's metadata, tensor types and the memory that it needs.
+
+    \b
+    Examples:
+      glmlite inspect model.gguf
+      glmlite inspect model.gguf --context 32768
+      glmlite inspect model.gguf --json --tensors > model.json
+    """
+    from .._native import Gguf
+
+    gguf = Gguf(find(file))
+    try:
+        facts = describe(gguf, context, tensors)
+    finally:
+        gguf.close()
+    console.write(json.dumps(facts, ensure_ascii=False, indent=1) + "\n" if as_json else _text(facts))
+
+
+def describe(gguf: Any, context: int | None, tensors: bool) -> dict[str, Any]:
+    """The facts of an open file, as JSON has them. Arrays of the metadata are shortened, their length given."""
+    parameters = nbytes = 0
+    types: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for tensor in gguf.tensors.values():
+        parameters += math.prod(tensor.shape)
+        nbytes += tensor.nbytes
+        types[tensor.type] += tensor.nbytes
+        counts[tensor.type] += 1
+    facts = {
+        "paths": list(gguf.paths),
+        "version": gguf.version,
+        "bytes": gguf.nbytes,
+        "architecture": _plain(gguf.metadata.get("general.architecture")),
+        "parameters": parameters,
+        "types": {name: {"tensors": counts[name], "bytes": types[name]} for name in types},
+        "memory": _memory(gguf, nbytes, context),
+        "metadata": {key: _plain(value) for key, value in gguf.metadata.items()},
+    }
+    if tensors:
+        facts["tensors"] = [
+            {"name": t.name, "type": t.type, "shape": list(t.shape), "bytes": t.nbytes, "supported": t.supported}
+            for t in gguf.tensors.values()
+        ]
+    return facts
+
+
+def _memory(gguf: Any, weights: int, context: int | None) -> dict[str, Any]:
+    """Bytes of the weights and of the cache: keys and values of all layers, two bytes each."""
+    from ..errors import FormatError
+    from ..models import record
+
+    try:
+        recording = record(gguf.metadata, {name: tensor.shape for name, tensor in gguf.tensors.items()})
+    except FormatError as error:
+        return {"error": str(error)}
+    attention = [op.attrs for op in recording.ops if op.kind == "attention"]
+    per_token = sum(2 * 2 * attrs["kv_heads"] * attrs["head_dim"] for attrs in attention)
+    contexts = [context] if context else sorted({min(n, recording.context) for n in (2048, 8192, recording.context)})
+    return {
+        "weights": weights,
+        "cache_per_token": per_token,
+        "trained_context": recording.context,
+        "contexts": [{"tokens": n, "bytes": weights + n * per_token} for n in contexts],
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray):
+        return {"length": len(value), "first": value[:SHOWN].tolist()}
+    if isinstance(value, list):
+        return {"length": len(value), "first": [_plain(item) for item in value[:SHOWN]]}
+    return value
+
+
+# ---- as text -----------------------------------------------------------------------------------------------------
+
+
+def _text(facts: dict[str, Any]) -> str:
+    rows = [("file", path) for path in facts["paths"]]
+    rows.append(("format", f"GGUF {facts['version']}, {console.size(facts['bytes'])}"))
+    rows.append(("architecture", facts["architecture"]))
+    rows.append(("parameters", _count(facts["parameters"])))
+    for name, item in facts["types"].items():
+        rows.append((name, f"{item['tensors']} tensors, {console.size(item['bytes'])}"))
+    memory = facts["memory"]
+    if "error" in memory:
+        rows.append(("runs here", f"no: {memory['error']}"))
+    else:
+        for item in memory["contexts"]:
+            rows.append((f"memory, {item['tokens']} tokens", console.size(item["bytes"])))
+    out = [console.columns(rows), "\n"]
+    out.append(console.columns([(key, _short(value)) for key, value in facts["metadata"].items()]))
+    if "tensors" in facts:
+        table = [
+            (
+                t["name"],
+                t["type"] + "" if t["supported"] else f"{t['type']} (unsupported)",
+                _shape(t["shape"]),
+                t["bytes"],
+            )
+            for t in facts["tensors"]
+        ]
+        out += ["\n", console.columns([("tensor", "type", "shape", "bytes"), *table], right=[3])]
+    return "".join(out)
+
+
+def _count(n: int) -> str:
+    for unit, name in ((1e9, "billion"), (1e6, "million")):
+        if n >= unit:
+            return f"{n / unit:.2f} {name}"
+    return str(n)
+
+
+def _shape(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _short(value: Any) -> str:
+    """A value of the metadata in one line."""
+    if isinstance(value, dict):
+        items = ", ".join(_short(item) for item in value["first"])
+        return f"{value['length']}: {items}{', ...' if value['length'] > SHOWN else ''}"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    return text if len(text) <= 100 else text[:97] + "..."

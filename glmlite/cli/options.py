@@ -1,0 +1,133 @@
+"""Options that several commands share, once each."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or smollm2: the sample model.")]
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think", help="For models that can do either: think before answering?", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Group:
+    """A group of options; the ones given are the keyword arguments of a function of the API."""
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given; what was not is the API's to choose."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, [])}
+
+
+def _option(text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, show_default=False, **settings)
+
+
+@dataclass
+class Loading(Group):
+    context: Annotated[
+        int | None,
+        _option("Tokens of context to make room for [default: at most 4096].", "--context", "-c", min=1, metavar="N"),
+    ] = None
+    threads: Annotated[
+        int | None,
+        _option("Threads to compute with [default: the physical cores].", "--threads", "-t", min=1, metavar="N"),
+    ] = None
+
+
+@dataclass
+class Sampling(Group):
+    max_tokens: Annotated[
+        int | None,
+        _option("Stop after N tokens [default: when the model stops].", "--max-tokens", "-n", min=1, metavar="N"),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        _option("0 takes the likeliest token [default: the file's, or 0.8].", min=0.0, metavar="X"),
+    ] = None
+    top_k: Annotated[int | None, _option("Only the N likeliest tokens; 0: all.", min=0, metavar="N")] = None
+    top_p: Annotated[
+        float | None,
+        _option("Only the likeliest, X in all [default: the file's, or 0.8].", min=0.0, max=1.0, metavar="X"),
+    ] = None
+    min_p: Annotated[
+        float | None, _option("Only tokens at least X times as likely as the likeliest.", min=0.0, max=1.0, metavar="X")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, _option("Above 1: make tokens seen before less likely.", min=0.0, metavar="X")
+    ] = None
+    presence_penalty: Annotated[float | None, _option("Taken off the logits of tokens seen before.", metavar="X")] = (
+        None
+    )
+    frequency_penalty: Annotated[float | None, _option("The same, times how often they were seen.", metavar="X")] = None
+    seed: Annotated[int | None, _option("Same seed, same text [default: drawn].", min=0, metavar="N")] = None
+    overflow: Annotated[
+        str | None,
+        _option(
+            "What to do when the prompt is too long: error, or truncate (drop its beginning) [default: error].",
+            "--overflow",
+            metavar="WHAT",
+        ),
+    ] = None
+    stop: Annotated[
+        list[str] | None, _option("Stop where this text comes up; may be given several times.", metavar="TEXT")
+    ] = None
+
+
+def template(think: bool | None) -> dict[str, Any]:
+    """The arguments of `Model.chat` for --think or --no-think."""
+    return {} if think is None else {"template": {"enable_thinking": think}}
+
+
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose parameters of a group's type are spread into that group's options."""
+    parameters = []
+    groups = {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = inspect.Parameter.KEYWORD_ONLY
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            for field in fields(parameter.annotation):
+                parameters.append(inspect.Parameter(field.name, kind, default=field.default, annotation=field.type))
+        else:
+            parameters.append(parameter.replace(kind=kind))
+
+    def spread(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        return command(**values)
+
+    spread.__name__ = command.__name__
+    spread.__doc__ = command.__doc__
+    spread.__module__ = command.__module__
+    spread.__signature__ = inspect.Signature(parameters)
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spread
+
+
+def find(model: str) -> str | Path:
+    """The file that a MODEL argument means; the sample model is downloaded when it is asked for the first time."""
+    from .. import samples
+
+    if model not in samples.NAMES or Path(model).exists():
+        return model
+    return get_sample(None)
+
+
+def get_sample(folder: Path | None) -> Path:
+    """The sample model's file, with a word before a download."""
+    from .. import samples
+    from . import console
+
+    path = samples.find(folder)
+    if path is None:
+        console.note(f"Downloading SmolLM2-135M-Instruct (98 MB) to {folder or samples.place()}")
+        path = samples.fetch(folder, verbose=True)
+    return path

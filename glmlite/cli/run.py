@@ -1,0 +1,62 @@
+"""`glmlite run`: one prompt, one answer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console, running
+from .options import Loading, ModelName, Sampling, Think, template
+
+
+def run(
+    model: ModelName,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the prompt from a UTF-8 file.", show_default=False)
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without chat template.")] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System message.", show_default=False)
+    ] = None,
+    think: Think = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr how fast it was.")] = False,
+    loading: Loading = Loading(),  # noqa: B008
+    sampling: Sampling = Sampling(),  # noqa: B008
+) -> None:
+    """Answer one prompt and write the answer to stdout as it comes.
+
+    A chat model is asked through its chat template; --raw continues the text instead, as models without a template
+    always do.
+
+    \b
+    Examples:
+      glmlite run smollm2 "Name three colours."
+      glmlite run model.gguf -f question.txt --temperature 0 --stats
+      cat notes.txt | glmlite run model.gguf --system "Summarize what you are given." > summary.txt
+      glmlite run model.gguf --raw "def fibonacci(n):" -n 100
+    """
+    if raw and system is not None:
+        raise typer.BadParameter("--raw has no system message")
+    try:
+        text = running.text_of(prompt, file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+    from ..chat import chat_format
+
+    with running.opened(model, loading) as engine:
+        metadata = engine.metadata
+        spoken = None if raw else chat_format(metadata, engine.tokenizer, metadata["general.architecture"])
+        if spoken is None:
+            if system is not None:
+                raise ValueError(f"{model}: has no chat template, so there is no place for a system message")
+            answer = running.stream(engine.generate, text, **sampling.given())
+        else:
+            messages = [{"role": "user", "content": text}]
+            if system is not None:
+                messages.insert(0, {"role": "system", "content": system})
+            answer = running.stream(engine.chat, messages, strip=True, **template(think), **sampling.given())
+        if stats:
+            console.note(running.speed(answer.stats))
+    raise typer.Exit(130 if answer.stopped else 0)

@@ -1,0 +1,90 @@
+"""What `run`, `chat` and `infill` have in common: a model, an answer as it comes, its speed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import console
+from .options import Loading, find
+
+
+@contextmanager
+def opened(name: str, loading: Loading) -> Iterator[Any]:
+    """The model, loaded with a progress bar and closed at the end."""
+    import glmlite
+
+    path = find(name)
+    with console.progress("loading") as progress:
+        model = glmlite.load(path, progress=lambda done: progress(done, 1), **loading.given())
+    with model:
+        yield model
+
+
+class Answer(NamedTuple):
+    """What was written; stopped: by Ctrl-C."""
+
+    text: str
+    stats: Any
+    stopped: bool
+
+
+def stream(start: Callable[..., Any], *args: Any, strip: bool = False, **settings: Any) -> Answer:
+    """Writes an answer and a line end to stdout as it comes; Ctrl-C stops it. strip: leave out white space before it.
+
+    start: a method of the model that streams, with its arguments.
+    """
+    text = ""
+    stopped = False
+    with ExitStack() as stack:
+        pieces = start(*args, stream=True, on_progress=stack.enter_context(console.progress("reading")), **settings)
+        try:
+            for piece in pieces:
+                stack.close()
+                part = piece.text.lstrip() if strip and not text else piece.text
+                text += part
+                console.write(part)
+        except KeyboardInterrupt:
+            pieces.cancel()
+            stopped = True
+    console.write("\n")
+    return Answer(text, pieces.stats, stopped)
+
+
+def speed(stats: Any) -> str:
+    """How long reading and writing took, in words."""
+    computed = stats.prompt_tokens - stats.reused_tokens
+    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
+    # The first token comes out of reading the prompt.
+    return (
+        f"prompt {stats.prompt_tokens} tokens{reused}, {_rate(computed, stats.prompt_seconds)}; "
+        f"answer {stats.generated_tokens} tokens, {_rate(stats.generated_tokens - 1, stats.generation_seconds)}"
+    )
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    rate = f", {tokens / seconds:.1f} tokens/s" if tokens > 0 and seconds > 0 else ""
+    return f"{seconds:.2f} s{rate}"
+
+
+def text_of(prompt: str | None, file: Path | None) -> str:
+    """The prompt: the argument, the file, or what is piped in. Raises ValueError where there is none, or two."""
+    if prompt is not None and file is not None:
+        raise ValueError("a prompt and --file, should be one of them")
+    if prompt is not None:
+        return prompt
+    if file is not None:
+        return _decode(file.read_bytes(), str(file))
+    if sys.stdin.isatty():
+        raise ValueError("no prompt: give it as an argument, with --file, or through a pipe")
+    return _decode(sys.stdin.buffer.read(), "stdin")
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: byte {error.start} is not UTF-8") from None

