@@ -48,7 +48,9 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   std::copy(program.axis_limit, program.axis_limit + 2, axis_limit_);
   selects_ = program.selects;
   const int64_t prefix = program.prefix, vocab = program.vocab;
-  const int64_t pages = (options.kv_tokens + kPageTokens - 1) / kPageTokens;
+  // A sequence shares the prefix's whole pages, and begins with its own copy of the last, partial one.
+  const int64_t partial = prefix % kPageTokens;
+  const int64_t pages = (partial + options.kv_tokens + kPageTokens - 1) / kPageTokens;
   const int64_t total = pages + (prefix + kPageTokens - 1) / kPageTokens;
   executor_ = make_cpu_executor(file, std::move(program), total, options.threads, options.isa.c_str(), progress);
   table_ = std::make_unique<PageTable>(total, kPageTokens);

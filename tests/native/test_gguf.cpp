@@ -12,42 +12,11 @@
 #include "check.h"
 #include "errors.h"
 #include "gguf.h"
+#include "gguf_file.h"
 
 using namespace glmlite;
 
 namespace {
-
-template <class T>
-std::string raw(T value) {
-  return std::string(reinterpret_cast<const char*>(&value), sizeof value);
-}
-std::string text(const std::string& s) { return raw(uint64_t{s.size()}) + s; }
-std::string value(const std::string& key, ValueType type, const std::string& bytes) {
-  return text(key) + raw(type) + bytes;
-}
-std::string array(ValueType type, uint64_t count, const std::string& bytes) { return raw(type) + raw(count) + bytes; }
-// dims in GGUF's order
-std::string tensor(const std::string& name, const std::vector<uint64_t>& dims, uint32_t type, uint64_t offset) {
-  std::string out = text(name) + raw(static_cast<uint32_t>(dims.size()));
-  for (uint64_t size : dims) out += raw(size);
-  return out + raw(type) + raw(offset);
-}
-
-struct Builder {
-  uint32_t version = 3;
-  std::vector<std::string> values, tensors;
-  std::string data;
-  size_t alignment = 32;
-
-  std::string bytes() const {
-    std::string out = "GGUF" + raw(version) + raw(uint64_t{tensors.size()}) + raw(uint64_t{values.size()});
-    for (const std::string& part : values) out += part;
-    for (const std::string& part : tensors) out += part;
-    if (tensors.empty()) return out;
-    out.resize((out.size() + alignment - 1) / alignment * alignment);
-    return out + data;
-  }
-};
 
 Header parse(const std::string& file) {
   std::unique_ptr<uint8_t[]> exact(new uint8_t[file.size()]);
@@ -95,25 +64,6 @@ std::string one_value(const std::string& bytes) {
   b.values = {bytes};
   return b.bytes();
 }
-
-// A folder that goes when the test ends.
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::random_device random;
-    path = std::filesystem::temp_directory_path() / ("glmlite-test-" + std::to_string(random()));
-    std::filesystem::create_directory(path);
-  }
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-  std::string write(const std::string& name, const std::string& bytes) const {
-    std::filesystem::path file = path / std::filesystem::u8path(name);
-    std::ofstream(file, std::ios::binary) << bytes;
-    return file.u8string();
-  }
-};
 
 std::string part(uint16_t no, uint16_t count, const std::string& name, int32_t total) {
   Builder b;
