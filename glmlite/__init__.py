@@ -1,1 +1,25 @@
 """Run the GLM family of language models on the machine you have."""
+
+from .errors import Cancelled, ContextOverflow, FormatError
+from .generate import Completion, Generation, Logprob, Parameters, Piece
+from .hf import AutoModelForCausalLM, AutoTokenizer
+from .infill import Infill
+from .model import Model, load
+from .scheduler import Stats
+
+__all__ = [
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "Cancelled",
+    "Completion",
+    "ContextOverflow",
+    "FormatError",
+    "Generation",
+    "Infill",
+    "Logprob",
+    "Model",
+    "Parameters",
+    "Piece",
+    "Stats",
+    "load",
+]

@@ -1,0 +1,91 @@
+"""What stands between a recording and an executor: the executor itself, the form it wants ops in, sizes of memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .program import Op, Rope
+
+KV_BYTES = 2  # of a cached value, f16
+
+
+def executor(device: str) -> ModuleType:
+    """The module that runs programs on `device`: "cpu", or "auto" for the best there is.
+
+    Raises RuntimeError if the device cannot be had, ValueError for a name that is none.
+    """
+    if device not in ("cpu", "auto", "cuda"):
+        raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda' or 'auto'")
+    if device == "cuda":
+        raise RuntimeError("device 'cuda': this build of glmlite has no CUDA module; use device='cpu' or 'auto'")
+    try:
+        from . import _native
+    except ImportError as error:
+        raise RuntimeError(f"glmlite._native cannot be loaded, is the package built? {error}") from error
+    return _native
+
+
+def native_ops(ops: Sequence[Op], tensor: Callable[[str], np.ndarray]) -> list[tuple]:
+    """The program as `_native.Engine` takes it.
+
+    Per op: (kind, out id, width, {slot: value id}, {slot: [tensor names]}, {slot: attribute}). Attributes are numbers;
+    `rope` is a dict of `program.RopeTable`'s fields, missing where there is no turn. tensor: f32 values by name, asked
+    for the factors that a rope names.
+    """
+    return [
+        (
+            op.kind,
+            op.out.id,
+            op.out.width,
+            {slot: value.id for slot, value in op.inputs.items()},
+            {slot: list(names) for slot, names in op.weights.items()},
+            {slot: _attribute(a, tensor) for slot, a in op.attrs.items() if a is not None},
+        )
+        for op in ops
+    ]
+
+
+def _attribute(value: Any, tensor: Callable[[str], np.ndarray]) -> Any:
+    if not isinstance(value, Rope):
+        return value
+    return value.table(None if value.factors is None else tensor(value.factors))._asdict()
+
+
+def kv_bytes_per_token(ops: Sequence[Op]) -> int:
+    """Bytes of KV cache that a token takes in all layers."""
+    layers = (op.attrs for op in ops if op.kind == "attention")
+    return sum(2 * a["kv_heads"] * a["head_dim"] * KV_BYTES for a in layers)
+
+
+def prefix_tokens(ops: Sequence[Op], shape: Callable[[str], tuple[int, ...]]) -> int:
+    """Cached entries that stand before every sequence (P-Tuning v2)."""
+    prefixes = [op.weights["prefix"] for op in ops if op.kind == "attention" and "prefix" in op.weights]
+    return shape(prefixes[0][0])[0] if prefixes else 0
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping, or None where the system does not tell (macOS)."""
+    if sys.platform == "linux":
+        try:
+            with open("/proc/meminfo", encoding="ascii") as lines:
+                return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        except (OSError, StopIteration):
+            return None
+    if sys.platform == "win32":
+        import ctypes
+
+        class Status(ctypes.Structure):  # MEMORYSTATUSEX
+            _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32)] + [
+                (name, ctypes.c_uint64)
+                for name in ("total", "available", "page", "page_free", "virtual", "virtual_free", "extended")
+            ]
+
+        status = Status(length=ctypes.sizeof(Status))
+        if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+            return status.available
+    return None

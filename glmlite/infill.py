@@ -1,0 +1,110 @@
+"""Blank infilling: how the prompts of `glm` and `chatglm1` are built, and how their masks are filled one by one.
+
+Source: Du et al. 2022. A model reads the whole text, blanks included, and writes what belongs into a blank after a
+start token, until an end token. `glm` was trained on several blanks: the pieces follow one another and each sees the
+earlier ones. `chatglm1` knows one blank at a time, so that earlier answers are put into the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .errors import FormatError
+from .generate import Completion
+
+
+@dataclass(frozen=True)
+class Blanks:
+    """The special tokens of an architecture. masks: in the order in which they are filled, if not `several`.
+    before, after: what a text begins and ends with."""
+
+    masks: tuple[str, ...]
+    default: str  # what a prompt without a mask gets at its end
+    start: str
+    before: str | None
+    after: str | None
+    several: bool  # pieces for several masks in one prompt
+
+
+BLANKS = {
+    "glm": Blanks(
+        masks=("[MASK]", "[sMASK]", "[gMASK]"),
+        default="[gMASK]",
+        start="<|startofpiece|>",
+        before="[CLS]",
+        after="<|endoftext|>",
+        several=True,
+    ),
+    "chatglm1": Blanks(
+        masks=("[gMASK]", "[MASK]"),
+        default="[gMASK]",
+        start="<sop>",
+        before=None,
+        after=None,
+        several=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Infill:
+    """A text with its masks filled. spans: what was written, in the order of writing. completions: how."""
+
+    text: str
+    spans: list[str]
+    completions: list[Completion]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Infiller:
+    """The prompts of one architecture. id_of: special token -> id, or None."""
+
+    def __init__(self, architecture: str, id_of: Callable[[str], int | None]):
+        self.blanks = BLANKS[architecture]
+        self._id_of = id_of
+        self.masks = [i for mask in self.blanks.masks if (i := id_of(mask)) is not None]
+        self.start = self._id(self.blanks.start)
+        self.before = [self._id(t) for t in [self.blanks.before] if t]
+        self.after = [self._id(t) for t in [self.blanks.after] if t]
+
+    def _id(self, token: str) -> int:
+        found = self._id_of(token)
+        if found is None:
+            raise FormatError(f"tokenizer: has no '{token}', which the model needs to fill blanks")
+        return found
+
+    def context(self, ids: Sequence[int]) -> list[int]:
+        """The ids of a text as the model reads them, up to where a piece starts."""
+        before = [] if self.before == list(ids[: len(self.before)]) else self.before
+        mask = [] if any(i in self.masks for i in ids) else [self._id(self.blanks.default)]
+        return [*before, *ids, *mask, *self.after]
+
+    def prompt(self, ids: Sequence[int]) -> list[int]:
+        """A prompt that is continued, or whose first mask is filled. A text that has its start token is complete."""
+        return list(ids) if self.start in ids else [*self.context(ids), self.start]
+
+    def fill(
+        self, ids: Sequence[int], complete: Callable[[list[int]], Completion]
+    ) -> tuple[list[int], list[Completion]]:
+        """The text's ids with every mask replaced by what `complete` answers to its prompt, and the answers."""
+        count = sum(i in self.masks for i in ids)
+        if not count:
+            raise ValueError(f"infill: the text has no mask, expected one of {', '.join(self.blanks.masks)}")
+        filled, pieces, completions = list(ids), [], []
+        for _ in range(count):
+            done = complete([*self.context(ids), *pieces, self.start] if self.blanks.several else self.prompt(filled))
+            completions.append(done)
+            pieces += [self.start, *done.tokens]
+            at = self._first_mask(filled)
+            filled[at : at + 1] = done.tokens
+            if done.finish_reason == "cancelled":
+                break
+        return filled, completions
+
+    def _first_mask(self, ids: Sequence[int]) -> int:
+        if self.blanks.several:
+            return next(i for i, token in enumerate(ids) if token in self.masks)
+        return next(ids.index(mask) for mask in self.masks if mask in ids)

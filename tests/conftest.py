@@ -1,0 +1,50 @@
+"""Fixtures for tests of what stands above the seam: each runs on the numpy twin and on the native engine."""
+
+import pytest
+import tiny
+import twin_engine
+
+import glmlite
+from glmlite import engine as engines
+
+
+@pytest.fixture(params=["twin", "native"])
+def executor(request, monkeypatch):
+    """The module whose engine `glmlite.load` uses."""
+    if request.param == "native":
+        native = pytest.importorskip("glmlite._native", reason="the native module is not built")
+        if not hasattr(native, "Engine"):
+            pytest.skip("the native module has no engine")
+        return native
+    real = engines.executor
+    monkeypatch.setattr(engines, "executor", lambda device: real(device) if device == "cuda" else twin_engine)
+    return twin_engine
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory):
+    """The path of a tiny model's file, written once for each set of arguments."""
+    pytest.importorskip("gguf", reason="gguf writes the tiny models")
+    folder, written = tmp_path_factory.mktemp("tiny"), {}
+
+    def path(architecture="chatglm", **sizes):
+        key = repr((architecture, sorted(sizes.items())))
+        if key not in written:
+            written[key] = tiny.write(folder / f"{len(written)}.gguf", tiny.model(architecture, **sizes))
+        return written[key]
+
+    return path
+
+
+@pytest.fixture
+def load(executor, tiny_file):
+    """load(architecture, sizes={}, **arguments of glmlite.load) -> Model, closed after the test."""
+    models = []
+
+    def open_model(architecture="chatglm", sizes=None, **arguments):
+        models.append(glmlite.load(tiny_file(architecture, **(sizes or {})), **arguments))
+        return models[-1]
+
+    yield open_model
+    for model in models:
+        model.close()

@@ -1,0 +1,194 @@
+"""Parameters, stop strings, the sink that turns samples into pieces, and the sampler against its twin."""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+import twin_engine
+from twin_engine import Sample
+
+from glmlite.errors import FormatError
+from glmlite.generate import Answer, Parameters, Piece, StopStrings, sampling_defaults
+
+
+class Decoder:
+    """Token i is the i-th of some bytes; whole characters come out, as of `Tokenizer.stream`."""
+
+    def __init__(self, pieces):
+        import codecs
+
+        self.pieces = pieces
+        self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids):
+        return "".join(self.utf8.decode(self.pieces[i]) for i in ids)
+
+    def finish(self):
+        return self.utf8.decode(b"", final=True)
+
+
+def samples(*tokens):
+    return [Sample(t, -0.5, []) for t in tokens]
+
+
+def answer(pieces, *, stop=(), stop_ids=(), max_tokens=100, **parameters):
+    return Answer(Decoder(pieces), Parameters(stop=stop, **parameters), stop_ids, max_tokens)
+
+
+def events(sink):
+    return [sink.events.get() for _ in range(sink.events.qsize())]
+
+
+# ---- parameters
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"presence_penalty": math.inf},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"logprobs": -1},
+        {"stop": ""},
+        {"stop": ["a", ""]},
+        {"stop": [1]},
+        {"stop_ids": [-1]},
+        {"logit_bias": {1: math.inf}},
+        {"logit_bias": {1: math.nan}},
+        {"overflow": "ignore"},
+    ],
+)
+def test_bad_values_name_the_parameter(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        Parameters.of({}, given)
+
+
+@pytest.mark.parametrize("given", [{"max_tokens": 1.5}, {"top_k": True}, {"temperature": "hot"}, {"on_progress": 3}])
+def test_bad_types_name_the_parameter(given):
+    with pytest.raises(TypeError, match=next(iter(given))):
+        Parameters.of({}, given)
+
+
+def test_unknown_parameter_lists_the_known():
+    with pytest.raises(TypeError, match=r"'temprature'.*temperature"):
+        Parameters.of({}, {"temprature": 1})
+
+
+def test_none_means_the_default_and_given_values_win():
+    p = Parameters.of({"temperature": 0.3, "top_k": 7}, {"temperature": None, "top_k": 0, "stop": "x"})
+    assert (p.temperature, p.top_k, p.top_p, p.stop) == (0.3, 0, 0.8, ("x",))
+
+
+def test_defaults_of_a_file():
+    metadata = {"general.sampling.temp": 0.5, "general.sampling.penalty_last_n": 64, "general.name": "x"}
+    assert sampling_defaults(metadata) == {"temperature": 0.5, "penalty_window": 64}
+    with pytest.raises(FormatError, match=r"general.sampling.*top_p"):
+        sampling_defaults({"general.sampling.top_p": 7.0})
+
+
+# ---- stop strings
+
+
+def test_stop_strings_do_not_depend_on_how_the_text_is_cut():
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices("ab。", k=rng.randint(0, 12)))
+        stops = ["".join(rng.choices("ab。", k=rng.randint(1, 4))) for _ in range(rng.randint(1, 3))]
+        ends = [(i, -len(s)) for i in range(len(text) + 1) for s in stops if text[:i].endswith(s)]
+        want = text[: min(ends)[0] + min(ends)[1]] if ends else text
+        cuts = sorted(rng.choices(range(len(text) + 1), k=rng.randint(0, 6)))
+        finder, got, stop = StopStrings(stops), "", None
+        for a, b in itertools.pairwise([0, *cuts, len(text)]):
+            certain, stop = finder.push(text[a:b])
+            got += certain
+            assert want.startswith(got), (text, stops, cuts)
+            if stop:
+                break
+        got += finder.flush()
+        assert (got, bool(stop)) == (want, bool(ends)), (text, stops, cuts)
+
+
+def test_only_what_may_start_a_stop_string_is_held_back():
+    finder = StopStrings(["END", "NOW"])
+    assert finder.push("abcE") == ("abc", None)
+    assert finder.push("xEN") == ("Ex", None)
+    assert finder.push("D tail") == ("", "END")
+
+
+# ---- pieces
+
+
+def test_stop_string_across_tokens_and_bytes():
+    sink = answer([b"x", "停".encode()[:2], "停".encode()[2:] + b"S", b"TOP", b"tail"], stop=["停STOP"])
+    assert not sink.take(samples(0, 1))
+    assert not sink.take(samples(2))
+    assert sink.take(samples(3, 4))
+    assert events(sink) == [
+        Piece("x", [0, 1]),
+        Piece("", [2]),
+        Piece("", [3], None, "stop"),
+    ]
+    assert sink.stop == "停STOP"
+
+
+def test_stop_token_flushes_what_was_held_and_is_no_part():
+    sink = answer([b"a", b"S", b"</s>"], stop=["STOP"], stop_ids=[2], logprobs=0)
+    assert sink.take(samples(0, 1, 2))
+    (piece,) = events(sink)
+    assert (piece.text, piece.tokens, piece.finish_reason, sink.stop) == ("aS", [0, 1], "stop", 2)
+    assert [p.logprob for p in piece.logprobs] == [-0.5, -0.5]
+
+
+def test_max_tokens_ends_with_length_and_a_whole_text():
+    sink = answer([b"a", "停".encode()[:2]], max_tokens=2)
+    assert sink.take(samples(0, 1, 0))
+    assert events(sink) == [Piece("a�", [0, 1], None, "length")]
+
+
+# ---- the native sampler and its twin
+
+SAMPLERS = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 5},
+    {"temperature": 1.3, "top_p": 0.6},
+    {"temperature": 1.3, "min_p": 0.2, "top_p": 0.9, "top_k": 30},
+    {"temperature": 0.9, "repetition_penalty": 1.5, "presence_penalty": 0.3, "frequency_penalty": 0.2},
+    {"repetition_penalty": 3.0, "penalty_window": 4},
+    {"temperature": 1.0, "logit_bias": {3: 5.0, 7: -math.inf}},
+]
+
+
+@pytest.mark.parametrize("options", SAMPLERS, ids=str)
+def test_sampler_against_twin(executor, options):
+    rng = np.random.RandomState(1)
+    options = {"seed": 2**63 + 5, "logprobs": 3, **options}
+    got, want = executor.Sampler(**options), twin_engine.Sampler(**options)
+    for sampler in (got, want):
+        sampler.accept([1, 2, 3, 3])
+    for _ in range(60):
+        logits = (3 * rng.standard_normal(50)).astype(np.float32)
+        a, b = got.sample(logits), want.sample(logits)
+        assert a.token == b.token
+        assert [t for t, _ in a.top] == [t for t, _ in b.top]
+        # Sums of 50 f64 terms in another order: far below 1e-12.
+        assert np.allclose([a.logprob, *(x for _, x in a.top)], [b.logprob, *(x for _, x in b.top)], rtol=0, atol=1e-12)
+
+
+def test_twin_sampler_draws_what_the_probabilities_say():
+    """4000 draws: each count within 5 standard deviations of its expectation."""
+    logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
+    sampler = twin_engine.Sampler(temperature=1.0, seed=3)
+    counts = np.bincount([sampler.sample(logits).token for _ in range(4000)], minlength=4)
+    p = np.exp(logits)
+    assert (np.abs(counts - 4000 * p) <= 5 * np.sqrt(4000 * p * (1 - p))).all()

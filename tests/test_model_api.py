@@ -1,0 +1,319 @@
+"""What a user of the library sees: load, generate, chat, infill, logits, their parameters and their errors."""
+
+import math
+
+import numpy as np
+import pytest
+
+import glmlite
+from glmlite import engine as engines
+from glmlite import model as models
+from glmlite.program import Recorder, Rope
+
+PARAMETERS = {"max_tokens": 12, "ignore_eos": True, "seed": 1}
+PROMPT = "the other hell in there"
+
+
+# ---- loading
+
+
+def test_load_reports_what_it_has(load, tiny_file):
+    fractions = []
+    model = load("glm4", progress=fractions.append)
+    assert (model.architecture, model.name, model.context, model.vocab_size) == ("glm4", "tiny glm4", 256, 320)
+    assert model.metadata["glm4.block_count"] == 2
+    assert model.path == tiny_file("glm4")
+    assert fractions[-1] == 1.0
+    assert fractions == sorted(fractions)
+    assert model.memory()["weights"] > 0
+    assert "tiny glm4" in repr(model)
+
+
+def test_load_takes_str_and_works_as_context_manager(executor, tiny_file):
+    with glmlite.load(str(tiny_file()), context=64, threads=1) as model:
+        assert model.context == 64
+    assert model.closed
+    assert "closed" in repr(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"context": 0}, ValueError),
+        ({"context": 257}, ValueError),
+        ({"context": 64.0}, TypeError),
+        ({"parallel": 0}, ValueError),
+        ({"threads": -1}, ValueError),
+        ({"kv_tokens": 100}, ValueError),
+        ({"device": "cuda"}, RuntimeError),
+    ],
+)
+def test_bad_arguments_are_named(load, arguments, error):
+    with pytest.raises(error, match=next(iter(arguments))):
+        load(**arguments)
+
+
+def test_devices():
+    with pytest.raises(ValueError, match=r"device is 'tpu', expected 'cpu'"):
+        engines.executor("tpu")
+    with pytest.raises(RuntimeError, match="'cuda': this build"):
+        engines.executor("cuda")
+
+
+def test_bad_paths_are_named(executor, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        glmlite.load("THUDM/chatglm3-6b")
+    with pytest.raises(ValueError, match="is a folder"):
+        glmlite.load(tmp_path)
+    bad = tmp_path / "模型.gguf"
+    bad.write_bytes(b"not a model at all, not even nearly")
+    with pytest.raises(glmlite.FormatError, match="模型"):
+        glmlite.load(bad)
+
+
+def test_unknown_architecture_names_file_and_key(executor, tiny_file):
+    path = tiny_file(metadata={"general.architecture": "gpt9"})
+    with pytest.raises(glmlite.FormatError, match=rf"{path.name}.*gpt9"):
+        glmlite.load(path)
+
+
+def test_progress_that_returns_false_cancels_the_load(load):
+    with pytest.raises(glmlite.Cancelled):
+        load(progress=lambda done: False)
+
+
+def test_context_is_halved_until_it_fits(monkeypatch):
+    r = Recorder({"e": (9, 8), "w": (24, 8)})
+    r.attention(r.linear(r.embed("e"), "w"), 0, heads=1, kv_heads=1, head_dim=8, rope=None)
+    assert engines.kv_bytes_per_token(r.ops) == 2 * 8 * 2
+
+    class Recording:
+        ops, context = r.ops, 100_000
+
+    for free, want in [(None, 4096), (10**9, 4096), (1000 + 32 * 4095, 2048), (0, 512)]:
+        monkeypatch.setattr(engines, "available_memory", lambda free=free: free)
+        assert models._context_that_fits(Recording, 1000) == want
+    Recording.context = 300
+    assert models._context_that_fits(Recording, 1000) == 300
+
+
+def test_native_ops():
+    shapes = {"e": (9, 4), "w": (6, 4), "v": (6, 4), "f": (2,)}
+    r = Recorder(shapes)
+    x = r.embed("e")
+    rope = Rope(4, 100.0, interleaved=True, factors="f")
+    r.attention(r.linear(x, ["w", "v"], add=None), 0, heads=1, kv_heads=1, head_dim=4, rope=rope)
+    embed, linear, attention = engines.native_ops(r.ops, lambda name: np.array([1.0, 2.0], np.float32))
+    assert embed == ("embed", 0, 4, {}, {"table": ["e"]}, {})
+    assert linear == ("linear", 1, 12, {"x": 0}, {"w": ["w", "v"]}, {"alpha": 1.0})
+    table = attention[5].pop("rope")
+    assert attention[5] == {"layer": 0, "heads": 1, "kv_heads": 1, "head_dim": 4, "scale": 0.5, "norm_eps": 0.0}
+    assert table["freq"].tolist() == [1.0, 0.1 / 2]
+    assert (table["first"].tolist(), table["second"].tolist(), table["axis"].tolist()) == ([0, 2], [1, 3], [0, 0])
+    assert table["magnitude"] == 1.0
+
+
+# ---- generating
+
+
+def test_a_stream_is_the_completion_in_pieces(load):
+    model = load()
+    whole = model.generate(PROMPT, temperature=1.0, **PARAMETERS)
+    pieces = list(model.generate(PROMPT, temperature=1.0, stream=True, **PARAMETERS))
+    assert [t for p in pieces for t in p.tokens] == whole.tokens
+    assert "".join(p.text for p in pieces) == whole.text == str(whole)
+    assert [p.finish_reason for p in pieces] == [None] * (len(pieces) - 1) + ["length"]
+    assert whole.text == model.tokenizer.decode(whole.tokens, skip_special=True)
+    stats = whole.stats
+    assert (stats.prompt_tokens, stats.generated_tokens) == (len(model.prompt_ids(PROMPT)), 12)
+    assert stats.prompt_seconds > 0
+    assert stats.generation_seconds > 0
+
+
+def test_a_seed_repeats_an_answer_and_is_told(load):
+    model = load()
+    a = model.generate(PROMPT, temperature=1.0, top_p=1.0, max_tokens=20, ignore_eos=True)
+    b = model.generate(PROMPT, temperature=1.0, top_p=1.0, max_tokens=20, ignore_eos=True, seed=a.seed)
+    c = model.generate(PROMPT, temperature=1.0, top_p=1.0, max_tokens=20, ignore_eos=True)
+    assert a.tokens == b.tokens
+    assert a.tokens != c.tokens
+
+
+def test_the_prefix_stands_there_once(load):
+    model = load()
+    prefix = [model.tokenizer.id_of("[gMASK]"), model.tokenizer.id_of("<sop>")]
+    assert model.prompt_ids("hell")[:2] == prefix
+    assert model.prompt_ids("[gMASK]<sop>hell") == model.prompt_ids("hell")
+    assert model.tokenize("hell") == model.prompt_ids("hell")[2:]
+    assert model.detokenize(model.tokenize("hell [MASK]")) == "hell [MASK]"
+
+
+def test_logits(load):
+    model = load()
+    ids = model.prompt_ids(PROMPT * 10)
+    every = model.logits(ids, all=True)
+    assert every.shape == (len(ids), 320)
+    assert np.array_equal(model.logits(ids), every[-1])
+    assert np.array_equal(model.logits(ids[:50]), every[49])
+    greedy = model.generate(ids, temperature=0, max_tokens=1, logprobs=2, ignore_eos=True)
+    assert greedy.tokens == [int(np.argmax(every[-1]))]
+    (logprob,) = greedy.logprobs
+    log_p = every[-1].astype(np.float64) - every[-1].max()
+    log_p -= np.log(np.exp(log_p).sum())
+    assert abs(logprob.logprob - log_p.max()) <= 1e-12
+    assert [t for t, _ in logprob.top] == np.argsort(-log_p, kind="stable")[:2].tolist()
+
+
+def test_logits_beside_generations(load):
+    """Also when the pool is too small for both, so that one of them starts over."""
+    model = load(parallel=4)
+    ids = [i % 250 for i in range(200)]
+    want = model.logits(ids, all=True)
+    running = model.generate(list(range(50, 120)), stream=True, ignore_eos=True, seed=1)
+    assert np.array_equal(model.logits(ids, all=True), want)
+    running.close()
+
+
+def test_logit_bias_and_stop_ids(load):
+    model = load()
+    forced = model.generate(PROMPT, logit_bias={65: 1e5}, **PARAMETERS)
+    assert forced.tokens == [65] * 12
+    stopped = model.generate(PROMPT, logit_bias={65: 1e5}, stop_ids=[65], **PARAMETERS)
+    assert (stopped.tokens, stopped.finish_reason, stopped.stop) == ([], "stop", 65)
+
+
+def test_stop_strings_across_tokens(load):
+    model = load()
+    (letter,) = model.tokenize("z")
+    done = model.generate(PROMPT, logit_bias={letter: 1e5}, stop=["zzz"], **PARAMETERS)
+    assert (done.text, done.tokens, done.finish_reason, done.stop) == ("", [letter] * 3, "stop", "zzz")
+
+
+def test_end_tokens_end_unless_ignored(load):
+    model = load()
+    (eos,) = (i for i in [model.tokenizer.id_of("<|user|>")] if i in model.tokenizer.eos_ids)
+    done = model.generate(PROMPT, logit_bias={eos: 1e5}, max_tokens=5)
+    assert (done.text, done.finish_reason, done.stop) == ("", "stop", eos)
+    ignored = model.generate(PROMPT, logit_bias={eos: 1e5}, max_tokens=5, ignore_eos=True)
+    assert (ignored.tokens, ignored.finish_reason) == ([eos] * 5, "length")
+
+
+def test_defaults_come_from_the_file(load):
+    greedy = load(sizes={"metadata": {"general.sampling.temp": 0.0}})
+    assert len({tuple(greedy.generate(PROMPT, max_tokens=4, ignore_eos=True).tokens) for _ in range(3)}) == 1
+    with pytest.raises(glmlite.FormatError, match=r"general\.sampling.*temperature"):
+        load(sizes={"metadata": {"general.sampling.temp": -1.0}})
+
+
+def test_progress_of_the_prompt(load):
+    model = load()
+    seen = []
+    model.generate([5] * 100, max_tokens=1, on_progress=lambda *x: seen.append(x))
+    assert seen[-1] == (100, 100)
+    assert seen == sorted(seen)
+
+
+# ---- the context
+
+
+def test_overflow_is_an_error_with_numbers(load):
+    model = load(context=64)
+    for _ in range(2):
+        with pytest.raises(glmlite.ContextOverflow, match=r"64 tokens.*context of 64"):
+            model.generate([1] * 64)
+    with pytest.raises(glmlite.ContextOverflow, match="65 tokens"):
+        model.logits([1] * 65)
+    assert model.logits([1] * 64).shape == (320,)
+    last = model.generate([1] * 63, ignore_eos=True)
+    assert (len(last.tokens), last.finish_reason) == (1, "length")
+
+
+def test_generation_ends_with_the_context(load):
+    done = load(context=64).generate([1] * 20, max_tokens=1000, ignore_eos=True)
+    assert (len(done.tokens), done.finish_reason) == (44, "length")
+
+
+def test_truncation_keeps_the_beginning_and_the_newest(load):
+    model = load(context=64)
+    prefix = list(model.tokenizer.prefix_ids)
+    ids = [*prefix, *range(100)]
+    cut = model.generate(ids, overflow="truncate", seed=1, max_tokens=10, ignore_eos=True)
+    want = model.generate([*prefix, *range(48, 100)], seed=1, max_tokens=10, ignore_eos=True)
+    assert cut.stats.prompt_tokens == 54
+    assert cut.tokens == want.tokens
+    assert model.generate(ids, overflow="truncate", ignore_eos=True).stats.prompt_tokens == 48
+    assert model.generate(ids, overflow="truncate", max_tokens=500, ignore_eos=True).stats.prompt_tokens == 32
+    assert model.generate(ids[:20], overflow="truncate", max_tokens=5).stats.prompt_tokens == 20
+
+
+def test_bad_prompts(load):
+    model = load()
+    with pytest.raises(ValueError, match="empty"):
+        model.generate([])
+    with pytest.raises(ValueError, match=r"token id 320, expected 0 to 319"):
+        model.generate([320])
+    with pytest.raises(ValueError, match="logit_bias: token id 400"):
+        model.generate([1], logit_bias={400: 1.0})
+    with pytest.raises(TypeError, match="temprature"):
+        model.generate([1], temprature=1)
+
+
+# ---- chat and blanks
+
+
+def test_chat_renders_and_generates(load):
+    model = load("glm4")
+    messages = [{"role": "user", "content": "hell <|user|>"}]
+    ids = model.chat_ids(messages)
+    assert ids.count(model.tokenizer.id_of("<|user|>")) == 1
+    assert ids[:2] == list(model.tokenizer.prefix_ids)
+    got = model.chat(messages, **PARAMETERS)
+    assert got.tokens == model.generate(ids, **PARAMETERS).tokens
+    streamed = list(model.chat(messages, stream=True, **PARAMETERS))
+    assert [t for p in streamed for t in p.tokens] == got.tokens
+
+
+@pytest.mark.parametrize("architecture", ["glm", "chatglm1"])
+def test_infill_fills_each_mask(load, architecture):
+    model = load(architecture)
+    (letter,) = model.tokenize("z")
+    result = model.infill("the [MASK] in [MASK]!", max_tokens=2, logit_bias={letter: 1e5})
+    assert result.spans == ["zz", "zz"]
+    assert str(result) == "the zz in zz!"
+    again = model.infill("the [MASK] in [MASK]!", max_tokens=5)
+    assert again.text == model.infill("the [MASK] in [MASK]!", max_tokens=5).text
+    assert [len(c.tokens) <= 5 for c in again.completions] == [True, True]
+    with pytest.raises(ValueError, match="no mask"):
+        model.infill("the other")
+    with pytest.raises(ValueError, match="stream"):
+        model.infill("[MASK]", stream=True)
+
+
+def test_prompts_of_blanks(load):
+    glm = load("glm")
+    names = [glm.detokenize([i]) for i in glm.prompt_ids("in [MASK]")]
+    assert (names[0], names[-3:]) == ("[CLS]", ["[MASK]", "<|endoftext|>", "<|startofpiece|>"])
+    assert glm.detokenize(glm.prompt_ids("in"))[-34:] == "[gMASK]<|endoftext|><|startofpiece|>"[-34:]
+    first = load("chatglm1")
+    assert first.detokenize(first.prompt_ids("in")) == "in[gMASK]<sop>"
+    assert first.prompt_ids("in[gMASK]<sop>") == first.prompt_ids("in")
+
+
+def test_the_second_piece_of_glm_sees_the_first(load):
+    """As the model was trained: one context, the pieces one after another, each at the place of its mask."""
+    model = load("glm")
+    result = model.infill("the [MASK] in [MASK]!", max_tokens=4)
+    start = model.tokenizer.id_of("<|startofpiece|>")
+    prompt = model.prompt_ids("the [MASK] in [MASK]!")
+    second = model.generate([*prompt, *result.completions[0].tokens, start], max_tokens=4, temperature=0)
+    assert second.tokens == result.completions[1].tokens
+
+
+def test_infill_of_other_models_names_those_that_can(load):
+    with pytest.raises(ValueError, match=r"chatglm models.*glm, chatglm1"):
+        load().infill("[MASK]")
+
+
+def test_the_public_names():
+    assert all(hasattr(glmlite, name) for name in glmlite.__all__)
+    assert math.isfinite(glmlite.Stats().prompt_seconds)

@@ -1,0 +1,341 @@
+"""Many requests on one engine: equal to each alone, cancelled, preempted, failed, reused, closed."""
+
+import _thread
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import glmlite
+
+PARAMETERS = {"max_tokens": 24, "ignore_eos": True, "temperature": 1.0, "top_p": 1.0}
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def slow(load, executor):
+    """A model that takes a while to read 1500 tokens, and such a prompt."""
+    if executor.__name__ == "twin_engine":
+        model = load(sizes={"context": 2048}, parallel=1)
+        model._engine.delay = 0.005
+    else:
+        model = load(sizes={"context": 2048, "dim": 512, "layers": 8, "ffn": 2048, "heads": 8}, parallel=1)
+    return model, [i % 250 for i in range(1500)]
+
+
+def prompts(count):
+    """Different lengths, some with a common beginning, some the same."""
+    common = [5 + i % 90 for i in range(70)]
+    return [common[: 7 * i % 70] + [(11 * i + j) % 250 for j in range(1 + 5 * (i // 2))] for i in range(count)]
+
+
+@pytest.mark.parametrize("architecture", ["chatglm", "chatglm1"])
+def test_sixteen_threads_equal_their_single_runs(load, architecture):
+    sizes = {"layers": 1}
+    model = load(architecture, sizes)
+    end = [model.tokenizer.id_of("[gMASK]"), model.tokenizer.id_of("<sop>")] if architecture == "chatglm1" else []
+    asked = [p + end for p in prompts(16)]
+
+    def run(i, on):
+        return on.generate(asked[i], seed=i, logprobs=1, **PARAMETERS)
+
+    alone = [run(i, model) for i in range(16)]
+    fresh = load(architecture, sizes, parallel=3)
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda i: run(i, fresh), range(16)))
+    for a, b in zip(alone, together):
+        assert len(a.tokens) == 24
+        assert (a.tokens, a.text, a.logprobs) == (b.tokens, b.text, b.logprobs)
+
+
+def test_a_small_pool_starts_requests_over_and_changes_nothing(load):
+    """Four requests that grow to two pages each share four pages."""
+    sizes = {"context": 256, "layers": 1}
+    asked = [[(31 * i + j) % 250 for j in range(60)] for i in range(4)]
+    long = PARAMETERS | {"max_tokens": 40}
+    alone = [load(sizes=sizes).generate(p, seed=1, **long).tokens for p in asked]
+    model = load(sizes=sizes, parallel=4)
+    assert model._engine.kv_tokens == 256
+    preempted = []
+    preempt = model._scheduler._preempt
+    model._scheduler._preempt = lambda request: (preempted.append(request), preempt(request))
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda p: model.generate(p, seed=1, **long).tokens, asked))
+    assert together == alone
+    assert preempted
+
+
+def test_reuse_of_a_prefix_equals_a_fresh_run(load):
+    model = load()
+    first = [7 * i % 250 for i in range(100)]
+    answer = model.generate(first, seed=1, **PARAMETERS)
+    cases = {
+        "continued": (first + answer.tokens + [3, 4, 5], 100 + 24 - 1),
+        "the same again": (first, 99),
+        "parted in the middle": (first[:70] + [9, 9, 9], 70),
+        "nothing in common": ([249, *first], 0),
+    }
+    for name, (ids, reused) in cases.items():
+        again = model.generate(ids, seed=2, **PARAMETERS)
+        assert again.stats.reused_tokens == reused, name
+        fresh = load().generate(ids, seed=2, **PARAMETERS)
+        assert fresh.stats.reused_tokens == 0
+        assert again.tokens == fresh.tokens, name
+
+
+def test_a_bidirectional_context_is_never_reused(load):
+    model = load("glm")
+    ids = model.prompt_ids("the other [MASK] there")
+    a = model.generate(ids, seed=1, **PARAMETERS)
+    b = model.generate(ids + a.tokens, seed=1, **PARAMETERS)
+    assert a.stats.reused_tokens == b.stats.reused_tokens == 0
+
+
+def test_kept_sequences_give_way(load):
+    model = load(sizes={"context": 256})
+    for i in range(8):
+        model.generate([(i + j * 7) % 250 for j in range(100)], max_tokens=1)
+    scheduler = model._scheduler
+    until(lambda: not scheduler._active)
+    assert len(scheduler._kept) == 2  # two pages each, of four
+    assert model._engine.kv_free() >= 0
+
+
+# ---- cancelling
+
+
+def test_abandoned_iterators_free_their_slot(slow):
+    model, prompt = slow
+
+    def left_early():
+        for piece in model.generate(prompt[:20], stream=True, **PARAMETERS):
+            assert piece.tokens
+            break
+
+    def lost():
+        next(model.generate(prompt[:20], stream=True, **PARAMETERS))
+
+    def with_block():
+        with model.generate(prompt, stream=True):
+            pass
+
+    for abandon in (left_early, lost, with_block):
+        abandon()
+        gc.collect()
+        until(lambda: not model._scheduler._active)
+    assert len(model.generate([1, 2, 3], **PARAMETERS).tokens) == 24
+
+
+def test_cancel_while_reading_ends_at_once(slow):
+    model, prompt = slow
+    generation = model.generate(prompt, stream=True)
+    until(lambda: model._scheduler._active)
+    time.sleep(0.05)
+    begin = time.monotonic()
+    generation.cancel()
+    done = generation.result()
+    assert (done.finish_reason, done.tokens, done.text) == ("cancelled", [], "")
+    until(lambda: not model._scheduler._active, 1.0)
+    assert time.monotonic() - begin < 1.0
+
+
+def test_cancel_in_the_queue(slow):
+    model, prompt = slow
+    first = model.generate(prompt, stream=True)
+    until(lambda: model._scheduler._active)
+    second = model.generate(prompt, stream=True)
+    second.cancel()
+    assert second.result().finish_reason == "cancelled"
+    assert not first.finished
+    first.cancel()
+    until(lambda: not model._scheduler._active and not model._scheduler._queue)
+
+
+def test_a_cancelled_answer_keeps_what_was_delivered(load):
+    model = load()
+    generation = model.generate([1, 2, 3], stream=True, seed=1, **PARAMETERS | {"max_tokens": 200})
+    first = next(generation)
+    generation.cancel()
+    done = generation.result()
+    assert done.finish_reason == "cancelled"
+    assert done.tokens[: len(first.tokens)] == first.tokens
+    whole = model.generate([1, 2, 3], seed=1, **PARAMETERS | {"max_tokens": 200})
+    assert whole.tokens[: len(done.tokens)] == done.tokens
+
+
+def test_cancelling_one_does_not_change_another(load):
+    model = load()
+    want = load().generate([1, 2, 3], seed=1, **PARAMETERS | {"max_tokens": 150}).tokens
+    kept = model.generate([1, 2, 3], stream=True, seed=1, **PARAMETERS | {"max_tokens": 150})
+    for i in range(10):
+        other = model.generate([i, 2, 3] * 20, stream=True, **PARAMETERS)
+        time.sleep(0.003)
+        other.cancel()
+    assert kept.result().tokens == want
+
+
+def test_keyboard_interrupt_cancels_and_propagates(slow):
+    model, prompt = slow
+    timer = threading.Timer(0.2, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(prompt)
+        time.sleep(5)  # a machine that read all of it within 0.2 s is interrupted here
+    timer.join()
+    until(lambda: not model._scheduler._active)
+    assert model.generate([1, 2], **PARAMETERS).finish_reason == "length"
+
+
+def test_an_exception_of_on_progress_cancels(slow):
+    model, prompt = slow
+
+    def progress(done, total):
+        assert 0 <= done <= total == len(prompt)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        model.generate(prompt, on_progress=progress, max_tokens=1)
+    until(lambda: not model._scheduler._active)
+
+
+# ---- failures
+
+
+class Failing:
+    """An engine that fails for every call that has a token it does not like."""
+
+    def __init__(self, engine, native, bad):
+        self._engine, self._bad, self.native = engine, bad, native
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def run(self, works, **options):
+        if any(self._bad in w.tokens for w in works):
+            raise RuntimeError("logits are not finite")
+        return self._engine.run([w.work for w in works], **options)
+
+    def Work(self, sequence, tokens, *rest, **options):
+        class Seen:
+            pass
+
+        seen = Seen()
+        seen.tokens, seen.work = tokens.tolist(), self.native.Work(sequence, tokens, *rest, **options)
+        return seen
+
+
+def test_a_failing_request_fails_alone(load, executor):
+    model = load()
+    asked = [[i, i + 1, i + 2] for i in range(0, 12, 2)]
+    want = [load().generate(p, seed=1, **PARAMETERS | {"logit_bias": {250: -1e5}}).tokens for p in asked]
+    scheduler = model._scheduler
+    failing = Failing(model._engine, executor, bad=250)
+    scheduler.engine = scheduler.native = failing
+    failing.Cancel = executor.Cancel
+    with ThreadPoolExecutor(8) as pool:
+        broken = [pool.submit(model.generate, [250, 1, i], **PARAMETERS) for i in range(2)]
+        good = pool.map(lambda p: model.generate(p, seed=1, **PARAMETERS | {"logit_bias": {250: -1e5}}).tokens, asked)
+        assert list(good) == want
+        for future in broken:
+            with pytest.raises(RuntimeError, match="not finite"):
+                future.result()
+    assert not scheduler._active
+
+
+def test_a_mistake_in_the_scheduler_does_not_end_its_thread(load, monkeypatch, caplog):
+    model = load()
+    plan = model._scheduler._plan
+    monkeypatch.setattr(model._scheduler, "_plan", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.generate([1, 2], **PARAMETERS)
+    monkeypatch.setattr(model._scheduler, "_plan", plan)
+    assert model.generate([1, 2], **PARAMETERS).finish_reason == "length"
+    assert "scheduler" in caplog.text
+
+
+# ---- the end
+
+
+def test_close_fails_what_runs_and_waits(slow):
+    model, prompt = slow
+    running, waiting = (model.generate(prompt, stream=True) for _ in range(2))
+    until(lambda: model._scheduler._active)
+    begin = time.monotonic()
+    model.close()
+    assert time.monotonic() - begin < 1.0
+    for generation in (running, waiting):
+        with pytest.raises(RuntimeError, match="closed"):
+            generation.result()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.generate([1])
+    model.close()
+    assert model.closed
+
+
+def test_a_lost_model_ends_its_thread(executor, tiny_file):
+    model = glmlite.load(tiny_file())
+    model.generate([1, 2], max_tokens=2)
+    thread = model._scheduler._thread
+    generation = model.generate([1, 2], stream=True, max_tokens=2)
+    del model
+    gc.collect()
+    assert generation.result().tokens
+    del generation
+    gc.collect()
+    thread.join(5.0)
+    assert not thread.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_is_told(load):
+    model = load()
+    model.generate([1, 2], max_tokens=2)
+    child = os.fork()
+    if not child:
+        try:
+            model.generate([1, 2], max_tokens=2)
+        except RuntimeError as error:
+            model.close()
+            os._exit(7 if "forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_the_interpreter_ends_while_a_request_runs(executor, tiny_file):
+    """With the iterator half used, in an interpreter of its own."""
+    path = tiny_file(context=2048)
+    script = f"""
+        import sys, glmlite
+        from glmlite import engine
+        if {executor.__name__ == "twin_engine"}:
+            import twin_engine
+            engine.executor = lambda device: twin_engine
+        model = glmlite.load(sys.argv[1])
+        generation = model.generate([1, 2], stream=True, ignore_eos=True)
+        next(generation)
+        print("running")
+    """
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(Path(glmlite.__file__).parents[1])])}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "running\n", "")

@@ -1,0 +1,334 @@
+"""The interface of `glmlite._native` in numpy: Gguf, Engine, Sampler, Work, Cancel, Sample.
+
+The twin against which the native engine and sampler are tested, and what the layers above are tested on where there
+is no native module. It runs a token at a time (a bidirectional context whole), so that its results are exactly
+independent of chunks and batches, as the native ones are.
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from glmlite import reference
+from glmlite.errors import Cancelled, FormatError
+from glmlite.program import Op, RopeTable, Value
+
+
+class TensorInfo(NamedTuple):
+    name: str
+    type: str
+    shape: tuple
+    nbytes: int
+
+
+class Gguf:
+    def __init__(self, path):
+        from gguf import GGUFReader
+
+        try:
+            reader = GGUFReader(path)
+        except ValueError as error:
+            raise FormatError(f"{path}: {error}") from error
+        self.nbytes = Path(path).stat().st_size
+        self._tensors = {t.name: t for t in reader.tensors}
+        self.tensors = {
+            name: TensorInfo(name, t.tensor_type.name, tuple(map(int, reversed(t.shape))), int(t.n_bytes))
+            for name, t in self._tensors.items()
+        }
+        fields = reader.fields.items()
+        self.metadata = {key: field.contents() for key, field in fields if not key.startswith("GGUF.")}
+
+    def dequantize(self, name):
+        from gguf import quants
+
+        tensor = self._tensors[name]
+        return quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.tensors[name].shape)
+
+    def close(self):
+        pass
+
+
+class Cancel:
+    def __init__(self):
+        self.is_set = False
+
+    def set(self):
+        self.is_set = True
+
+
+class Sample(NamedTuple):
+    token: int
+    logprob: float
+    top: list
+
+
+class Sampler:
+    """See `_native.pyi`; in f32 where the native one rounds to f32, otherwise in f64."""
+
+    def __init__(
+        self,
+        *,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        penalty_window=256,
+        seed=0,
+        logit_bias=None,
+        logprobs=-1,
+        stop=(),
+    ):
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+        self.repetition_penalty = repetition_penalty
+        self.presence_penalty, self.frequency_penalty = presence_penalty, frequency_penalty
+        self.seed, self.logit_bias, self.logprobs = seed, dict(logit_bias or {}), logprobs
+        self.stop = frozenset(stop)
+        self.seen = deque(maxlen=penalty_window)
+        self.draws = 0
+
+    def accept(self, tokens):
+        self.seen.extend(int(t) for t in tokens)
+
+    def state(self):
+        return np.asarray([self.draws, *self.seen], np.int64).tobytes()
+
+    def restore(self, state):
+        self.draws, *seen = np.frombuffer(state, np.int64).tolist()
+        self.seen = deque(seen, maxlen=self.seen.maxlen)
+
+    def sample(self, logits):
+        raw = np.asarray(logits, np.float32)
+        token = self._draw(self._adjusted(raw))
+        self.accept([token])
+        if self.logprobs < 0:
+            return Sample(token, float("nan"), [])
+        log_p = raw.astype(np.float64) - raw.max()
+        log_p -= np.log(np.sum(np.exp(log_p)))
+        top = np.argsort(-raw, kind="stable")[: self.logprobs]
+        return Sample(token, float(log_p[token]), [(int(i), float(log_p[i])) for i in top])
+
+    def _adjusted(self, raw):
+        x = raw.copy()
+        for token, bias in self.logit_bias.items():
+            x[token] = np.float32(float(x[token]) + bias)
+        for token, count in Counter(self.seen).items():
+            y = float(x[token])
+            y = y / self.repetition_penalty if y > 0 else y * self.repetition_penalty
+            x[token] = np.float32(y - (self.presence_penalty + count * self.frequency_penalty))
+        return x
+
+    def _draw(self, x):
+        if self.temperature == 0:
+            return int(np.argmax(x))
+        order = np.argsort(-x, kind="stable")  # equal ones by id
+        order = order[: self.top_k or None]
+        p = np.exp((x[order].astype(np.float64) - float(x[order[0]])) / self.temperature)
+        before = np.cumsum(p) - p
+        kept = (before < self.top_p * p.sum()) & (p >= self.min_p * p[0]) if self.top_p < 1 or self.min_p else p > 0
+        kept[0] = True
+        total = np.cumsum(p[: int(np.argmin(kept)) if not kept.all() else len(p)])
+        return int(order[np.searchsorted(total, self._uniform() * total[-1], side="right")])
+
+    def _uniform(self):
+        """splitmix64 at the draw's place in its sequence, 53 bits."""
+        self.draws += 1
+        mask = 2**64 - 1
+        z = (self.seed + self.draws * 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        z ^= z >> 31
+        return (z >> 11) * 2.0**-53
+
+
+class Work:
+    def __init__(
+        self,
+        sequence,
+        tokens,
+        positions,
+        *,
+        visible=0,
+        sampler=None,
+        budget=1,
+        next_position=(0, 0),
+        position_step=(1, 0),
+    ):
+        self.sequence, self.sampler, self.budget = sequence, sampler, budget
+        self.tokens = [int(t) for t in tokens]
+        self.positions = np.asarray(positions)
+        if self.positions.shape != (len(self.tokens), 2) or self.positions.dtype != np.int32:
+            raise ValueError(f"positions are {self.positions.shape} {self.positions.dtype}, expected int32 (tokens, 2)")
+        self.visible, self.next_position, self.position_step = visible, next_position, position_step
+
+
+class _Rope:
+    """A rope as the seam has it, for the reference executor."""
+
+    def __init__(self, table):
+        self._table = RopeTable(**table)
+
+    def table(self, factors):
+        return self._table
+
+
+def _ops(tuples):
+    values = {}
+    for kind, out, width, inputs, weights, attrs in tuples:
+        values[out] = Value(out, width)
+        attrs = {"rope": None} | attrs if kind == "attention" else dict(attrs)
+        if attrs.get("rope") is not None:
+            attrs["rope"] = _Rope(attrs["rope"])
+        inputs = {slot: values[i] for slot, i in inputs.items()}
+        yield Op(kind, values[out], inputs, {slot: tuple(names) for slot, names in weights.items()}, attrs)
+
+
+class Engine:
+    page_tokens = 64
+    delay = 0.0  # seconds a token takes at least, for tests that need a slow engine
+
+    def __init__(self, gguf, ops, *, kv_tokens, threads=0, isa="", progress=None):
+        if kv_tokens % self.page_tokens:
+            raise ValueError(f"kv_tokens is {kv_tokens}, expected whole pages of {self.page_tokens}")
+        ops = list(_ops(ops))
+        names = {name for op in ops for names in op.weights.values() for name in names}
+        weights = {name: gguf.dequantize(name) for name in gguf.tensors if name in names}
+        total = sum(w.nbytes for w in weights.values())
+        if progress is not None and progress(total, total) is False:
+            raise Cancelled("load cancelled")
+        self._reference = reference.Reference(ops, weights, kv_dtype=np.float16)
+        self._pages = {}  # sequence -> pages
+        self._holders = Counter()  # page -> sequences
+        self._next_page = 0
+        self._lock = threading.Lock()
+        self.threads, self.isa, self.vocab = threads or 1, "numpy", ops[-1].out.width
+        prefixes = [op.weights["prefix"][0] for op in ops if "prefix" in op.weights]
+        self.prefix = len(weights[prefixes[0]]) if prefixes else 0
+        self.weight_bytes, self.kv_bytes, self.kv_tokens = total, 0, kv_tokens
+        self.steps = []  # tokens of each call, for tests
+        self.closed = False
+
+    def progress(self):
+        return 0.0
+
+    def kv_free(self):
+        return self.kv_tokens - self.page_tokens * sum(n > 0 for n in self._holders.values())
+
+    def new_sequence(self):
+        sequence = self._reference.new_sequence()
+        self._pages[sequence] = []
+        return sequence
+
+    def fork(self, sequence, length):
+        fork = self._reference.fork(sequence, length)
+        self._pages[fork] = self._pages[sequence][: -(-length // self.page_tokens)]
+        self._holders.update(self._pages[fork])
+        return fork
+
+    def truncate(self, sequence, length):
+        self._reference.truncate(sequence, length)
+        keep = -(-length // self.page_tokens)
+        self._holders.subtract(self._pages[sequence][keep:])
+        del self._pages[sequence][keep:]
+
+    def free(self, sequence):
+        self._reference.free(sequence)
+        self._holders.subtract(self._pages.pop(sequence))
+
+    def length(self, sequence):
+        return self._reference.length(sequence)
+
+    def _grow(self, sequence, count):
+        """Own pages for `count` more tokens."""
+        pages, length = self._pages[sequence], self.length(sequence)
+        if length % self.page_tokens and self._holders[pages[-1]] > 1:
+            self._holders[pages.pop()] -= 1
+        while len(pages) * self.page_tokens < length + count:
+            if not self.kv_free():
+                raise RuntimeError(f"KV cache: full, sequence {sequence} has {length} tokens")
+            pages.append(self._next_page)
+            self._next_page += 1
+            self._holders[pages[-1]] += 1
+
+    def _enter(self, work, tokens, positions, cancel):
+        """Logits after each of the tokens."""
+        size = len(tokens) if work.visible else 1
+        rows = []
+        for i in range(0, len(tokens), size):
+            if cancel is not None and cancel.is_set:
+                raise Cancelled("cancelled")
+            if self.delay:
+                time.sleep(self.delay)
+            part = reference.Work(work.sequence, tokens[i : i + size], positions[i : i + size], work.visible)
+            self._grow(work.sequence, size)
+            rows.append(self._reference.step([part], range(size)))
+        logits = np.concatenate(rows)
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(bad):
+            at = self.length(work.sequence) - len(tokens) + bad[0]
+            raise RuntimeError(f"sequence {work.sequence}, token {at}: logits are not finite")
+        return logits
+
+    def step(self, works, rows, cancel=None):
+        with self._begin(works):
+            every = np.concatenate([self._enter(w, w.tokens, w.positions, cancel) for w in works])
+            return every[list(rows)].astype(np.float32)
+
+    def run(self, works, *, max_ms=0.0, cancel=None):
+        with self._begin(works):
+            begin = time.perf_counter()
+            results = [[] for _ in works]
+            going = {i: (w.tokens, w.positions) for i, w in enumerate(works)}
+            while going:
+                following = {}
+                for i, (tokens, positions) in going.items():
+                    work, result = works[i], results[i]
+                    logits = self._enter(work, tokens, positions, cancel)
+                    work.visible = 0
+                    if work.sampler is None:
+                        continue
+                    result.append(work.sampler.sample(logits[-1]))
+                    if len(result) < work.budget and result[-1].token not in work.sampler.stop:
+                        place = np.add(work.next_position, np.multiply(len(result) - 1, work.position_step))
+                        following[i] = ([result[-1].token], place[None].astype(np.int32))
+                going = following if 1000 * (time.perf_counter() - begin) < max_ms else {}
+            return results
+
+    def _begin(self, works):
+        if self.closed:
+            raise ValueError("the engine is closed")
+        self.steps.append([len(w.tokens) for w in works])
+        return _Restoring(self, works)
+
+    def memory(self):
+        return {"weights": self.weight_bytes, "kv": self.kv_bytes}
+
+    def close(self):
+        with self._lock:
+            self.closed = True
+
+
+class _Restoring:
+    """One call at a time; if it fails, sequences and samplers are as before."""
+
+    def __init__(self, engine, works):
+        self._engine, self._works = engine, works
+
+    def __enter__(self):
+        self._engine._lock.acquire()
+        self._lengths = [(w.sequence, self._engine.length(w.sequence)) for w in self._works]
+        self._states = [(w.sampler, w.sampler.state()) for w in self._works if w.sampler is not None]
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None:
+            for sequence, length in self._lengths:
+                self._engine.truncate(sequence, length)
+            for sampler, state in self._states:
+                sampler.restore(state)
+        self._engine._lock.release()
