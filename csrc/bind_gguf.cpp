@@ -222,7 +222,8 @@ void bind_gguf(py::module_& m) {
       .def("data", &data, py::arg("name"),
            "The tensor's bytes, read-only, not copied: (rows, bytes per row) or (bytes,).")
       .def("dequantize", &dequantize, py::arg("name"), "The tensor as f32 in its shape.")
-      .def("close", &Gguf::close, "Unmaps; later use raises ValueError. Arrays from `data` keep the mapping alive.");
+      .def("close", &Gguf::close, py::call_guard<py::gil_scoped_release>(),
+           "Unmaps; later use raises ValueError. Arrays from `data` keep the mapping alive.");
 }
 
 }  // namespace glmlite

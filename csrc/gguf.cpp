@@ -192,7 +192,6 @@ uint32_t read_version(Reader& reader, uint64_t size) {
   if (magic != "GGUF") reader.fail("begins with " + quoted(magic) + ", expected 'GGUF'");
   uint32_t version = reader.number<uint32_t>();
   if (version != 0 && (version & 0xFFFF) == 0) { reader.fail("is big-endian, expected a little-endian GGUF file"); }
-  if (version == 1) reader.fail("is of GGUF version 1, expected 2 or 3: convert the model again");
   if (version != 2 && version != 3) reader.fail("is of GGUF version " + std::to_string(version) + ", expected 2 or 3");
   return version;
 }

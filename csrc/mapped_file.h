@@ -45,7 +45,7 @@ class MappedFile {
   std::string path_;
   const uint8_t* data_ = nullptr;
   uint64_t size_ = 0;
-  int descriptor_ = -1;  // for intact(); unused on Windows
+  [[maybe_unused]] int descriptor_ = -1;  // for intact(), which needs none on Windows
 };
 
 }  // namespace glmlite

@@ -287,6 +287,15 @@ def test_chatglm1_layout():
     assert both.positions.tolist()[-1] == [2, 1]  # [gMASK] first, wherever it stands
 
 
+def test_chatglm1_layout_of_the_published_model():
+    """The prompt 你好 of ChatGLM-6B with the positions that its own code computes."""
+    ids = {"[MASK]": 130000, "[gMASK]": 130001, "<sop>": 130004}
+    layout = recording(tiny.model("chatglm1")).layout([74747, 83400, 66846, 130001, 130004], ids.get)
+    assert layout.positions[:, 0].tolist() == [0, 1, 2, 3, 3]
+    assert layout.positions[:, 1].tolist() == [0, 0, 0, 0, 1]
+    assert (layout.context, layout.next_position) == (4, (3, 2))
+
+
 @pytest.mark.parametrize("tokens", [[5, 6, 101], [5, 6, 104], []])
 def test_chatglm1_layout_needs_mask_and_start(tokens):
     with pytest.raises(ValueError, match="gMASK"):
@@ -343,6 +352,22 @@ def test_sequences_do_not_see_each_other():
     assert error(both[1:], run(model, TEXT)[-1:]) <= INDEPENDENT
 
 
+def test_cache_in_half_precision_is_close():
+    model = tiny.model("llama")
+    rec = recording(model)
+    work = [Work(0, TEXT, causal(TEXT, special()).positions)]
+    exact, half, single = (
+        Reference(rec.ops, model.tensors, kv_dtype=kv_dtype, dtype=dtype)
+        for kv_dtype, dtype in ((np.float32, np.float64), (np.float16, np.float64), (np.float32, np.float32))
+    )
+    for reference in (exact, half, single):
+        reference.new_sequence()
+    want = exact.step(work, range(10))
+    # A key's 32 columns and a value are each rounded by 2^-11 at most, in two layers.
+    assert 0 < error(half.step(work, range(10)), want) <= 2 * 2 * 2**-11
+    assert error(single.step(work, range(10)), want) <= STORED_ERROR
+
+
 def test_fork_truncate_free():
     model = tiny.model("glm4")
     reference = Reference(recording(model).ops, model.tensors)
@@ -365,7 +390,7 @@ def test_fork_truncate_free():
 @pytest.mark.parametrize(
     ("work", "rows", "message"),
     [
-        ({"tokens": [320]}, [0], "token 320"),
+        ({"tokens": [384]}, [0], "token 384"),
         ({"tokens": [-1]}, [0], "token -1"),
         ({"sequence": 5}, [0], "sequence 5"),
         ({"tokens": []}, [], "0 tokens"),
@@ -463,6 +488,47 @@ def test_scaling_needs_its_factor(kind):
         recording(model)
 
 
+ODD = [-1, 0, 1, 3, 2**31, 2**63, HUGE, 0.5, float("nan"), float("inf"), 1e300, "8", b"8", True, np.array([8, 8]), [8]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_odd_metadata_is_accepted_or_refused(architecture):
+    """Whatever value stands in a key, recording ends soon, in a program or in FormatError."""
+    model = tiny.model(architecture, layers=1)
+    keys = [key for key in model.metadata if key.startswith(architecture)]
+    keys += [f"{architecture}.{key}" for key in ("nextn_predict_layers", "rope.dimension_sections")]
+    refused = 0
+    for key in keys:
+        for value in ODD:
+            for extra in ({}, {f"{architecture}.rope.scaling.type": "yarn"}):
+                try:
+                    rec = record(model.metadata | extra | {key: value}, model.shapes)
+                except FormatError:
+                    refused += 1
+                    continue
+                rope = rec.ops[3].attrs["rope"]
+                assert rope is None or np.isfinite(rope.table().freq).all()
+    assert refused > len(keys)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_odd_shapes_are_refused(architecture):
+    model = tiny.model(architecture, layers=1)
+    for name, shape in model.shapes.items():
+        for other in (
+            (),
+            (0,),
+            (0, *shape[1:]),
+            (*shape, 1),
+            shape[:-1],
+            (*shape[:-1], 0),
+            (0,) * len(shape),
+            (*shape[:-1], HUGE),
+        ):
+            with pytest.raises(FormatError):
+                record(model.metadata, model.shapes | {name: other})
+
+
 def test_unknown_architecture_lists_the_known():
     for architecture in ("bert", None, 7):
         with pytest.raises(FormatError, match="chatglm, chatglm1, glm, glm4, llama"):
@@ -491,7 +557,7 @@ def test_tensor_nobody_reads_is_an_error(name):
 def test_other_vocabulary_at_the_output_is_an_error():
     model = tiny.model("llama")
     with pytest.raises(FormatError, match=r"output\.weight"):
-        record(model.metadata, model.shapes | {"output.weight": (321, 64)})
+        record(model.metadata, model.shapes | {"output.weight": (385, 64)})
 
 
 def test_short_position_table_is_an_error():
@@ -538,8 +604,7 @@ def test_tiny_file_of_every_architecture(architecture, tmp_path):
     assert error(run(tiny.Tiny(metadata, tensors), tokens), run(model, tokens)) <= INDEPENDENT
 
 
-def test_tiny_tokens_are_distinct():
-    for architecture in ARCHITECTURES:
-        tokens = tiny.tokenizer(architecture, 320)["tokenizer.ggml.tokens"]
-        assert len(set(tokens)) == 320
-        assert {tiny.byte_symbol(byte) for byte in range(256)} <= set(tokens)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiny_tokens_are_distinct(architecture):
+    tokens = tiny.tokenizer(architecture, 384)["tokenizer.ggml.tokens"]
+    assert len(tokens) == len(set(tokens)) == 384

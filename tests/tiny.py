@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Tokens after the 256 bytes and MERGES, by architecture; the first ends a text.
+# Control tokens of each architecture; the first ends a text.
 _ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 SPECIALS = {
     "chatglm": ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *_ROLES],
@@ -21,8 +21,9 @@ SPECIALS = {
     "llama": ["<|im_end|>", "<|im_start|>", "<|endoftext|>"],
 }
 SPECIALS["glm4"] = SPECIALS["chatglm"]
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 MERGES = ["t h", "th e", "Ġ the", "i n", "e r", "h e", "l l", "o u"]
-PRE = {"chatglm": "chatglm-bpe", "glm4": "glm4", "llama": "smollm", "chatglm1": "gpt-2", "glm": "gpt-2"}
+PRE = {"chatglm": "chatglm-bpe", "glm4": "glm4", "llama": "smollm", "chatglm1": "chatglm1", "glm": "gpt-2"}
 
 _GLM4_TEMPLATE = (
     "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
@@ -55,7 +56,7 @@ def model(
     kv_heads=None,
     head_dim=32,
     ffn=96,
-    vocab=320,
+    vocab=384,
     context=256,
     eps=1e-5,
     rope_dim=None,
@@ -148,32 +149,45 @@ def wide(architecture, **sizes):
 
 
 def tokenizer(architecture, vocab):
-    """Metadata of a byte-level BPE: 256 bytes, the merges, the special tokens, and unused ones up to `vocab`."""
-    merged = [merge.replace(" ", "") for merge in MERGES]
-    tokens = list(dict.fromkeys([byte_symbol(byte) for byte in range(256)] + merged))
-    types = [1] * len(tokens)  # normal
-    specials = SPECIALS[architecture]
-    ids = {token: len(tokens) + i for i, token in enumerate(specials)}
-    tokens += specials
-    types += [3] * len(specials)  # control
-    unused = vocab - len(tokens)
-    if unused < 0:
+    """Tokenizer metadata for `vocab` tokens: 256 bytes with ids as their values, a few words, the special tokens, and
+    unused ones. Byte-level BPE; for chatglm1 sentencepiece's unigram with its tokens for white space. {} if `vocab` is
+    too small for it."""
+    unigram = architecture == "chatglm1"
+    typed = _unigram_tokens() if unigram else _bpe_tokens()
+    typed += [(token, CONTROL) for token in SPECIALS[architecture]]
+    if len(typed) > vocab:
         return {}
-    tokens += [f"[PAD{i}]" for i in range(unused)]
-    types += [5] * unused  # unused
+    typed += [(f"[PAD{i}]", UNUSED) for i in range(vocab - len(typed))]
+    tokens, types = map(list, zip(*typed))
     metadata = {
-        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.model": "t5" if unigram else "gpt2",
         "tokenizer.ggml.pre": PRE[architecture],
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": MERGES,
-        "tokenizer.ggml.eos_token_id": ids[specials[0]],
+        "tokenizer.ggml.eos_token_id": tokens.index(SPECIALS[architecture][0]),
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": TEMPLATES.get(architecture),
     }
-    if "<|user|>" in ids:
-        metadata["tokenizer.ggml.eot_token_id"] = ids["<|user|>"]
+    if unigram:
+        metadata["tokenizer.ggml.scores"] = [-10.0 if type == BYTE else -1.0 for type in types]
+        metadata["tokenizer.ggml.add_space_prefix"] = metadata["tokenizer.ggml.remove_extra_whitespaces"] = False
+    else:
+        metadata["tokenizer.ggml.merges"] = MERGES
+    if "<|user|>" in tokens:
+        metadata["tokenizer.ggml.eot_token_id"] = tokens.index("<|user|>")
     return metadata
+
+
+def _bpe_tokens():
+    merged = [merge.replace(" ", "") for merge in MERGES]
+    return [(token, NORMAL) for token in [*map(byte_symbol, range(256)), *merged]]
+
+
+def _unigram_tokens():
+    typed = [(f"<0x{byte:02X}>", BYTE) for byte in range(256)] + [("<unk>", UNKNOWN)]
+    typed += [(token, NORMAL) for token in ("\u2581", "\u2581the", "th", "in", "\u4f60", "\u597d")]
+    spaces = ["<n>", "<|tab|>", *(f"<|blank_{n}|>" for n in range(2, 81))]
+    return typed + [(token, USER_DEFINED) for token in spaces]
 
 
 def checksum(model):

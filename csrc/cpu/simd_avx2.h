@@ -48,6 +48,7 @@ inline F32x16 load_f16(const uint16_t* p) {
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
 inline F32x16 load_f16(const uint16_t* p, int n) {
+  if (n == 16) return load_f16(p);
   uint16_t lanes[16] = {};
   for (int l = 0; l < n; ++l) lanes[l] = p[l];
   return load_f16(lanes);
@@ -57,6 +58,7 @@ inline void store_f16(uint16_t* p, F32x16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 inline void store_f16(uint16_t* p, F32x16 x, int n) {
+  if (n == 16) return store_f16(p, x);
   uint16_t lanes[16];
   store_f16(lanes, x);
   for (int l = 0; l < n; ++l) p[l] = lanes[l];
@@ -110,6 +112,8 @@ inline float max_lanes(F32x16 x) {
   z = _mm_max_ps(z, _mm_movehl_ps(z, z));
   return _mm_cvtss_f32(_mm_max_ss(z, _mm_movehdup_ps(z)));
 }
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace glmlite

@@ -56,6 +56,7 @@ inline F32x16 load_f16(const uint16_t* p) {
   return each([&](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });
 }
 inline F32x16 load_f16(const uint16_t* p, int n) {
+  if (n == 16) return load_f16(p);
   uint16_t lanes[16] = {};
   for (int l = 0; l < n; ++l) lanes[l] = p[l];
   return load_f16(lanes);
@@ -64,6 +65,7 @@ inline void store_f16(uint16_t* p, F32x16 x) {
   for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.q[i])));
 }
 inline void store_f16(uint16_t* p, F32x16 x, int n) {
+  if (n == 16) return store_f16(p, x);
   uint16_t lanes[16];
   store_f16(lanes, x);
   for (int l = 0; l < n; ++l) p[l] = lanes[l];
@@ -129,6 +131,12 @@ inline float max_lanes(F32x16 x) {
   y = max(y, vextq_f32(y, y, 2));
   return vgetq_lane_f32(max(y, vextq_f32(y, y, 1)), 0);
 }
+
+#if defined(_MSC_VER) && !defined(__clang__)
+inline void prefetch(const void* p) { __prefetch(p); }
+#else
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+#endif
 
 }  // namespace
 }  // namespace glmlite

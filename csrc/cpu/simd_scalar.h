@@ -161,5 +161,8 @@ inline float max_lanes(F32x16 x) {
   return x.lane[0];
 }
 
+// A hint that the line at p will be read soon.
+inline void prefetch(const void*) {}
+
 }  // namespace
 }  // namespace glmlite

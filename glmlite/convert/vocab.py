@@ -22,7 +22,17 @@ from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
 from ..tokenizer.vocabulary import TokenType
 
 # Ids that follow the pieces of ChatGLM2/3's sentencepiece model; its own code appends them.
-CHATGLM3_SPECIALS = "[MASK] [gMASK] [sMASK] sop eop <|system|> <|user|> <|assistant|> <|observation|>".split()
+CHATGLM3_SPECIALS = [
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "sop",
+    "eop",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+]
 
 
 def from_sentencepiece(
@@ -80,7 +90,13 @@ def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
     model = data.get("model", {})
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise FormatError(f"{path}: a {model.get('type')} model, expected BPE")
-    pre = _pre_of(data.get("pre_tokenizer"), model.get("ignore_merges", False))
+    patterns = _patterns_of(data.get("pre_tokenizer"))
+    if any(token["content"] == "[gMASK]" for token in data.get("added_tokens", [])) and patterns == PATTERNS["glm4"]:
+        pre = "glm4"  # whatever ignore_merges says: some conversions of GLM-4's rank file lack it
+    else:
+        ignore = model.get("ignore_merges", False)
+        known = (name for name in PATTERNS if PATTERNS[name] == patterns and (name in IGNORE_MERGES) == ignore)
+        pre = next(known, None)
     if pre is None:
         raise FormatError(f"{path}: its pre_tokenizer is none that glmlite knows: {json.dumps(data['pre_tokenizer'])}")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -217,8 +233,8 @@ def _append(tokens: list[str], types: list[int], specials: Sequence[str], vocab_
     tokens += [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
 
 
-def _pre_of(pre_tokenizer: Mapping[str, Any] | None, ignore_merges: bool) -> str | None:
-    """The first name in PATTERNS that cuts text as a tokenizer.json's pre_tokenizer does; None if there is none."""
+def _patterns_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """The patterns by which a tokenizer.json's pre_tokenizer cuts text, as in PATTERNS; None if it does otherwise."""
     patterns: list[str] = []
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
     for step in steps:
@@ -228,17 +244,12 @@ def _pre_of(pre_tokenizer: Mapping[str, Any] | None, ignore_merges: bool) -> str
             patterns.append(step["pattern"].get("Regex", ""))
         elif step["type"] == "Digits" and step.get("individual_digits"):
             patterns.append(r"\p{N}")
-        elif step["type"] == "ByteLevel":
-            if step.get("add_prefix_space", False):
-                return None
+        elif step["type"] == "ByteLevel" and not step.get("add_prefix_space", False):
             if step.get("use_regex", True):
                 patterns += PATTERNS["gpt-2"]
         else:
             return None
-    for name, known in PATTERNS.items():
-        if known == tuple(patterns) and (name in IGNORE_MERGES) == ignore_merges:
-            return name
-    return None
+    return tuple(patterns)
 
 
 def _is_tiktoken(path: Path) -> bool:

@@ -74,6 +74,8 @@ def record(metadata: Mapping[str, Any], shapes: Shapes) -> Recording:
 
 def _check_vocabulary(r: Recorder, vocab: int) -> None:
     embedded = r.shapes["token_embd.weight"][0]
+    if vocab == 0:
+        raise FormatError("'token_embd.weight' has no rows, expected one for each token")
     if embedded != vocab:
         raise FormatError(f"'output.weight' has {vocab} rows, expected {embedded} as 'token_embd.weight'")
 

@@ -56,8 +56,9 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "gpt-4o": (_GPT4O,),
 }
-# A word that is a token as a whole is that token, whatever the merges would make of it.
-IGNORE_MERGES = frozenset({"llama-bpe", "llama3", "llama-v3", "tekken"})
+# A word that is a token as a whole is that token, whatever the merges would make of it. So do tiktoken, which the GLM-4
+# models were trained with, and transformers; 893 of GLM-4's tokens (" 王", " Begriff") cannot be had by merges.
+IGNORE_MERGES = frozenset({"glm4", "chatglm-bpe", "llama-bpe", "llama3", "llama-v3", "tekken"})
 
 
 def _byte_alphabet() -> dict[int, str]:
@@ -69,7 +70,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 ALPHABET = _byte_alphabet()
 # Characters that stand for no byte become one that Latin-1 lacks, so that encoding notices them.
-_TO_LATIN1 = {b: "\uffff" for b in range(256)} | {ord(char): chr(byte) for byte, char in ALPHABET.items()}
+_TO_LATIN1 = dict.fromkeys(range(256), "\uffff") | {ord(char): chr(byte) for byte, char in ALPHABET.items()}
 
 
 class ByteBPE:

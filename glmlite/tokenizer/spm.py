@@ -23,6 +23,8 @@ from .vocabulary import Metadata, TokenType, Vocabulary
 
 _UNIGRAM, _BPE = 1, 2
 _BLANK = "\u2581"  # stands for a space in pieces
+# The library's double-array trie recurses once for every byte of a piece: 100,000 overflow a stack of 8 MiB.
+_MAX_PIECE_BYTES = 1024
 _UNKNOWN = " \u2047 "  # what sentencepiece decodes the unknown token to
 
 
@@ -73,7 +75,11 @@ class SentencePiece:
             pieces=[_bytes(text, kind) for text, kind in zip(vocabulary.tokens, vocabulary.types)],
             special=frozenset(vocabulary.ids_of_type(TokenType.CONTROL, TokenType.UNKNOWN)),
             unknown=vocabulary.ids_of_type(TokenType.UNKNOWN)[0],
-            drop_blank=dummy_prefix or extra_whitespaces,
+            blank=frozenset(
+                i
+                for i in vocabulary.ids_of_type(TokenType.NORMAL, TokenType.USER_DEFINED)
+                if vocabulary.tokens[i].startswith(_BLANK) and (dummy_prefix or extra_whitespaces)
+            ),
             drop_blanks=extra_whitespaces,
             replacement="glmlite.replace_each_byte",
         )
@@ -137,6 +143,8 @@ def _check(vocabulary: Vocabulary) -> None:
         elif kind in (TokenType.NORMAL, TokenType.USER_DEFINED):
             if not token or "\0" in token:
                 raise FormatError(f"{key}: token {i} is {'empty' if not token else 'text with a NUL'}")
+            if (size := len(token.encode())) > _MAX_PIECE_BYTES:
+                raise FormatError(f"{key}: token {i} has {size} bytes, expected at most {_MAX_PIECE_BYTES}")
             if (first := text.setdefault(token, i)) != i:
                 raise FormatError(f"{key}: token {i} is the same text as token {first}")
     if len(values) not in (0, 256):

@@ -22,8 +22,23 @@ class Codec(Protocol):
 
 # Special tokens that end an answer in whatever vocabulary has them.
 _ENDS = frozenset(
-    "</s> <eop> eop <|endofpiece|> <|endoftext|> <|user|> <|observation|>"
-    " <|im_end|> <|eot_id|> <|eom_id|> <|end_of_text|> <|end|> <end_of_turn> <eos> <|return|>".split()
+    [
+        "</s>",
+        "<eop>",
+        "eop",
+        "<|endofpiece|>",
+        "<|endoftext|>",
+        "<|user|>",
+        "<|observation|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<eos>",
+        "<|return|>",
+    ]
 )
 _END_KEYS = ("eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id")
 

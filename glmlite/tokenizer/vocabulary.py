@@ -16,9 +16,26 @@ MAX_SPECIAL_CHARS = 256
 
 # Special tokens of GLM vocabularies. Older files mark them as user-defined, or have no token types.
 GLM_SPECIALS = frozenset(
-    "[MASK] [gMASK] [sMASK] <sop> <eop> sop eop <|startofpiece|> <|endofpiece|> <|endoftext|>"
-    " <|system|> <|user|> <|assistant|> <|observation|>"
-    " <|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|>".split()
+    [
+        "[MASK]",
+        "[gMASK]",
+        "[sMASK]",
+        "<sop>",
+        "<eop>",
+        "sop",
+        "eop",
+        "<|startofpiece|>",
+        "<|endofpiece|>",
+        "<|endoftext|>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+        "<|begin_of_image|>",
+        "<|end_of_image|>",
+        "<|begin_of_video|>",
+        "<|end_of_video|>",
+    ]
 )
 
 

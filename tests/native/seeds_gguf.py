@@ -1,4 +1,4 @@
-"""Seeds and dictionary for fuzz_gguf: `python seeds_gguf.py DIR` writes small valid files to DIR and words to DIR.dict."""
+"""Seeds of fuzz_gguf: `python seeds_gguf.py DIR` writes small valid files to DIR and a dictionary to DIR.dict."""
 
 import sys
 from pathlib import Path

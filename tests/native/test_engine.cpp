@@ -5,7 +5,7 @@
 #include "check.h"
 #include "engine.h"
 #include "errors.h"
-#include "gguf_file.h"
+#include "gguf_bytes.h"
 
 using namespace glmlite;
 

@@ -4,15 +4,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <memory>
-#include <random>
 #include <thread>
 
 #include "check.h"
 #include "errors.h"
 #include "gguf.h"
-#include "gguf_file.h"
+#include "gguf_bytes.h"
 
 using namespace glmlite;
 
@@ -228,6 +226,15 @@ TEST(survives_any_cut_and_any_byte) {
       attempt(changed);
     }
   }
+  for (size_t at = 4; at + 8 <= file.size(); ++at) {
+    for (int bits : {31, 32, 60, 63, 64}) {
+      uint64_t power = bits == 64 ? 0 : uint64_t{1} << bits;
+      for (uint64_t number : {power - 1, power, uint64_t{0}, uint64_t{1}}) {
+        attempt(file.substr(0, at) + raw(number) + file.substr(at + 8));
+        attempt(file.substr(0, at) + raw(static_cast<uint32_t>(number)) + file.substr(at + 4));
+      }
+    }
+  }
   // All bytes of tensor data, among others, are free.
   CHECK(loaded > 95 * 9);
 }
@@ -240,7 +247,7 @@ TEST(messages_are_utf8) {
 
 TEST(opens_files) {
   Folder folder;
-  CHECK_THROWS(FileError, "No such file", Gguf((folder.path / "none.gguf").u8string()));
+  CHECK_THROWS(FileError, "such file or directory", Gguf((folder.path / "none.gguf").u8string()));
   CHECK_THROWS(FileError, "directory", Gguf(folder.path.u8string()));
   CHECK_THROWS(FormatError, "empty", Gguf(folder.write("empty.gguf", "")));
   std::string path = folder.write("\xE6\xA8\xA1\xE5\x9E\x8B \xF0\x9F\x98\x80.gguf", sample());

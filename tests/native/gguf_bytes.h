@@ -1,10 +1,11 @@
-// GGUF files made by hand, for tests.
+// GGUF files made by hand, and a folder to put them in.
 #pragma once
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <random>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "gguf.h"

@@ -1,0 +1,329 @@
+// Row, RoPE and attention kernels: every set that runs here against scalar, bit for bit, and what Python does not
+// reach: exp itself, the epilogue, the store into pages, merging, and that nothing beyond a row is written.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cpu/kernels.h"
+#include "cpu/simd_scalar.h"
+// over whose primitives this one is written
+#include "cpu/exp.inc"
+
+using namespace glmlite;
+
+namespace {
+
+constexpr float kGuard = 12345.0f;
+constexpr float kInf = std::numeric_limits<float>::infinity(), kNaN = std::numeric_limits<float>::quiet_NaN();
+
+using Floats = std::vector<float>;
+
+Floats normal(size_t n, unsigned seed, float scale = 1.0f) {
+  std::mt19937 random(seed);
+  Floats x(n);
+  // Not std::normal_distribution, whose values differ between standard libraries.
+  for (float& v : x) v = scale * (static_cast<float>(random() % 20001) - 10000.0f) * 3e-4f;
+  return x;
+}
+
+bool same_bits(const Floats& a, const Floats& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+std::vector<const CpuKernels*> sets() {
+  int count;
+  const CpuKernels* const* all = cpu_kernel_sets(&count);
+  std::vector<const CpuKernels*> here;
+  for (int i = 0; i < count; ++i)
+    if (all[i]->supported()) here.push_back(all[i]);
+  return here;
+}
+
+const CpuKernels& scalar() { return cpu_kernels("scalar"); }
+
+// op(set, y) writes n values; all sets write scalar's bits and leave the guard behind them alone. Returns them.
+template <class Op>
+Floats same_in_all_sets(const char* what, size_t n, Op op) {
+  Floats want;
+  for (int i = 0; i < static_cast<int>(sets().size()) + 1; ++i) {
+    const CpuKernels& set = i == 0 ? scalar() : *sets()[i - 1];
+    Floats y(n + 16, kGuard);
+    op(set, y.data());
+    for (size_t j = n; j < n + 16; ++j) check(y[j] == kGuard, what, static_cast<int>(n), "writes beyond the end");
+    y.resize(n);
+    if (i == 0) want = y;
+    check(same_bits(y, want), what, static_cast<int>(n), std::string(set.name) + " differs from scalar");
+  }
+  return want;
+}
+
+const int kWidths[] = {1, 7, 15, 16, 17, 31, 32, 33, 100, 1024};
+
+// Attention of m queries over one chunk of `ctx` positions, of which query i sees visible[i].
+struct Chunk {
+  Floats max, sum, acc;
+};
+Chunk attend_chunk(const CpuKernels& set, const Floats& q, const Floats& k, const Floats& v, int64_t head_dim,
+                   const std::vector<int64_t>& visible) {
+  const int64_t ctx = static_cast<int64_t>(k.size()) / head_dim, pages = (ctx + kPageTokens - 1) / kPageTokens;
+  const size_t m = visible.size(), page = static_cast<size_t>(kPageTokens * head_dim);
+  std::vector<std::vector<uint16_t>> k_pages, v_pages;  // each exactly as large as it must be
+  std::vector<const uint16_t*> k_table, v_table;
+  for (int64_t p = 0; p < pages; ++p) {
+    k_pages.emplace_back(page, uint16_t{0x7bff});  // 65504, where nothing was stored
+    v_pages.emplace_back(page, uint16_t{0x7bff});
+  }
+  for (int64_t i = 0; i < ctx; ++i)
+    CHECK(set.store_kv(&k[i * head_dim], &v[i * head_dim], head_dim, k_pages[i / kPageTokens].data(),
+                       v_pages[i / kPageTokens].data(), i % kPageTokens));
+  for (int64_t p = 0; p < pages; ++p) {
+    k_table.push_back(k_pages[p].data());
+    v_table.push_back(v_pages[p].data());
+  }
+  std::vector<const float*> rows;
+  for (size_t i = 0; i < m; ++i) rows.push_back(&q[i * head_dim]);
+  Chunk out{Floats(m), Floats(m), Floats(m * head_dim)};
+  std::vector<float> scratch(attend_scratch_bytes(static_cast<int64_t>(m), head_dim) / sizeof(float) + 16);
+  void* aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64 / sizeof(float);
+  set.attend({rows.data(), static_cast<int64_t>(m), head_dim, 0.125f, k_table.data(), v_table.data(), 0, ctx,
+              visible.data(), out.max.data(), out.sum.data(), out.acc.data(), aligned});
+  return out;
+}
+
+}  // namespace
+
+TEST(exp_is_within_2_ulp) {
+  double worst = 0;
+  // Every 1009th float of [-104, 0], then of [0, 88.7]: all exponents, all of the subnormal results.
+  for (float start : {-0.0f, 0.0f}) {
+    uint32_t first, last;
+    const float end = std::signbit(start) ? -104.0f : 88.7f;
+    std::memcpy(&first, &start, 4);
+    std::memcpy(&last, &end, 4);
+    for (uint32_t bits = first; bits <= last; bits += 1009 * 16) {
+      float x[16], y[16];
+      for (uint32_t l = 0; l < 16; ++l) {
+        uint32_t lane = bits + 1009 * l < last ? bits + 1009 * l : last;
+        std::memcpy(&x[l], &lane, 4);
+      }
+      store(y, glmlite::exp(load(x)));
+      for (int l = 0; l < 16; ++l) {
+        const double want = std::exp(static_cast<double>(x[l]));
+        const double ulp = std::ldexp(1.0, std::max(std::ilogb(want) - 23, -149));
+        worst = std::max(worst, std::fabs(y[l] - want) / ulp);
+      }
+    }
+  }
+  std::printf("     exp: at most %.3f ulp off\n", worst);
+  CHECK(worst <= 2);
+}
+
+TEST(exp_of_special_values) {
+  const float x[16] = {0, -0.0f, -kInf, -104, -1e30f, 89, 1e30f, kInf, kNaN, -103.9f};
+  float y[16];
+  store(y, glmlite::exp(load(x)));
+  CHECK(y[0] == 1 && y[1] == 1);
+  CHECK(y[2] == 0 && y[3] == 0 && y[4] == 0);
+  CHECK(y[5] == kInf && y[6] == kInf && y[7] == kInf);
+  CHECK(std::isnan(y[8]));
+  CHECK(y[9] > 0);
+}
+
+TEST(f16_of_all_values) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const uint16_t half = static_cast<uint16_t>(bits);
+    const int exponent = half >> 10 & 31, mantissa = half & 1023;
+    const float x = f16_to_f32(half);
+    if (exponent == 31) {
+      CHECK(mantissa ? std::isnan(x) : std::isinf(x));
+    } else {
+      const double magnitude = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+      CHECK(x == static_cast<float>(half & 0x8000 ? -magnitude : magnitude));
+      CHECK(f32_to_f16(x) == half);
+    }
+  }
+}
+
+TEST(rows_are_the_same_in_all_sets) {
+  for (int n : kWidths) {
+    const size_t size = static_cast<size_t>(n);
+    const Floats x = normal(2 * size, 1, 3), w = normal(size, 2), b = normal(size, 3);
+    for (const float* add : {static_cast<const float*>(nullptr), b.data()})
+      same_in_all_sets("rms_norm", size,
+                       [&](const CpuKernels& set, float* y) { set.rms_norm(x.data(), w.data(), add, y, n, 1e-5f); });
+    same_in_all_sets("layer_norm", size, [&](const CpuKernels& set, float* y) {
+      set.layer_norm(x.data(), w.data(), b.data(), y, n, 1e-5f);
+    });
+    for (float scale : {1.0f, 1e-30f, 40.0f}) {
+      const Floats wide = normal(2 * size, 4, scale);
+      same_in_all_sets("swiglu", size, [&](const CpuKernels& set, float* y) { set.swiglu(wide.data(), y, n); });
+      same_in_all_sets("gelu", size, [&](const CpuKernels& set, float* y) { set.gelu(wide.data(), y, n); });
+    }
+  }
+}
+
+TEST(norms_work_in_place) {
+  for (const CpuKernels* set : sets()) {
+    const Floats x = normal(100, 1), w = normal(100, 2), b = normal(100, 3);
+    Floats want(100), y = x, z = b;
+    set->rms_norm(x.data(), w.data(), b.data(), want.data(), 100, 1e-5f);
+    set->rms_norm(y.data(), w.data(), b.data(), y.data(), 100, 1e-5f);
+    set->rms_norm(x.data(), w.data(), z.data(), z.data(), 100, 1e-5f);
+    CHECK(same_bits(y, want) && same_bits(z, want));
+    set->layer_norm(x.data(), w.data(), b.data(), want.data(), 100, 1e-5f);
+    y = x;
+    set->layer_norm(y.data(), w.data(), b.data(), y.data(), 100, 1e-5f);
+    CHECK(same_bits(y, want));
+    set->gelu(x.data(), want.data(), 100);
+    y = x;
+    set->gelu(y.data(), y.data(), 100);
+    CHECK(same_bits(y, want));
+  }
+}
+
+TEST(epilogue_adds_bias_then_alpha_times_add) {
+  for (int n : kWidths) {
+    const size_t size = static_cast<size_t>(n);
+    const Floats x = normal(size, 1), bias = normal(size, 2), add = normal(size, 3);
+    for (int use = 0; use < 4; ++use) {
+      const float *b = use & 1 ? bias.data() : nullptr, *a = use & 2 ? add.data() : nullptr, alpha = 0.3f;
+      const Floats y = same_in_all_sets("epilogue", size, [&](const CpuKernels& set, float* out) {
+        std::memcpy(out, x.data(), size * sizeof(float));
+        set.epilogue(out, b, a, alpha, n);
+      });
+      for (size_t i = 0; i < size; ++i) {
+        const float biased = b ? x[i] + bias[i] : x[i];
+        CHECK(y[i] == (a ? std::fma(alpha, add[i], biased) : biased));
+      }
+    }
+  }
+}
+
+TEST(rope_is_the_same_in_all_sets) {
+  const Floats x = normal(70, 1), angle = normal(33, 2, 30);
+  Floats cos(33), sin(33);
+  std::vector<int32_t> first(33), second(33);
+  for (int i = 0; i < 33; ++i) {
+    cos[i] = std::cos(angle[i]), sin[i] = std::sin(angle[i]);
+    first[i] = i, second[i] = i + 33;
+  }
+  const Floats y = same_in_all_sets("rope", 70, [&](const CpuKernels& set, float* out) {
+    std::memcpy(out, x.data(), 70 * sizeof(float));
+    set.rope(out, {first.data(), second.data(), 33}, cos.data(), sin.data());
+  });
+  for (int i = 0; i < 33; ++i) {
+    CHECK(y[i] == std::fma(x[i], cos[i], -(x[i + 33] * sin[i])));
+    CHECK(y[i + 33] == std::fma(x[i], sin[i], x[i + 33] * cos[i]));
+  }
+}
+
+TEST(store_kv_rounds_saturates_and_reports) {
+  const Floats good = {0,       -0.0f,  1,       -2.5f,   65504,   65519,   65520,   -70000, 3e38f, 6e-8f,
+                       2.9e-8f, 1e-40f, 0.3333f, 1.0005f, 1.0015f, 2049.0f, 2051.0f, -6e-5f, 1e-7f};
+  for (float bad : {0.0f, kNaN, kInf, -kInf}) {
+    for (int64_t index : {0, 17, 63}) {
+      Floats k = good, v = good;
+      if (bad != 0.0f) k[16] = v[18] = bad;
+      const int64_t dim = static_cast<int64_t>(k.size());
+      std::vector<uint16_t> want_k, want_v;
+      for (int i = 0; i < static_cast<int>(sets().size()) + 1; ++i) {
+        const CpuKernels& set = i == 0 ? scalar() : *sets()[i - 1];
+        std::vector<uint16_t> k_page(kPageTokens * dim, 0x1234), v_page = k_page;
+        CHECK(set.store_kv(k.data(), v.data(), dim, k_page.data(), v_page.data(), index) == (bad == 0.0f));
+        if (i == 0) want_k = k_page, want_v = v_page;
+        CHECK(k_page == want_k && v_page == want_v);
+      }
+      size_t written = 0;
+      for (int64_t at = 0; at < kPageTokens; ++at) {
+        for (int64_t d = 0; d < dim; ++d) {
+          const uint16_t in_k = want_k[(at / 16 * dim + d) * 16 + at % 16], in_v = want_v[at * dim + d];
+          if (at != index) {
+            CHECK(in_k == 0x1234 && in_v == 0x1234);
+            continue;
+          }
+          written += 2;
+          auto kept = [](float x) {
+            return x != x ? uint16_t{0} : f32_to_f16(std::fmin(std::fmax(x, -65504.0f), 65504.0f));
+          };
+          CHECK(in_k == kept(k[d]) && in_v == kept(v[d]));
+        }
+      }
+      CHECK(written == 2 * k.size());
+    }
+  }
+}
+
+TEST(attend_is_the_same_in_all_sets) {
+  for (int64_t dim : {1, 20, 64, 80, 128}) {
+    for (int64_t ctx : {1, 33, 64, 200, 256}) {
+      for (size_t m : {1, 4, 7, 25}) {
+        const Floats q = normal(m * dim, 1), k = normal(ctx * dim, 2), v = normal(ctx * dim, 3);
+        std::vector<int64_t> visible(m);
+        for (size_t i = 0; i < m; ++i) visible[i] = static_cast<int64_t>(i * 37) % (ctx + 1) + (i % 3 == 0 ? 300 : 0);
+        const Chunk want = attend_chunk(scalar(), q, k, v, dim, visible);
+        for (const CpuKernels* set : sets()) {
+          const Chunk got = attend_chunk(*set, q, k, v, dim, visible);
+          CHECK(same_bits(got.max, want.max) && same_bits(got.sum, want.sum) && same_bits(got.acc, want.acc));
+        }
+        for (size_t i = 0; i < m; ++i) {
+          if (visible[i] == 0) {
+            CHECK(want.max[i] == -kInf && want.sum[i] == 0);
+            for (int64_t d = 0; d < dim; ++d) CHECK(want.acc[i * dim + d] == 0);
+          } else {
+            CHECK(want.sum[i] >= 1 && std::isfinite(want.max[i]));  // the largest score counts 1
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(attend_merge_of_nothing_is_identity) {
+  const Floats acc = normal(20, 1), other = normal(20, 2);
+  for (const CpuKernels* set : sets()) {
+    float max = 1.5f, sum = 2.5f;
+    Floats state = acc;
+    set->attend_merge(&max, &sum, state.data(), -kInf, 0, other.data(), 20);
+    CHECK(max == 1.5f && sum == 2.5f && same_bits(state, acc));
+    max = -kInf, sum = 0, state.assign(20, 0.0f);
+    set->attend_merge(&max, &sum, state.data(), 1.5f, 2.5f, acc.data(), 20);
+    CHECK(max == 1.5f && sum == 2.5f && same_bits(state, acc));
+  }
+}
+
+TEST(attend_merge_rescales_to_the_larger_maximum) {
+  const Floats acc = normal(20, 1), other = normal(20, 2);
+  for (float other_max : {-3.0f, 1.5f, 4.0f, 300.0f}) {
+    float max = 0, sum = 0;
+    const Floats y = same_in_all_sets("attend_merge", 20, [&](const CpuKernels& set, float* out) {
+      std::memcpy(out, acc.data(), 20 * sizeof(float));
+      max = 1.5f, sum = 2.5f;
+      set.attend_merge(&max, &sum, out, other_max, 7, other.data(), 20);
+    });
+    const double top = std::fmax(1.5, other_max), s = std::exp(1.5 - top), t = std::exp(other_max - top);
+    CHECK(max == top);
+    // exp within 2 ulp = 2^-22, a product and a fused sum: 2^-24 each
+    const double off = std::ldexp(1.0, -22) + std::ldexp(1.0, -23);
+    CHECK(std::fabs(sum - (2.5 * s + 7 * t)) <= (2.5 * s + 7 * t) * off);
+    for (int i = 0; i < 20; ++i)
+      CHECK(std::fabs(y[i] - (acc[i] * s + other[i] * t)) <= (std::fabs(acc[i]) * s + std::fabs(other[i]) * t) * off);
+  }
+}
+
+TEST(attend_finish_divides) {
+  for (int n : kWidths) {
+    const Floats acc = normal(static_cast<size_t>(n), 1);
+    const Floats y = same_in_all_sets("attend_finish", acc.size(), [&](const CpuKernels& set, float* out) {
+      set.attend_finish(acc.data(), 3.7f, out, n);
+    });
+    for (size_t i = 0; i < acc.size(); ++i) CHECK(y[i] == acc[i] / 3.7f);
+  }
+}
+
+RUN_TESTS()
