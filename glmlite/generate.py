@@ -266,6 +266,7 @@ class Generation:
         self._on_progress = on_progress
         self._seed = seed
         self._owner = owner  # the model must not be closed by the collector while this runs
+        self._read = 0
         self._pieces: list[Piece] = []
         self._error: Exception | None = None
         scheduler.submit(request)
@@ -348,7 +349,9 @@ class Generation:
     def _report(self) -> None:
         """Tells how far the prompt is read, until the first piece is there."""
         if not self._pieces and self._on_progress is not None:
-            self._on_progress(*self._scheduler.reading(self._request))
+            done, total = self._scheduler.reading(self._request)
+            self._read = max(self._read, done)  # a new call may not have begun to count
+            self._on_progress(self._read, total)
 
 
 class Rows:

@@ -56,31 +56,27 @@ def load(
     native = engines.executor(device)
     path = model_file(path)
     gguf = native.Gguf(path)
-    shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
     try:
+        shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
         recording = models.record(gguf.metadata, shapes)
         tokenizer = Tokenizer.from_metadata(gguf.metadata)
         defaults = sampling_defaults(gguf.metadata)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-
-    if context is None:
-        context = _context_that_fits(recording, gguf.nbytes)
-    elif context > recording.context:
-        raise ValueError(f"context is {context}, the model was trained for {recording.context} tokens")
-    kv_tokens = context if kv_tokens is None else kv_tokens
-    if kv_tokens < context:
-        raise ValueError(f"kv_tokens is {kv_tokens}, a context of {context} needs at least as many")
-    page = native.Engine.page_tokens
-    prefix = engines.prefix_tokens(recording.ops, shapes.__getitem__)
-    engine = native.Engine(
-        gguf,
-        engines.native_ops(recording.ops, gguf.dequantize),
+        context, kv_tokens = _sizes(context, kv_tokens, recording, gguf.nbytes)
+        page = native.Engine.page_tokens
         # A sequence begins in the prefix's last page, of which it needs a copy.
-        kv_tokens=-(-(kv_tokens + prefix % page) // page) * page,
-        threads=threads or 0,
-        progress=None if progress is None else lambda done, total: progress(done / total if total else 1.0),
-    )
+        room = kv_tokens + engines.prefix_tokens(recording.ops, shapes.__getitem__) % page
+        engine = native.Engine(
+            gguf,
+            engines.native_ops(recording.ops, gguf.dequantize),
+            kv_tokens=-(-room // page) * page,
+            threads=threads or 0,
+            progress=None if progress is None else lambda done, total: progress(done / total if total else 1.0),
+        )
+    except BaseException as error:
+        gguf.close()
+        if isinstance(error, FormatError):
+            raise FormatError(f"{path}: {error}") from error
+        raise
     name = str(gguf.metadata.get("general.name") or path.stem)
     log.info("%s: loaded, %s, context %d, %d threads", path, recording.architecture, context, engine.threads)
     scheduler = Scheduler(native, engine, parallel=parallel, name=name)
@@ -268,6 +264,18 @@ def infiller(architecture: str, tokenizer: Tokenizer) -> Infiller | None:
 def _close(scheduler: Scheduler, gguf: Any) -> None:
     scheduler.close()
     gguf.close()
+
+
+def _sizes(
+    context: int | None, kv_tokens: int | None, recording: models.Recording, weight_bytes: int
+) -> tuple[int, int]:
+    if context is None:
+        context = _context_that_fits(recording, weight_bytes)
+    elif context > recording.context:
+        raise ValueError(f"context is {context}, the model was trained for {recording.context} tokens")
+    if kv_tokens is not None and kv_tokens < context:
+        raise ValueError(f"kv_tokens is {kv_tokens}, a context of {context} needs at least as many")
+    return context, kv_tokens or context
 
 
 def _context_that_fits(recording: models.Recording, weight_bytes: int) -> int:

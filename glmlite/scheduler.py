@@ -24,6 +24,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
@@ -34,7 +35,7 @@ from .errors import Cancelled
 
 log = logging.getLogger(__name__)
 
-PREFILL_ALONE = 256  # tokens of prompt in a call: large enough to share the unpacking of weights
+PREFILL_ALONE = 256  # tokens of prompts in a call: large enough to share the unpacking of weights
 PREFILL_SHARED = 64  # when others wait for their next token meanwhile
 PREFILL_LEAST = 16  # of one request, when several share the call
 BURST = 16  # tokens a request may write in a call
@@ -213,15 +214,23 @@ class Scheduler:
                 self._round()
             except Exception as error:  # our own mistake: these requests fail, the thread and later ones go on
                 log.exception("%s: scheduler", self.name)
-                for request in list(self._active):
-                    self._fail(request, error)
-        closed = RuntimeError(f"{self.name}: the model was closed while this request ran or waited")
-        for request in [*self._active, *self._queue]:
-            request.sink.fail(closed)
-        self._active.clear()
-        self._queue.clear()
-        self._kept.clear()
+                self._give_up(error)
+        self._give_up(RuntimeError(f"{self.name}: the model was closed while this request ran or waited"))
         self.engine.close()
+
+    def _give_up(self, error: Exception) -> None:
+        """Fails every request and frees every sequence."""
+        with self._changed:
+            requests = [*self._active, *self._queue]
+            self._active.clear()
+            self._queue.clear()
+        for request in requests:
+            request.sink.fail(error)
+        sequences = [*self._kept, *(r.sequence for r in requests if r.sequence is not None)]
+        self._kept.clear()
+        for sequence in sequences:
+            with suppress(Exception):
+                self.engine.free(sequence.handle)
 
     def _round(self) -> None:
         for request in [r for r in self._active if r.cancelled]:
@@ -239,16 +248,17 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._queue and len(self._active) < self.parallel:
-            request = self._queue.popleft()
+            request = self._queue[0]
             if request.cancelled:
+                self._queue.popleft()
                 continue
             sequence = self._find(request)
             owed = sum(self._pages(r.sequence, r.pending) for r in self._active)
             need = self._pages(sequence, len(request.tokens) - len(sequence.tokens))
             if not self._make_room(owed + need) and self._active:
                 self._keep(sequence, request)
-                self._queue.appendleft(request)
                 return
+            self._queue.popleft()
             request.sequence = sequence
             if not request.started:
                 request.started = time.perf_counter()
@@ -276,7 +286,7 @@ class Scheduler:
 
     def _plan(self) -> list[Part]:
         reading = sum(r.pending > 1 for r in self._active)
-        chunk = PREFILL_ALONE if len(self._active) == 1 else PREFILL_SHARED
+        chunk = PREFILL_SHARED if reading < len(self._active) else PREFILL_ALONE
         share = max(PREFILL_LEAST, chunk // max(reading, 1))
         return [_part(r, share, 1 if reading else BURST) for r in self._active]
 
@@ -327,7 +337,7 @@ class Scheduler:
             self._fail(request, error)
             return
         self._enter(request, part.tokens)
-        request.rows_done = begin + part.tokens
+        request.rows_done = max(request.rows_done, begin + part.tokens)
         if rows:
             self._deliver(request, logits)
 

@@ -164,16 +164,6 @@ def test_logits(load):
     assert [t for t, _ in logprob.top] == np.argsort(-log_p, kind="stable")[:2].tolist()
 
 
-def test_logits_beside_generations(load):
-    """Also when the pool is too small for both, so that one of them starts over."""
-    model = load(parallel=4)
-    ids = [i % 250 for i in range(200)]
-    want = model.logits(ids, all=True)
-    running = model.generate(list(range(50, 120)), stream=True, ignore_eos=True, seed=1)
-    assert np.array_equal(model.logits(ids, all=True), want)
-    running.close()
-
-
 def test_logit_bias_and_stop_ids(load):
     model = load()
     forced = model.generate(PROMPT, logit_bias={65: 1e5}, **PARAMETERS)
@@ -307,6 +297,7 @@ def test_the_second_piece_of_glm_sees_the_first(load):
     prompt = model.prompt_ids("the [MASK] in [MASK]!")
     second = model.generate([*prompt, *result.completions[0].tokens, start], max_tokens=4, temperature=0)
     assert second.tokens == result.completions[1].tokens
+    assert result.completions[1].stats.prompt_tokens == len(prompt) + len(result.completions[0].tokens) + 1
 
 
 def test_infill_of_other_models_names_those_that_can(load):

@@ -3,6 +3,7 @@
 import _thread
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import glmlite
@@ -85,7 +88,7 @@ def test_reuse_of_a_prefix_equals_a_fresh_run(load):
     cases = {
         "continued": (first + answer.tokens + [3, 4, 5], 100 + 24 - 1),
         "the same again": (first, 99),
-        "parted in the middle": (first[:70] + [9, 9, 9], 70),
+        "parted in the middle": ([*first[:70], 9, 9, 9], 70),
         "nothing in common": ([249, *first], 0),
     }
     for name, (ids, reused) in cases.items():
@@ -94,6 +97,18 @@ def test_reuse_of_a_prefix_equals_a_fresh_run(load):
         fresh = load().generate(ids, seed=2, **PARAMETERS)
         assert fresh.stats.reused_tokens == 0
         assert again.tokens == fresh.tokens, name
+
+
+def test_a_whole_context_fits_beside_a_prefix(load):
+    """A P-Tuning prefix that ends within a page, which each sequence has to copy."""
+    sizes = {"prefix": 100, "layers": 1}
+    model = load(sizes=sizes)
+    asked = [[i] * 100 for i in range(3)]
+    alone = [model.generate(p, seed=1, **PARAMETERS | {"max_tokens": 1000}) for p in asked]
+    assert [len(c.tokens) for c in alone] == [156] * 3
+    with ThreadPoolExecutor(3) as pool:
+        together = pool.map(lambda p: model.generate(p, seed=1, **PARAMETERS | {"max_tokens": 1000}), asked)
+        assert [c.tokens for c in together] == [c.tokens for c in alone]
 
 
 def test_a_bidirectional_context_is_never_reused(load):
@@ -119,23 +134,31 @@ def test_kept_sequences_give_way(load):
 
 def test_abandoned_iterators_free_their_slot(slow):
     model, prompt = slow
+    held = []
 
-    def left_early():
-        for piece in model.generate(prompt[:20], stream=True, **PARAMETERS):
+    def loop_left_early():
+        generation = model.generate(prompt[:20], stream=True, **PARAMETERS)
+        held.append(generation)
+        for piece in generation:
             assert piece.tokens
             break
+        return generation._request
 
     def lost():
-        next(model.generate(prompt[:20], stream=True, **PARAMETERS))
+        generation = model.generate(prompt, stream=True, **PARAMETERS)
+        return generation._request
 
-    def with_block():
-        with model.generate(prompt, stream=True):
-            pass
+    def block_left():
+        with model.generate(prompt, stream=True) as generation:
+            held.append(generation)
+        return generation._request
 
-    for abandon in (left_early, lost, with_block):
-        abandon()
+    for abandon in (loop_left_early, lost, block_left):
+        request = abandon()
         gc.collect()
-        until(lambda: not model._scheduler._active)
+        assert request.cancelled, abandon
+        until(lambda: not model._scheduler._active and not model._scheduler._queue)
+    assert [g.result().finish_reason for g in held] == ["cancelled"] * 2
     assert len(model.generate([1, 2, 3], **PARAMETERS).tokens) == 24
 
 
@@ -214,45 +237,74 @@ def test_an_exception_of_on_progress_cancels(slow):
 # ---- failures
 
 
-class Failing:
-    """An engine that fails for every call that has a token it does not like."""
+class Seen(NamedTuple):
+    tokens: list
+    work: object
 
-    def __init__(self, engine, native, bad):
-        self._engine, self._bad, self.native = engine, bad, native
+
+class Engine:
+    """Around an engine, and the module it is from: waits for `go`, fails for calls with a token it does not like."""
+
+    def __init__(self, model, bad=-1):
+        scheduler = model._scheduler
+        self.engine, self.native, self.bad = scheduler.engine, scheduler.native, bad
+        self.go = threading.Event()
+        scheduler.engine = scheduler.native = self
 
     def __getattr__(self, name):
-        return getattr(self._engine, name)
+        return getattr(self.engine, name)
 
-    def run(self, works, **options):
-        if any(self._bad in w.tokens for w in works):
-            raise RuntimeError("logits are not finite")
-        return self._engine.run([w.work for w in works], **options)
+    def Cancel(self):
+        return self.native.Cancel()
 
     def Work(self, sequence, tokens, *rest, **options):
-        class Seen:
-            pass
+        return Seen(tokens.tolist(), self.native.Work(sequence, tokens, *rest, **options))
 
-        seen = Seen()
-        seen.tokens, seen.work = tokens.tolist(), self.native.Work(sequence, tokens, *rest, **options)
-        return seen
+    def run(self, works, **options):
+        self.go.wait(10)
+        if any(self.bad in w.tokens for w in works):
+            raise RuntimeError("logits are not finite")
+        return self.engine.run([w.work for w in works], **options)
+
+    def step(self, works, rows, cancel):
+        return self.engine.step([w.work for w in works], rows, cancel)
 
 
-def test_a_failing_request_fails_alone(load, executor):
-    model = load()
+def test_a_failing_request_fails_alone(load):
+    options = PARAMETERS | {"logit_bias": {250: -1e5}, "seed": 1}
     asked = [[i, i + 1, i + 2] for i in range(0, 12, 2)]
-    want = [load().generate(p, seed=1, **PARAMETERS | {"logit_bias": {250: -1e5}}).tokens for p in asked]
-    scheduler = model._scheduler
-    failing = Failing(model._engine, executor, bad=250)
-    scheduler.engine = scheduler.native = failing
-    failing.Cancel = executor.Cancel
-    with ThreadPoolExecutor(8) as pool:
-        broken = [pool.submit(model.generate, [250, 1, i], **PARAMETERS) for i in range(2)]
-        good = pool.map(lambda p: model.generate(p, seed=1, **PARAMETERS | {"logit_bias": {250: -1e5}}).tokens, asked)
-        assert list(good) == want
-        for future in broken:
+    alone = load()
+    want = [alone.generate(p, **options).tokens for p in asked]
+    model = load(parallel=8)
+    engine = Engine(model, bad=250)
+    running = [model.generate(p, stream=True, **options) for p in [[250, 1, 2], *asked[:3], [3, 250], *asked[3:]]]
+    engine.go.set()
+    broken = [running.pop(4), running.pop(0)]
+    assert [g.result().tokens for g in running] == want
+    for generation in broken:
+        for _ in range(2):
             with pytest.raises(RuntimeError, match="not finite"):
-                future.result()
-    assert not scheduler._active
+                generation.result()
+    assert not model._scheduler._active
+
+
+def test_logits_that_start_over_come_once(load):
+    """The generation, which is older, grows into the last page while the logits are read."""
+    ids = [i % 250 for i in range(440)]
+    want = load(sizes={"context": 512}).logits(ids, all=True)
+    model = load(sizes={"context": 512})
+    engine = Engine(model)
+    preempted = []
+    preempt = model._scheduler._preempt
+    model._scheduler._preempt = lambda request: (preempted.append(request.rows_done), preempt(request))
+    running = model.generate([7] * 62, stream=True, **PARAMETERS)
+    until(lambda: model._scheduler._active)
+    threading.Timer(0.2, engine.go.set).start()
+    got = model.logits(ids, all=True)
+    assert preempted
+    assert 0 < preempted[0] < 440
+    assert np.array_equal(got, want)
+    assert len(running.result().tokens) == 24
 
 
 def test_a_mistake_in_the_scheduler_does_not_end_its_thread(load, monkeypatch, caplog):
@@ -306,6 +358,7 @@ def test_a_forked_process_is_told(load):
     model.generate([1, 2], max_tokens=2)
     child = os.fork()
     if not child:
+        signal.alarm(20)
         try:
             model.generate([1, 2], max_tokens=2)
         except RuntimeError as error:

@@ -204,36 +204,43 @@ class Engine:
             raise Cancelled("load cancelled")
         self._reference = reference.Reference(ops, weights, kv_dtype=np.float16)
         self._pages = {}  # sequence -> pages
-        self._holders = Counter()  # page -> sequences
-        self._next_page = 0
         self._lock = threading.Lock()
         self.threads, self.isa, self.vocab = threads or 1, "numpy", ops[-1].out.width
         prefixes = [op.weights["prefix"][0] for op in ops if "prefix" in op.weights]
         self.prefix = len(weights[prefixes[0]]) if prefixes else 0
         self.weight_bytes, self.kv_bytes, self.kv_tokens = total, 0, kv_tokens
+        self._prefix_pages = list(range(self._count(0)))  # every sequence begins with them
+        self._total = kv_tokens // self.page_tokens + len(self._prefix_pages)
+        self._holders = Counter(self._prefix_pages)  # page -> how many hold it
+        self._next_page = len(self._prefix_pages)
         self.steps = []  # tokens of each call, for tests
         self.closed = False
 
     def progress(self):
         return 0.0
 
+    def _count(self, length):
+        """Pages of a sequence."""
+        return -(-(self.prefix + length) // self.page_tokens)
+
     def kv_free(self):
-        return self.kv_tokens - self.page_tokens * sum(n > 0 for n in self._holders.values())
+        return self.page_tokens * (self._total - sum(n > 0 for n in self._holders.values()))
 
     def new_sequence(self):
         sequence = self._reference.new_sequence()
-        self._pages[sequence] = []
+        self._pages[sequence] = list(self._prefix_pages)
+        self._holders.update(self._prefix_pages)
         return sequence
 
     def fork(self, sequence, length):
         fork = self._reference.fork(sequence, length)
-        self._pages[fork] = self._pages[sequence][: -(-length // self.page_tokens)]
+        self._pages[fork] = self._pages[sequence][: self._count(length)]
         self._holders.update(self._pages[fork])
         return fork
 
     def truncate(self, sequence, length):
         self._reference.truncate(sequence, length)
-        keep = -(-length // self.page_tokens)
+        keep = self._count(length)
         self._holders.subtract(self._pages[sequence][keep:])
         del self._pages[sequence][keep:]
 
@@ -247,9 +254,9 @@ class Engine:
     def _grow(self, sequence, count):
         """Own pages for `count` more tokens."""
         pages, length = self._pages[sequence], self.length(sequence)
-        if length % self.page_tokens and self._holders[pages[-1]] > 1:
+        if (self.prefix + length) % self.page_tokens and self._holders[pages[-1]] > 1:
             self._holders[pages.pop()] -= 1
-        while len(pages) * self.page_tokens < length + count:
+        while len(pages) < self._count(length + count):
             if not self.kv_free():
                 raise RuntimeError(f"KV cache: full, sequence {sequence} has {length} tokens")
             pages.append(self._next_page)
