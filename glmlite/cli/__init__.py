@@ -32,6 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone (`| head`). Nothing may be written at exit either, or Python complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, MemoryError) as error:
         console.error(error)
         return 1

@@ -34,9 +34,7 @@ def version() -> str:
     try:
         from .. import _native
     except ImportError as error:
-        raise RuntimeError(
-            f"the compiled engine is missing: {error}; install the package, see CONTRIBUTING.md"
-        ) from None
+        raise RuntimeError(f"the compiled engine is missing: {error} (CONTRIBUTING.md: how to build it)") from None
     try:
         chosen = _native.default_isa()
     except ValueError as error:

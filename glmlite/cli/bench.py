@@ -5,6 +5,7 @@ import statistics
 import time
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import typer
 
 from . import console, running
@@ -121,18 +122,18 @@ def work_per_token(gguf: Any) -> Work:
 def read(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:
     """Enters `count` tokens after `start` others, in chunks, without logits."""
     for begin in range(start, start + count, CHUNK):
-        positions = [(i, 0) for i in range(begin, min(begin + CHUNK, start + count))]
-        tokens = [1 + i % (engine.vocab - 1) for i, _ in positions]
-        engine.run([native.Work(sequence, tokens, positions)])
+        index = np.arange(begin, min(begin + CHUNK, start + count), dtype=np.int32)
+        positions = np.stack([index, np.zeros_like(index)], axis=1)
+        engine.run([native.Work(sequence, 1 + index % (engine.vocab - 1), positions)])
 
 
 def write(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:
     """Generates `count` tokens after `start` others, the likeliest each time."""
     sampler = native.Sampler(temperature=0.0)
-    work = native.Work(
-        sequence, [1], [(start, 0)], sampler=sampler, budget=count, next_position=(start + 1, 0), position_step=(1, 0)
+    token, position = np.ones(1, np.int32), np.array([[start, 0]], np.int32)
+    (samples,) = engine.run(
+        [native.Work(sequence, token, position, sampler=sampler, budget=count, next_position=(start + 1, 0))]
     )
-    (samples,) = engine.run([work])
     if len(samples) != count:
         raise RuntimeError(f"bench: {len(samples)} tokens generated, should be {count}")
 

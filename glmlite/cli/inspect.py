@@ -120,16 +120,11 @@ def _text(facts: dict[str, Any]) -> str:
     out = [console.columns(rows), "\n"]
     out.append(console.columns([(key, _short(value)) for key, value in facts["metadata"].items()]))
     if "tensors" in facts:
-        table = [
-            (
-                t["name"],
-                t["type"] + "" if t["supported"] else f"{t['type']} (unsupported)",
-                _shape(t["shape"]),
-                t["bytes"],
-            )
-            for t in facts["tensors"]
-        ]
-        out += ["\n", console.columns([("tensor", "type", "shape", "bytes"), *table], right=[3])]
+        table = [("tensor", "type", "shape", "bytes")]
+        for t in facts["tensors"]:
+            name = t["type"] + " (not supported)" * (not t["supported"])
+            table.append((t["name"], name, " x ".join(map(str, t["shape"])), t["bytes"]))
+        out += ["\n", console.columns(table, right=[3])]
     return "".join(out)
 
 
@@ -138,10 +133,6 @@ def _count(n: int) -> str:
         if n >= unit:
             return f"{n / unit:.2f} {name}"
     return str(n)
-
-
-def _shape(shape: list[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _short(value: Any) -> str:

