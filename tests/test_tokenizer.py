@@ -376,6 +376,8 @@ def test_surrogates_and_control_characters(small):
         tokenizer = small[name]
         assert tokenizer.encode("a\ud800b\udc00") == tokenizer.encode("a\ufffdb\ufffd")
         assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("😀")  # a pair is a character
+        with pytest.raises(TypeError, match="bytes, expected str"):
+            tokenizer.encode(b"ab")
         control = "".join(map(chr, range(32))) + "\x7f\x85"
         assert tokenizer.decode(tokenizer.encode(control)) == control
 

@@ -115,8 +115,10 @@ class Tokenizer:
         special: special tokens written in the text count as such; otherwise they are plain text, so that what a
         person types cannot forge them. prefix: begin with `prefix_ids`, unless the ids already do.
         Lone surrogates, which are no text, become U+FFFD; every other character is kept or treated as the
-        vocabulary's own normalization says, control characters and NUL included.
+        vocabulary's own normalization says, control characters and NUL included. Raises TypeError if not a str.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"encode: {type(text).__name__}, expected str")
         try:
             text.encode()
         except UnicodeEncodeError:
