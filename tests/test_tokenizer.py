@@ -681,6 +681,8 @@ def test_rank_file_and_tokenizer_json_give_the_same_metadata():
             "tokenizer.json",
             b'{"model": {"merges": [], "vocab": {}}, "pre_tokenizer": {"type": "Metaspace"}}',
         ),
+        ("tokenizer.json", b'{"model"'),
+        ("tokenizer.json", b"[]"),
         ("other", b""),
     ],
 )
@@ -688,6 +690,16 @@ def test_bad_tokenizer_files(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(FormatError, match=re.escape(str(tmp_path))):
         convert.from_folder(tmp_path)
+
+
+def test_the_first_release_of_chatglm_6b_has_image_tokens_first():
+    folder = vocab.folder("chatglm-6b")
+    first = Tokenizer.from_metadata(convert.from_folder(folder, vocab_size=150528))
+    later = Tokenizer.from_metadata(vocab.metadata("chatglm-6b"))
+    text = "你好 world[gMASK]<sop>"
+    assert first.encode(text) == [20000 + i for i in later.encode(text)]
+    assert first.encode(text)[-2:] == [150001, 150004] and first.vocab_size == 150528
+    assert first.decode(first.encode(text)) == later.decode(later.encode(text)) == text
 
 
 def test_more_tokens_than_rows(tmp_path):
