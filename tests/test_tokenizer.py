@@ -353,6 +353,10 @@ def test_end_ids():
     named = {"tokenizer.ggml.eos_token_id": 3, "tokenizer.ggml.eot_token_id": np.uint32(4)}
     named["tokenizer.ggml.eos_token_ids"] = np.array([5, 6], np.uint32)
     assert Tokenizer.from_metadata(metadata | named).eos_ids == ends | {3, 4, 5, 6}
+    pieces = vocab.small_sentencepiece()
+    pieces["tokenizer.ggml.tokens"][-1] = "<|im_end|>"
+    pieces["tokenizer.ggml.token_type"][-1] = 4
+    assert len(pieces["tokenizer.ggml.tokens"]) - 1 in Tokenizer.from_metadata(pieces).eos_ids
     # "</s>" is an ordinary token in many byte-level vocabularies: it ends nothing.
     words = {"tokenizer.ggml.tokens": [*text, "</s>"]}
     words["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], 1)
@@ -465,7 +469,7 @@ def test_unigram_vocabulary_with_appended_specials(tmp_path):
     assert metadata["tokenizer.ggml.model"] == "t5"
     tokenizer = Tokenizer.from_metadata(metadata)
     assert tokenizer.vocab_size == size + 20 and tokenizer.id_of("[gMASK]") == size + 3
-    assert tokenizer.prefix_ids == ()
+    assert tokenizer.prefix_ids == (size + 1,)
     assert {tokenizer.id_of("<|endofpiece|>"), tokenizer.id_of("<|endoftext|>")} <= tokenizer.eos_ids
     unknown = 0
     for line in LINES[::4]:
@@ -489,7 +493,7 @@ def test_gpt2_files_with_added_specials(tmp_path):
     specials = ["<|endoftext|>", "[CLS]", "[MASK]", "[gMASK]", "[sMASK]", "<|startofpiece|>", "<|endofpiece|>"]
     (tmp_path / "added_tokens.json").write_text(json.dumps({text: size + i for i, text in enumerate(specials)}))
     tokenizer = Tokenizer.from_metadata(convert.from_folder(tmp_path, vocab_size=1000))
-    assert tokenizer.vocab_size == 1000 and tokenizer.prefix_ids == ()
+    assert tokenizer.vocab_size == 1000 and tokenizer.prefix_ids == (size + 1,)
     assert tokenizer.encode("[CLS]a[MASK]")[::2] == [size + 1, size + 2]
     for line in LINES[::4]:
         ids = tokenizer.encode(line, special=False)
@@ -683,6 +687,8 @@ def test_rank_file_and_tokenizer_json_give_the_same_metadata():
         ),
         ("tokenizer.json", b'{"model"'),
         ("tokenizer.json", b"[]"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b'{"model": {"merges": 3, "vocab": {}}}'),
         ("other", b""),
     ],
 )

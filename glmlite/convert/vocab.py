@@ -80,26 +80,29 @@ def from_tiktoken(path: Path, *, specials: Mapping[str, int], vocab_size: int = 
 def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
     """A tokenizer.json that holds a byte-level BPE."""
     data = _json(Path(path))
-    model = data.get("model", {})
-    if model.get("type", "BPE") != "BPE" or "merges" not in model:
-        raise FormatError(f"{path}: a {model.get('type')} model, expected BPE")
-    patterns = _patterns_of(data.get("pre_tokenizer"))
-    if any(token["content"] == "[gMASK]" for token in data.get("added_tokens", [])) and patterns == PATTERNS["glm4"]:
+    try:
+        model, added_tokens = data["model"], data.get("added_tokens", [])
+        if model.get("type", "BPE") != "BPE":
+            raise FormatError(f"{path}: a {model['type']} model, expected BPE")
+        patterns = _patterns_of(data.get("pre_tokenizer"))
+        ignore = model.get("ignore_merges", False)
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        added = {
+            (token["content"], token["id"]): TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+            for token in added_tokens
+        }
+        marked_ids = {i for _, i in added}
+        words = {i: token for token, i in model["vocab"].items() if i not in marked_ids}
+        tokens = [words.get(i, "") for i in range(max(words, default=-1) + 1)]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}: not a tokenizer.json of a byte-level BPE: {error!r}") from None
+    if patterns == PATTERNS["glm4"] and "[gMASK]" in (text for text, _ in added):
         pre = "glm4"  # whatever ignore_merges says: some conversions of GLM-4's rank file lack it
     else:
-        ignore = model.get("ignore_merges", False)
         known = (name for name in PATTERNS if PATTERNS[name] == patterns and (name in IGNORE_MERGES) == ignore)
         pre = next(known, None)
     if pre is None:
-        raise FormatError(f"{path}: its pre_tokenizer is none that glmlite knows: {json.dumps(data['pre_tokenizer'])}")
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    added = {
-        (token["content"], token["id"]): TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
-        for token in data.get("added_tokens", [])
-    }
-    special_ids = {i for _, i in added}
-    words = {i: token for token, i in model["vocab"].items() if i not in special_ids}
-    tokens = [words.get(i, "") for i in range(max(words) + 1)]
+        raise FormatError(f"{path}: a pre_tokenizer that glmlite does not know: {json.dumps(data['pre_tokenizer'])}")
     return _byte_bpe(tokens, added, merges, pre, vocab_size)
 
 
@@ -118,7 +121,7 @@ def from_folder(folder: Path, *, vocab_size: int = 0) -> dict[str, Any]:
             return from_tiktoken(path, specials=added, vocab_size=vocab_size)
         return from_sentencepiece(path, specials=CHATGLM3_SPECIALS, vocab_size=vocab_size)
     if (path := folder / "cog-pretrain.model").exists():
-        return from_sentencepiece(path, specials=added, vocab_size=vocab_size)
+        return _beginning_with_cls(from_sentencepiece(path, specials=added, vocab_size=vocab_size))
     if (path := folder / "vocab.json").exists():
         words = _json(path)
         merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -127,8 +130,17 @@ def from_folder(folder: Path, *, vocab_size: int = 0) -> dict[str, Any]:
         tokens = [""] * (max(words.values()) + 1)
         for text, i in words.items():
             tokens[i] = text
-        return _byte_bpe(tokens, dict.fromkeys(specials.items(), TokenType.CONTROL), merges, "gpt-2", vocab_size)
+        marked = dict.fromkeys(specials.items(), TokenType.CONTROL)
+        return _beginning_with_cls(_byte_bpe(tokens, marked, merges, "gpt-2", vocab_size))
     raise FormatError(f"{folder}: no ice_text.model, tokenizer.json, tokenizer.model, cog-pretrain.model or vocab.json")
+
+
+def _beginning_with_cls(metadata: dict[str, Any]) -> dict[str, Any]:
+    """GLM's prompts begin with `[CLS]`."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    if "[CLS]" in tokens:
+        metadata |= {"tokenizer.ggml.bos_token_id": tokens.index("[CLS]"), "tokenizer.ggml.add_bos_token": True}
+    return metadata
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
