@@ -69,7 +69,7 @@ GLMLITE_INLINE F32x16 to_f32(Bytes16 b) {
 }
 GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
   F32x16 r;
-  for (int i = 0; i < 4; ++i) r.q[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+  for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
   return r;
 }
 
@@ -98,7 +98,7 @@ struct Dot {
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 total() const {
     F32x16 r;
-    for (int i = 0; i < 4; ++i) r.q[i] = vcvtq_f32_s32(sum.v[i]);
+    for (int i = 0; i < 4; ++i) r.v[i] = vcvtq_f32_s32(sum.v[i]);
     return r;
   }
 };
