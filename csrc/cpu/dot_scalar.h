@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../half.h"
 #include "inline.h"
 #include "simd_scalar.h"
 
@@ -139,7 +140,6 @@ GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t
     }
   }
 }
-GLMLITE_INLINE void prefetch(const uint8_t*) {}
 
 }  // namespace
 }  // namespace glmlite
