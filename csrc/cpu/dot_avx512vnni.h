@@ -1,13 +1,12 @@
 // Integer primitives of AVX-512-VNNI: 16 rows x 4 codes in a zmm, vpdpbusd. See linear.inc.
 #pragma once
-#include "simd_avx512.h"  // first: it keeps GCC quiet about its own header
-
 #include "dot_x86.h"
+#include "simd_avx512.h"  // first: it silences a warning about the compiler's own header
 
 namespace glmlite {
 namespace {
 
-constexpr int kTilePanels = 2, kTileTokens = 12, kDirectTokens = 4, kFloatSums = 16;
+constexpr int kTilePanels = 2, kTileTokens = 6, kDirectTokens = 4, kFloatSums = 16;
 constexpr int kCodeOffset = 128;
 
 struct Codes {

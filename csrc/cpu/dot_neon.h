@@ -123,13 +123,6 @@ GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t
     sums[h] = vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3])));
   }
 }
-GLMLITE_INLINE void prefetch(const uint8_t* p) {
-#if defined(_MSC_VER) && !defined(__clang__)
-  __prefetch(p);
-#else
-  __builtin_prefetch(p);
-#endif
-}
 
 }  // namespace
 }  // namespace glmlite

@@ -141,7 +141,6 @@ GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t
     }
   }
 }
-GLMLITE_INLINE void prefetch(const uint8_t*) {}
 
 }  // namespace
 }  // namespace glmlite
