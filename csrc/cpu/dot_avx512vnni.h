@@ -1,7 +1,7 @@
 // Integer primitives of AVX-512-VNNI: 16 rows x 4 codes in a zmm, vpdpbusd. See linear.inc.
 #pragma once
 #include "dot_x86.h"
-#include "simd_avx512.h"  // first: it silences a warning about the compiler's own header
+#include "simd_avx512.h"
 
 namespace glmlite {
 namespace {

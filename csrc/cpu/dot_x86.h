@@ -1,11 +1,11 @@
 // Integer primitives that the x86 sets share: 16 bytes in an xmm, activations in ymm.
 #pragma once
-#include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 
 #include "inline.h"
+#include "intrinsics_x86.h"
 
 namespace glmlite {
 namespace {

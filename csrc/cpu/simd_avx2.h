@@ -1,8 +1,9 @@
 // F32x16 in two ymm registers: AVX2, FMA, F16C. What each function does is said in simd_scalar.h.
 #pragma once
-#include <immintrin.h>
 
 #include <cstdint>
+
+#include "intrinsics_x86.h"
 
 namespace glmlite {
 namespace {

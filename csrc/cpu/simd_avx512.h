@@ -1,16 +1,8 @@
 // F32x16 in one zmm register: AVX-512 F, BW, VL, DQ. What each function does is said in simd_scalar.h.
 #pragma once
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own header's undefined values
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
-
 #include <cstdint>
+
+#include "intrinsics_x86.h"
 
 namespace glmlite {
 namespace {
