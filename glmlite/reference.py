@@ -10,7 +10,7 @@ written to be read and is slow, but a model of 135M parameters reads a page in s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -129,14 +129,29 @@ class Reference:
         values: dict[int, np.ndarray] = {}
         trace = []
         for op in self.ops:
-            inputs = {slot: values[v.id] for slot, v in op.inputs.items()}
-            weights = {slot: [self.weights[name] for name in names] for slot, names in op.weights.items()}
-            y = getattr(self, f"_{op.kind}")(step, **inputs, **weights, **op.attrs)
-            values[op.out.id] = y.astype(np.float32)
+            values[op.out.id] = self._run(op, step, values)
             trace.append((op, values[op.out.id]))
         for work in works:
             self._lengths[work.sequence] += len(work.tokens)
         return trace
+
+    def check(
+        self, works: Sequence[Work], rows: Sequence[int], values: Mapping[int, np.ndarray]
+    ) -> Iterator[tuple[Op, np.ndarray]]:
+        """Every op with what it should have made of its inputs, which are another executor's `values` by id.
+
+        Unlike in `trace`, an executor's small differences do not add up from op to op.
+        """
+        step = self._begin(works, rows)
+        for op in self.ops:
+            yield op, self._run(op, step, values)
+        for work in works:
+            self._lengths[work.sequence] += len(work.tokens)
+
+    def _run(self, op: Op, step: Step, values: Mapping[int, np.ndarray]) -> np.ndarray:
+        inputs = {slot: values[v.id] for slot, v in op.inputs.items()}
+        weights = {slot: [self.weights[name] for name in names] for slot, names in op.weights.items()}
+        return getattr(self, f"_{op.kind}")(step, **inputs, **weights, **op.attrs).astype(np.float32)
 
     def _begin(self, works: Sequence[Work], rows: Sequence[int]) -> Step:
         """The works as one step, checked."""

@@ -3,6 +3,7 @@
 
 #include "features.h"
 #include "kernels.h"
+#include "panel.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #if defined(_MSC_VER)
@@ -111,9 +112,9 @@ bool cpu_has_neon() {
 #endif
 
 size_t linear_scratch_bytes(int64_t k, int64_t tokens) {
-  // int32 sums per 16 columns, to whole lines; f32 sums of the rows of two panels.
-  const int64_t prepared = (tokens * (k / 16) + 15) / 16 * 16, sums = tokens * 2 * kLanes;
-  return static_cast<size_t>(prepared + sums) * 4;
+  // Per token: sums of the rows of two panels; per 256 columns the activations, 8 scales and 16 prepared sums.
+  const int64_t at_once = tokens < kMaxTokens ? tokens : kMaxTokens;
+  return static_cast<size_t>(at_once * (2 * kLanes * 4 + (k + 255) / 256 * (256 + 8 * 4 + 16 * 4)));
 }
 
 const CpuKernels* const* cpu_kernel_sets(int* count) {

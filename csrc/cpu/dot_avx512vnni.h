@@ -1,13 +1,12 @@
 // Integer primitives of AVX-512-VNNI: 16 rows x 4 codes in a zmm, vpdpbusd. See linear.inc.
 #pragma once
-#include "simd_avx512.h"  // first: it keeps GCC quiet about its own header
-
 #include "dot_x86.h"
+#include "simd_avx512.h"  // first: it silences a warning about the compiler's own header
 
 namespace glmlite {
 namespace {
 
-constexpr int kTilePanels = 2, kTileTokens = 12, kDirectTokens = 4, kFloatSums = 16;
+constexpr int kTilePanels = 2, kTileTokens = 6, kDirectTokens = 4, kFloatSums = 16;
 constexpr int kCodeOffset = 128;
 
 struct Codes {
@@ -34,10 +33,10 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
 }
 GLMLITE_INLINE Codes offset_signed(Codes c) { return {_mm512_xor_si512(c.v, _mm512_set1_epi8(-128))}; }
 
-GLMLITE_INLINE F32x16 to_f32(Bytes16 b) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b.v)); }
+GLMLITE_INLINE F32x16 to_f32(Bytes16 b) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b.v))}; }
 GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
   const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16))};
 }
 
 GLMLITE_INLINE Ints set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -60,7 +59,7 @@ struct Dot {
     sum.v = _mm512_dpbusd_epi32(sum.v, c.v, q.v);
   }
   GLMLITE_INLINE void settle() {}
-  GLMLITE_INLINE F32x16 total() const { return _mm512_cvtepi32_ps(sum.v); }
+  GLMLITE_INLINE F32x16 total() const { return {_mm512_cvtepi32_ps(sum.v)}; }
 };
 
 }  // namespace

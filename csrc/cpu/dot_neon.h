@@ -69,7 +69,7 @@ GLMLITE_INLINE F32x16 to_f32(Bytes16 b) {
 }
 GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
   F32x16 r;
-  for (int i = 0; i < 4; ++i) r.q[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+  for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
   return r;
 }
 
@@ -98,7 +98,7 @@ struct Dot {
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 total() const {
     F32x16 r;
-    for (int i = 0; i < 4; ++i) r.q[i] = vcvtq_f32_s32(sum.v[i]);
+    for (int i = 0; i < 4; ++i) r.v[i] = vcvtq_f32_s32(sum.v[i]);
     return r;
   }
 };
@@ -122,13 +122,6 @@ GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t
     vst1q_s8(q + 16 * h, vcombine_s8(vmovn_s16(lo), vmovn_s16(hi)));
     sums[h] = vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3])));
   }
-}
-GLMLITE_INLINE void prefetch(const uint8_t* p) {
-#if defined(_MSC_VER) && !defined(__clang__)
-  __prefetch(p);
-#else
-  __builtin_prefetch(p);
-#endif
 }
 
 }  // namespace

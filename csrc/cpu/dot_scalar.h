@@ -76,13 +76,13 @@ GLMLITE_INLINE Bytes16 subtract(Bytes16 a, int n) {
 }
 GLMLITE_INLINE F32x16 to_f32(Bytes16 b) {
   F32x16 r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(static_cast<int8_t>(b.v[i]));
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(static_cast<int8_t>(b.v[i]));
   return r;
 }
 
 GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
   F32x16 r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = bfloat_to_float(p[i]);
+  for (int i = 0; i < 16; ++i) r.v[i] = bfloat_to_float(p[i]);
   return r;
 }
 
@@ -115,7 +115,7 @@ struct Dot {
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 total() const {
     F32x16 r;
-    for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(sum.v[i]);
+    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(sum.v[i]);
     return r;
   }
 };
@@ -141,7 +141,6 @@ GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t
     }
   }
 }
-GLMLITE_INLINE void prefetch(const uint8_t*) {}
 
 }  // namespace
 }  // namespace glmlite

@@ -56,7 +56,5 @@ GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t
   sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
 }
 
-GLMLITE_INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
-
 }  // namespace
 }  // namespace glmlite
