@@ -231,8 +231,10 @@ class Model:
     # ---- life
 
     def memory(self) -> dict[str, int]:
-        """Bytes by use."""
-        return self._engine.memory()
+        """Bytes held for "weights" and "kv", the cache; nothing once closed."""
+        if self.closed:
+            return {"weights": 0, "kv": 0}
+        return {"weights": self._engine.weight_bytes, "kv": self._engine.kv_bytes}
 
     @property
     def closed(self) -> bool:

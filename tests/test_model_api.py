@@ -20,12 +20,13 @@ PROMPT = "the other hell in there"
 def test_load_reports_what_it_has(load, tiny_file):
     fractions = []
     model = load("glm4", progress=fractions.append)
-    assert (model.architecture, model.name, model.context, model.vocab_size) == ("glm4", "tiny glm4", 256, 320)
+    assert (model.architecture, model.name, model.context, model.vocab_size) == ("glm4", "tiny glm4", 256, 384)
     assert model.metadata["glm4.block_count"] == 2
     assert model.path == tiny_file("glm4")
     assert fractions[-1] == 1.0
     assert fractions == sorted(fractions)
     assert model.memory()["weights"] > 0
+    assert "kv" in model.memory()
     assert "tiny glm4" in repr(model)
 
 
@@ -34,6 +35,7 @@ def test_load_takes_str_and_works_as_context_manager(executor, tiny_file):
         assert model.context == 64
     assert model.closed
     assert "closed" in repr(model)
+    assert model.memory() == {"weights": 0, "kv": 0}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_logits(load):
     model = load()
     ids = model.prompt_ids(PROMPT * 10)
     every = model.logits(ids, all=True)
-    assert every.shape == (len(ids), 320)
+    assert every.shape == (len(ids), 384)
     assert np.array_equal(model.logits(ids), every[-1])
     assert np.array_equal(model.logits(ids[:50]), every[49])
     greedy = model.generate(ids, temperature=0, max_tokens=1, logprobs=2, ignore_eos=True)
@@ -213,7 +215,7 @@ def test_overflow_is_an_error_with_numbers(load):
             model.generate([1] * 64)
     with pytest.raises(glmlite.ContextOverflow, match="65 tokens"):
         model.logits([1] * 65)
-    assert model.logits([1] * 64).shape == (320,)
+    assert model.logits([1] * 64).shape == (384,)
     last = model.generate([1] * 63, ignore_eos=True)
     assert (len(last.tokens), last.finish_reason) == (1, "length")
 
@@ -240,8 +242,8 @@ def test_bad_prompts(load):
     model = load()
     with pytest.raises(ValueError, match="empty"):
         model.generate([])
-    with pytest.raises(ValueError, match=r"token id 320, expected 0 to 319"):
-        model.generate([320])
+    with pytest.raises(ValueError, match=r"token id 384, expected 0 to 383"):
+        model.generate([384])
     with pytest.raises(ValueError, match="logit_bias: token id 400"):
         model.generate([1], logit_bias={400: 1.0})
     with pytest.raises(TypeError, match="temprature"):

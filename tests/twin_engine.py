@@ -313,9 +313,6 @@ class Engine:
         self.steps.append([len(w.tokens) for w in works])
         return _Restoring(self, works)
 
-    def memory(self):
-        return {"weights": self.weight_bytes, "kv": self.kv_bytes}
-
     def close(self):
         with self._lock:
             self.closed = True
