@@ -1,5 +1,190 @@
+// Kernel entry points for tests and benchmarks: products, quantizing, unpacking. Those of rows are in bind_rows.cpp.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
 #include "bind.h"
+#include "bind_isa.h"
+#include "cpu/pack.h"
+#include "dequantize.h"
+
+namespace py = pybind11;
 
 namespace glmlite {
-void bind_kernels(pybind11::module_&) {}
+
+const CpuKernels& kernels_named(const std::string& isa) {
+  if (!isa.empty()) return cpu_kernels(isa.c_str());
+  const char* name = std::getenv("GLMLITE_ISA");
+  if (!name || !*name) return cpu_kernels("");
+  try {
+    return cpu_kernels(name);
+  } catch (const std::invalid_argument& e) { throw std::invalid_argument(std::string("GLMLITE_ISA=") + e.what()); }
+}
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// `count` values, the first on a 64-byte boundary.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(size_t count) : bytes_(count * sizeof(T) + 64) {
+    const size_t at = reinterpret_cast<uintptr_t>(bytes_.data()) % 64;
+    data_ = reinterpret_cast<T*>(bytes_.data() + (64 - at) % 64);
+  }
+  T* data() { return data_; }
+
+ private:
+  std::vector<uint8_t> bytes_;
+  T* data_;
+};
+
+Format named_format(const std::string& name) {
+  std::string known;
+  for (int i = 0; i < kFormatCount; ++i) {
+    const Format format = static_cast<Format>(i);
+    if (name == format_info(format).name) return format;
+    known += (i ? ", " : "") + std::string(format_info(format).name);
+  }
+  throw std::invalid_argument("format '" + name + "' is unknown; known: " + known);
+}
+
+std::string shape(const py::array& a) {
+  std::string s = "(";
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) s += (i ? ", " : "") + std::to_string(a.shape(i));
+  return s + ")";
+}
+
+// Values per row of rows in `format`.
+int64_t columns(const char* where, Format format, const Array<uint8_t>& rows) {
+  const FormatInfo& info = format_info(format);
+  if (rows.ndim() != 2 || rows.shape(1) == 0 || rows.shape(1) % info.block_bytes) {
+    throw std::invalid_argument(std::string(where) + ": rows are " + shape(rows) +
+                                ", expected (n, bytes) with bytes a multiple of " + std::to_string(info.block_bytes) +
+                                ", a block of " + info.name);
+  }
+  return rows.shape(1) / info.block_bytes * info.block_values;
+}
+
+void need_matrix(const char* where, const Array<float>& x, int64_t columns, const std::string& expected) {
+  if (x.ndim() == 2 && x.shape(1) == columns) return;
+  throw std::invalid_argument(std::string(where) + ": x is " + shape(x) + ", expected " + expected);
+}
+
+Array<float> kernel_linear(const std::string& isa, const std::string& format_name, const Array<uint8_t>& rows,
+                           const Array<float>& x, int threads) {
+  const CpuKernels& kernels = kernels_named(isa);
+  const Format format = named_format(format_name);
+  const int64_t n = rows.ndim() ? rows.shape(0) : 0, k = columns("kernel_linear", format, rows);
+  need_matrix("kernel_linear", x, k, "(T, " + std::to_string(k) + ")");
+  if (threads < 1)
+    throw std::invalid_argument("kernel_linear: threads is " + std::to_string(threads) + ", expected 1 or more");
+  const int64_t tokens = x.shape(0);
+  Array<float> y({tokens, n});
+  const uint8_t* from = rows.data();
+  const float* xs = x.data();
+  float* to = y.mutable_data();
+
+  py::gil_scoped_release release;
+  const int64_t panels = (n + kLanes - 1) / kLanes, blocks = k / kActBlock;
+  Aligned<uint8_t> packed(packed_bytes(format, n, k));
+  pack_panels(format, from, n, k, 0, panels, packed.data());
+  std::vector<int8_t> q(static_cast<size_t>(tokens * k));
+  std::vector<float> d(static_cast<size_t>(tokens * blocks));
+  std::vector<int32_t> sums(static_cast<size_t>(tokens * blocks * 2));
+  if (k % kActBlock == 0) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      kernels.quantize(xs + t * k, k, q.data() + t * k, d.data() + t * blocks, sums.data() + t * blocks * 2);
+    }
+  }
+  auto work = [&](int64_t begin, int64_t end) {
+    Aligned<uint8_t> scratch(linear_scratch_bytes(k, tokens));
+    kernels.linear[static_cast<int>(format)](
+        {packed.data(), k, n, begin, end, {xs, q.data(), d.data(), sums.data()}, tokens, to, n, scratch.data()});
+  };
+  std::vector<std::thread> team;
+  for (int i = 1; i < threads; ++i) team.emplace_back(work, panels * i / threads, panels * (i + 1) / threads);
+  work(0, panels / threads);
+  for (std::thread& thread : team) thread.join();
+  return y;
+}
+
+py::tuple kernel_quantize(const std::string& isa, const Array<float>& x) {
+  const CpuKernels& kernels = kernels_named(isa);
+  if (x.ndim() != 2 || x.shape(1) % kActBlock) {
+    throw std::invalid_argument("kernel_quantize: x is " + shape(x) + ", expected (T, k) with k a multiple of 32");
+  }
+  const int64_t tokens = x.shape(0), k = x.shape(1);
+  Array<int8_t> q({tokens, k});
+  Array<float> d({tokens, k / kActBlock});
+  Array<int32_t> sums({tokens, k / 16});
+  for (int64_t t = 0; t < tokens; ++t) {
+    kernels.quantize(x.data() + t * k, k, q.mutable_data() + t * k, d.mutable_data() + t * (k / kActBlock),
+                     sums.mutable_data() + t * (k / 16));
+  }
+  return py::make_tuple(q, d, sums);
+}
+
+Array<float> kernel_unpack_row(const std::string& isa, const std::string& format_name, const Array<uint8_t>& rows,
+                               int64_t k, int64_t row) {
+  const CpuKernels& kernels = kernels_named(isa);
+  const Format format = named_format(format_name);
+  const int64_t held = columns("kernel_unpack_row", format, rows);
+  if (k != held || row < 0 || row >= rows.shape(0)) {
+    throw std::invalid_argument("kernel_unpack_row: row " + std::to_string(row) + " of " + std::to_string(k) +
+                                " values, expected a row of (" + std::to_string(rows.shape(0)) + ", " +
+                                std::to_string(held) + ")");
+  }
+  const int64_t n = rows.shape(0);
+  Aligned<uint8_t> packed(packed_bytes(format, n, k));
+  pack_panels(format, rows.data(), n, k, 0, (n + kLanes - 1) / kLanes, packed.data());
+  Array<float> x(k);
+  kernels.unpack_row[static_cast<int>(format)](packed.data(), k, row, x.mutable_data());
+  return x;
+}
+
+Array<float> dequantize(const std::string& format_name, const Array<uint8_t>& rows) {
+  const Format format = named_format(format_name);
+  const int64_t k = columns("dequantize", format, rows), n = rows.shape(0);
+  Array<float> y({n, k});
+  for (int64_t r = 0; r < n; ++r) dequantize_row(format, rows.data(r, 0), k, y.mutable_data(r, 0));
+  return y;
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& m) {
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    int count;
+    const CpuKernels* const* sets = cpu_kernel_sets(&count);
+    for (int i = 0; i < count; ++i) {
+      if (sets[i]->supported()) names.push_back(sets[i]->name);
+    }
+    return names;
+  });
+  m.def("built_isas", [] {
+    std::vector<std::string> names;
+    int count;
+    const CpuKernels* const* sets = cpu_kernel_sets(&count);
+    for (int i = 0; i < count; ++i) names.push_back(sets[i]->name);
+    return names;
+  });
+  m.def("default_isa", [] { return std::string(kernels_named("").name); });
+  m.def("kernel_linear", kernel_linear, py::arg("isa"), py::arg("format"), py::arg("rows").noconvert(),
+        py::arg("x").noconvert(), py::arg("threads") = 1);
+  m.def("kernel_quantize", kernel_quantize, py::arg("isa"), py::arg("x").noconvert());
+  m.def("kernel_unpack_row", kernel_unpack_row, py::arg("isa"), py::arg("format"), py::arg("rows").noconvert(),
+        py::arg("k"), py::arg("row"));
+  m.def("dequantize", dequantize, py::arg("format"), py::arg("rows").noconvert());
+}
+
 }  // namespace glmlite

@@ -353,6 +353,10 @@ def test_end_ids():
     named = {"tokenizer.ggml.eos_token_id": 3, "tokenizer.ggml.eot_token_id": np.uint32(4)}
     named["tokenizer.ggml.eos_token_ids"] = np.array([5, 6], np.uint32)
     assert Tokenizer.from_metadata(metadata | named).eos_ids == ends | {3, 4, 5, 6}
+    pieces = vocab.small_sentencepiece()
+    pieces["tokenizer.ggml.tokens"][-1] = "<|im_end|>"
+    pieces["tokenizer.ggml.token_type"][-1] = 4
+    assert len(pieces["tokenizer.ggml.tokens"]) - 1 in Tokenizer.from_metadata(pieces).eos_ids
     # "</s>" is an ordinary token in many byte-level vocabularies: it ends nothing.
     words = {"tokenizer.ggml.tokens": [*text, "</s>"]}
     words["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], 1)
@@ -376,6 +380,8 @@ def test_surrogates_and_control_characters(small):
         tokenizer = small[name]
         assert tokenizer.encode("a\ud800b\udc00") == tokenizer.encode("a\ufffdb\ufffd")
         assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("😀")  # a pair is a character
+        with pytest.raises(TypeError, match="bytes, expected str"):
+            tokenizer.encode(b"ab")
         control = "".join(map(chr, range(32))) + "\x7f\x85"
         assert tokenizer.decode(tokenizer.encode(control)) == control
 
@@ -463,7 +469,7 @@ def test_unigram_vocabulary_with_appended_specials(tmp_path):
     assert metadata["tokenizer.ggml.model"] == "t5"
     tokenizer = Tokenizer.from_metadata(metadata)
     assert tokenizer.vocab_size == size + 20 and tokenizer.id_of("[gMASK]") == size + 3
-    assert tokenizer.prefix_ids == ()
+    assert tokenizer.prefix_ids == (size + 1,)
     assert {tokenizer.id_of("<|endofpiece|>"), tokenizer.id_of("<|endoftext|>")} <= tokenizer.eos_ids
     unknown = 0
     for line in LINES[::4]:
@@ -487,7 +493,7 @@ def test_gpt2_files_with_added_specials(tmp_path):
     specials = ["<|endoftext|>", "[CLS]", "[MASK]", "[gMASK]", "[sMASK]", "<|startofpiece|>", "<|endofpiece|>"]
     (tmp_path / "added_tokens.json").write_text(json.dumps({text: size + i for i, text in enumerate(specials)}))
     tokenizer = Tokenizer.from_metadata(convert.from_folder(tmp_path, vocab_size=1000))
-    assert tokenizer.vocab_size == 1000 and tokenizer.prefix_ids == ()
+    assert tokenizer.vocab_size == 1000 and tokenizer.prefix_ids == (size + 1,)
     assert tokenizer.encode("[CLS]a[MASK]")[::2] == [size + 1, size + 2]
     for line in LINES[::4]:
         ids = tokenizer.encode(line, special=False)
@@ -679,6 +685,10 @@ def test_rank_file_and_tokenizer_json_give_the_same_metadata():
             "tokenizer.json",
             b'{"model": {"merges": [], "vocab": {}}, "pre_tokenizer": {"type": "Metaspace"}}',
         ),
+        ("tokenizer.json", b'{"model"'),
+        ("tokenizer.json", b"[]"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b'{"model": {"merges": 3, "vocab": {}}}'),
         ("other", b""),
     ],
 )
@@ -686,6 +696,16 @@ def test_bad_tokenizer_files(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(FormatError, match=re.escape(str(tmp_path))):
         convert.from_folder(tmp_path)
+
+
+def test_the_first_release_of_chatglm_6b_has_image_tokens_first():
+    folder = vocab.folder("chatglm-6b")
+    first = Tokenizer.from_metadata(convert.from_folder(folder, vocab_size=150528))
+    later = Tokenizer.from_metadata(vocab.metadata("chatglm-6b"))
+    text = "你好 world[gMASK]<sop>"
+    assert first.encode(text) == [20000 + i for i in later.encode(text)]
+    assert first.encode(text)[-2:] == [150001, 150004] and first.vocab_size == 150528
+    assert first.decode(first.encode(text)) == later.decode(later.encode(text)) == text
 
 
 def test_more_tokens_than_rows(tmp_path):

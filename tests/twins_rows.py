@@ -1,8 +1,8 @@
 """Numpy twins, in float64, of the row, RoPE and attention kernels.
 
 Each returns (value, bound): what the kernel should give and how far f32 may be from it. The bounds count roundings,
-each at most U relative; products of roundings are covered by SECOND_ORDER. `exp` of the kernels is within 2 ulp, which is
-EXP = 4 U.
+each at most U relative; products of roundings are covered by SECOND_ORDER. `exp` of the kernels is within 2 ulp, which
+is EXP = 4 U.
 """
 
 import numpy as np

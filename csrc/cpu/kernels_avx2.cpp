@@ -1,1 +1,10 @@
-// filled by the kernel builder
+// AVX2, FMA, F16C.
+#include "dot_avx2.h"
+#include "features.h"
+#include "kernels.h"
+#include "kernels.inc"
+
+namespace glmlite {
+extern const CpuKernels kAvx2;
+const CpuKernels kAvx2 = make_kernels("avx2", cpu_has_avx2);
+}  // namespace glmlite

@@ -15,7 +15,9 @@
 namespace glmlite {
 namespace {
 
-using F32x16 = __m512;
+struct F32x16 {
+  __m512 v;
+};
 using Mask16 = __mmask16;
 
 constexpr int kAccumulators = 24;
@@ -26,45 +28,45 @@ inline float fma(float a, float b, float c) {
 
 inline Mask16 first_lanes(int n) { return static_cast<Mask16>((1u << n) - 1); }
 
-inline F32x16 set1(float x) { return _mm512_set1_ps(x); }
-inline F32x16 load(const float* p) { return _mm512_loadu_ps(p); }
-inline F32x16 load(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
-inline void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x); }
-inline void store(float* p, F32x16 x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
+inline F32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
+inline F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F32x16 load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+inline void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x.v); }
+inline void store(float* p, F32x16 x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x.v); }
 inline F32x16 load_f16(const uint16_t* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 inline F32x16 load_f16(const uint16_t* p, int n) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p))};
 }
-inline __m256i to_f16(F32x16 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline __m256i to_f16(F32x16 x) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline void store_f16(uint16_t* p, F32x16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
 inline void store_f16(uint16_t* p, F32x16 x, int n) { _mm256_mask_storeu_epi16(p, first_lanes(n), to_f16(x)); }
 
-inline F32x16 add(F32x16 a, F32x16 b) { return _mm512_add_ps(a, b); }
-inline F32x16 sub(F32x16 a, F32x16 b) { return _mm512_sub_ps(a, b); }
-inline F32x16 mul(F32x16 a, F32x16 b) { return _mm512_mul_ps(a, b); }
-inline F32x16 div(F32x16 a, F32x16 b) { return _mm512_div_ps(a, b); }
-inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b, c); }
-inline F32x16 max(F32x16 a, F32x16 b) { return _mm512_max_ps(a, b); }
-inline F32x16 min(F32x16 a, F32x16 b) { return _mm512_min_ps(a, b); }
-inline F32x16 abs(F32x16 x) { return _mm512_abs_ps(x); }
-inline F32x16 round(F32x16 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline F32x16 scale2(F32x16 x, F32x16 n) { return _mm512_scalef_ps(x, n); }
+inline F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32x16 mul(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F32x16 div(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F32x16 abs(F32x16 x) { return {_mm512_abs_ps(x.v)}; }
+inline F32x16 round(F32x16 x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F32x16 scale2(F32x16 x, F32x16 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 
-inline Mask16 less(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-inline Mask16 is_nan(F32x16 x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
+inline Mask16 less(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+inline Mask16 is_nan(F32x16 x) { return _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q); }
 inline bool any(Mask16 m) { return m != 0; }
-inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return _mm512_mask_blend_ps(m, b, a); }
+inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 
 inline float sum_lanes(F32x16 x) {
-  __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
   __m128 z = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
   z = _mm_add_ps(z, _mm_movehl_ps(z, z));
   return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
 }
 inline float max_lanes(F32x16 x) {
-  __m256 y = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  __m256 y = _mm256_max_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
   __m128 z = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
   z = _mm_max_ps(z, _mm_movehl_ps(z, z));
   return _mm_cvtss_f32(_mm_max_ss(z, _mm_movehdup_ps(z)));

@@ -9,7 +9,7 @@ namespace glmlite {
 namespace {
 
 struct F32x16 {
-  float32x4_t q[4];
+  float32x4_t v[4];
 };
 struct Mask16 {
   uint32x4_t q[4];  // all bits of a lane, or none
@@ -44,7 +44,7 @@ inline F32x16 load(const float* p, int n) {
   return load(lanes);
 }
 inline void store(float* p, F32x16 x) {
-  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.q[i]);
+  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.v[i]);
 }
 inline void store(float* p, F32x16 x, int n) {
   if (n == 16) return store(p, x);
@@ -62,7 +62,7 @@ inline F32x16 load_f16(const uint16_t* p, int n) {
   return load_f16(lanes);
 }
 inline void store_f16(uint16_t* p, F32x16 x) {
-  for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.q[i])));
+  for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.v[i])));
 }
 inline void store_f16(uint16_t* p, F32x16 x, int n) {
   if (n == 16) return store_f16(p, x);
@@ -72,25 +72,25 @@ inline void store_f16(uint16_t* p, F32x16 x, int n) {
 }
 
 inline F32x16 add(F32x16 a, F32x16 b) {
-  return each([&](int i) { return vaddq_f32(a.q[i], b.q[i]); });
+  return each([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
 }
 inline F32x16 sub(F32x16 a, F32x16 b) {
-  return each([&](int i) { return vsubq_f32(a.q[i], b.q[i]); });
+  return each([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
 }
 inline F32x16 mul(F32x16 a, F32x16 b) {
-  return each([&](int i) { return vmulq_f32(a.q[i], b.q[i]); });
+  return each([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
 }
 inline F32x16 div(F32x16 a, F32x16 b) {
-  return each([&](int i) { return vdivq_f32(a.q[i], b.q[i]); });
+  return each([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
 }
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
-  return each([&](int i) { return vfmaq_f32(c.q[i], a.q[i], b.q[i]); });
+  return each([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
 }
 inline Mask16 less(F32x16 a, F32x16 b) {
-  return each_mask([&](int i) { return vcltq_f32(a.q[i], b.q[i]); });
+  return each_mask([&](int i) { return vcltq_f32(a.v[i], b.v[i]); });
 }
 inline Mask16 is_nan(F32x16 x) {
-  return each_mask([&](int i) { return vmvnq_u32(vceqq_f32(x.q[i], x.q[i])); });
+  return each_mask([&](int i) { return vmvnq_u32(vceqq_f32(x.v[i], x.v[i])); });
 }
 inline Mask16 first_lanes(int n) {
   static const uint32_t kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -98,36 +98,36 @@ inline Mask16 first_lanes(int n) {
 }
 inline bool any(Mask16 m) { return vmaxvq_u32(vorrq_u32(vorrq_u32(m.q[0], m.q[1]), vorrq_u32(m.q[2], m.q[3]))) != 0; }
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
-  return each([&](int i) { return vbslq_f32(m.q[i], a.q[i], b.q[i]); });
+  return each([&](int i) { return vbslq_f32(m.q[i], a.v[i], b.v[i]); });
 }
 // Not vmaxq_f32, which returns NaN where either is.
 inline float32x4_t max(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 inline F32x16 max(F32x16 a, F32x16 b) {
-  return each([&](int i) { return max(a.q[i], b.q[i]); });
+  return each([&](int i) { return max(a.v[i], b.v[i]); });
 }
 inline F32x16 min(F32x16 a, F32x16 b) { return select(less(a, b), a, b); }
 inline F32x16 abs(F32x16 x) {
-  return each([&](int i) { return vabsq_f32(x.q[i]); });
+  return each([&](int i) { return vabsq_f32(x.v[i]); });
 }
 inline F32x16 round(F32x16 x) {
-  return each([&](int i) { return vrndnq_f32(x.q[i]); });
+  return each([&](int i) { return vrndnq_f32(x.v[i]); });
 }
 inline F32x16 scale2(F32x16 x, F32x16 n) {
   return each([&](int i) {
-    int32x4_t whole = vcvtq_s32_f32(n.q[i]), half = vshrq_n_s32(whole, 1), bias = vdupq_n_s32(127);
+    int32x4_t whole = vcvtq_s32_f32(n.v[i]), half = vshrq_n_s32(whole, 1), bias = vdupq_n_s32(127);
     int32x4_t a = vshlq_n_s32(vaddq_s32(half, bias), 23);
     int32x4_t b = vshlq_n_s32(vaddq_s32(vsubq_s32(whole, half), bias), 23);
-    return vmulq_f32(vmulq_f32(x.q[i], vreinterpretq_f32_s32(a)), vreinterpretq_f32_s32(b));
+    return vmulq_f32(vmulq_f32(x.v[i], vreinterpretq_f32_s32(a)), vreinterpretq_f32_s32(b));
   });
 }
 
 inline float sum_lanes(F32x16 x) {
-  float32x4_t y = vaddq_f32(vaddq_f32(x.q[0], x.q[2]), vaddq_f32(x.q[1], x.q[3]));
+  float32x4_t y = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
   float32x2_t z = vadd_f32(vget_low_f32(y), vget_high_f32(y));
   return vget_lane_f32(z, 0) + vget_lane_f32(z, 1);
 }
 inline float max_lanes(F32x16 x) {
-  float32x4_t y = max(max(x.q[0], x.q[2]), max(x.q[1], x.q[3]));
+  float32x4_t y = max(max(x.v[0], x.v[2]), max(x.v[1], x.v[3]));
   y = max(y, vextq_f32(y, y, 2));
   return vgetq_lane_f32(max(y, vextq_f32(y, y, 1)), 0);
 }

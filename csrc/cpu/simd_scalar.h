@@ -11,7 +11,7 @@ namespace glmlite {
 namespace {
 
 struct F32x16 {
-  float lane[16];
+  float v[16];
 };
 struct Mask16 {
   bool lane[16];
@@ -56,7 +56,7 @@ inline uint16_t f32_to_f16(float x) {
 template <class Op>
 inline F32x16 each(Op op) {
   F32x16 y;
-  for (int l = 0; l < 16; ++l) y.lane[l] = op(l);
+  for (int l = 0; l < 16; ++l) y.v[l] = op(l);
   return y;
 }
 
@@ -70,67 +70,67 @@ inline F32x16 load(const float* p, int n) {
   return each([&](int l) { return l < n ? p[l] : 0.0f; });
 }
 inline void store(float* p, F32x16 x, int n = 16) {
-  for (int l = 0; l < n; ++l) p[l] = x.lane[l];
+  for (int l = 0; l < n; ++l) p[l] = x.v[l];
 }
 inline F32x16 load_f16(const uint16_t* p, int n = 16) {
   return each([&](int l) { return l < n ? f16_to_f32(p[l]) : 0.0f; });
 }
 inline void store_f16(uint16_t* p, F32x16 x, int n = 16) {
-  for (int l = 0; l < n; ++l) p[l] = f32_to_f16(x.lane[l]);
+  for (int l = 0; l < n; ++l) p[l] = f32_to_f16(x.v[l]);
 }
 
 inline F32x16 add(F32x16 a, F32x16 b) {
-  return each([&](int l) { return a.lane[l] + b.lane[l]; });
+  return each([&](int l) { return a.v[l] + b.v[l]; });
 }
 inline F32x16 sub(F32x16 a, F32x16 b) {
-  return each([&](int l) { return a.lane[l] - b.lane[l]; });
+  return each([&](int l) { return a.v[l] - b.v[l]; });
 }
 inline F32x16 mul(F32x16 a, F32x16 b) {
-  return each([&](int l) { return a.lane[l] * b.lane[l]; });
+  return each([&](int l) { return a.v[l] * b.v[l]; });
 }
 inline F32x16 div(F32x16 a, F32x16 b) {
-  return each([&](int l) { return a.lane[l] / b.lane[l]; });
+  return each([&](int l) { return a.v[l] / b.v[l]; });
 }
 // a * b + c, rounded once
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
-  return each([&](int l) { return fma(a.lane[l], b.lane[l], c.lane[l]); });
+  return each([&](int l) { return fma(a.v[l], b.v[l], c.v[l]); });
 }
 // a > b ? a : b, so b where either is NaN; min likewise
 inline F32x16 max(F32x16 a, F32x16 b) {
-  return each([&](int l) { return a.lane[l] > b.lane[l] ? a.lane[l] : b.lane[l]; });
+  return each([&](int l) { return a.v[l] > b.v[l] ? a.v[l] : b.v[l]; });
 }
 inline F32x16 min(F32x16 a, F32x16 b) {
-  return each([&](int l) { return a.lane[l] < b.lane[l] ? a.lane[l] : b.lane[l]; });
+  return each([&](int l) { return a.v[l] < b.v[l] ? a.v[l] : b.v[l]; });
 }
 inline F32x16 abs(F32x16 x) {
-  return each([&](int l) { return ::fabsf(x.lane[l]); });
+  return each([&](int l) { return ::fabsf(x.v[l]); });
 }
 // To the nearest integer, ties to even. |x| < 2^22.
 inline F32x16 round(F32x16 x) {
   return each([&](int l) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23, from where f32 counts in ones
-    return x.lane[l] + kShift - kShift;
+    return x.v[l] + kShift - kShift;
   });
 }
 // x * 2^n, rounded once; n an integer in -150..128, x normal and near 1
 inline F32x16 scale2(F32x16 x, F32x16 n) {
   return each([&](int l) {
-    int whole = n.lane[l] == n.lane[l] ? static_cast<int>(n.lane[l]) : 0, half = whole >> 1;
+    int whole = n.v[l] == n.v[l] ? static_cast<int>(n.v[l]) : 0, half = whole >> 1;
     uint32_t bits[2] = {static_cast<uint32_t>(half + 127) << 23, static_cast<uint32_t>(whole - half + 127) << 23};
     float power[2];
     memcpy(power, bits, 8);
-    return x.lane[l] * power[0] * power[1];
+    return x.v[l] * power[0] * power[1];
   });
 }
 
 inline Mask16 less(F32x16 a, F32x16 b) {
   Mask16 m;
-  for (int l = 0; l < 16; ++l) m.lane[l] = a.lane[l] < b.lane[l];
+  for (int l = 0; l < 16; ++l) m.lane[l] = a.v[l] < b.v[l];
   return m;
 }
 inline Mask16 is_nan(F32x16 x) {
   Mask16 m;
-  for (int l = 0; l < 16; ++l) m.lane[l] = x.lane[l] != x.lane[l];
+  for (int l = 0; l < 16; ++l) m.lane[l] = x.v[l] != x.v[l];
   return m;
 }
 // lanes 0 .. n - 1
@@ -146,19 +146,19 @@ inline bool any(Mask16 m) {
 }
 // m ? a : b
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
-  return each([&](int l) { return m.lane[l] ? a.lane[l] : b.lane[l]; });
+  return each([&](int l) { return m.lane[l] ? a.v[l] : b.v[l]; });
 }
 
 // The 16 lanes as a tree: l with l + 8, then l + 4, l + 2, l + 1. max_lanes likewise, as max(l, l + 8) and so on.
 inline float sum_lanes(F32x16 x) {
   for (int half = 8; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) x.lane[l] += x.lane[l + half];
-  return x.lane[0];
+    for (int l = 0; l < half; ++l) x.v[l] += x.v[l + half];
+  return x.v[0];
 }
 inline float max_lanes(F32x16 x) {
   for (int half = 8; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) x.lane[l] = x.lane[l] > x.lane[l + half] ? x.lane[l] : x.lane[l + half];
-  return x.lane[0];
+    for (int l = 0; l < half; ++l) x.v[l] = x.v[l] > x.v[l + half] ? x.v[l] : x.v[l + half];
+  return x.v[0];
 }
 
 // A hint that the line at p will be read soon.

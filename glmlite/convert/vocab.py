@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,28 @@ from ..errors import FormatError
 from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
 from ..tokenizer.vocabulary import TokenType
 
-# Ids that follow the pieces of ChatGLM2/3's sentencepiece model; its own code appends them.
-CHATGLM3_SPECIALS = [
-    "[MASK]",
-    "[gMASK]",
-    "[sMASK]",
-    "sop",
-    "eop",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|observation|>",
-]
+# ChatGLM2/3's own code appends these to the 64789 pieces of its sentencepiece model.
+_CHATGLM3 = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+CHATGLM3_SPECIALS = {text: i for i, text in enumerate(_CHATGLM3, 64789)}
+# ChatGLM-6B's first release has this many image tokens before its pieces, and rows for them.
+_IMAGE_TOKENS = 20000
 
 
 def from_sentencepiece(
-    path: Path, *, specials: Sequence[str] = (), vocab_size: int = 0, chatglm1: bool = False
+    path: Path, *, specials: Mapping[str, int] | None = None, vocab_size: int = 0, chatglm1: bool = False
 ) -> dict[str, Any]:
     """A sentencepiece model: `llama` if BPE, `t5` if unigram (with pre `chatglm1` for ChatGLM-6B's).
 
-    specials: control tokens that follow the pieces. vocab_size: the model's rows; unused tokens fill up to it.
+    specials: control tokens beside the pieces, text -> id. vocab_size: the model's rows; unused tokens fill up to it.
     """
     pieces, trainer, normalizer = read_sentencepiece(path)
     model = {1: "t5", 2: "llama"}.get(trainer.get(3, 1))
     if model is None:
         raise FormatError(f"{path}: sentencepiece model type {trainer[3]}, expected 1 (unigram) or 2 (BPE)")
-    tokens = [text for text, _, _ in pieces]
-    scores = [score for _, score, _ in pieces]
-    types = [kind for _, _, kind in pieces]
-    _append(tokens, types, specials, vocab_size)
+    if chatglm1 and vocab_size >= _IMAGE_TOKENS + len(pieces):
+        pieces = [("", 0.0, int(TokenType.UNUSED))] * _IMAGE_TOKENS + pieces
+    tokens, scores, types = map(list, zip(*pieces))
+    _mark(tokens, types, dict.fromkeys((specials or {}).items(), TokenType.CONTROL), vocab_size)
     scores += [0.0] * (len(tokens) - len(scores))
     metadata = {
         "tokenizer.ggml.model": model,
@@ -86,27 +79,30 @@ def from_tiktoken(path: Path, *, specials: Mapping[str, int], vocab_size: int = 
 
 def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
     """A tokenizer.json that holds a byte-level BPE."""
-    data = json.loads(Path(path).read_text(encoding="utf-8"))
-    model = data.get("model", {})
-    if model.get("type", "BPE") != "BPE" or "merges" not in model:
-        raise FormatError(f"{path}: a {model.get('type')} model, expected BPE")
-    patterns = _patterns_of(data.get("pre_tokenizer"))
-    if any(token["content"] == "[gMASK]" for token in data.get("added_tokens", [])) and patterns == PATTERNS["glm4"]:
+    data = _json(Path(path))
+    try:
+        model, added_tokens = data["model"], data.get("added_tokens", [])
+        if model.get("type", "BPE") != "BPE":
+            raise FormatError(f"{path}: a {model['type']} model, expected BPE")
+        patterns = _patterns_of(data.get("pre_tokenizer"))
+        ignore = model.get("ignore_merges", False)
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        added = {
+            (token["content"], token["id"]): TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+            for token in added_tokens
+        }
+        marked_ids = {i for _, i in added}
+        words = {i: token for token, i in model["vocab"].items() if i not in marked_ids}
+        tokens = [words.get(i, "") for i in range(max(words, default=-1) + 1)]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}: not a tokenizer.json of a byte-level BPE: {error!r}") from None
+    if patterns == PATTERNS["glm4"] and "[gMASK]" in (text for text, _ in added):
         pre = "glm4"  # whatever ignore_merges says: some conversions of GLM-4's rank file lack it
     else:
-        ignore = model.get("ignore_merges", False)
         known = (name for name in PATTERNS if PATTERNS[name] == patterns and (name in IGNORE_MERGES) == ignore)
         pre = next(known, None)
     if pre is None:
-        raise FormatError(f"{path}: its pre_tokenizer is none that glmlite knows: {json.dumps(data['pre_tokenizer'])}")
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    added = {
-        (token["content"], token["id"]): TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
-        for token in data.get("added_tokens", [])
-    }
-    special_ids = {i for _, i in added}
-    words = {i: token for token, i in model["vocab"].items() if i not in special_ids}
-    tokens = [words.get(i, "") for i in range(max(words) + 1)]
+        raise FormatError(f"{path}: a pre_tokenizer that glmlite does not know: {json.dumps(data['pre_tokenizer'])}")
     return _byte_bpe(tokens, added, merges, pre, vocab_size)
 
 
@@ -125,8 +121,7 @@ def from_folder(folder: Path, *, vocab_size: int = 0) -> dict[str, Any]:
             return from_tiktoken(path, specials=added, vocab_size=vocab_size)
         return from_sentencepiece(path, specials=CHATGLM3_SPECIALS, vocab_size=vocab_size)
     if (path := folder / "cog-pretrain.model").exists():
-        specials = sorted(added, key=added.__getitem__)
-        return from_sentencepiece(path, specials=specials, vocab_size=vocab_size)
+        return _beginning_with_cls(from_sentencepiece(path, specials=added, vocab_size=vocab_size))
     if (path := folder / "vocab.json").exists():
         words = _json(path)
         merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -135,8 +130,17 @@ def from_folder(folder: Path, *, vocab_size: int = 0) -> dict[str, Any]:
         tokens = [""] * (max(words.values()) + 1)
         for text, i in words.items():
             tokens[i] = text
-        return _byte_bpe(tokens, dict.fromkeys(specials.items(), TokenType.CONTROL), merges, "gpt-2", vocab_size)
+        marked = dict.fromkeys(specials.items(), TokenType.CONTROL)
+        return _beginning_with_cls(_byte_bpe(tokens, marked, merges, "gpt-2", vocab_size))
     raise FormatError(f"{folder}: no ice_text.model, tokenizer.json, tokenizer.model, cog-pretrain.model or vocab.json")
+
+
+def _beginning_with_cls(metadata: dict[str, Any]) -> dict[str, Any]:
+    """GLM's prompts begin with `[CLS]`."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    if "[CLS]" in tokens:
+        metadata |= {"tokenizer.ggml.bos_token_id": tokens.index("[CLS]"), "tokenizer.ggml.add_bos_token": True}
+    return metadata
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
@@ -206,14 +210,8 @@ def _byte_bpe(
     tokens: list[str], marked: Mapping[tuple[str, int], int], merges: list[str], pre: str, vocab_size: int
 ) -> dict[str, Any]:
     """marked: (text, id) -> type, of the tokens that are found in text before it is cut into words."""
-    size = max([len(tokens), *(i + 1 for _, i in marked)])
-    tokens = tokens + [""] * (size - len(tokens))
-    types = [int(TokenType.NORMAL) if text else int(TokenType.UNUSED) for text in tokens]
-    for (text, i), kind in marked.items():
-        tokens[i], types[i] = text, int(kind)
-    for i, text in enumerate(tokens):
-        tokens[i] = text or f"[PAD{i}]"
-    _append(tokens, types, (), vocab_size)
+    types = [int(TokenType.NORMAL)] * len(tokens)
+    _mark(tokens, types, marked, vocab_size)
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
@@ -224,13 +222,19 @@ def _byte_bpe(
     }
 
 
-def _append(tokens: list[str], types: list[int], specials: Sequence[str], vocab_size: int) -> None:
-    types += [int(TokenType.CONTROL)] * len(specials)
-    tokens += specials
-    if vocab_size and len(tokens) > vocab_size:
-        raise FormatError(f"the tokenizer has {len(tokens)} tokens, the model only {vocab_size} rows")
-    types += [int(TokenType.UNUSED)] * (vocab_size - len(tokens))
-    tokens += [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
+def _mark(tokens: list[str], types: list[int], marked: Mapping[tuple[str, int], int], vocab_size: int) -> None:
+    """Puts the tokens of `marked`, (text, id) -> type, in their places; unused tokens fill the gaps and the end."""
+    used = max([len(tokens), *(i + 1 for _, i in marked)])
+    if 0 < vocab_size < used:
+        raise FormatError(f"the tokenizer has {used} tokens, the model only {vocab_size} rows")
+    new = max(used, vocab_size) - len(tokens)
+    tokens += [""] * new
+    types += [int(TokenType.UNUSED)] * new
+    for (text, i), kind in marked.items():
+        tokens[i], types[i] = text, int(kind)
+    for i, text in enumerate(tokens):
+        if not text:
+            tokens[i], types[i] = f"[PAD{i}]", int(TokenType.UNUSED)
 
 
 def _patterns_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | None:
@@ -259,4 +263,11 @@ def _is_tiktoken(path: Path) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The object in a JSON file; {} when there is no file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise FormatError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: a {type(value).__name__}, expected an object")
+    return value

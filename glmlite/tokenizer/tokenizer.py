@@ -55,40 +55,41 @@ class Tokenizer:
     ChatGLM-6B, whose prompts end with `[gMASK]<sop>`.
     """
 
-    def __init__(self, metadata: Metadata, vocabulary: Vocabulary, codec: Codec, *, bidirectional: bool):
+    def __init__(self, metadata: Metadata, vocabulary: Vocabulary, codec: Codec, *, gmask_first: bool):
         self._codec = codec
         self._vocabulary = vocabulary
         self._decoding = codec.decoding
         count = self.vocab_size = len(vocabulary.tokens)
 
-        marked = vocabulary.ids_of_type(TokenType.CONTROL, TokenType.USER_DEFINED)
-        if metadata.text("tokenizer.ggml.model") != "gpt2":  # sentencepiece finds user-defined pieces itself
-            marked = vocabulary.ids_of_type(TokenType.CONTROL)
-        markers = {vocabulary.tokens[i]: vocabulary.ids[vocabulary.tokens[i]] for i in marked}
+        def texts(*kinds: TokenType) -> dict[str, int]:
+            spelled = (vocabulary.tokens[i] for i in vocabulary.ids_of_type(*kinds))
+            return {text: vocabulary.ids[text] for text in spelled}
+
+        control = texts(TokenType.CONTROL)
+        marked = texts(TokenType.CONTROL, TokenType.USER_DEFINED)
+        model = metadata.text("tokenizer.ggml.model")
+        found = marked if model == "gpt2" else control  # sentencepiece finds user-defined pieces itself
         # Runs of white space are user-defined in some vocabularies; they are text, not markup.
-        spaces = {text: i for text, i in markers.items() if text.isspace()}
-        self._splitters = {True: SpecialSplitter(markers), False: SpecialSplitter(spaces)}
+        spaces = {text: i for text, i in found.items() if text.isspace()}
+        self._splitters = {True: SpecialSplitter(found), False: SpecialSplitter(spaces)}
 
-        def named(name: str, default: str = "") -> int | None:
+        def named(name: str, default: int | None = None) -> int | None:
             i = metadata.id(f"tokenizer.ggml.{name}_token_id", count)
-            return markers.get(default) if i is None else i
+            return default if i is None else i
 
-        llama = metadata.text("tokenizer.ggml.model") == "llama"
-        self.bos_id = named("bos", "<s>" if llama else "")
+        self.bos_id = named("bos", control.get("<s>") if model == "llama" else None)
         self.pad_id = named("padding")
-        self.unk_id = named("unknown")
-        if self.unk_id is None:
-            self.unk_id = codec.decoding.unknown
+        self.unk_id = named("unknown", codec.decoding.unknown)
         ends = {i for key in _END_KEYS for i in metadata.ids(f"tokenizer.ggml.{key}", count)}
-        self.eos_ids = frozenset(ends | {i for text, i in markers.items() if text in _ENDS})
+        self.eos_ids = frozenset(ends | {i for text, i in marked.items() if text in _ENDS})
 
-        sop = markers.get("<sop>", markers.get("sop"))
+        gmask, sop = control.get("[gMASK]"), control.get("<sop>", control.get("sop"))
         template = metadata.text("tokenizer.chat_template", "")
-        add_bos = metadata.flag("tokenizer.ggml.add_bos_token", llama)
+        add_bos = metadata.flag("tokenizer.ggml.add_bos_token", model == "llama")
         self.prefix_ids: tuple[int, ...] = ()
-        if not bidirectional and sop is not None and "[gMASK]" in markers:
+        if gmask_first and gmask is not None and sop is not None:
             if not template or "[gMASK]" in template:
-                self.prefix_ids = (markers["[gMASK]"], sop)
+                self.prefix_ids = (gmask, sop)
         elif add_bos and self.bos_id is not None:
             self.prefix_ids = (self.bos_id,)
 
@@ -107,7 +108,7 @@ class Tokenizer:
         else:
             raise FormatError(f"tokenizer.ggml.model: '{model}' is not known; known: gpt2, llama, t5")
         vocabulary = Vocabulary(read)
-        return cls(read, vocabulary, Family(read, vocabulary), bidirectional=chatglm1)
+        return cls(read, vocabulary, Family(read, vocabulary), gmask_first=not chatglm1)
 
     def encode(self, text: str, *, special: bool = True, prefix: bool = False) -> list[int]:
         """The ids of `text`.
@@ -115,8 +116,10 @@ class Tokenizer:
         special: special tokens written in the text count as such; otherwise they are plain text, so that what a
         person types cannot forge them. prefix: begin with `prefix_ids`, unless the ids already do.
         Lone surrogates, which are no text, become U+FFFD; every other character is kept or treated as the
-        vocabulary's own normalization says, control characters and NUL included.
+        vocabulary's own normalization says, control characters and NUL included. Raises TypeError if not a str.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"encode: {type(text).__name__}, expected str")
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -10,9 +10,10 @@ import sys
 
 import atheris
 import numpy as np
-import vocab
 
 with atheris.instrument_imports(include=["glmlite"]):
+    import vocab
+
     from glmlite.errors import FormatError
     from glmlite.tokenizer import (
         Tokenizer,

@@ -1,0 +1,147 @@
+// Integer primitives in plain C++. See linear.inc for what each must do.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "../half.h"
+#include "inline.h"
+#include "simd_scalar.h"
+
+namespace glmlite {
+namespace {
+
+constexpr int kTilePanels = 1, kTileTokens = 1, kDirectTokens = 1, kFloatSums = 1;
+constexpr int kCodeOffset = 0;
+
+struct Codes {
+  uint8_t v[64];
+};
+struct Bytes16 {
+  uint8_t v[16];
+};
+struct Ints {
+  int32_t v[16];
+};
+struct Quad {
+  int8_t v[4];
+};
+
+GLMLITE_INLINE Codes load_codes(const uint8_t* p) {
+  Codes r;
+  memcpy(r.v, p, 64);
+  return r;
+}
+GLMLITE_INLINE void store_codes(uint8_t* p, Codes c) { memcpy(p, c.v, 64); }
+template <int kShift>
+GLMLITE_INLINE uint8_t field(uint8_t v, int mask) {
+  return static_cast<uint8_t>((kShift > 0 ? v >> (kShift > 0 ? kShift : 0) : v << (kShift < 0 ? -kShift : 0)) & mask);
+}
+template <int kShift>
+GLMLITE_INLINE Codes field(Codes c, int mask) {
+  Codes r;
+  for (int i = 0; i < 64; ++i) r.v[i] = field<kShift>(c.v[i], mask);
+  return r;
+}
+GLMLITE_INLINE Codes join(Codes a, Codes b) {
+  for (int i = 0; i < 64; ++i) a.v[i] |= b.v[i];
+  return a;
+}
+GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
+  for (int i = 0; i < 64; ++i) c.v[i] = table[c.v[i]];
+  return c;
+}
+GLMLITE_INLINE Codes offset_signed(Codes c) { return c; }
+
+GLMLITE_INLINE Bytes16 load_bytes(const uint8_t* p) {
+  Bytes16 r;
+  memcpy(r.v, p, 16);
+  return r;
+}
+GLMLITE_INLINE Bytes16 shift_right(Bytes16 b, int count) {
+  for (int i = 0; i < 16; ++i) b.v[i] = static_cast<uint8_t>(b.v[i] >> count);
+  return b;
+}
+template <int kShift>
+GLMLITE_INLINE Bytes16 field(Bytes16 b, int mask) {
+  for (int i = 0; i < 16; ++i) b.v[i] = field<kShift>(b.v[i], mask);
+  return b;
+}
+GLMLITE_INLINE Bytes16 join(Bytes16 a, Bytes16 b) {
+  for (int i = 0; i < 16; ++i) a.v[i] |= b.v[i];
+  return a;
+}
+GLMLITE_INLINE Bytes16 subtract(Bytes16 a, int n) {
+  for (int i = 0; i < 16; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] - n);
+  return a;
+}
+GLMLITE_INLINE F32x16 to_f32(Bytes16 b) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(static_cast<int8_t>(b.v[i]));
+  return r;
+}
+
+GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = bfloat_to_float(p[i]);
+  return r;
+}
+
+GLMLITE_INLINE Ints set1(int32_t x) {
+  Ints r;
+  for (int i = 0; i < 16; ++i) r.v[i] = x;
+  return r;
+}
+GLMLITE_INLINE Quad load_quad(const int8_t* q) {
+  Quad r;
+  memcpy(r.v, q, 4);
+  return r;
+}
+
+// Dot does the same for all of these numbers of bits.
+template <int kBits>
+constexpr int kTileBits = kBits == 8 ? 8 : 6;
+
+template <int kBits>
+struct Dot {
+  Ints sum;
+  GLMLITE_INLINE void start(Ints init) { sum = init; }
+  template <int kStep>
+  GLMLITE_INLINE void add(Codes c, Quad q) {
+    for (int r = 0; r < 16; ++r) {
+      for (int i = 0; i < 4; ++i)
+        sum.v[r] += (kBits == 8 ? static_cast<int8_t>(c.v[4 * r + i]) : c.v[4 * r + i]) * q.v[i];
+    }
+  }
+  GLMLITE_INLINE void settle() {}
+  GLMLITE_INLINE F32x16 total() const {
+    F32x16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(sum.v[i]);
+    return r;
+  }
+};
+
+GLMLITE_INLINE uint32_t max_magnitude(const float* x) {
+  uint32_t max = 0;
+  for (int i = 0; i < 32; ++i) {
+    uint32_t bits;
+    memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    max = bits > max ? bits : max;
+  }
+  return max;
+}
+GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t* q, int32_t* sums) {
+  for (int h = 0; h < 2; ++h) {
+    sums[h] = 0;
+    for (int i = 16 * h; i < 16 * h + 16; ++i) {
+      const float r = x[i] * factor;
+      const int v = static_cast<int>(r + (r < 0 ? -half : half));
+      q[i] = static_cast<int8_t>(v);
+      sums[h] += v;
+    }
+  }
+}
+GLMLITE_INLINE void prefetch(const uint8_t*) {}
+
+}  // namespace
+}  // namespace glmlite
