@@ -496,8 +496,9 @@ class Engine:
         assert length <= self.length
         self.length = length
 
-    def run(self, works):
+    def run(self, works, max_ms=0.0):
         (work,) = works
+        assert work.sampler is None or max_ms == float("inf")  # else a call ends after a step
         assert work.positions.dtype == np.int32
         assert work.positions[:, 0].tolist() == list(range(self.length, self.length + len(work.tokens)))
         assert all(0 < token < self.vocab for token in work.tokens)
