@@ -1,6 +1,7 @@
 """`glmlite bench`: how fast a model is on this machine, and how much of the machine that is."""
 
 import json
+import math
 import statistics
 import time
 from typing import Annotated, Any, NamedTuple
@@ -131,9 +132,8 @@ def write(engine: Any, native: Any, sequence: int, start: int, count: int) -> No
     """Generates `count` tokens after `start` others, the likeliest each time."""
     sampler = native.Sampler(temperature=0.0)
     token, position = np.ones(1, np.int32), np.array([[start, 0]], np.int32)
-    (samples,) = engine.run(
-        [native.Work(sequence, token, position, sampler=sampler, budget=count, next_position=(start + 1, 0))]
-    )
+    work = native.Work(sequence, token, position, sampler=sampler, budget=count, next_position=(start + 1, 0))
+    (samples,) = engine.run([work], max_ms=math.inf)
     if len(samples) != count:
         raise RuntimeError(f"bench: {len(samples)} tokens generated, should be {count}")
 
