@@ -156,7 +156,9 @@ class Engine:
     def free(self, sequence: int) -> None: ...
     def length(self, sequence: int) -> int:
         """Cached tokens, the P-Tuning prefix not counted."""
-    def step(self, works: Sequence[Work], rows: Sequence[int], cancel: Cancel | None = None) -> NDArray[np.float32]:
+    def step(
+        self, works: Sequence[Work], rows: Sequence[int], cancel: Cancel | None = None
+    ) -> NDArray[np.float32]:
         """Runs the works' tokens in one step; logits (len(rows), vocab) of the step's tokens by index (the works'
         tokens one after another). Samplers are not used."""
     def run(

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -446,6 +447,14 @@ def test_the_blank_before_a_text():
     without = Tokenizer.from_metadata(vocab.small_sentencepiece() | {"tokenizer.ggml.add_space_prefix": False})
     assert [without.piece(i) for i in without.encode("ab ab")] == [b"ab", b" ab"]
     assert without.decode(without.encode(" ab")) == " ab"
+
+
+def test_threads_share_a_tokenizer(small):
+    for name in ("llama", "chatglm1", "glm4"):
+        tokenizer = small[name]
+        alone = [tokenizer.encode(line) for line in LINES[:400]]
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(tokenizer.encode, LINES[:400])) == alone
 
 
 # ---- vocabularies made by the libraries' own trainers: GLM-10B's two forms ------------------------------------------

@@ -48,27 +48,22 @@ class SentencePiece:
             raise FormatError(f"tokenizer.ggml.scores: value {at} is {scores[at]}, expected a finite number")
         _check(vocabulary)
 
-        proto = b"".join(
-            [_piece(i, *piece) for i, piece in enumerate(zip(vocabulary.tokens, scores.tolist(), vocabulary.types))]
-            + [
-                _field(
-                    2,
-                    _number(3, _UNIGRAM if unigram else _BPE)
-                    + _number(4, len(vocabulary.tokens))
-                    + _number(35, TokenType.BYTE in vocabulary.types),
-                ),
-                _field(
-                    3,
-                    _field(1, b"identity" if not charsmap else b"precompiled")
-                    + _field(2, charsmap)
-                    + _number(3, dummy_prefix)
-                    + _number(4, extra_whitespaces),
-                ),
-            ]
+        normalizer = (
+            _field(1, b"precompiled" if charsmap else b"identity")
+            + _field(2, charsmap)
+            + _number(3, dummy_prefix)
+            + _number(4, extra_whitespaces)
         )
+        trainer = (
+            _number(3, _UNIGRAM if unigram else _BPE)
+            + _number(4, len(vocabulary.tokens))
+            + _number(35, TokenType.BYTE in vocabulary.types)
+        )
+        pieces = enumerate(zip(vocabulary.tokens, scores.tolist(), vocabulary.types))
+        proto = b"".join(_piece(i, *piece) for i, piece in pieces) + _field(2, trainer) + _field(3, normalizer)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise FormatError(f"tokenizer.ggml.tokens: sentencepiece refuses the vocabulary: {error}") from None
 
         self.decoding = Decoding(
