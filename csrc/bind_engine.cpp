@@ -8,6 +8,7 @@
 #include "bind.h"
 #include "engine.h"
 #include "errors.h"
+#include "memory.h"
 
 namespace py = pybind11;
 
@@ -141,6 +142,7 @@ std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, i
       return true;
     };
   }
+  const auto held = file.contents();  // another thread may close the file while its weights are packed
   py::gil_scoped_release nogil;
   return std::make_unique<Engine>(file, specs, options, report);
 }
@@ -148,6 +150,9 @@ std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, i
 }  // namespace
 
 void bind_engine(py::module_& m) {
+  m.def("available_memory", &available_memory,
+        "Bytes that this process can still have without swapping, as far as the system tells.");
+
   py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "Cancel", "A flag that any thread may set; seen between ops.")
       .def(py::init<>())
       .def("set", [](CancelFlag& c) { c.set = true; })

@@ -11,7 +11,9 @@
 
 #include "bind.h"
 #include "bind_isa.h"
+#include "cpu/measure.h"
 #include "cpu/pack.h"
+#include "cpu/team.h"
 #include "dequantize.h"
 
 namespace py = pybind11;
@@ -179,6 +181,16 @@ void bind_kernels(py::module_& m) {
     return names;
   });
   m.def("default_isa", [] { return std::string(kernels_named("").name); });
+  m.def("default_threads", default_threads);
+  m.def("machine_bandwidth", machine_bandwidth, py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "machine_int8_peak",
+      [](int threads, const std::string& isa) {
+        const char* name = kernels_named(isa).name;
+        py::gil_scoped_release nogil;
+        return machine_int8_peak(threads, name);
+      },
+      py::arg("threads"), py::arg("isa") = "");
   m.def("kernel_linear", kernel_linear, py::arg("isa"), py::arg("format"), py::arg("rows").noconvert(),
         py::arg("x").noconvert(), py::arg("threads") = 1);
   m.def("kernel_quantize", kernel_quantize, py::arg("isa"), py::arg("x").noconvert());

@@ -18,6 +18,18 @@ def built_isas() -> list[str]: ...
 def default_isa() -> str:
     """The set that is used: $GLMLITE_ISA, or the best. Raises ValueError for an unknown or unsupported name."""
 
+def default_threads() -> int:
+    """Threads an Engine starts unless told otherwise: $GLMLITE_THREADS, or one per physical core within the CPU quota."""
+
+def available_memory() -> int:
+    """Bytes that this process can still have without swapping, as far as the system tells; 2**64 - 1 if it does not."""
+
+def machine_bandwidth(threads: int) -> float:
+    """GB/s that so many threads together read from memory, measured now."""
+
+def machine_int8_peak(threads: int, isa: str = "") -> float:
+    """8-bit operations, in 1e9 a second, of a kernel set's dot products on registers, measured now."""
+
 # ---- files -------------------------------------------------------------------------------------------------------
 
 class TensorInfo:
@@ -95,8 +107,6 @@ class Sampler:
         """Tokens that count as seen for the penalties: the prompt."""
     def sample(self, logits: NDArray[np.float32]) -> Sample:
         """Draws from (vocab,) logits and accepts the token. For tests."""
-    def state(self) -> bytes: ...
-    def restore(self, state: bytes) -> None: ...
 
 class Work:
     """What one sequence does in a call of `Engine.run`: enter `tokens`, then, with a sampler, up to `budget` tokens.
@@ -177,7 +187,12 @@ class Engine:
         logits, naming sequence and position; every sequence is as before the call), ValueError (bad token, sequence,
         positions).
         """
-    def memory(self) -> dict[str, int]: ...
+    def trace(self, works: Sequence[Work], rows: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """A step as `step` runs it; the value of every op by its id."""
+    def scratch_bytes(self) -> int:
+        """Bytes of activations and scratch held now."""
+    def progress(self) -> float:
+        """How much of the step in progress is done, 0 to 1."""
     def close(self) -> None:
         """Frees weights and cache now; later calls raise ValueError. Waits for a running call to end."""
 

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "../memory.h"
 #include "kernels.h"
@@ -12,6 +14,12 @@
 namespace glmlite {
 
 namespace {
+
+int checked(int threads) {
+  if (threads < 1 || threads > 1024)
+    throw std::invalid_argument("threads: " + std::to_string(threads) + ", expected 1 to 1024");
+  return threads;
+}
 
 // Best of `passes` timings of work(thread) on all threads, in seconds.
 template <class Work>
@@ -29,7 +37,7 @@ double best_seconds(Team& team, int passes, Work work) {
 }  // namespace
 
 double machine_bandwidth(int threads) {
-  Team team(threads);
+  Team team(checked(threads));
   constexpr size_t kBytes = size_t{512} << 20;
   const Memory memory(kBytes, "measuring the bandwidth");
   const size_t part = kBytes / static_cast<size_t>(team.size()) / 64 * 64;
@@ -48,7 +56,7 @@ double machine_bandwidth(int threads) {
 
 double machine_int8_peak(int threads, const char* isa) {
   const CpuKernels& kernels = cpu_kernels(isa);
-  Team team(threads);
+  Team team(checked(threads));
   constexpr int64_t kRounds = 2'000'000;
   std::atomic<int64_t> operations{0};
   std::atomic<int32_t> sink{0};
