@@ -61,7 +61,7 @@ def damage(metadata: dict, data: atheris.FuzzedDataProvider) -> None:
     elif isinstance(value, list) and value:
         at = data.ConsumeIntInRange(0, len(value) - 1)
         other = value[data.ConsumeIntInRange(0, len(value) - 1)]
-        new = data.PickValueInList([text(data), other, other + " " + value[at] if isinstance(other, str) else other])
+        new = data.PickValueInList([text(data), other, f"{other} {value[at]}"])
         metadata[key] = value[:at] + [new] * (how < 3) + value[at + 1 :] + value[:1] * (how == 4)
     elif isinstance(value, np.ndarray) and value.size:
         value = value.copy()
