@@ -171,8 +171,8 @@ def test_cancel_while_reading_ends_at_once(slow):
     generation.cancel()
     done = generation.result()
     assert (done.finish_reason, done.tokens, done.text) == ("cancelled", [], "")
-    until(lambda: not model._scheduler._active, 1.0)
-    assert time.monotonic() - begin < 1.0
+    until(lambda: not model._scheduler._active)
+    assert time.monotonic() - begin < 4.0  # the twin needs 7.5 s for the whole prompt
 
 
 def test_cancel_in_the_queue(slow):
@@ -285,7 +285,7 @@ def test_a_failing_request_fails_alone(load):
         for _ in range(2):
             with pytest.raises(RuntimeError, match="not finite"):
                 generation.result()
-    assert not model._scheduler._active
+    until(lambda: not model._scheduler._active)
 
 
 def test_logits_that_start_over_come_once(load):
@@ -299,8 +299,11 @@ def test_logits_that_start_over_come_once(load):
     model._scheduler._preempt = lambda request: (preempted.append(request.rows_done), preempt(request))
     running = model.generate([7] * 62, stream=True, **PARAMETERS)
     until(lambda: model._scheduler._active)
-    threading.Timer(0.2, engine.go.set).start()
-    got = model.logits(ids, all=True)
+    with ThreadPoolExecutor(1) as pool:
+        logits = pool.submit(model.logits, ids, all=True)
+        until(lambda: model._scheduler._queue)
+        engine.go.set()
+        got = logits.result()
     assert preempted
     assert 0 < preempted[0] < 440
     assert np.array_equal(got, want)
@@ -327,7 +330,7 @@ def test_close_fails_what_runs_and_waits(slow):
     until(lambda: model._scheduler._active)
     begin = time.monotonic()
     model.close()
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 4.0
     for generation in (running, waiting):
         with pytest.raises(RuntimeError, match="closed"):
             generation.result()
