@@ -1,12 +1,15 @@
 // Integer primitives of AVX-512-VNNI: 16 rows x 4 codes in a zmm, vpdpbusd. See linear.inc.
 #pragma once
-#include "dot_x86.h"
+// clang-format off: simd_avx512.h comes first, because it silences warnings about the compiler's own header
 #include "simd_avx512.h"
+#include "dot_x86.h"
+// clang-format on
 
 namespace glmlite {
 namespace {
 
-constexpr int kTilePanels = 2, kTileTokens = 6, kDirectTokens = 4, kFloatSums = 16;
+constexpr int kTilePanels = 2, kTileTokens = 6, kDirectTokens = 8, kFloatSums = 16;
+constexpr bool kTileSumsInRegisters = true;
 constexpr int kCodeOffset = 128;
 
 struct Codes {
@@ -53,7 +56,7 @@ constexpr int kTileBits = 8;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(Ints init) { sum = init; }
+  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     sum.v = _mm512_dpbusd_epi32(sum.v, c.v, q.v);

@@ -6,6 +6,7 @@ namespace glmlite {
 namespace {
 
 constexpr int kTilePanels = 1, kTileTokens = 6, kDirectTokens = 4, kFloatSums = 4;
+constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 128;
 
 GLMLITE_INLINE Codes offset_signed(Codes c) {
@@ -20,7 +21,7 @@ constexpr int kTileBits = 8;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(Ints init) { sum = init; }
+  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     sum.lo = _mm256_dpbusd_avx_epi32(sum.lo, c.lo, q.v);

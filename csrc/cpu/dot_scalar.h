@@ -11,6 +11,7 @@ namespace glmlite {
 namespace {
 
 constexpr int kTilePanels = 1, kTileTokens = 1, kDirectTokens = 1, kFloatSums = 1;
+constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 0;
 
 struct Codes {
@@ -104,7 +105,7 @@ constexpr int kTileBits = kBits == 8 ? 8 : 6;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(Ints init) { sum = init; }
+  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     for (int r = 0; r < 16; ++r) {

@@ -1,10 +1,26 @@
-// What the compilers spell differently.
+// What the compilers and processors spell differently.
 #pragma once
 
+// GLMLITE_MEMORY_BARRIER: the compiler keeps nothing in registers across it that memory could hold; no instruction.
+// GLMLITE_PIN_XMM: the vector exists at this point, so that sums are not reassociated into trees that spill.
 #if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
 #define GLMLITE_INLINE __forceinline
 #define GLMLITE_NOINLINE __declspec(noinline)
+#define GLMLITE_MEMORY_BARRIER() _ReadWriteBarrier()
+#define GLMLITE_PIN_XMM(v) (void)(v)
 #else
 #define GLMLITE_INLINE inline __attribute__((always_inline))
 #define GLMLITE_NOINLINE __attribute__((noinline))
+#define GLMLITE_MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
+#define GLMLITE_PIN_XMM(v) __asm__("" : "+x"(v))
+#endif
+
+// A macro: GCC takes a function that only prefetches for one without effect, and drops its calls.
+#if defined(__GNUC__) || defined(__clang__)
+#define GLMLITE_PREFETCH(p) __builtin_prefetch(p)
+#elif defined(_M_ARM64)
+#define GLMLITE_PREFETCH(p) __prefetch(p)
+#else
+#define GLMLITE_PREFETCH(p) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0)
 #endif

@@ -1,7 +1,12 @@
 #include "team.h"
 
+#include <stdexcept>
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
+#endif
+#ifndef _WIN32
+#include <unistd.h>
 #endif
 
 namespace glmlite {
@@ -13,6 +18,14 @@ void pause() {
   _mm_pause();
 #elif defined(__aarch64__) && !defined(_MSC_VER)
   __asm__ volatile("yield");
+#endif
+}
+
+int64_t this_process() {
+#ifdef _WIN32
+  return 0;  // there is no fork
+#else
+  return getpid();
 #endif
 }
 
@@ -32,7 +45,7 @@ void spin_until(Done done) {
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads) {
+Team::Team(int threads) : size_(threads), process_(this_process()) {
   try {
     for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { worker(i); });
   } catch (...) {  // the system has no more threads to give: end those we have
@@ -47,6 +60,10 @@ Team::Team(int threads) : size_(threads) {
 }
 
 Team::~Team() {
+  if (this_process() != process_) {  // nobody to join: the handles are left behind
+    new std::vector<std::thread>(std::move(threads_));
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     quit_ = true;
@@ -56,6 +73,8 @@ Team::~Team() {
 }
 
 void Team::run(const std::function<void(int)>& work) {
+  if (this_process() != process_)
+    throw std::runtime_error("this process was forked from the one that loaded the model; load it here again");
   next_.store(0, std::memory_order_relaxed);
   if (size_ > 1) {
     std::lock_guard<std::mutex> lock(mutex_);

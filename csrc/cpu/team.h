@@ -20,8 +20,8 @@ class Team {
 
   int size() const { return size_; }
 
-  // Calls work(thread) on every thread and returns when all have returned. `work` must not throw.
-  // One `run` at a time.
+  // Calls work(thread) on every thread and returns when all have returned. `work` must not throw. One `run` at a time.
+  // Throws std::runtime_error in a process forked from the one that made the team: fork copies no threads.
   void run(const std::function<void(int)>& work);
 
   // Inside `run`: waits until every thread is here, then makes `take` start from 0 again.
@@ -37,6 +37,7 @@ class Team {
   void worker(int thread);
 
   const int size_;
+  const int64_t process_;  // that made the team
   std::vector<std::thread> threads_;
 
   std::atomic<uint64_t> generation_{0};  // of `run`: workers wait for it to change
