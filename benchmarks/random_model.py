@@ -15,10 +15,46 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 # layers, dim, heads, kv_heads, head_dim, ffn, rope_dim, vocab, tied (MODELS: the published configurations)
 SHAPES = {
-    "glm-edge-1.5b": dict(layers=28, dim=2048, heads=16, kv_heads=4, ffn=6144, rope_dim=128, vocab=59264, tied=True),
-    "chatglm3-6b": dict(layers=28, dim=4096, heads=32, kv_heads=2, ffn=13696, rope_dim=64, vocab=65024, tied=False),
-    "glm-4-9b": dict(layers=40, dim=4096, heads=32, kv_heads=2, ffn=13696, rope_dim=64, vocab=151552, tied=False),
-    "tiny": dict(layers=2, dim=512, heads=4, kv_heads=2, ffn=1024, rope_dim=64, vocab=2048, tied=False),
+    "glm-edge-1.5b": {
+        "layers": 28,
+        "dim": 2048,
+        "heads": 16,
+        "kv_heads": 4,
+        "ffn": 6144,
+        "rope_dim": 128,
+        "vocab": 59264,
+        "tied": True,
+    },
+    "chatglm3-6b": {
+        "layers": 28,
+        "dim": 4096,
+        "heads": 32,
+        "kv_heads": 2,
+        "ffn": 13696,
+        "rope_dim": 64,
+        "vocab": 65024,
+        "tied": False,
+    },
+    "glm-4-9b": {
+        "layers": 40,
+        "dim": 4096,
+        "heads": 32,
+        "kv_heads": 2,
+        "ffn": 13696,
+        "rope_dim": 64,
+        "vocab": 151552,
+        "tied": False,
+    },
+    "tiny": {
+        "layers": 2,
+        "dim": 512,
+        "heads": 4,
+        "kv_heads": 2,
+        "ffn": 1024,
+        "rope_dim": 64,
+        "vocab": 2048,
+        "tied": False,
+    },
 }
 HEAD_DIM = 128
 

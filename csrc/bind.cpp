@@ -15,6 +15,7 @@ void raise_as(const char* name, const char* what) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
+  m.attr("__version__") = GLMLITE_VERSION;
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);

@@ -19,7 +19,7 @@ def default_isa() -> str:
     """The set that is used: $GLMLITE_ISA, or the best. Raises ValueError for an unknown or unsupported name."""
 
 def default_threads() -> int:
-    """Threads an Engine starts unless told otherwise: $GLMLITE_THREADS, or one per physical core within the CPU quota."""
+    """Threads an Engine starts unless told: $GLMLITE_THREADS, or one per physical core within the CPU quota."""
 
 def available_memory() -> int:
     """Bytes that this process can still have without swapping, as far as the system tells; 2**64 - 1 if it does not."""
@@ -166,9 +166,7 @@ class Engine:
     def free(self, sequence: int) -> None: ...
     def length(self, sequence: int) -> int:
         """Cached tokens, the P-Tuning prefix not counted."""
-    def step(
-        self, works: Sequence[Work], rows: Sequence[int], cancel: Cancel | None = None
-    ) -> NDArray[np.float32]:
+    def step(self, works: Sequence[Work], rows: Sequence[int], cancel: Cancel | None = None) -> NDArray[np.float32]:
         """Runs the works' tokens in one step; logits (len(rows), vocab) of the step's tokens by index (the works'
         tokens one after another). Samplers are not used."""
     def run(

@@ -23,6 +23,8 @@ Turns = list[Any]
 
 
 class AutoTokenizer:
+    """transformers' class of this name, as far as scripts for ChatGLM use it."""
+
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **ignored: Any) -> HFTokenizer:
         """The tokenizer of a GGUF file. Other arguments (trust_remote_code, ...) have no meaning here."""
@@ -34,6 +36,8 @@ class AutoTokenizer:
 
 
 class AutoModelForCausalLM:
+    """transformers' class of this name, as far as scripts for ChatGLM use it."""
+
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, device_map: Any = None, **options: Any) -> HFModel:
         """A GGUF file's model. context, parallel, kv_tokens, threads, progress: as `glmlite.load`; device_map "cuda"

@@ -80,7 +80,9 @@ def prefill(case, engine, ids, work=_native.Work):
     sequence = engine.new_sequence()
     logits = []
     if context:
-        logits.append(engine.step([work(sequence, ids[:context], positions[:context], visible=context)], range(context)))
+        logits.append(
+            engine.step([work(sequence, ids[:context], positions[:context], visible=context)], range(context))
+        )
     rest = ids[context:]
     if rest:
         logits.append(engine.step([work(sequence, rest, positions[context:])], range(len(rest))))

@@ -51,8 +51,8 @@ def _bits(h: np.ndarray, count: int) -> np.ndarray:
 
 
 def fields(format: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Quantized rows (n, bytes) -> w (n, g), integers (n, g, group), m (n, g) or None: value = w * integer + m, in f32."""
-    values, size, halves = FORMATS[format]
+    """Rows (n, bytes) -> w (n, g), integers (n, g, group), m (n, g) or None: value = w * integer + m, in f32."""
+    _, size, halves = FORMATS[format]
     n = len(rows)
     b = rows.reshape(n, -1, size)
     f16 = [np.ascontiguousarray(b[..., at : at + 2]).view(np.float16).astype(np.float32) for at in halves]
@@ -153,8 +153,8 @@ def linear(format: str, rows: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np
         y, size, terms, tiny = x @ w.T, np.abs(x) @ np.abs(w).T, w.shape[1], 2.0**-149
         return y, (terms + 1) * (u * size * (1 + 2 * terms * u) + tiny)
     w, q, m = fields(format, rows)
-    n, groups, group = q.shape
-    xq, xd, sums = quantize(x)
+    _, groups, group = q.shape
+    xq, xd, _ = quantize(x)
     xd = np.repeat(xd.astype(np.float64), groups // xd.shape[1], axis=1)
     y = size = 0
     for t in range(len(x)) if len(x) else []:

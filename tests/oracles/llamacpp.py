@@ -1,6 +1,6 @@
 """Compare with llama.cpp on a real model, prompt by prompt, and store what it said.
 
-    PYTHONPATH=. python tests/oracles/llamacpp.py SmolLM2-135M-Instruct.Q4_1.gguf --store tests/data/smollm2_llamacpp.json
+    python tests/oracles/llamacpp.py SmolLM2-135M-Instruct.Q4_1.gguf --store tests/data/smollm2_llamacpp.json
 
 Needs llama-cpp-python (built from its source package, so natively), the built glmlite module and numpy.
 
@@ -65,9 +65,7 @@ class Ours:
     def greedy(self, ids, n):
         sequence = self.engine.new_sequence()
         sampler = _native.Sampler()
-        work = _native.Work(
-            sequence, ids, causal(len(ids)), sampler=sampler, budget=n, next_position=(len(ids), 0)
-        )
+        work = _native.Work(sequence, ids, causal(len(ids)), sampler=sampler, budget=n, next_position=(len(ids), 0))
         (samples,) = self.engine.run([work], max_ms=1e9)
         self.engine.free(sequence)
         return [s.token for s in samples]
@@ -141,7 +139,9 @@ def main():
         )
         stored.append({"ids": ids, "kl": float(kl[1]), "greedy": greedy})
     ratio = total[0] / total[1]
-    print(f"mean over {count} positions: ours {total[0] / count:.3e}, llama.cpp {total[1] / count:.3e}, ratio {ratio:.3f}")
+    print(
+        f"mean over {count} positions: ours {total[0] / count:.3e}, llama.cpp {total[1] / count:.3e}, ratio {ratio:.3f}"
+    )
     wrong += not ratio <= 1.2
     if arguments.store:
         target = pathlib.Path(arguments.store)
