@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -66,26 +65,3 @@ def prefix_tokens(ops: Sequence[Op], shape: Callable[[str], tuple[int, ...]]) ->
     """Cached entries that stand before every sequence (P-Tuning v2)."""
     prefixes = [op.weights["prefix"] for op in ops if op.kind == "attention" and "prefix" in op.weights]
     return shape(prefixes[0][0])[0] if prefixes else 0
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping, or None where the system does not tell (macOS)."""
-    if sys.platform == "linux":
-        try:
-            with open("/proc/meminfo", encoding="ascii") as lines:
-                return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        except (OSError, StopIteration):
-            return None
-    if sys.platform == "win32":
-        import ctypes
-
-        class Status(ctypes.Structure):  # MEMORYSTATUSEX
-            _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32)] + [
-                (name, ctypes.c_uint64)
-                for name in ("total", "available", "page", "page_free", "virtual", "virtual_free", "extended")
-            ]
-
-        status = Status(length=ctypes.sizeof(Status))
-        if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
-            return status.available
-    return None

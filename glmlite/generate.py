@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -73,9 +75,9 @@ class Parameters:
         if self.seed is not None:
             _integer("seed", self.seed, 0, 2**64 - 1)
         if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0)
+            _integer("logprobs", self.logprobs, 0, 1000)
         _integer("top_k", self.top_k, 0)
-        _integer("penalty_window", self.penalty_window, 0)
+        _integer("penalty_window", self.penalty_window, 0, 2**20)
         _number("temperature", self.temperature, 0.0)
         _number("top_p", self.top_p, 0.0, 1.0)
         _number("min_p", self.min_p, 0.0, 1.0)
@@ -84,13 +86,17 @@ class Parameters:
         _number("repetition_penalty", self.repetition_penalty, 0.0)
         if self.top_p == 0 or self.repetition_penalty == 0:
             raise ValueError("top_p and repetition_penalty must be above 0")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(s, str) and s for s in stop):
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not (isinstance(stop, Iterable) and all(isinstance(s, str) for s in stop)):
+            raise TypeError(f"stop is {self.stop!r}, expected a string or strings")
+        if not all(stop):
             raise ValueError(f"stop is {self.stop!r}, expected strings that are not empty")
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "stop_ids", tuple(token_ids("stop_ids", self.stop_ids)))
         for token in self.stop_ids:
             _integer("stop_ids", token, 0)
+        if not isinstance(self.logit_bias, Mapping | None):
+            raise TypeError(f"logit_bias is {self.logit_bias!r}, expected a mapping of token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():
             _integer("logit_bias", token, 0)
             if not (isinstance(bias, (int, float)) and bias < math.inf):
@@ -167,7 +173,8 @@ class Completion:
     """A whole answer. `str(completion)` is its text.
 
     tokens: without the end token. stop: the token id or the string that ended it, if one did. seed: gives the same
-    answer again. Where a stop string ended it, `tokens` go up to the token that completed the string.
+    answer again. Where a stop string ended it, `tokens` go up to the token that completed the string; where
+    max_tokens cut a character in two, the text ends before that character.
     """
 
     text: str
@@ -241,7 +248,8 @@ class Answer:
                 reason = "length" if self.stop is None else "stop"
                 break
         if reason is not None and not isinstance(self.stop, str):
-            rest, stop = self._strings.push(self._decoder.finish())
+            # Where the limit cuts a character in two, its first part is no text.
+            rest, stop = self._strings.push(self._decoder.finish() if reason == "stop" else "")
             text += rest + self._strings.flush()
             self.stop = self.stop if stop is None else stop
         self.events.put(Piece(text, tokens, logprobs if self._logprobs else None, reason))
@@ -399,6 +407,16 @@ def receive(events: queue.SimpleQueue, waiting: Callable[[], None] = lambda: Non
             return events.get(timeout=0.1)
         except queue.Empty:
             waiting()
+
+
+def token_ids(name: str, ids: Any) -> list[int]:
+    """A list of token ids out of whatever sequence of integers. Raises TypeError for others."""
+    try:
+        if isinstance(ids, bytes | str):
+            raise TypeError
+        return [operator.index(i) for i in ids]
+    except TypeError:
+        raise TypeError(f"{name} is {reprlib.repr(ids)}, expected token ids") from None
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:

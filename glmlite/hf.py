@@ -279,12 +279,9 @@ class HFModel:
         history: (query, answer) pairs, as ChatGLM-6B and ChatGLM2 have it, or messages as ChatGLM3 and GLM-4; a new
         one is of the model's own kind.
         """
-        from . import chat
-
         history = list(history or [])
         model = self.model
-        style = chat.chat_format(model.metadata, model.tokenizer, model.architecture)
-        pairs = not isinstance(history[0], Mapping) if history else style in ("chatglm", "chatglm2")
+        pairs = not isinstance(history[0], Mapping) if history else model.chat_format in ("chatglm", "chatglm2")
         messages: Turns = []
         for turn in history:
             if pairs:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .errors import FormatError
 from .generate import Completion
+from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ BLANKS = {
 
 @dataclass(frozen=True)
 class Infill:
-    """A text with its masks filled. spans: what was written, in the order of writing. completions: how."""
+    """A text with its masks filled. spans: what was written, in the order of writing. completions: how.
+
+    Special tokens that a completion has are not part of the text, nor is a stop string.
+    """
 
     text: str
     spans: list[str]
@@ -60,18 +64,18 @@ class Infill:
 
 
 class Infiller:
-    """The prompts of one architecture. id_of: special token -> id, or None."""
+    """The prompts of one architecture."""
 
-    def __init__(self, architecture: str, id_of: Callable[[str], int | None]):
+    def __init__(self, architecture: str, tokenizer: Tokenizer):
         self.blanks = BLANKS[architecture]
-        self._id_of = id_of
-        self.masks = [i for mask in self.blanks.masks if (i := id_of(mask)) is not None]
+        self._tokenizer = tokenizer
+        self.masks = [i for mask in self.blanks.masks if (i := tokenizer.id_of(mask)) is not None]
         self.start = self._id(self.blanks.start)
         self.before = [self._id(t) for t in [self.blanks.before] if t]
         self.after = [self._id(t) for t in [self.blanks.after] if t]
 
     def _id(self, token: str) -> int:
-        found = self._id_of(token)
+        found = self._tokenizer.id_of(token)
         if found is None:
             raise FormatError(f"tokenizer: has no '{token}', which the model needs to fill blanks")
         return found
@@ -97,12 +101,18 @@ class Infiller:
         for _ in range(count):
             done = complete([*self.context(ids), *pieces, self.start] if self.blanks.several else self.prompt(filled))
             completions.append(done)
-            pieces += [self.start, *done.tokens]
+            written = self._written(done)
+            pieces += [self.start, *written]
             at = self._first_mask(filled)
-            filled[at : at + 1] = done.tokens
+            filled[at : at + 1] = written
             if done.finish_reason == "cancelled":
                 break
         return filled, completions
+
+    def _written(self, done: Completion) -> list[int]:
+        """The ids of a completion's text. Without special tokens: a mask among them would be filled in its turn."""
+        ids = [i for i in done.tokens if not self._tokenizer.is_special(i)]
+        return ids if self._tokenizer.decode(ids) == done.text else self._tokenizer.encode(done.text, special=False)
 
     def _first_mask(self, ids: Sequence[int]) -> int:
         if self.blanks.several:

@@ -14,7 +14,7 @@ import numpy as np
 from . import engine as engines
 from . import models
 from .errors import ContextOverflow, FormatError
-from .generate import Answer, Completion, Generation, Parameters, logits, random_seed, sampling_defaults
+from .generate import Answer, Completion, Generation, Parameters, logits, random_seed, sampling_defaults, token_ids
 from .infill import BLANKS, Infill, Infiller
 from .scheduler import Request, Scheduler
 from .tokenizer import Tokenizer
@@ -61,7 +61,8 @@ def load(
         recording = models.record(gguf.metadata, shapes)
         tokenizer = Tokenizer.from_metadata(gguf.metadata)
         defaults = sampling_defaults(gguf.metadata)
-        context, kv_tokens = _sizes(context, kv_tokens, recording, gguf.nbytes)
+        context = _context(context, recording, gguf.nbytes, native.available_memory())
+        kv_tokens = _kv_tokens(kv_tokens, context)
         page = native.Engine.page_tokens
         # A sequence begins in the prefix's last page, of which it needs a copy.
         room = kv_tokens + engines.prefix_tokens(recording.ops, shapes.__getitem__) % page
@@ -87,8 +88,9 @@ class Model:
     """A loaded model, from `load`. Any number of threads may use it at once.
 
     path, name, architecture, metadata (of the file), tokenizer; context: tokens of one request; vocab_size: width of
-    the logits. `close` or the end of a `with` block gives the memory back at once; requests that run then fail with
-    RuntimeError. A model does not survive a fork of the process (multiprocessing: use "spawn", or load in the child).
+    the logits; gguf and engine: the open file and what computes, for tools (`glmlite/_native.pyi` describes them).
+    `close` or the end of a `with` block gives the memory back at once; requests that run then fail with RuntimeError.
+    A model does not survive a fork of the process (multiprocessing: use "spawn", or load in the child).
     """
 
     def __init__(self, path, name, gguf, recording, tokenizer, defaults, context, native, engine, scheduler):
@@ -99,11 +101,11 @@ class Model:
         self.tokenizer: Tokenizer = tokenizer
         self.context: int = context
         self.vocab_size: int = recording.vocab
-        self._gguf = gguf
+        self.gguf = gguf
+        self.engine = engine
         self._layout = recording.layout
         self._defaults = defaults
         self._native = native
-        self._engine = engine
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
@@ -112,6 +114,13 @@ class Model:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"context {self.context}"
         return f"<glmlite.Model {self.name!r}, {self.architecture}, {state}>"
+
+    @property
+    def chat_format(self) -> str | None:
+        """How `chat` builds prompts: "template" (the file's) or the name of a format; None: not a chat model."""
+        from . import chat
+
+        return chat.chat_format(self.metadata, self.tokenizer, self.architecture)
 
     # ---- text
 
@@ -162,9 +171,10 @@ class Model:
         return chat.render(self.metadata, self.tokenizer, self.architecture, messages, **template)
 
     def infill(self, text: str, **parameters: Any) -> Infill:
-        """Fill the masks of a text, from left to right: `[MASK]` a few words, `[sMASK]` a sentence, `[gMASK]` more.
+        """Fill the masks of a text one after another: `[MASK]` a few words, `[sMASK]` a sentence, `[gMASK]` more.
 
-        Takes the most likely tokens unless a temperature is given. Blank-infilling models only, others: ValueError.
+        From left to right; `chatglm1` fills `[gMASK]` first, as it was trained to, and has no `[sMASK]`. Takes the most
+        likely tokens unless a temperature is given. Blank-infilling models only, others: ValueError.
         """
         if self._infiller is None:
             raise ValueError(f"infill: {self.architecture} models fill no blanks; those that do: {', '.join(BLANKS)}")
@@ -203,7 +213,7 @@ class Model:
         return Generation(self._scheduler, request, answer, p.on_progress, seed, self)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
-        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
         if not ids:
             raise ValueError("prompt: is empty, expected at least one token")
         self._in_vocabulary("prompt", ids)
@@ -234,7 +244,7 @@ class Model:
         """Bytes held for "weights" and "kv", the cache; nothing once closed."""
         if self.closed:
             return {"weights": 0, "kv": 0}
-        return {"weights": self._engine.weight_bytes, "kv": self._engine.kv_bytes}
+        return {"weights": self.engine.weight_bytes, "kv": self.engine.kv_bytes}
 
     @property
     def closed(self) -> bool:
@@ -260,7 +270,7 @@ def prompt_ids(tokenizer: Tokenizer, blanks: Infiller | None, text: str) -> list
 
 
 def infiller(architecture: str, tokenizer: Tokenizer) -> Infiller | None:
-    return Infiller(architecture, tokenizer.id_of) if architecture in BLANKS else None
+    return Infiller(architecture, tokenizer) if architecture in BLANKS else None
 
 
 def _close(scheduler: Scheduler, gguf: Any) -> None:
@@ -268,33 +278,29 @@ def _close(scheduler: Scheduler, gguf: Any) -> None:
     gguf.close()
 
 
-def _sizes(
-    context: int | None, kv_tokens: int | None, recording: models.Recording, weight_bytes: int
-) -> tuple[int, int]:
-    if context is None:
-        context = _context_that_fits(recording, weight_bytes)
-    elif context > recording.context:
-        raise ValueError(f"context is {context}, the model was trained for {recording.context} tokens")
-    if kv_tokens is not None and kv_tokens < context:
-        raise ValueError(f"kv_tokens is {kv_tokens}, a context of {context} needs at least as many")
-    return context, kv_tokens or context
-
-
-def _context_that_fits(recording: models.Recording, weight_bytes: int) -> int:
+def _context(asked: int | None, recording: models.Recording, weight_bytes: int, free: int) -> int:
+    """Tokens of one request: what was asked for, or else what fits into `free` bytes beside the weights."""
+    if asked is not None:
+        if asked > recording.context:
+            raise ValueError(f"context is {asked}, the model was trained for {recording.context} tokens")
+        return asked
     context = min(recording.context, DEFAULT_CONTEXT)
-    free = engines.available_memory()
     per_token = engines.kv_bytes_per_token(recording.ops)
-    while free is not None and context > LEAST_CONTEXT and weight_bytes + context * per_token > free:
+    while context > LEAST_CONTEXT and weight_bytes + context * per_token > free:
         context = max(context // 2, LEAST_CONTEXT)
-    if free is not None and weight_bytes + context * per_token > free:
-        log.warning("weights and cache take %d bytes, %d are free", weight_bytes + context * per_token, free)
     return context
+
+
+def _kv_tokens(asked: int | None, context: int) -> int:
+    if asked is not None and asked < context:
+        raise ValueError(f"kv_tokens is {asked}, a context of {context} needs at least as many")
+    return asked or context
 
 
 def model_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder, expected a .gguf file; `glmlite convert` makes one of a checkpoint")
+        raise ValueError(f"{path}: is a folder, expected a .gguf file")
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such file, expected the path of a .gguf file (hub names are not looked up)"

@@ -20,7 +20,6 @@ import pytest
 
 import glmlite
 from glmlite import samples
-from glmlite.chat import chat_format
 from glmlite.cli import bench, console, inspect, main
 from glmlite.errors import ContextOverflow, FormatError
 
@@ -64,10 +63,7 @@ class Model:
 
     def __init__(self, path, options, template=True):
         self.options = options
-        self.metadata = {"general.architecture": "llama"}
-        if template:
-            self.metadata["tokenizer.chat_template"] = "{{ messages }}"
-        self.tokenizer = SimpleNamespace(prefix_ids=(), id_of=lambda text: None)
+        self.chat_format = "template" if template else None
         self.calls = []
         self.closed = False
 
@@ -203,6 +199,9 @@ def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch)
     give(monkeypatch, b"ok\xff")
     assert main(["run", "m.gguf"]) == 2
     assert "stdin: byte 2 is not UTF-8" in capsys.readouterr().err
+    give(monkeypatch, b"")
+    assert main(["run", "m.gguf"]) == 2
+    assert "no prompt: stdin is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -216,6 +215,7 @@ def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch)
         (["run", "m.gguf", "hi", "-n", "0"], 2, "glmlite run: Invalid value for '--max-tokens'"),
         (["run", "m.gguf", "hi", "-f", "x"], 2, "glmlite run: Invalid value: a prompt and --file"),
         (["run", "m.gguf", "hi", "--raw", "--system", "x"], 2, "glmlite run: Invalid value: --raw has no system"),
+        (["chat", "plain.gguf"], 1, "glmlite: plain.gguf: has no chat template"),
         (["fly"], 2, "glmlite: No such command 'fly'"),
         (["bench", "m.gguf", "-p", "0", "-n", "0"], 2, "glmlite bench: Invalid value: nothing to measure"),
     ],
@@ -226,6 +226,15 @@ def test_errors_are_one_line_and_an_exit_code(model, capsys, arguments, code, er
     assert out == ""
     assert err.startswith(error)
     assert err.count("\n") == 1
+
+
+def test_no_arguments_show_the_help(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["glmlite"])
+    assert main() == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: glmlite")
+    assert "sample-model" in out and out.count("\n") > 10
+    assert err == ""
 
 
 @pytest.mark.parametrize("command", ["", "run", "chat", "infill", "inspect", "bench", "sample-model"])
@@ -523,7 +532,7 @@ def test_bench_measures_each_part_at_depth(monkeypatch):
     monkeypatch.setitem(sys.modules, "glmlite._native", native)
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(bench, "work_per_token", lambda gguf: bench.Work(bytes=50, operations=500))
-    facts = bench.measure(SimpleNamespace(_engine=engine, _gguf=None), prompt=600, generate=4, depth=700, repeat=2)
+    facts = bench.measure(SimpleNamespace(engine=engine, gguf=None), prompt=600, generate=4, depth=700, repeat=2)
     prefill = [(512, 0), (88, 0)]
     assert engine.log == [(512, 0), (188, 0), *prefill * 3, *[(1, 4)] * 3, "free"]
     assert facts["prompt"]["tokens_per_s"] == pytest.approx(1000)
@@ -595,9 +604,3 @@ def test_a_failed_download_leaves_nothing(small_sample, capsys, tmp_path, change
     assert main(["sample-model"]) == 1
     assert re.search(error, capsys.readouterr().err)
     assert list((tmp_path / "缓存").iterdir()) == []
-
-
-def test_the_stand_in_is_taken_for_a_chat_model():
-    """Else the tests of `run` above would test the wrong path."""
-    model = Model("m.gguf", {})
-    assert chat_format(model.metadata, model.tokenizer, model.architecture) == "template"

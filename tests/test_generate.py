@@ -61,10 +61,11 @@ def events(sink):
         {"logprobs": -1},
         {"stop": ""},
         {"stop": ["a", ""]},
-        {"stop": [1]},
         {"stop_ids": [-1]},
         {"logit_bias": {1: math.inf}},
         {"logit_bias": {1: math.nan}},
+        {"logprobs": 1001},
+        {"penalty_window": 2**20 + 1},
         {"overflow": "ignore"},
     ],
 )
@@ -73,7 +74,20 @@ def test_bad_values_name_the_parameter(given):
         Parameters.of({}, given)
 
 
-@pytest.mark.parametrize("given", [{"max_tokens": 1.5}, {"top_k": True}, {"temperature": "hot"}, {"on_progress": 3}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_tokens": 1.5},
+        {"top_k": True},
+        {"temperature": "hot"},
+        {"on_progress": 3},
+        {"stop": 5},
+        {"stop": [1]},
+        {"stop_ids": 3},
+        {"stop_ids": ["a"]},
+        {"logit_bias": [1]},
+    ],
+)
 def test_bad_types_name_the_parameter(given):
     with pytest.raises(TypeError, match=next(iter(given))):
         Parameters.of({}, given)
@@ -149,10 +163,13 @@ def test_stop_token_flushes_what_was_held_and_is_no_part():
     assert [p.logprob for p in piece.logprobs] == [-0.5, -0.5]
 
 
-def test_max_tokens_ends_with_length_and_a_whole_text():
+def test_max_tokens_ends_with_length_and_whole_characters():
     sink = answer([b"a", "停".encode()[:2]], max_tokens=2)
     assert sink.take(samples(0, 1, 0))
-    assert events(sink) == [Piece("a�", [0, 1], None, "length")]
+    assert events(sink) == [Piece("a", [0, 1], None, "length")]
+    sink = answer(["停".encode()[:2], b"</s>"], stop_ids=[1])
+    assert sink.take(samples(0, 1))
+    assert events(sink) == [Piece("\ufffd", [0], None, "stop")]  # the model itself went on to something else
 
 
 # ---- the native sampler and its twin

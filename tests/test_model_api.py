@@ -84,7 +84,7 @@ def test_progress_that_returns_false_cancels_the_load(load):
         load(progress=lambda done: False)
 
 
-def test_context_is_halved_until_it_fits(monkeypatch):
+def test_context_is_halved_until_it_fits():
     r = Recorder({"e": (9, 8), "w": (24, 8)})
     r.attention(r.linear(r.embed("e"), "w"), 0, heads=1, kv_heads=1, head_dim=8, rope=None)
     assert engines.kv_bytes_per_token(r.ops) == 2 * 8 * 2
@@ -92,11 +92,11 @@ def test_context_is_halved_until_it_fits(monkeypatch):
     class Recording:
         ops, context = r.ops, 100_000
 
-    for free, want in [(None, 4096), (10**9, 4096), (1000 + 32 * 4095, 2048), (0, 512)]:
-        monkeypatch.setattr(engines, "available_memory", lambda free=free: free)
-        assert models._context_that_fits(Recording, 1000) == want
+    for free, want in [(2**64 - 1, 4096), (10**9, 4096), (1000 + 32 * 4095, 2048), (0, 512)]:
+        assert models._context(None, Recording, 1000, free) == want
     Recording.context = 300
-    assert models._context_that_fits(Recording, 1000) == 300
+    assert models._context(None, Recording, 1000, 0) == 300
+    assert models._context(200, Recording, 1000, 0) == 200
 
 
 def test_native_ops():
@@ -248,13 +248,19 @@ def test_bad_prompts(load):
         model.generate([1], logit_bias={400: 1.0})
     with pytest.raises(TypeError, match="temprature"):
         model.generate([1], temprature=1)
+    for prompt in (None, 5, b"abc", ["1"], [1.5], np.array([[1, 2]])):
+        with pytest.raises(TypeError, match="expected token ids"):
+            model.generate(prompt)
+    assert model.generate(np.array([1, 2]), max_tokens=1).stats.prompt_tokens == 2
 
 
 # ---- chat and blanks
 
 
 def test_chat_renders_and_generates(load):
+    assert load("glm").chat_format is None
     model = load("glm4")
+    assert model.chat_format == "template"
     messages = [{"role": "user", "content": "hell <|user|>"}]
     ids = model.chat_ids(messages)
     assert ids.count(model.tokenizer.id_of("<|user|>")) == 1
@@ -289,6 +295,18 @@ def test_prompts_of_blanks(load):
     first = load("chatglm1")
     assert first.detokenize(first.prompt_ids("in")) == "in[gMASK]<sop>"
     assert first.prompt_ids("in[gMASK]<sop>") == first.prompt_ids("in")
+
+
+@pytest.mark.parametrize("architecture", ["glm", "chatglm1"])
+def test_what_fills_a_mask_is_text(load, architecture):
+    """Not a stop string, half a character or a mask, which would be filled in its turn."""
+    model = load(architecture)
+    z, first_byte, mask = *model.tokenize("z"), model.tokenize("中")[-3], model.tokenizer.id_of("[MASK]")
+    assert model.infill("the [MASK]!", max_tokens=2, logit_bias={z: 1e5}, stop="zz").text == "the !"
+    assert model.infill("the [MASK]!", max_tokens=3, logit_bias={z: 1e5}, stop="zz").spans == [""]
+    assert model.infill("the [MASK]!", max_tokens=1, logit_bias={first_byte: 1e5}).text == "the !"
+    result = model.infill("the [MASK] in [MASK]!", max_tokens=2, logit_bias={mask: 1e5})
+    assert (result.text, [len(c.tokens) for c in result.completions]) == ("the  in !", [2, 2])
 
 
 def test_the_second_piece_of_glm_sees_the_first(load):

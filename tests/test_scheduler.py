@@ -33,7 +33,7 @@ def slow(load, executor):
     """A model that takes a while to read 1500 tokens, and such a prompt."""
     if executor.__name__ == "twin_engine":
         model = load(sizes={"context": 2048}, parallel=1)
-        model._engine.delay = 0.005
+        model.engine.delay = 0.005
     else:
         model = load(sizes={"context": 2048, "dim": 512, "layers": 8, "ffn": 2048, "heads": 8}, parallel=1)
     return model, [i % 250 for i in range(1500)]
@@ -71,7 +71,7 @@ def test_a_small_pool_starts_requests_over_and_changes_nothing(load):
     long = PARAMETERS | {"max_tokens": 40}
     alone = [load(sizes=sizes).generate(p, seed=1, **long).tokens for p in asked]
     model = load(sizes=sizes, parallel=4)
-    assert model._engine.kv_tokens == 256
+    assert model.engine.kv_tokens == 256
     preempted = []
     preempt = model._scheduler._preempt
     model._scheduler._preempt = lambda request: (preempted.append(request), preempt(request))
@@ -126,7 +126,7 @@ def test_kept_sequences_give_way(load):
     scheduler = model._scheduler
     until(lambda: not scheduler._active)
     assert len(scheduler._kept) == 2  # two pages each, of four
-    assert model._engine.kv_free() >= 0
+    assert model.engine.kv_free() >= 0
 
 
 # ---- cancelling

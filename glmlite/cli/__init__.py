@@ -20,11 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage_error = typer.BadParameter.__base__  # click's UsageError, wherever this version of typer has click
     try:
         command = typer.main.get_command(app)
-        return int(command.main(args=argv, prog_name="glmlite", standalone_mode=False) or 0)
+        args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+        return int(command.main(args=args, prog_name="glmlite", standalone_mode=False) or 0)
     except usage_error as error:
-        if text := error.format_message():  # none: the help was shown instead
-            where = f"glmlite {error.ctx.info_name}" if error.ctx and error.ctx.parent else "glmlite"
-            console.note(f"{where}: {' '.join(text.split())} ({where} --help shows how)")
+        where = f"glmlite {error.ctx.info_name}" if error.ctx and error.ctx.parent else "glmlite"
+        console.note(f"{where}: {' '.join(error.format_message().split())} ({where} --help shows how)")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130

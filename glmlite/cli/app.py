@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
@@ -35,22 +35,24 @@ def version() -> str:
         from .. import _native
     except ImportError as error:
         raise RuntimeError(f"the compiled engine is missing: {error} (CONTRIBUTING.md: how to build it)") from None
-    try:
-        chosen = _native.default_isa()
-    except ValueError as error:
-        chosen = f"none: {error}"
+
+    def default(of: Callable[[], object]) -> object:
+        try:
+            return of()
+        except ValueError as error:  # the environment asks for what cannot be had
+            return f"none: {error}"
+
     try:
         from .. import _cuda  # noqa: F401
 
         cuda = "yes"
     except ImportError:
         cuda = "no (this build has no CUDA module)"
-    threads = os.environ.get("GLMLITE_THREADS") or f"the physical cores ({os.cpu_count()} logical)"
     return (
         f"glmlite {_native.__version__}\n"
         f"python: {sys.version.split()[0]}\n"
-        f"instruction set: {chosen} (this machine has {', '.join(_native.isas())})\n"
-        f"threads: {threads}\n"
+        f"instruction set: {default(_native.default_isa)} (this machine has {', '.join(_native.isas())})\n"
+        f"threads: {default(_native.default_threads)} (this machine has {os.cpu_count()} logical cores)\n"
         f"cuda: {cuda}\n"
     )
 

@@ -67,8 +67,8 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
     """Tokens per second at `depth`, and the fraction of what the machine can do."""
     from .. import _native
 
-    engine = model._engine
-    work = work_per_token(model._gguf)
+    engine = model.engine
+    work = work_per_token(model.gguf)
     bandwidth = _native.machine_bandwidth(engine.threads)  # GB/s
     peak = _native.machine_int8_peak(engine.threads)  # GOPS
     facts: dict[str, Any] = {

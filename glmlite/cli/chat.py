@@ -46,6 +46,8 @@ def chat(
       glmlite chat chatglm3-6b-q4_k_m.gguf "你好"
     """
     with running.opened(model, loading) as engine:
+        if engine.chat_format is None:
+            raise ValueError(f"{model}: has no chat template; `run` continues a text with it")
         session = Session(engine, system, {**template(think), **sampling.given()})
         if prompt is not None:
             answer = session.answer(prompt)

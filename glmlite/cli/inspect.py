@@ -72,7 +72,8 @@ def describe(gguf: Any, context: int | None, tensors: bool) -> dict[str, Any]:
 
 
 def _memory(gguf: Any, weights: int, context: int | None) -> dict[str, Any]:
-    """Bytes of the weights and of the cache: keys and values of all layers, two bytes each."""
+    """Bytes of the weights and of the cache."""
+    from ..engine import kv_bytes_per_token
     from ..errors import FormatError
     from ..models import record
 
@@ -80,8 +81,7 @@ def _memory(gguf: Any, weights: int, context: int | None) -> dict[str, Any]:
         recording = record(gguf.metadata, {name: tensor.shape for name, tensor in gguf.tensors.items()})
     except FormatError as error:
         return {"error": str(error)}
-    attention = [op.attrs for op in recording.ops if op.kind == "attention"]
-    per_token = sum(2 * 2 * attrs["kv_heads"] * attrs["head_dim"] for attrs in attention)
+    per_token = kv_bytes_per_token(recording.ops)
     contexts = [context] if context else sorted({min(n, recording.context) for n in (2048, 8192, recording.context)})
     return {
         "weights": weights,

@@ -43,12 +43,8 @@ def run(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
-    from ..chat import chat_format
-
     with running.opened(model, loading) as engine:
-        metadata = engine.metadata
-        spoken = None if raw else chat_format(metadata, engine.tokenizer, metadata["general.architecture"])
-        if spoken is None:
+        if raw or engine.chat_format is None:
             if system is not None:
                 raise ValueError(f"{model}: has no chat template, so there is no place for a system message")
             answer = running.stream(engine.generate, text, **sampling.given())

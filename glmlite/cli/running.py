@@ -80,7 +80,9 @@ def text_of(prompt: str | None, file: Path | None) -> str:
         return _decode(file.read_bytes(), str(file))
     if sys.stdin.isatty():
         raise ValueError("no prompt: give it as an argument, with --file, or through a pipe")
-    return _decode(sys.stdin.buffer.read(), "stdin")
+    if not (text := _decode(sys.stdin.buffer.read(), "stdin")):
+        raise ValueError("no prompt: stdin is empty")
+    return text
 
 
 def _decode(data: bytes, where: str) -> str:
