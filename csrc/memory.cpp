@@ -75,6 +75,15 @@ static size_t number_in(const char* path) {
   size_t value;
   return file >> value ? value : SIZE_MAX;  // cgroup writes "max" where there is no limit
 }
+
+// The number in the line that begins with `key`, or `missing`.
+static size_t number_of(const char* path, const std::string& key, size_t missing) {
+  std::ifstream file(path);
+  std::string name, rest;
+  for (size_t value; file >> name >> value; std::getline(file, rest))
+    if (name == key) return value;
+  return missing;
+}
 #endif
 
 size_t available_memory() {
@@ -90,19 +99,16 @@ size_t available_memory() {
   const size_t pages = size_t{vm.free_count} + vm.inactive_count + vm.purgeable_count + vm.external_page_count;
   return pages * static_cast<size_t>(sysconf(_SC_PAGESIZE));
 #elif defined(__linux__)
-  size_t free = SIZE_MAX;
-  std::ifstream meminfo("/proc/meminfo");
-  for (std::string key; meminfo >> key;) {
-    size_t kilobytes;
-    std::string unit;
-    if (!(meminfo >> kilobytes)) break;
-    std::getline(meminfo, unit);
-    if (key == "MemAvailable:") free = kilobytes * 1024;
-  }
+  const size_t kilobytes = number_of("/proc/meminfo", "MemAvailable:", SIZE_MAX);
+  const size_t free = kilobytes == SIZE_MAX ? SIZE_MAX : kilobytes * 1024;
   const size_t limit = number_in("/sys/fs/cgroup/memory.max");
-  const size_t used = number_in("/sys/fs/cgroup/memory.current");
-  if (limit != SIZE_MAX && used != SIZE_MAX) free = std::min(free, limit > used ? limit - used : 0);
-  return free;
+  const size_t current = number_in("/sys/fs/cgroup/memory.current");
+  if (limit == SIZE_MAX || current == SIZE_MAX) return free;
+  // What is cached of files counts as used, but is given up before anything fails.
+  const char* stat = "/sys/fs/cgroup/memory.stat";
+  const size_t cached = number_of(stat, "inactive_file", 0) + number_of(stat, "active_file", 0);
+  const size_t used = current - std::min(current, cached);
+  return std::min(free, limit > used ? limit - used : 0);
 #else
   return SIZE_MAX;
 #endif
