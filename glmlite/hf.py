@@ -21,6 +21,20 @@ from .tokenizer import Tokenizer
 
 Turns = list[Any]
 
+# What transformers takes and nothing here does: to ignore it would give another answer than was asked for.
+_CHANGES_THE_RESULT = (
+    "assistant_model",
+    "bad_words_ids",
+    "generation_config",
+    "logits_processor",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "prefix_allowed_tokens_fn",
+    "return_dict_in_generate",
+    "stopping_criteria",
+    "streamer",
+)
+
 
 class AutoTokenizer:
     """transformers' class of this name, as far as scripts for ChatGLM use it."""
@@ -208,8 +222,10 @@ class HFModel:
         input_ids: (rows, n) or (n,), an array, a torch tensor or lists; the result is of the same kind.
         attention_mask: zeros mark padding. max_length counts the prompt, max_new_tokens does not; without either an
         answer ends with the context. Without do_sample the most likely tokens are taken and temperature, top_p and
-        top_k mean nothing. eos_token_id replaces the model's end tokens. Raises ValueError for beams.
+        top_k mean nothing. eos_token_id replaces the model's end tokens. Raises ValueError for beams and for other
+        arguments that would change the result and mean nothing here (streamer, logits_processor, ...).
         """
+        _refuse(ignored)
         if num_beams != 1 or num_return_sequences != 1:
             raise ValueError("generate: one sequence for each row, expected num_beams=1 and num_return_sequences=1")
         given = input_ids if hasattr(input_ids, "shape") else np.asarray(input_ids, np.int64)
@@ -279,6 +295,7 @@ class HFModel:
         history: (query, answer) pairs, as ChatGLM-6B and ChatGLM2 have it, or messages as ChatGLM3 and GLM-4; a new
         one is of the model's own kind.
         """
+        _refuse(ignored)
         history = list(history or [])
         model = self.model
         pairs = not isinstance(history[0], Mapping) if history else model.chat_format in ("chatglm", "chatglm2")
@@ -309,6 +326,12 @@ class HFModel:
                 yield reply, [*history, (query, reply)]
             else:
                 yield reply, [*messages, {"role": "assistant", "metadata": "", "content": reply}]
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    for name in _CHANGES_THE_RESULT:
+        if options.get(name):
+            raise ValueError(f"{name}: not here; glmlite.Model.generate streams, stops and biases in its own way")
 
 
 def _on_cpu(device: Any) -> None:

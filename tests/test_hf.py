@@ -95,6 +95,17 @@ def test_bad_arguments(pair):
         tokenizer.encode("x", return_tensors="tf")
 
 
+@pytest.mark.parametrize("name", ["streamer", "stopping_criteria", "logits_processor"])
+def test_what_would_change_the_result_is_not_ignored(pair, name):
+    tokenizer, model = pair("chatglm1")
+    ids = tokenizer.encode("the", return_tensors="np")
+    with pytest.raises(ValueError, match=name):
+        model.generate(ids, max_new_tokens=1, **{name: object()})
+    with pytest.raises(ValueError, match=name):
+        model.chat(tokenizer, "the", max_new_tokens=1, **{name: object()})
+    assert model.generate(ids, max_new_tokens=1, use_cache=True, **{name: None}).shape == (1, ids.shape[1] + 1)
+
+
 def test_cuda_says_why_not(pair, tiny_file):
     _, model = pair()
     for ask in (model.cuda, lambda: model.to("cuda:0")):

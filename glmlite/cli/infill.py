@@ -22,7 +22,8 @@ def infill(
     """Fill in the blanks of a text and print the text.
 
     A blank is written [MASK] (a few words), [sMASK] (a sentence) or [gMASK] (the rest of the text). The original GLM
-    models and ChatGLM-6B were trained for this; others refuse.
+    models and ChatGLM-6B were trained for this; others refuse. The likeliest tokens are taken unless --temperature
+    is given.
 
     \b
     Examples:
