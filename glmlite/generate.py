@@ -99,7 +99,7 @@ class Parameters:
             raise TypeError(f"logit_bias is {self.logit_bias!r}, expected a mapping of token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():
             _integer("logit_bias", token, 0)
-            if not (isinstance(bias, (int, float)) and bias < math.inf):
+            if not (hasattr(bias, "__float__") and bias < math.inf):
                 raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below infinity")
         if self.overflow not in ("error", "truncate"):
             raise ValueError(f"overflow is {self.overflow!r}, expected 'error' or 'truncate'")

@@ -204,7 +204,7 @@ class Model:
         stops = list(p.stop_ids)
         if not p.ignore_eos:
             stops += sorted(self.tokenizer.eos_ids)
-        seed = random_seed() if p.seed is None else p.seed
+        seed = random_seed() if p.seed is None else int(p.seed)
         sampler = p.sampler(self._native, seed=seed, stop=stops)
         sampler.accept(ids)
         answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens)

@@ -38,8 +38,9 @@ class Stats:
 class Stream:
     """Streams what it is given; "slow" in a prompt makes it last."""
 
-    def __init__(self, texts, delay=0.0):
+    def __init__(self, texts, delay=0.0, reason="stop"):
         self.texts = texts
+        self.reason = reason
         self.delay = delay
         self.stats = Stats()
         self.cancelled = False
@@ -48,10 +49,10 @@ class Stream:
         self.cancelled = True
 
     def __iter__(self):
-        for text in self.texts:
+        for i, text in enumerate(self.texts, 1):
             if self.cancelled:
                 return
-            yield SimpleNamespace(text=text, tokens=[1], finish_reason=None)
+            yield SimpleNamespace(text=text, tokens=[1], finish_reason=self.reason if i == len(self.texts) else None)
             time.sleep(self.delay)
 
 
@@ -81,6 +82,8 @@ class Model:
         on_progress(1, 2)
         if "slow" in said:
             return Stream([f"{i} " for i in range(1000)], 0.02)
+        if "endless" in said:
+            return Stream(["and so on"] * 3, reason="length")
         system = [m["content"] for m in messages if m["role"] == "system"]
         return Stream(["\n ", f"{len(messages)} ", *system, f"<{said}>", " 好"])
 
@@ -162,6 +165,14 @@ def test_run_passes_on_what_was_asked_for_and_nothing_else(model):
             },
         )
     ]
+
+
+def test_run_says_where_the_context_is_full(model, capsys):
+    assert main(["run", "m.gguf", "endless"]) == 0
+    assert "the context is full" in capsys.readouterr().err
+    assert main(["run", "m.gguf", "endless", "-n", "3"]) == 0
+    assert main(["run", "m.gguf", "hi"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_run_raw_continues_the_text_as_it_is(model, capsys):

@@ -174,6 +174,14 @@ def test_logit_bias_and_stop_ids(load):
     assert (stopped.tokens, stopped.finish_reason, stopped.stop) == ([], "stop", 65)
 
 
+def test_numbers_may_be_numpy_s(load):
+    model = load()
+    bias = {np.int64(2): np.float32(1e5)}
+    got = model.generate([1], max_tokens=np.int64(2), seed=np.uint64(3), temperature=np.float32(0.5), logit_bias=bias)
+    assert got.tokens == [2, 2]
+    assert model.generate([1], max_tokens=2, stop_ids=np.array([2]), logit_bias=bias).stop == 2
+
+
 def test_stop_strings_across_tokens(load):
     model = load()
     (letter,) = model.tokenize("z")

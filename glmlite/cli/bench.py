@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from . import console, running
-from .options import Json, Loading, ModelName
+from .options import Json, Loading, ModelName, Threads
 
 CHUNK = 512  # tokens of the prompt in one step
 
@@ -23,17 +23,7 @@ def bench(
         int, typer.Option("--depth", "-d", min=0, metavar="N", help="Tokens in the cache before either.")
     ] = 0,
     repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, metavar="N", help="Times to measure each.")] = 5,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            "-t",
-            min=1,
-            metavar="N",
-            help="Threads to compute with [default: the physical cores].",
-            show_default=False,
-        ),
-    ] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure reading a prompt and generating, each on its own, without sampling's or the tokenizer's help.
@@ -82,24 +72,26 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
     sequence = engine.new_sequence()
     try:
         read(engine, _native, sequence, 0, depth)
-        if prompt:
+        for name, count, run, limit, share in (
+            ("prompt", prompt, read, "int8_peak_fraction", work.operations / (peak * 1e9)),
+            ("generate", generate, write, "bandwidth_fraction", work.bytes / (bandwidth * 1e9)),
+        ):
+            if not count:
+                continue
             rates = []
             for _ in range(repeat + 1):  # the first warms up
                 engine.truncate(sequence, depth)
                 begin = time.perf_counter()
-                read(engine, _native, sequence, depth, prompt)
-                rates.append(prompt / (time.perf_counter() - begin))
-            facts["prompt"] = _figures(prompt, rates[1:])
-            facts["prompt"]["int8_peak_fraction"] = facts["prompt"]["tokens_per_s"] * work.operations / (peak * 1e9)
-        if generate:
-            rates = []
-            for _ in range(repeat + 1):
-                engine.truncate(sequence, depth)
-                begin = time.perf_counter()
-                write(engine, _native, sequence, depth, generate)
-                rates.append(generate / (time.perf_counter() - begin))
-            facts["generate"] = _figures(generate, rates[1:])
-            facts["generate"]["bandwidth_fraction"] = facts["generate"]["tokens_per_s"] * work.bytes / (bandwidth * 1e9)
+                run(engine, _native, sequence, depth, count)
+                rates.append(count / (time.perf_counter() - begin))
+            median = statistics.median(rates[1:])
+            facts[name] = {
+                "tokens": count,
+                "tokens_per_s": median,
+                "least": min(rates[1:]),
+                "most": max(rates[1:]),
+                limit: median * share,
+            }
     finally:
         engine.free(sequence)
     return facts
@@ -136,10 +128,6 @@ def write(engine: Any, native: Any, sequence: int, start: int, count: int) -> No
     (samples,) = engine.run([work], max_ms=math.inf)
     if len(samples) != count:
         raise RuntimeError(f"bench: {len(samples)} tokens generated, should be {count}")
-
-
-def _figures(tokens: int, rates: list[float]) -> dict[str, Any]:
-    return {"tokens": tokens, "tokens_per_s": statistics.median(rates), "least": min(rates), "most": max(rates)}
 
 
 def _text(facts: dict[str, Any]) -> str:

@@ -1,21 +1,18 @@
 """`glmlite infill`: fill in a blank."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import console, running
-from .options import Loading, ModelName, Sampling
+from .options import File, Loading, ModelName, Sampling, Stats
 
 
 def infill(
     model: ModelName,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text with a blank.", show_default=False)] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the text from a UTF-8 file.", show_default=False)
-    ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr how fast it was.")] = False,
+    file: File = None,
+    stats: Stats = False,
     loading: Loading = Loading(),  # noqa: B008
     sampling: Sampling = Sampling(),  # noqa: B008
 ) -> None:

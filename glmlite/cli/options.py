@@ -15,6 +15,19 @@ Think = Annotated[
         "--think/--no-think", help="For models that can do either: think before answering?", show_default=False
     ),
 ]
+File = Annotated[Path | None, typer.Option("--file", "-f", help="Read it from a UTF-8 file.", show_default=False)]
+Stats = Annotated[bool, typer.Option("--stats", help="Say on stderr how fast it was.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        "-t",
+        min=1,
+        metavar="N",
+        help="Threads to compute with [default: the physical cores].",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -36,10 +49,7 @@ class Loading(Group):
         int | None,
         _option("Tokens of context to make room for [default: at most 4096].", "--context", "-c", min=1, metavar="N"),
     ] = None
-    threads: Annotated[
-        int | None,
-        _option("Threads to compute with [default: the physical cores].", "--threads", "-t", min=1, metavar="N"),
-    ] = None
+    threads: Threads = None
 
 
 @dataclass

@@ -1,26 +1,23 @@
 """`glmlite run`: one prompt, one answer."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import console, running
-from .options import Loading, ModelName, Sampling, Think, template
+from .options import File, Loading, ModelName, Sampling, Stats, Think, template
 
 
 def run(
     model: ModelName,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the prompt from a UTF-8 file.", show_default=False)
-    ] = None,
+    file: File = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without chat template.")] = False,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="System message.", show_default=False)
     ] = None,
     think: Think = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr how fast it was.")] = False,
+    stats: Stats = False,
     loading: Loading = Loading(),  # noqa: B008
     sampling: Sampling = Sampling(),  # noqa: B008
 ) -> None:

@@ -39,6 +39,7 @@ def stream(start: Callable[..., Any], *args: Any, strip: bool = False, **setting
     """
     text = ""
     stopped = False
+    reason = None
     with ExitStack() as stack:
         pieces = start(*args, stream=True, on_progress=stack.enter_context(console.progress("reading")), **settings)
         try:
@@ -47,10 +48,13 @@ def stream(start: Callable[..., Any], *args: Any, strip: bool = False, **setting
                 part = piece.text.lstrip() if strip and not text else piece.text
                 text += part
                 console.write(part)
+                reason = piece.finish_reason
         except KeyboardInterrupt:
             pieces.cancel()
             stopped = True
     console.write("\n")
+    if reason == "length" and "max_tokens" not in settings:
+        console.note("[the answer ends here: the context is full; --context makes room for more]")
     return Answer(text, pieces.stats, stopped)
 
 
