@@ -580,8 +580,10 @@ void CpuExecutor::linear(const Op& op, int thread) {
   const float* add = op.add >= 0 ? value(op.add) : nullptr;
   int64_t panels = 0;
   for (const Packed* w : weights(op).w) panels += w->panel_count();
-  // Tasks of several panels: enough of them to balance the threads, each large enough to be worth taking.
-  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * 8));
+  // Enough tasks to balance the threads; but a kernel arranges the activations anew in each, which many tokens make
+  // dear.
+  const int64_t tasks_per_thread = rows > 16 ? 2 : 8;
+  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * tasks_per_thread));
   int64_t task;
   while (team_.take((panels + per_task - 1) / per_task, &task)) {
     int64_t begin = task * per_task, end = std::min(begin + per_task, panels);
