@@ -3,9 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstdlib>
-
 #include "bind.h"
+#include "bind_isa.h"
 #include "engine.h"
 #include "errors.h"
 #include "memory.h"
@@ -120,14 +119,13 @@ py::array_t<float> to_rows(const std::vector<float>& values, size_t rows, int64_
 }
 
 std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens, int threads,
-                                    std::string isa, const py::object& progress) {
+                                    const std::string& isa, const py::object& progress) {
   std::vector<OpSpec> specs;
   for (const auto& op : ops) specs.push_back(to_op(op.cast<py::tuple>()));
   EngineOptions options;
   options.kv_tokens = kv_tokens;
   options.threads = threads;
-  if (const char* forced = std::getenv("GLMLITE_ISA"); isa.empty() && forced) isa = forced;
-  options.isa = std::move(isa);
+  options.isa = kernels_named(isa).name;
   LoadProgress report;
   if (!progress.is_none()) {
     report = [&](uint64_t done, uint64_t total) {

@@ -51,7 +51,10 @@ def _bits(h: np.ndarray, count: int) -> np.ndarray:
 
 
 def fields(format: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rows (n, bytes) -> w (n, g), integers (n, g, group), m (n, g) or None: value = w * integer + m, in f32."""
+    """Quantized rows (n, bytes) -> w (n, g), integers (n, g, group), m (n, g) or None.
+
+    A value is w * integer + m, in f32.
+    """
     _, size, halves = FORMATS[format]
     n = len(rows)
     b = rows.reshape(n, -1, size)
@@ -155,13 +158,12 @@ def linear(format: str, rows: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np
     w, q, m = fields(format, rows)
     _, groups, group = q.shape
     xq, xd, _ = quantize(x)
+    a = xq.reshape(len(x), groups, group).astype(np.float64)
     xd = np.repeat(xd.astype(np.float64), groups // xd.shape[1], axis=1)
-    y = size = 0
-    for t in range(len(x)) if len(x) else []:
-        a = xq[t].reshape(groups, group).astype(np.float64)
-        term = w * xd[t] * np.einsum("ngi,gi->ng", q.astype(np.float64), a)
-        least = 0 if m is None else m * xd[t] * a.sum(-1)
-        row, row_size = (term + least).sum(-1), (np.abs(term) + np.abs(least)).sum(-1)
-        y, size = (row[None], row_size[None]) if t == 0 else (np.vstack([y, row]), np.vstack([size, row_size]))
+    y, size = np.zeros((2, len(x), len(rows)))
+    for t in range(len(x)):
+        product = w * xd[t] * np.einsum("ngi,gi->ng", q, a[t])
+        least = 0 if m is None else m * xd[t] * a[t].sum(-1)
+        y[t], size[t] = (product + least).sum(-1), (np.abs(product) + np.abs(least)).sum(-1)
     terms = groups * (1 if m is None else 2)
     return y, (terms + 1) * (u * size * (1 + 2 * terms * u) + 2.0**-129)

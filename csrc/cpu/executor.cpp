@@ -134,7 +134,7 @@ class CpuExecutor final : public Executor {
   void turn_and_store(const Op& op, int thread);
   void attend_chunk(const Op& op, const Tile& tile, int64_t chunk, float* out, uint8_t* scratch);
   void attend_tile(const Op& op, const Tile& tile, uint8_t* scratch);
-  void merge_tile(const Op& op, const Tile& tile, float* parts);
+  void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
   void quantize_rows(int id, int thread);
   template <class Fn>
@@ -165,9 +165,14 @@ class CpuExecutor final : public Executor {
   bool split_context(size_t tiles) const { return team_.size() > 1 && tiles < 4 * static_cast<size_t>(team_.size()); }
   static int64_t chunks(int64_t context) { return (context + kChunkTokens - 1) / kChunkTokens; }
   static int64_t group(const Op& op) { return op.heads / op.kv_heads; }
+  static int64_t tile_queries(const Op& op, const std::vector<Tile>& tiles) {  // of the largest
+    int64_t tokens = 0;
+    for (const Tile& t : tiles) tokens = std::max(tokens, t.end - t.begin);
+    return tokens * group(op);
+  }
   static int64_t max_queries(const Op& op) { return std::max(kTileQueries, group(op)); }
-  // (max, sum, acc) of the queries of a tile: (M), (M), (M, head_dim).
-  static size_t partial_values(const Op& op) { return align64(max_queries(op) * (op.head_dim + 2)); }
+  // Floats that (max, sum, acc) of so many queries take: (M), (M), (M, head_dim).
+  static size_t partial_values(const Op& op, int64_t queries) { return align64(queries * (op.head_dim + 2)); }
 
   // Values of a step.
   std::vector<Place> places_;
@@ -399,8 +404,9 @@ void CpuExecutor::reserve(const Step& step) {
         scratch = std::max(scratch, linear_scratch_bytes(program_.values[op.x].width, capacity));
       if (op.kind == OpKind::kAttention) {
         // A state, a chunk, pointers to queries with their limits, and what the kernel wants.
-        scratch = std::max(scratch, 2 * partial_values(op) * sizeof(float) + align64(max_queries(op) * 16) +
-                                        attend_scratch_bytes(max_queries(op), op.head_dim));
+        scratch =
+            std::max(scratch, 2 * partial_values(op, max_queries(op)) * sizeof(float) + align64(max_queries(op) * 16) +
+                                  attend_scratch_bytes(max_queries(op), op.head_dim));
       }
     }
     scratch_per_thread_ = align64(scratch);
@@ -427,7 +433,8 @@ void CpuExecutor::reserve(const Step& step) {
     // The longest first, so that no thread is left with one at the end.
     std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
     if (split_context(tiles.size()))
-      partials = std::max(partials, tiles.size() * partial_values(op) * static_cast<size_t>(chunks(longest)));
+      partials = std::max(
+          partials, tiles.size() * partial_values(op, tile_queries(op, tiles)) * static_cast<size_t>(chunks(longest)));
   }
   if (partials * sizeof(float) > partials_.size()) {
     partials_.reset();
@@ -580,8 +587,10 @@ void CpuExecutor::linear(const Op& op, int thread) {
   const float* add = op.add >= 0 ? value(op.add) : nullptr;
   int64_t panels = 0;
   for (const Packed* w : weights(op).w) panels += w->panel_count();
-  // Tasks of several panels: enough of them to balance the threads, each large enough to be worth taking.
-  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * 8));
+  // Enough tasks to balance the threads; but a kernel arranges the activations anew in each, which many tokens make
+  // dear.
+  const int64_t tasks_per_thread = rows > 16 ? 2 : 8;
+  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * tasks_per_thread));
   int64_t task;
   while (team_.take((panels + per_task - 1) / per_task, &task)) {
     int64_t begin = task * per_task, end = std::min(begin + per_task, panels);
@@ -629,17 +638,16 @@ void CpuExecutor::attention(const Op& op, int thread) {
     return;
   }
   const int64_t longest = chunks(tiles[0].context);
+  const size_t stride = partial_values(op, tile_queries(op, tiles));
   const auto count = static_cast<int64_t>(tiles.size());
   while (team_.take(count * longest, &task)) {
     const Tile& tile = tiles[task % count];
     const int64_t chunk = task / count;
     if (chunk < chunks(tile.context))
-      attend_chunk(op, tile, chunk, partials_.as<float>() + (task % count * longest + chunk) * partial_values(op),
-                   scratch);
+      attend_chunk(op, tile, chunk, partials_.as<float>() + (task % count * longest + chunk) * stride, scratch);
   }
   team_.barrier();
-  while (team_.take(count, &task))
-    merge_tile(op, tiles[task], partials_.as<float>() + task * longest * partial_values(op));
+  while (team_.take(count, &task)) merge_tile(op, tiles[task], partials_.as<float>() + task * longest * stride, stride);
 }
 
 void CpuExecutor::turn_and_store(const Op& op, int thread) {
@@ -651,27 +659,26 @@ void CpuExecutor::turn_and_store(const Op& op, int thread) {
     const RopeTable& r = program_.ropes[op.rope];
     pairs = {r.first.data(), r.second.data(), static_cast<int64_t>(r.first.size())};
   }
-  for (const Run& run : step_->runs) {
-    each_row(thread, run.end - run.begin, [&](int64_t i) {
-      const int64_t t = run.begin + i;
-      float* row = qkv + t * width;
-      for (int h = 0; h < op.heads + op.kv_heads; ++h) {
-        float* head = row + int64_t{h} * op.head_dim;
-        if (const float* norm = h < op.heads ? weights(op).q_norm : weights(op).k_norm)
-          kernels_.rms_norm(head, norm, nullptr, head, op.head_dim, op.eps);
-        if (op.rope >= 0) kernels_.rope(head, pairs, cos_[op.rope] + t * pairs.count, sin_[op.rope] + t * pairs.count);
-      }
-      const int64_t entry = step_->entry[t];
-      const int32_t page = run.pages[entry / kPageTokens];
-      const float* keys = row + int64_t{op.heads} * op.head_dim;
-      const float* values = keys + int64_t{op.kv_heads} * op.head_dim;
-      for (int h = 0; h < op.kv_heads; ++h) {
-        if (!kernels_.store_kv(keys + int64_t{h} * op.head_dim, values + int64_t{h} * op.head_dim, op.head_dim,
-                               k_page(cache, page, h), v_page(cache, page, h), entry % kPageTokens))
-          bad_[t] = 1;
-      }
-    });
-  }
+  auto run = step_->runs.begin();
+  each_row(thread, tokens_, [&](int64_t t) {
+    while (t >= run->end) ++run;
+    float* row = qkv + t * width;
+    for (int h = 0; h < op.heads + op.kv_heads; ++h) {
+      float* head = row + int64_t{h} * op.head_dim;
+      if (const float* norm = h < op.heads ? weights(op).q_norm : weights(op).k_norm)
+        kernels_.rms_norm(head, norm, nullptr, head, op.head_dim, op.eps);
+      if (op.rope >= 0) kernels_.rope(head, pairs, cos_[op.rope] + t * pairs.count, sin_[op.rope] + t * pairs.count);
+    }
+    const int64_t entry = step_->entry[t];
+    const int32_t page = run->pages[entry / kPageTokens];
+    const float* keys = row + int64_t{op.heads} * op.head_dim;
+    const float* values = keys + int64_t{op.kv_heads} * op.head_dim;
+    for (int h = 0; h < op.kv_heads; ++h) {
+      if (!kernels_.store_kv(keys + int64_t{h} * op.head_dim, values + int64_t{h} * op.head_dim, op.head_dim,
+                             k_page(cache, page, h), v_page(cache, page, h), entry % kPageTokens))
+        bad_[t] = 1;
+    }
+  });
 }
 
 // (max, sum, acc) of the tile's queries over one chunk, into out.
@@ -713,8 +720,8 @@ void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, fl
 void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) {
   const int64_t queries = (tile.end - tile.begin) * group(op);
   auto* state = reinterpret_cast<float*>(scratch);
-  float* chunk = state + partial_values(op);
-  scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(op));
+  float* chunk = state + partial_values(op, max_queries(op));
+  scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(op, max_queries(op)));
   attend_chunk(op, tile, 0, state, scratch);
   for (int64_t c = 1; c < chunks(tile.context); ++c) {
     attend_chunk(op, tile, c, chunk, scratch);
@@ -725,12 +732,12 @@ void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) 
   finish_tile(op, tile, state);
 }
 
-// The same from chunks that were computed before: chunk c's partial result at chunks + c * partial_values(op).
-void CpuExecutor::merge_tile(const Op& op, const Tile& tile, float* parts) {
+// The same from chunks that were computed before, chunk c's partial result at parts + c * stride.
+void CpuExecutor::merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride) {
   const int64_t queries = (tile.end - tile.begin) * group(op);
   float* state = parts;
   for (int64_t c = 1; c < chunks(tile.context); ++c) {
-    const float* chunk = parts + c * partial_values(op);
+    const float* chunk = parts + c * stride;
     for (int64_t i = 0; i < queries; ++i)
       kernels_.attend_merge(state + i, state + queries + i, state + 2 * queries + i * op.head_dim, chunk[i],
                             chunk[queries + i], chunk + 2 * queries + i * op.head_dim, op.head_dim);

@@ -65,7 +65,8 @@ struct CpuKernels {
   bool (*supported)();  // by this CPU and operating system, now
 
   // Row to activation row: for each block of 32, d = max|x| / 127, q = x * (127 / max|x|) rounded half away from zero
-  // (all 0 where max|x| = 0), sums of q by 16. A NaN or infinity gives d = NaN, so that it stays visible downstream.
+  // (all 0 where max|x| < 2^-100: 127 / max|x| must not overflow), sums of q by 16. A NaN or infinity gives d = NaN, so
+  // that it stays visible downstream.
   void (*quantize)(const float* x, int64_t k, int8_t* q, float* d, int32_t* sums);
 
   // y = x . W^T for every format, by index of Format. Quantized formats, for each block of 32 (or each half of it where

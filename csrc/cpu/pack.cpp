@@ -30,28 +30,38 @@ Place low_place(int bits, int j) {
 }
 Place high_place(int bits, int j) { return bits == 1 ? Place{0, j} : Place{j / 4, j % 4 * 2}; }
 
-// 32 codes of one row into, or out of, a zeroed block of a panel.
-void put_codes(const FormatTraits& t, const uint8_t* code, int row, uint8_t* block) {
+uint32_t load32(const uint8_t* p) {
+  uint32_t value;
+  memcpy(&value, p, 4);
+  return value;
+}
+void or32(uint8_t* p, uint32_t value) {
+  value |= load32(p);
+  memcpy(p, &value, 4);
+}
+
+// In each of four bytes, the lowest `bits`.
+uint32_t low_bits(uint32_t bytes, int bits) { return bytes & 0x01010101u * ((1u << bits) - 1); }
+
+// 32 codes of one row into, or out of, a zeroed block of a panel: four at a time, whose bits leave no byte.
+inline void put_codes(const FormatTraits& t, const uint8_t* code, int row, uint8_t* block) {
   uint8_t* high = block + 64 * t.low_bits;
   for (int j = 0; j < 8; ++j) {
+    const uint32_t c = load32(code + 4 * j);
     const Place low = low_place(t.low_bits, j), top = high_place(t.high_bits, j);
-    for (int i = 0; i < 4; ++i) {
-      const int c = code[4 * j + i], at = 4 * row + i;
-      block[64 * low.vector + at] |= static_cast<uint8_t>((c & ((1 << t.low_bits) - 1)) << low.shift);
-      if (t.high_bits) high[64 * top.vector + at] |= static_cast<uint8_t>(c >> t.low_bits << top.shift);
-    }
+    or32(block + 64 * low.vector + 4 * row, low_bits(c, t.low_bits) << low.shift);
+    if (t.high_bits) or32(high + 64 * top.vector + 4 * row, low_bits(c >> t.low_bits, t.high_bits) << top.shift);
   }
 }
 void get_codes(const FormatTraits& t, const uint8_t* block, int row, uint8_t* code) {
   const uint8_t* high = block + 64 * t.low_bits;
   for (int j = 0; j < 8; ++j) {
     const Place low = low_place(t.low_bits, j), top = high_place(t.high_bits, j);
-    for (int i = 0; i < 4; ++i) {
-      const int at = 4 * row + i;
-      int c = block[64 * low.vector + at] >> low.shift & ((1 << t.low_bits) - 1);
-      if (t.high_bits) c |= (high[64 * top.vector + at] >> top.shift & ((1 << t.high_bits) - 1)) << t.low_bits;
-      code[4 * j + i] = static_cast<uint8_t>(c);
+    uint32_t c = low_bits(load32(block + 64 * low.vector + 4 * row) >> low.shift, t.low_bits);
+    if (t.high_bits) {
+      c |= low_bits(load32(high + 64 * top.vector + 4 * row) >> top.shift, t.high_bits) << t.low_bits;
     }
+    memcpy(code + 4 * j, &c, 4);
   }
 }
 
@@ -123,15 +133,19 @@ void get_scales(Format format, const uint8_t* h, int row, RawBlock* raw) {
   }
 }
 
-void pack_floats(int64_t size, const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
+template <class T>
+void pack_floats(const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
   for (int64_t i = 0; i < k; ++i) {
-    for (int r = 0; r < count; ++r) memcpy(panel + (i * kLanes + r) * size, rows + (r * k + i) * size, size);
+    for (int r = 0; r < count; ++r) {
+      memcpy(panel + (i * kLanes + r) * sizeof(T), rows + (r * k + i) * sizeof(T), sizeof(T));
+    }
   }
 }
 
 // `count` rows of the panel; the others stay zero.
-void pack_blocks(Format format, const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
-  const FormatTraits& t = kFormatTraits[static_cast<int>(format)];
+template <Format format>
+void pack_blocks(const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
+  constexpr FormatTraits t = kFormatTraits[static_cast<int>(format)];
   const FormatInfo& info = format_info(format);
   const int64_t row_bytes = k / info.block_values * info.block_bytes;
   const int per_block = info.block_values / kBlockColumns;  // blocks of 32 in a block of the file
@@ -177,10 +191,50 @@ void pack_panels(Format format, const uint8_t* rows, int64_t n, int64_t k, int64
     const uint8_t* from = rows + p * kLanes * row_bytes;
     uint8_t* to = panels + p * panel_size;
     memset(to, 0, static_cast<size_t>(panel_size));
-    if (is_float(format)) {
-      pack_floats(info.block_bytes, from, k, count, to);
-    } else {
-      pack_blocks(format, from, k, count, to);
+    switch (format) {
+      case Format::kF32:
+        pack_floats<uint32_t>(from, k, count, to);
+        break;
+      case Format::kF16:
+      case Format::kBF16:
+        pack_floats<uint16_t>(from, k, count, to);
+        break;
+      case Format::kQ8_0:
+        pack_blocks<Format::kQ8_0>(from, k, count, to);
+        break;
+      case Format::kQ4_0:
+        pack_blocks<Format::kQ4_0>(from, k, count, to);
+        break;
+      case Format::kQ4_1:
+        pack_blocks<Format::kQ4_1>(from, k, count, to);
+        break;
+      case Format::kQ5_0:
+        pack_blocks<Format::kQ5_0>(from, k, count, to);
+        break;
+      case Format::kQ5_1:
+        pack_blocks<Format::kQ5_1>(from, k, count, to);
+        break;
+      case Format::kQ2_K:
+        pack_blocks<Format::kQ2_K>(from, k, count, to);
+        break;
+      case Format::kQ3_K:
+        pack_blocks<Format::kQ3_K>(from, k, count, to);
+        break;
+      case Format::kQ4_K:
+        pack_blocks<Format::kQ4_K>(from, k, count, to);
+        break;
+      case Format::kQ5_K:
+        pack_blocks<Format::kQ5_K>(from, k, count, to);
+        break;
+      case Format::kQ6_K:
+        pack_blocks<Format::kQ6_K>(from, k, count, to);
+        break;
+      case Format::kIQ4_NL:
+        pack_blocks<Format::kIQ4_NL>(from, k, count, to);
+        break;
+      case Format::kIQ4_XS:
+        pack_blocks<Format::kIQ4_XS>(from, k, count, to);
+        break;
     }
   }
 }
