@@ -95,8 +95,8 @@ int32_t Sampler::draw(const float* logits, int64_t vocab) {
   for (size_t i = 0; i < all.size(); ++i) {
     if (i == sorted) {
       sorted = std::min(all.size(), std::max<size_t>(64, sorted * 4));
-      std::partial_sort(all.begin() + static_cast<long>(i), all.begin() + static_cast<long>(sorted), all.end(),
-                        likelier);
+      std::partial_sort(all.begin() + static_cast<std::ptrdiff_t>(i), all.begin() + static_cast<std::ptrdiff_t>(sorted),
+                        all.end(), likelier);
     }
     if (filtered && i > 0 && (sum >= options_.top_p * total || all[i].p < options_.min_p * all[0].p)) break;
     reached.push_back(sum += all[i].p);

@@ -262,7 +262,7 @@ void CpuExecutor::plan_buffers() {
     for (size_t i = 0; i < busy.size();) {  // what the ops before this one read for the last time
       if (busy[i].first < static_cast<int>(id)) {
         free.push_back(busy[i].second);
-        busy.erase(busy.begin() + static_cast<long>(i));
+        busy.erase(busy.begin() + static_cast<std::ptrdiff_t>(i));
       } else {
         ++i;
       }
@@ -379,7 +379,6 @@ void CpuExecutor::reserve(const Step& step) {
     capacity_ = 0;
     values_ = Memory(columns * static_cast<size_t>(capacity) * sizeof(float),
                      "a step of " + std::to_string(rows) + " tokens");
-    capacity_ = capacity;
     size_t at = 0;
     for (size_t s = 0; s < slots_.size(); ++s) {
       slots_[s] = values_.as<float>(at * sizeof(float));
@@ -412,6 +411,7 @@ void CpuExecutor::reserve(const Step& step) {
     scratch_per_thread_ = align64(scratch);
     scratch_.reset();
     scratch_ = Memory(scratch_per_thread_ * team_.size(), "scratch");
+    capacity_ = capacity;  // last: after a failure above, the next step starts over
   }
 
   // Tiles of each attention, and room for partial results where few tiles look at a long context.

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "inline.h"
+
 namespace glmlite {
 namespace {
 
@@ -135,7 +137,7 @@ inline float max_lanes(F32x16 x) {
 #if defined(_MSC_VER) && !defined(__clang__)
 inline void prefetch(const void* p) { __prefetch(p); }
 #else
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch(const void* p) { GLMLITE_PREFETCH(p); }
 #endif
 
 }  // namespace
