@@ -3,7 +3,8 @@
     python benchmarks/random_model.py glm-edge-1.5b Q4_0 edge-q4_0.gguf
 
 Weights are random blocks of the format, tensor after tensor, so memory stays small whatever the model's size. The
-vocabulary is made up: prompts go in as token ids. Needs numpy and the gguf package.
+vocabulary is made up, prompts go in as token ids, unless --tokenizer names a checkpoint's folder with a byte-level
+vocabulary (GLM-4). Needs numpy and the gguf package.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import pathlib
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+
+from glmlite.convert import vocab
 
 # layers, dim, heads, kv_heads, head_dim, ffn, rope_dim, vocab, tied (MODELS: the published configurations)
 SHAPES = {
@@ -138,7 +141,17 @@ def type_of(name, format):
     return format
 
 
-def write(path, shape, format, seed=0):
+def made_up_tokens(count):
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "chatglm-bpe",
+        "tokenizer.ggml.tokens": [*BYTES, "ab", *(f"[{i}]" for i in range(257, count))],
+        "tokenizer.ggml.token_type": [1] * count,
+        "tokenizer.ggml.merges": ["a b"],
+    }
+
+
+def write(path, shape, format, seed=0, tokenizer=None):
     """The file, written beside its place and renamed when whole."""
     s, path = SHAPES[shape], pathlib.Path(path)
     rng = np.random.default_rng(seed)
@@ -154,11 +167,12 @@ def write(path, shape, format, seed=0):
     w.add_layer_norm_rms_eps(1e-5)
     w.add_rope_dimension_count(s["rope_dim"])
     w.add_rope_freq_base(10000.0)
-    w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre("chatglm-bpe")
-    w.add_token_list([*BYTES, "ab", *(f"[{i}]" for i in range(257, s["vocab"]))])
-    w.add_token_types([1] * s["vocab"])
-    w.add_token_merges(["a b"])
+    tokens = vocab.from_folder(tokenizer, vocab_size=s["vocab"]) if tokenizer else made_up_tokens(s["vocab"])
+    w.add_tokenizer_model(tokens["tokenizer.ggml.model"])
+    w.add_tokenizer_pre(tokens["tokenizer.ggml.pre"])
+    w.add_token_list(tokens["tokenizer.ggml.tokens"])
+    w.add_token_types([int(kind) for kind in tokens["tokenizer.ggml.token_type"]])
+    w.add_token_merges(tokens["tokenizer.ggml.merges"])
     w.add_eos_token_id(s["vocab"] - 1)
     for name, rows, columns in tensors(s):
         kind = GGMLQuantizationType[type_of(name, format) if rows else "F32"]
@@ -187,5 +201,6 @@ if __name__ == "__main__":
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("format", choices=["F32", "F16", "Q4_K_M", *SCALES])
     parser.add_argument("out")
+    parser.add_argument("--tokenizer", metavar="FOLDER")
     arguments = parser.parse_args()
-    write(arguments.out, arguments.shape, arguments.format)
+    write(arguments.out, arguments.shape, arguments.format, tokenizer=arguments.tokenizer)

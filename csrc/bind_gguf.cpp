@@ -1,6 +1,7 @@
 // The Python class Gguf. Metadata and tensor list become Python objects when first asked for.
 #include <pybind11/numpy.h>
 
+#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -197,6 +198,10 @@ void bind_gguf(py::module_& m) {
     try {
       if (p) std::rethrow_exception(p);
     } catch (const FileError& e) {
+      if (e.error == ENOMEM) {  // no address space to map it into
+        PyErr_SetString(PyExc_MemoryError, e.what());
+        return;
+      }
       // OSError picks the subclass by the errno.
       py::object error = py::handle(PyExc_OSError)(e.error, e.reason, decode_path(e.path));
       PyErr_SetObject(py::type::handle_of(error).ptr(), error.ptr());

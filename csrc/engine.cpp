@@ -7,6 +7,7 @@
 #include <string>
 
 #include "errors.h"
+#include "memory.h"
 
 namespace glmlite {
 
@@ -52,6 +53,7 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   const int64_t partial = prefix % kPageTokens;
   const int64_t pages = (partial + options.kv_tokens + kPageTokens - 1) / kPageTokens;
   const int64_t total = pages + (prefix + kPageTokens - 1) / kPageTokens;
+  trim_heap();  // what reading the file's metadata left, before the weights come on top of it
   executor_ = make_cpu_executor(file, std::move(program), total, options.threads, options.isa.c_str(), progress);
   table_ = std::make_unique<PageTable>(total, kPageTokens);
   base_ = table_->create();
@@ -128,6 +130,7 @@ void Engine::close() {
   std::lock_guard<std::mutex> lock(mutex_);
   std::atomic_store(&executor_, std::shared_ptr<Executor>());
   table_.reset();
+  trim_heap();
 }
 
 // Checks the works and lays their tokens out as one step.

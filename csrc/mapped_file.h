@@ -9,7 +9,8 @@ namespace glmlite {
 
 // A path is bytes: what the system takes, or UTF-8 on Windows; os.fsencode of Python gives exactly that.
 
-// The system refused a file. -> OSError(error, reason, path), which Python turns into FileNotFoundError and the like.
+// The system refused a file. -> OSError(error, reason, path), which Python turns into FileNotFoundError and the like;
+// MemoryError for ENOMEM.
 struct FileError : std::runtime_error {
   FileError(int error, const std::string& path) : FileError(error, std::generic_category().message(error), path) {}
   FileError(int error, const std::string& reason, const std::string& path)

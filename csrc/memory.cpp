@@ -14,6 +14,9 @@
 #ifdef __APPLE__
 #include <mach/mach.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace glmlite {
 
@@ -67,6 +70,12 @@ void Memory::swap(Memory& other) noexcept {
   std::swap(size_, other.size_);
   std::swap(mapped_, other.mapped_);
   std::swap(mapped_size_, other.mapped_size_);
+}
+
+void trim_heap() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 #ifdef __linux__

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
 LEAST_CONTEXT = 512
+# Metadata that nothing needs once the tokenizer is made: GLM-4's 318,088 merges take 30 MB.
+OF_THE_TOKENIZER = ("merges", "scores", "precompiled_charsmap")
 
 
 def load(
@@ -57,10 +59,13 @@ def load(
     path = model_file(path)
     gguf = native.Gguf(path)
     try:
+        metadata = gguf.metadata
         shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
-        recording = models.record(gguf.metadata, shapes)
-        tokenizer = Tokenizer.from_metadata(gguf.metadata)
-        defaults = sampling_defaults(gguf.metadata)
+        recording = models.record(metadata, shapes)
+        tokenizer = Tokenizer.from_metadata(metadata)
+        defaults = sampling_defaults(metadata)
+        for key in OF_THE_TOKENIZER:
+            metadata.pop(f"tokenizer.ggml.{key}", None)
         context = _context(context, recording, gguf.nbytes, native.available_memory())
         kv_tokens = _kv_tokens(kv_tokens, context)
         page = native.Engine.page_tokens
@@ -73,35 +78,34 @@ def load(
             threads=threads or 0,
             progress=None if progress is None else lambda done, total: progress(done / total if total else 1.0),
         )
-    except BaseException as error:
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+    finally:
         gguf.close()
-        if isinstance(error, FormatError):
-            raise FormatError(f"{path}: {error}") from error
-        raise
-    name = str(gguf.metadata.get("general.name") or path.stem)
+    name = str(metadata.get("general.name") or path.stem)
     log.info("%s: loaded, %s, context %d, %d threads", path, recording.architecture, context, engine.threads)
     scheduler = Scheduler(native, engine, parallel=parallel, name=name)
-    return Model(path, name, gguf, recording, tokenizer, defaults, context, native, engine, scheduler)
+    return Model(path, name, metadata, recording, tokenizer, defaults, context, native, engine, scheduler)
 
 
 class Model:
     """A loaded model, from `load`. Any number of threads may use it at once.
 
-    path, name, architecture, metadata (of the file), tokenizer; context: tokens of one request; vocab_size: width of
-    the logits; gguf and engine: the open file and what computes, for tools (`glmlite/_native.pyi` describes them).
-    `close` or the end of a `with` block gives the memory back at once; requests that run then fail with RuntimeError.
-    A model does not survive a fork of the process (multiprocessing: use "spawn", or load in the child).
+    path, name, architecture, tokenizer; metadata: of the file, without what only the tokenizer is made of (merges,
+    scores); context: tokens of one request; vocab_size: width of the logits; engine: what computes, for tools
+    (`glmlite/_native.pyi` describes it). `close` or the end of a `with` block gives the memory back at once; requests
+    that run then fail with RuntimeError. A model does not survive a fork of the process (multiprocessing: use
+    "spawn", or load in the child).
     """
 
-    def __init__(self, path, name, gguf, recording, tokenizer, defaults, context, native, engine, scheduler):
+    def __init__(self, path, name, metadata, recording, tokenizer, defaults, context, native, engine, scheduler):
         self.path: Path = path
         self.name: str = name
         self.architecture: str = recording.architecture
-        self.metadata: Mapping[str, Any] = gguf.metadata
+        self.metadata: Mapping[str, Any] = metadata
         self.tokenizer: Tokenizer = tokenizer
         self.context: int = context
         self.vocab_size: int = recording.vocab
-        self.gguf = gguf
         self.engine = engine
         self._layout = recording.layout
         self._defaults = defaults
@@ -109,7 +113,7 @@ class Model:
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
-        self._close = weakref.finalize(self, _close, scheduler, gguf)
+        self._close = weakref.finalize(self, scheduler.close)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"context {self.context}"
@@ -271,11 +275,6 @@ def prompt_ids(tokenizer: Tokenizer, blanks: Infiller | None, text: str) -> list
 
 def infiller(architecture: str, tokenizer: Tokenizer) -> Infiller | None:
     return Infiller(architecture, tokenizer) if architecture in BLANKS else None
-
-
-def _close(scheduler: Scheduler, gguf: Any) -> None:
-    scheduler.close()
-    gguf.close()
 
 
 def _context(asked: int | None, recording: models.Recording, weight_bytes: int, free: int) -> int:

@@ -536,6 +536,7 @@ def test_bench_measures_each_part_at_depth(monkeypatch):
             tokens=tokens, positions=positions, sampler=sampler, budget=budget
         ),
         Sampler=lambda **options: options,
+        Gguf=lambda path: None,
         machine_bandwidth=lambda threads: 1e-6,
         machine_int8_peak=lambda threads: 1e-3,
     )
@@ -543,7 +544,7 @@ def test_bench_measures_each_part_at_depth(monkeypatch):
     monkeypatch.setitem(sys.modules, "glmlite._native", native)
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(bench, "work_per_token", lambda gguf: bench.Work(bytes=50, operations=500))
-    facts = bench.measure(SimpleNamespace(engine=engine, gguf=None), prompt=600, generate=4, depth=700, repeat=2)
+    facts = bench.measure(SimpleNamespace(engine=engine, path=None), prompt=600, generate=4, depth=700, repeat=2)
     prefill = [(512, 0), (88, 0)]
     assert engine.log == [(512, 0), (188, 0), *prefill * 3, *[(1, 4)] * 3, "free"]
     assert facts["prompt"]["tokens_per_s"] == pytest.approx(1000)

@@ -58,7 +58,7 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
     from .. import _native
 
     engine = model.engine
-    work = work_per_token(model.gguf)
+    work = work_per_token(_native.Gguf(model.path))
     bandwidth = _native.machine_bandwidth(engine.threads)  # GB/s
     peak = _native.machine_int8_peak(engine.threads)  # GOPS
     facts: dict[str, Any] = {

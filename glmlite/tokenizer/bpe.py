@@ -88,12 +88,15 @@ class ByteBPE:
         if "" in words:
             raise FormatError(f"tokenizer.ggml.tokens: token {words['']} is empty")
 
-        merges = [tuple(merge.split(" ")) for merge in metadata.strings("tokenizer.ggml.merges")]
-        for i, merge in enumerate(merges):
-            if len(merge) != 2 or merge[0] not in words or merge[1] not in words or "".join(merge) not in words:
+        merges = []
+        for i, merge in enumerate(metadata.strings("tokenizer.ggml.merges")):
+            halves = merge.split(" ")
+            if len(halves) != 2 or not words.keys() >= {*halves, "".join(halves)}:
                 raise FormatError(
-                    f"tokenizer.ggml.merges: merge {i} is {' '.join(merge)!r}, expected two tokens that join to a third"
+                    f"tokenizer.ggml.merges: merge {i} is {merge!r}, expected two tokens that join to a third"
                 )
+            # The vocabulary's own strings, not copies: GLM-4 has 318,088 merges.
+            merges.append(tuple(vocabulary.tokens[words[half]] for half in halves))
         self._tokenizer = tokenizers.Tokenizer(BPE(words, merges, ignore_merges=pre in IGNORE_MERGES))
         cuts = [Split(tokenizers.Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
         self._tokenizer.pre_tokenizer = Sequence([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
