@@ -83,7 +83,7 @@ def peak(path):
 def cycles(path, count):
     samples = []
     for i in range(count):
-        with glmlite.load(path, context=512) as model:
+        with glmlite.load(path, context=256) as model:
             model.generate([1, 2, 3], max_tokens=2, ignore_eos=True)
         del model
         _sample(samples, i, count)
@@ -93,7 +93,7 @@ def cycles(path, count):
 def generations(path, count, threads=4):
     samples, done = [], iter(range(count))
     turn = threading.Lock()
-    with glmlite.load(path, context=512, kv_tokens=1024) as model:
+    with glmlite.load(path, context=256, kv_tokens=1024) as model:
 
         def work():
             while True:

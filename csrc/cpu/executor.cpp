@@ -374,7 +374,6 @@ void CpuExecutor::reserve(const Step& step) {
     capacity_ = 0;
     values_ = Memory(columns * static_cast<size_t>(capacity) * sizeof(float),
                      "a step of " + std::to_string(rows) + " tokens");
-    capacity_ = capacity;
     size_t at = 0;
     for (size_t s = 0; s < slots_.size(); ++s) {
       slots_[s] = values_.as<float>(at * sizeof(float));
@@ -406,6 +405,7 @@ void CpuExecutor::reserve(const Step& step) {
     scratch_per_thread_ = align64(scratch);
     scratch_.reset();
     scratch_ = Memory(scratch_per_thread_ * team_.size(), "scratch");
+    capacity_ = capacity;  // not before all is there
   }
 
   // Tiles of each attention, and room for partial results where few tiles look at a long context.
