@@ -26,6 +26,7 @@ import statistics
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import psutil
 
@@ -156,8 +157,9 @@ def _sample(samples, i, count):
 
 def _fresh(function, *arguments):
     """The function's result from a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    # An executor, not a Pool: that one waits for ever if the process is killed for want of memory.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _peaks(paths):
