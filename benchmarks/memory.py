@@ -26,6 +26,7 @@ import statistics
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import psutil
 
@@ -83,7 +84,7 @@ def peak(path):
 def cycles(path, count):
     samples = []
     for i in range(count):
-        with glmlite.load(path, context=512) as model:
+        with glmlite.load(path, context=256) as model:
             model.generate([1, 2, 3], max_tokens=2, ignore_eos=True)
         del model
         _sample(samples, i, count)
@@ -93,7 +94,7 @@ def cycles(path, count):
 def generations(path, count, threads=4):
     samples, done = [], iter(range(count))
     turn = threading.Lock()
-    with glmlite.load(path, context=512, kv_tokens=1024) as model:
+    with glmlite.load(path, context=256, kv_tokens=1024) as model:
 
         def work():
             while True:
@@ -156,8 +157,9 @@ def _sample(samples, i, count):
 
 def _fresh(function, *arguments):
     """The function's result from a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    # An executor, not a Pool: that one waits for ever if the process is killed for want of memory.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _peaks(paths):
