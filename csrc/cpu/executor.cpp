@@ -405,7 +405,7 @@ void CpuExecutor::reserve(const Step& step) {
     scratch_per_thread_ = align64(scratch);
     scratch_.reset();
     scratch_ = Memory(scratch_per_thread_ * team_.size(), "scratch");
-    capacity_ = capacity;  // last: after a failure above, the next step starts over
+    capacity_ = capacity;  // not before all is there
   }
 
   // Tiles of each attention, and room for partial results where few tiles look at a long context.
