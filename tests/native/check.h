@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdio>
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 

@@ -1,5 +1,8 @@
 // The thread team: that work is done once, barriers hold, and no access races (under ThreadSanitizer).
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
+#include <thread>
 
 #include "check.h"
 #include "cpu/team.h"
