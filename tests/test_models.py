@@ -248,8 +248,7 @@ def test_glm4_with_sections_turns_halves():
 def test_drafting_layer_is_left_out():
     plain = tiny.model("glm4", layers=2)
     extra = tiny.model("glm4", layers=3, metadata={"glm4.nextn_predict_layers": 1})
-    rec = recording(extra)
-    assert rec.layers == 2
+    assert len(recording(extra).ops) == len(recording(plain).ops)
     assert np.array_equal(run(extra, TEXT), run(plain, TEXT))
 
 
@@ -257,8 +256,8 @@ def test_head_dim_and_kv_heads_have_defaults():
     left_out = {f"llama.attention.{key}": None for key in ("key_length", "value_length", "head_count_kv")}
     model = tiny.model("llama", dim=128, kv_heads=4, metadata=left_out | {"llama.rope.dimension_count": None})
     rec = recording(model)
-    assert (rec.head_dim, rec.kv_heads) == (32, 4)
-    assert rec.ops[3].attrs["rope"].dim == 32
+    attention = rec.ops[3].attrs
+    assert (attention["head_dim"], attention["kv_heads"], attention["rope"].dim) == (32, 4, 32)
 
 
 # ---- layouts

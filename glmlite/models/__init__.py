@@ -32,11 +32,6 @@ class Recording:
 
     ops: tuple[Op, ...]
     architecture: str
-    layers: int
-    dim: int
-    heads: int
-    kv_heads: int
-    head_dim: int
     vocab: int
     context: int
     layout: LayoutFunction
@@ -61,11 +56,6 @@ def record(metadata: Mapping[str, Any], shapes: Shapes) -> Recording:
     return Recording(
         ops=tuple(r.ops),
         architecture=architecture,
-        layers=config.layers,
-        dim=config.dim,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
         vocab=logits.width,
         context=config.context,
         layout=model.layout,
