@@ -1,7 +1,8 @@
 """Compare with llama.cpp on a real model, and store what it said for tests/test_smollm2.py.
 
     python tests/oracles/llamacpp.py SmolLM2-135M-Instruct.Q4_1.gguf --store tests/data/smollm2_llamacpp.json
-    python tests/oracles/llamacpp.py SmolLM2-135M-Instruct.Q4_1.gguf --formats --prompts 12
+    python tests/oracles/llamacpp.py SmolLM2-135M-Instruct.Q4_1.gguf --formats --prompts 10
+    python tests/oracles/llamacpp.py --tiny
 
 Needs llama-cpp-python (built from its source package, so for this machine), the built glmlite module and gguf.
 
@@ -9,7 +10,8 @@ The first compares, for every prompt of tests/data/prompts.json: the token ids; 
 divergence of each engine's distribution from the exact one, which is the numpy executor's on the dequantized weights
 with f64 sums; and greedy continuations, which may part only where the exact logits of the two choices are so close that
 llama.cpp's own errors explain it. The second has the model quantized to every format by llama.cpp and compares the
-divergences. Each prints a table and exits with 1 if anything is off; docs/accuracy.md has the results.
+divergences. The third compares ids and logits on tiny random GLMs in F32 with real vocabularies (tests/vocab.py says
+where they are). Each prints a table and exits with 1 if anything is off; docs/accuracy.md has the results.
 """
 
 import argparse
@@ -33,8 +35,12 @@ BAR = 1.2  # our divergence over llama.cpp's
 DEVIATIONS = 4
 
 # Format -> the name of llama.cpp's mixture; `pure` then gives all matrices the one format.
-FORMATS = {name: name for name in ("BF16", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q6_K")}
-FORMATS |= {"F32": None, "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ4_XS": "IQ4_XS"}
+FORMATS = {"F32": None, "F16": "F16", "BF16": "BF16", "Q8_0": "Q8_0", "Q4_0": "Q4_0", "Q4_1": "Q4_1", "Q5_0": "Q5_0"}
+FORMATS |= {"Q5_1": "Q5_1", "Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q6_K": "Q6_K"}
+FORMATS |= {"IQ4_NL": "IQ4_NL", "IQ4_XS": "IQ4_XS"}
+
+TINY = [("chatglm", "chatglm3-6b"), ("chatglm", "glm-4-9b-chat"), ("glm4", "glm-4-9b-chat-hf")]
+TINY_ERROR = 1e-3  # of the largest logit; both engines round keys and values to f16, by at most 2 ** -11 of each
 
 
 def log_softmax(x):
@@ -182,15 +188,20 @@ def compare(path, prompts, store):
     return wrong
 
 
+def as_lists(metadata):
+    """The metadata as the gguf package takes it."""
+    return {key: x.tolist() if isinstance(x, np.ndarray) else x for key, x in metadata.items()}
+
+
 def widen(gguf, path, columns=256):
     """A Llama's weights as an F32 file whose matrices have multiples of `columns` columns, as the K formats need.
 
     It computes the same: zeros are appended to the hidden state, and groups of heads whose weights are all zero. Norms
     divide by a mean over more columns now, so their weights and eps make up for it.
     """
-    import tiny  # its directory is put into the path below
+    import tiny
 
-    metadata = {key: x.tolist() if isinstance(x, np.ndarray) else x for key, x in gguf.metadata.items()}
+    metadata = as_lists(gguf.metadata)
     dim, heads, kv_heads = (
         metadata[f"llama.{key}"] for key in ("embedding_length", "attention.head_count", "attention.head_count_kv")
     )
@@ -218,6 +229,7 @@ def quantize(source, target, format):
     """`source` with all matrices in `format`, by llama.cpp."""
     import llama_cpp
 
+    llama_cpp._logger.set_verbose(False)
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{FORMATS[format]}")
     params.pure = True
@@ -258,18 +270,51 @@ def compare_formats(path, prompts, formats):
     return wrong
 
 
+def compare_tiny(prompts):
+    """Prints the table of tiny GLMs; what is wrong, as lines."""
+    import tiny
+    import vocab
+
+    wrong = []
+    print(f"{'architecture':>12} {'vocabulary':>18} {'ids':>10} {'error':>9}")
+    for architecture, name in TINY:
+        words = as_lists(vocab.metadata(name))
+        model = tiny.model(architecture, dim=128, vocab=len(words["tokenizer.ggml.tokens"]), metadata=words)
+        with tempfile.TemporaryDirectory() as folder:
+            path = tiny.write(pathlib.Path(folder) / "tiny.gguf", model)
+            ours, theirs = Ours(path), LlamaCpp(path)
+            texts = [theirs.tokenize(text) for text in prompts]
+            same = [ours.tokenizer.encode(text) == ids for text, ids in zip(prompts, texts)]
+            error = max(
+                np.max(np.abs(ours.logits(ids) - logits)) / np.max(np.abs(logits))
+                for ids, logits in ((ids, theirs.logits(ids)) for ids in texts)
+            )
+            theirs.close()
+        print(f"{architecture:>12} {name:>18} {f'{sum(same)}/{len(same)}':>10} {error:9.1e}", flush=True)
+        if not all(same):
+            wrong.append(f"{architecture}, {name}: ids of prompt {same.index(False)} differ")
+        if not error <= TINY_ERROR:
+            wrong.append(f"{architecture}, {name}: logits differ by {error:.1e} of the largest")
+    return wrong
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a GGUF file; SmolLM2's Q4_1 is what the stored reference is of")
+    parser.add_argument("model", nargs="?", help="a GGUF file; SmolLM2's Q4_1 is what the stored reference is of")
     parser.add_argument("--store", type=pathlib.Path, help="write the reference that tests/test_smollm2.py reads")
     parser.add_argument("--prompts", type=int, help="only the first N prompts")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, help="compare these formats, or all if none is named")
+    parser.add_argument("--tiny", action="store_true", help="compare tiny GLMs, no file is needed")
     arguments = parser.parse_args()
     prompts = PROMPTS[: arguments.prompts]
-    if arguments.formats is None:
+    sys.path.insert(0, str(TESTS))
+    if arguments.tiny:
+        wrong = compare_tiny(prompts)
+    elif arguments.model is None:
+        parser.error("the model's file is missing")
+    elif arguments.formats is None:
         wrong = compare(arguments.model, prompts, arguments.store)
     else:
-        sys.path.insert(0, str(TESTS))
         wrong = compare_formats(arguments.model, prompts, arguments.formats or FORMATS)
     sys.exit("\n".join(wrong) if wrong else 0)
 
