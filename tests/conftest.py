@@ -1,11 +1,16 @@
 """Fixtures for tests of what stands above the seam: each runs on the numpy twin and on the native engine."""
 
+import signal
+
 import pytest
 import tiny
 import twin_engine
 
 import glmlite
 from glmlite import engine as engines
+
+# What a shell starts in the background ignores SIGINT, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["twin", "native"])
