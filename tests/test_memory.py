@@ -3,8 +3,11 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+import glmlite
 
 psutil = pytest.importorskip("psutil", reason="psutil measures the process")
 pytest.importorskip("glmlite._native", reason="the native module is not built")
@@ -58,7 +61,13 @@ SOAK = """
 def run(path, code):
     """The numbers that a fresh process prints."""
     program = textwrap.dedent(SOAK) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        cwd=Path(glmlite.__file__).parents[1],  # else a checkout hides the installed package
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return [int(line) for line in done.stdout.split()]
 

@@ -385,11 +385,10 @@ def test_the_interpreter_ends_while_a_request_runs(executor, tiny_file):
         next(generation)
         print("running")
     """
-    tests = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(Path(glmlite.__file__).parents[1])])}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(path)],
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        cwd=Path(glmlite.__file__).parents[1],  # else a checkout hides the installed package
         capture_output=True,
         text=True,
         timeout=60,
