@@ -1,12 +1,14 @@
 """Q4_1, Q5_1: blocks of 32 with a scale and a minimum, x = d c + m, d and m f16, c from 0 to 15 or 31."""
 
 import numpy as np
+from numba import float32
 
 from .tiles import (
     LANES,
     ONE,
     ZERO,
     jit,
+    jit_kernel,
     load,
     load_weights,
     nearest,
@@ -15,7 +17,13 @@ from .tiles import (
     round_half,
     search_affine,
     store_half,
+    trims,
 )
+
+STEP = LANES  # blocks
+_4 = trims(-0.02, 0.02, 0.06, 0.12), np.float32(15)
+_5 = trims(-0.012, 0.012, 0.036, 0.07), np.float32(31)
+ARGUMENTS = {"q4_1": (_4, _4), "q5_1": (_5, _5)}  # kernel's, without and with importance
 
 
 @jit
@@ -35,7 +43,7 @@ def store(row, scale, minimum, c, b, fifth):
         row[at + i] = c[i, b] & 15 | (c[i + 16, b] & 15) << 4
 
 
-@jit
+@jit_kernel(float32[:, ::1], float32)
 def kernel(x, importance, out, begin, end, trims, high):
     t = np.empty((32, LANES), np.float32)
     w = np.ones((32, LANES), np.float32)

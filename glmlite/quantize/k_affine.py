@@ -4,6 +4,7 @@ Q4_K and Q5_K: 8 groups of 32, s and m of 6 bits, c of 4 or 5. Q2_K: 16 groups o
 """
 
 import numpy as np
+from numba import float32, intp
 
 from .tiles import (
     ONE,
@@ -12,6 +13,7 @@ from .tiles import (
     affine_sums,
     fill,
     jit,
+    jit_kernel,
     load,
     load_weights,
     nearest,
@@ -19,10 +21,16 @@ from .tiles import (
     ranges,
     round_half,
     search_affine,
+    spread,
     store_half,
+    trims,
 )
 
-SLOTS = 8  # blocks of a tile
+SLOTS = STEP = 8  # blocks of a tile
+_2 = trims(-0.02, 0.02, 0.06, 0.12), 16, np.float32(15), np.float32(3)
+_4 = trims(-0.02, 0.02, 0.06, 0.12), 8, np.float32(63), np.float32(15)
+_5 = trims(-0.012, 0.012, 0.036, 0.07), 8, np.float32(63), np.float32(31)
+ARGUMENTS = {"q2_k": (_2, _2), "q4_k": (_4, _4), "q5_k": (_5, _5)}  # kernel's, without and with importance
 
 
 @jit
@@ -66,46 +74,47 @@ def store_2(row, d, e, s, m, c, slot):
 
 
 @jit
-def units(t, w, f, d, e, top):
-    """First d and e of each block: the largest scale and minimum of its groups become `top`."""
-    fill(d, ZERO)
-    fill(e, ZERO)
-    for b in range(f.scale.size):
-        d[b % SLOTS] = max(d[b % SLOTS], f.scale[b] / top)
-        e[b % SLOTS] = max(e[b % SLOTS], f.minimum[b] / top)
+def largest(values, top, unit):
+    """unit: of each block, what makes its groups' largest value `top`."""
+    fill(unit, ZERO)
+    for b in range(values.size):
+        unit[b % SLOTS] = max(unit[b % SLOTS], values[b] / top)
+
+
+@jit
+def near(value, unit, top, shift):
+    """`shift` from the integer nearest to value / unit, in [0, top]."""
+    s = nearest(value / unit, ZERO, top) if unit > ZERO else ZERO
+    return min(max(s + shift, ZERO), top)
 
 
 @jit
 def choose(t, w, f, d, e, top, high, s, m, best):
-    """Given d and e of each block: s and m of each group, the best of 9 around f.scale / d and f.minimum / e.
+    """Given d and e of each lane's block: s and m of each lane, the best of 9 around f.scale / d and f.minimum / e.
 
     best (4, lanes): for those, the gain and the sums c1, cx, cc.
     """
-    fill(best[0], np.float32(-np.inf))
+    gains, c1, cx, cc = best[0], best[1], best[2], best[3]
+    fill(gains, np.float32(-np.inf))
     for trial in range(9):
+        shift_s, shift_m = np.float32(trial // 3 - 1), np.float32(trial % 3 - 1)
         for b in range(s.size):
-            unit_s, unit_m = d[b % SLOTS], e[b % SLOTS]
-            at_s = nearest(f.scale[b] / unit_s, ZERO, top) if unit_s > ZERO else ZERO
-            at_m = nearest(f.minimum[b] / unit_m, ZERO, top) if unit_m > ZERO else ZERO
-            at_s = min(max(at_s + np.float32(trial // 3 - 1), ZERO), top) * unit_s
-            f.inverse[b] = ONE / at_s if at_s > ZERO else ZERO
-            f.offset[b] = min(max(at_m + np.float32(trial % 3 - 1), ZERO), top) * unit_m
+            p = near(f.scale[b], d[b], top, shift_s) * d[b]
+            f.inverse[b] = ONE / p if p > ZERO else ZERO
+            f.offset[b] = near(f.minimum[b], e[b], top, shift_m) * e[b]
         affine_sums(t, w, f, high)
         for b in range(s.size):
-            unit_s, unit_m = d[b % SLOTS], e[b % SLOTS]
-            at_s = nearest(f.scale[b] / unit_s, ZERO, top) if unit_s > ZERO else ZERO
-            at_m = nearest(f.minimum[b] / unit_m, ZERO, top) if unit_m > ZERO else ZERO
-            at_s = min(max(at_s + np.float32(trial // 3 - 1), ZERO), top)
-            at_m = min(max(at_m + np.float32(trial % 3 - 1), ZERO), top)
-            p, q = at_s * unit_s, at_m * unit_m
+            this_s = near(f.scale[b], d[b], top, shift_s)
+            this_m = near(f.minimum[b], e[b], top, shift_m)
+            p, q = this_s * d[b], f.offset[b]
             gain = p * (TWO * f.cx[b] - p * f.cc[b] + TWO * q * f.c1[b]) - q * (TWO * f.wx[b] + q * f.w1[b])
-            if gain > best[0, b]:
-                best[0, b] = gain
-                best[1, b] = f.c1[b]
-                best[2, b] = f.cx[b]
-                best[3, b] = f.cc[b]
-                s[b] = at_s
-                m[b] = at_m
+            better = gain > gains[b]
+            gains[b] = gain if better else gains[b]
+            c1[b] = f.c1[b] if better else c1[b]
+            cx[b] = f.cx[b] if better else cx[b]
+            cc[b] = f.cc[b] if better else cc[b]
+            s[b] = this_s if better else s[b]
+            m[b] = this_m if better else m[b]
 
 
 @jit
@@ -127,23 +136,24 @@ def refit(f, s, m, best, d, e):
             d[k] = max(sx / ss, ZERO)
 
 
-@jit
-def kernel(x, importance, out, begin, end, trims, groups, top, high, rounds):
-    """top: of s and m; high: of codes; rounds: how often d and e are chosen."""
+@jit_kernel(float32[:, ::1], intp, float32, float32)
+def kernel(x, importance, out, begin, end, trims, groups, top, high):
+    """s and m are in [0, top], c in [0, high]. d and e are chosen three times: first from the groups' largest."""
     size = 256 // groups
     lanes = SLOTS * groups
     t = np.empty((size, lanes), np.float32)
     w = np.ones((size, lanes), np.float32)
     c = np.empty((size, lanes), np.uint8)
     f = new_lanes(lanes)
-    unit = np.zeros((6, SLOTS), np.float32)
-    d, e, total, best_d, best_e, best_total = unit[0], unit[1], unit[2], unit[3], unit[4], unit[5]
-    bits = np.zeros((4, SLOTS), np.int32)
+    per_block = np.zeros((6, SLOTS), np.float32)
+    d, e, total = per_block[0], per_block[1], per_block[2]
+    best_d, best_e, best_total = per_block[3], per_block[4], per_block[5]
+    d_bits, e_bits = np.zeros(SLOTS, np.int32), np.zeros(SLOTS, np.int32)
+    best_d_bits, best_e_bits = np.zeros(SLOTS, np.int32), np.zeros(SLOTS, np.int32)
     sums = np.zeros((4, lanes), np.float32)
-    s = np.zeros(lanes, np.float32)
-    m = np.zeros(lanes, np.float32)
-    best_s = np.zeros(lanes, np.int32)
-    best_m = np.zeros(lanes, np.int32)
+    unit_s, unit_m = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
+    s, m = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
+    best_s, best_m = np.zeros(lanes, np.int32), np.zeros(lanes, np.int32)
     for first in range(begin, end, SLOTS):
         blocks = min(SLOTS, end - first)
         load(x, first, blocks, groups, t)
@@ -153,14 +163,17 @@ def kernel(x, importance, out, begin, end, trims, groups, top, high, rounds):
         if refused >= 0:
             return first + refused % SLOTS
         search_affine(t, w, f, trims, high, False)
-        units(t, w, f, d, e, top)
+        largest(f.scale, top, d)
+        largest(f.minimum, top, e)
         fill(best_total, np.float32(-np.inf))
-        for n in range(rounds):
+        for n in range(3):
             if n > 0:
                 refit(f, s, m, sums, d, e)
-            round_half(d, bits[0])
-            round_half(e, bits[1])
-            choose(t, w, f, d, e, top, high, s, m, sums)
+            round_half(d, d_bits)
+            round_half(e, e_bits)
+            spread(d, unit_s)
+            spread(e, unit_m)
+            choose(t, w, f, unit_s, unit_m, top, high, s, m, sums)
             fill(total, ZERO)
             for b in range(lanes):
                 total[b % SLOTS] += sums[0, b]
@@ -171,7 +184,7 @@ def kernel(x, importance, out, begin, end, trims, groups, top, high, rounds):
             for k in range(SLOTS):
                 if total[k] > best_total[k]:
                     best_total[k], best_d[k], best_e[k] = total[k], d[k], e[k]
-                    bits[2, k], bits[3, k] = bits[0, k], bits[1, k]
+                    best_d_bits[k], best_e_bits[k] = d_bits[k], e_bits[k]
         for b in range(lanes):
             p = best_d[b % SLOTS] * np.float32(best_s[b])
             f.inverse[b] = ONE / p if p > ZERO else ZERO
@@ -181,7 +194,8 @@ def kernel(x, importance, out, begin, end, trims, groups, top, high, rounds):
                 c[i, b] = np.int32(nearest((t[i, b] + f.offset[b]) * f.inverse[b], ZERO, high))
         for k in range(blocks):
             if groups == 16:
-                store_2(out[first + k], bits[2, k], bits[3, k], best_s, best_m, c, k)
+                store_2(out[first + k], best_d_bits[k], best_e_bits[k], best_s, best_m, c, k)
             else:
-                store_4_5(out[first + k], bits[2, k], bits[3, k], best_s, best_m, c, k, high > np.float32(15))
+                fifth = high > np.float32(15)
+                store_4_5(out[first + k], best_d_bits[k], best_e_bits[k], best_s, best_m, c, k, fifth)
     return -1

@@ -22,12 +22,23 @@ ROUND = np.float32(12582912)
 ZERO, ONE, HALF, TWO = np.float32(0), np.float32(1), np.float32(0.5), np.float32(2)
 
 
-def jit(function):
-    """Compiled at its first call, kept on disk where some folder can be written (NUMBA_CACHE_DIR names one)."""
+def jit(function, *signature):
+    """Compiled at its first call (at once, if given a signature), without the GIL.
+
+    The machine code is kept on disk where some folder can be written; NUMBA_CACHE_DIR names one.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        return numba.njit(*signature, cache=True, **options)(function)
     except RuntimeError:  # no such folder
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(*signature, **options)(function)
+
+
+def jit_kernel(*arguments):
+    """Compiles `kernel` when its module is imported, for arrays that may be read-only (a mapped file's)."""
+    read_only = numba.types.Array(numba.float32, 1, "C", readonly=True)
+    signature = numba.intp(read_only, read_only, numba.uint8[:, ::1], numba.intp, numba.intp, *arguments)
+    return lambda function: jit(function, signature)
 
 
 # One f32 per lane: the range of its values; sum w and sum w x; scale d and minimum m of x = d c - m; how far the error
@@ -39,6 +50,11 @@ Lanes = namedtuple("Lanes", "least most w1 wx scale minimum gain inverse offset 
 def new_lanes(n):
     f = np.zeros((12, n), np.float32)
     return Lanes(f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8], f[9], f[10], f[11])
+
+
+def trims(*shares):
+    """For `search_affine`: every pair of shares, (n, 2)."""
+    return np.array([(a, b) for a in shares for b in shares], np.float32)
 
 
 @jit
@@ -307,3 +323,10 @@ def round_half(v, bits):
 def store_half(out, at, bits):
     out[at] = bits & 255
     out[at + 1] = bits >> 8
+
+
+@jit
+def spread(per_block, per_lane):
+    """Each lane gets its block's value."""
+    for b in range(per_lane.size):
+        per_lane[b] = per_block[b % per_block.size]
