@@ -19,7 +19,7 @@ import numpy as np
 from glmlite import quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "oracles"))
-import llamacpp_quantize as llamacpp  # noqa: E402
+import llamacpp_quantize as llamacpp
 
 # llama.cpp's mix for a model of GLM-4-9B's shape: shares of its values in each type.
 Q4_K_M = {"q4_k": 0.79, "q6_k": 0.21}
@@ -27,7 +27,9 @@ Q4_K_M = {"q4_k": 0.79, "q6_k": 0.21}
 
 def theirs(x, type, importance, threads):
     with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(lambda p: llamacpp.quantize(p, type, importance), np.array_split(x, threads))))
+        return np.concatenate(
+            list(pool.map(lambda p: llamacpp.quantize(p, type, importance), np.array_split(x, threads)))
+        )
 
 
 def seconds(turns, *calls):

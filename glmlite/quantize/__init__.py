@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_LIMIT = 65504.0  # the largest f16; scales are f16
+# The largest magnitudes; of all others 65504, the largest f16: scales are f16.
+_LIMITS = {"f32": float.fromhex("0x1.fffffep127"), "bf16": float.fromhex("0x1.fep127")}
 
 
 class Format(NamedTuple):
@@ -143,8 +144,10 @@ def _importance(importance: NDArray[np.float32] | None, k: int) -> NDArray[np.fl
     weights = np.asarray(importance, np.float64)
     if weights.shape != (k,):
         raise ValueError(f"quantize: importance is {weights.shape}, expected {(k,)}")
-    if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(f"quantize: importance[{np.argmin(weights >= 0)}] is not a finite number >= 0")
+    good = (weights >= 0) & (weights < np.inf)
+    if not good.all():
+        at = np.argmin(good)
+        raise ValueError(f"quantize: importance[{at}] is {weights[at]}, expected a finite number of at least 0")
     mean = weights.mean()
     if mean == 0:
         return np.ones(k, np.float32)
@@ -154,11 +157,13 @@ def _importance(importance: NDArray[np.float32] | None, k: int) -> NDArray[np.fl
 def _refuse(x: NDArray[np.float32], type: str, begin: int, count: int) -> None:
     """Raises for the first value of x's flat [begin, begin + count) that `type` cannot store."""
     part = x.reshape(-1)[begin : begin + count]
-    limit = float.fromhex("0x1.fep127") if type == "bf16" else np.inf if type == "f32" else _LIMIT
+    limit = _LIMITS.get(type, 65504.0)
     at = begin + int(np.argmin(np.abs(part) <= limit))
     row, column = divmod(at, x.shape[1])
-    what = f"finite values up to {limit:.6g}" if limit < np.inf else "finite values"
-    raise ValueError(f"quantize: row {row}, column {column} is {x[row, column]:.6g}; {type} stores {what}")
+    raise ValueError(
+        f"quantize: row {row}, column {column} is {x[row, column]:.6g}; "
+        f"{type} stores finite values up to {limit:.6g} in magnitude"
+    )
 
 
 def _describe(x: object) -> str:

@@ -150,10 +150,11 @@ def kernel(x, importance, out, begin, end, trims, groups, top, high):
     best_d, best_e, best_total = per_block[3], per_block[4], per_block[5]
     d_bits, e_bits = np.zeros(SLOTS, np.int32), np.zeros(SLOTS, np.int32)
     best_d_bits, best_e_bits = np.zeros(SLOTS, np.int32), np.zeros(SLOTS, np.int32)
-    sums = np.zeros((4, lanes), np.float32)
+    sums, best_sums = np.zeros((4, lanes), np.float32), np.zeros((4, lanes), np.float32)
     unit_s, unit_m = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
     s, m = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
-    best_s, best_m = np.zeros(lanes, np.int32), np.zeros(lanes, np.int32)
+    best_s, best_m = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
+    whole_s, whole_m = np.zeros(lanes, np.int32), np.zeros(lanes, np.int32)
     for first in range(begin, end, SLOTS):
         blocks = min(SLOTS, end - first)
         load(x, first, blocks, groups, t)
@@ -168,7 +169,7 @@ def kernel(x, importance, out, begin, end, trims, groups, top, high):
         fill(best_total, np.float32(-np.inf))
         for n in range(3):
             if n > 0:
-                refit(f, s, m, sums, d, e)
+                refit(f, best_s, best_m, best_sums, d, e)
             round_half(d, d_bits)
             round_half(e, e_bits)
             spread(d, unit_s)
@@ -179,23 +180,25 @@ def kernel(x, importance, out, begin, end, trims, groups, top, high):
                 total[b % SLOTS] += sums[0, b]
             for b in range(lanes):
                 if total[b % SLOTS] > best_total[b % SLOTS]:
-                    best_s[b] = np.int32(s[b])
-                    best_m[b] = np.int32(m[b])
+                    best_s[b], best_m[b] = s[b], m[b]
+                    for i in range(1, 4):
+                        best_sums[i, b] = sums[i, b]
             for k in range(SLOTS):
                 if total[k] > best_total[k]:
                     best_total[k], best_d[k], best_e[k] = total[k], d[k], e[k]
                     best_d_bits[k], best_e_bits[k] = d_bits[k], e_bits[k]
         for b in range(lanes):
-            p = best_d[b % SLOTS] * np.float32(best_s[b])
+            p = best_d[b % SLOTS] * best_s[b]
             f.inverse[b] = ONE / p if p > ZERO else ZERO
-            f.offset[b] = best_e[b % SLOTS] * np.float32(best_m[b])
+            f.offset[b] = best_e[b % SLOTS] * best_m[b]
+            whole_s[b], whole_m[b] = np.int32(best_s[b]), np.int32(best_m[b])
         for i in range(size):
             for b in range(lanes):
                 c[i, b] = np.int32(nearest((t[i, b] + f.offset[b]) * f.inverse[b], ZERO, high))
         for k in range(blocks):
             if groups == 16:
-                store_2(out[first + k], best_d_bits[k], best_e_bits[k], best_s, best_m, c, k)
+                store_2(out[first + k], best_d_bits[k], best_e_bits[k], whole_s, whole_m, c, k)
             else:
                 fifth = high > np.float32(15)
-                store_4_5(out[first + k], best_d_bits[k], best_e_bits[k], best_s, best_m, c, k, fifth)
+                store_4_5(out[first + k], best_d_bits[k], best_e_bits[k], whole_s, whole_m, c, k, fifth)
     return -1
