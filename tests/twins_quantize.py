@@ -48,11 +48,11 @@ def affine_sums(t, w, inverse, offset, high):
     return total(w * c), total(w * c * t), total(w * c * c)
 
 
-def search_scale(t, w, grid, low, high):
+def search_scale(t, w, grid, refits, low, high):
     least, most = t.min(0), t.max(0)
     top = np.where(-least > most, least, most)
     scale, best = np.zeros_like(top), np.zeros_like(top)
-    for n in range(len(grid) + 2):
+    for n in range(len(grid) + refits):
         first = n < len(grid)
         inverse = np.where(np.abs(top) >= TINY, over(grid[n], top), F(0)) if first else over(F(1), scale)
         cx, cc = scale_sums(t, w, inverse, low, high)
@@ -120,9 +120,9 @@ def result(n, w, c, m=None):
     return w.T.reshape(n, -1), codes.reshape(n, -1, len(c)), None if m is None else m.T.reshape(n, -1)
 
 
-def scaled(x, importance, grid, low, high, _high_bits):
+def scaled(x, importance, grid, refits, low, high, _high_bits):
     t, w = tiles(x, importance, 1, 32)
-    d = half(search_scale(t, w, grid, low, high))
+    d = half(search_scale(t, w, grid, refits, low, high))
     return result(len(x), d, nearest(t * over(F(1), d), low, high))
 
 
@@ -135,7 +135,7 @@ def affine(x, importance, trims, high):
 
 def k_scaled(x, importance, grid, units, groups, top, low, high):
     t, w = tiles(x, importance, groups, 256 // groups)
-    scale = search_scale(t, w, grid, low, high)
+    scale = search_scale(t, w, grid, 2, low, high)
     extreme = np.take_along_axis(scale, np.abs(scale).argmax(0)[None], 0)[0]
 
     def choose(d):

@@ -90,7 +90,9 @@ def quantize(
         family = _family(format.family)
         block, step = format.block, family.STEP
         flat = np.require(x.reshape(-1), requirements="A")
-        blocks_out = out.reshape(-1, format.bytes)
+        blocks_out = out.reshape(-1, format.bytes).view(family.UNIT)
+        if not blocks_out.flags.aligned:
+            raise ValueError(f"quantize: out begins at an odd address, {type} needs an even one")
         arguments = family.ARGUMENTS[type][importance is not None]
 
         def work(begin: int, end: int) -> int:

@@ -5,16 +5,17 @@ IQ4_XS: 8 groups of 32, s of 6 bits and signed, c an IQ4 level.
 """
 
 import numpy as np
-from numba import float32, intp
+from numba import float32, intp, uint8
 
 from .tiles import (
+    LANES,
     ONE,
     TWO,
     ZERO,
+    codes,
     fill,
     jit,
     jit_kernel,
-    level_index,
     load,
     load_weights,
     nearest,
@@ -27,7 +28,9 @@ from .tiles import (
     store_half,
 )
 
-SLOTS = STEP = 8  # blocks of a tile
+STEP = 8  # blocks
+UNIT = np.uint8  # of out
+_8, _16 = LANES // 8, LANES // 16  # blocks of a tile, by their groups
 
 
 def _arguments(plain, weighted, units, groups, top, low, high):
@@ -72,65 +75,65 @@ ARGUMENTS = {
 
 @jit
 def store_6(row, d, s, c, slot):
-    """One Q6_K block; s of its groups at g * SLOTS + slot, c (16, 16 * SLOTS) from 0."""
+    """One Q6_K block; s of its groups at lane g * _16 + slot, c from 0."""
     for half in range(2):
         for i in range(32):
-            b = (8 * half + i // 16) * SLOTS + slot  # runs of 32 are two groups apart
-            first, second = c[i % 16, b], c[i % 16, b + 2 * SLOTS]
-            third, fourth = c[i % 16, b + 4 * SLOTS], c[i % 16, b + 6 * SLOTS]
+            b = (8 * half + i // 16) * _16 + slot  # runs of 32 are two groups apart
+            first, second = c[i % 16, b], c[i % 16, b + 2 * _16]
+            third, fourth = c[i % 16, b + 4 * _16], c[i % 16, b + 6 * _16]
             row[64 * half + i] = first & 15 | (third & 15) << 4
             row[64 * half + 32 + i] = second & 15 | (fourth & 15) << 4
             row[128 + 32 * half + i] = first >> 4 | second >> 4 << 2 | third >> 4 << 4 | fourth >> 4 << 6
     for g in range(16):
-        row[192 + g] = s[g * SLOTS + slot] & 255
+        row[192 + g] = s[g * _16 + slot] & 255
     store_half(row, 208, d)
 
 
 @jit
 def store_3(row, d, s, c, slot):
-    """One Q3_K block; s of its groups at g * SLOTS + slot, c (16, 16 * SLOTS) from 0."""
+    """One Q3_K block; s of its groups at lane g * _16 + slot, c from 0."""
     for i in range(32):
         high = 0
         for run in range(8):
-            high |= (c[i % 16, (2 * run + i // 16) * SLOTS + slot] >> 2) << run
+            high |= (c[i % 16, (2 * run + i // 16) * _16 + slot] >> 2) << run
         row[i] = high
         for half in range(2):
             low = 0
             for run in range(4):
-                low |= (c[i % 16, (8 * half + 2 * run + i // 16) * SLOTS + slot] & 3) << 2 * run
+                low |= (c[i % 16, (8 * half + 2 * run + i // 16) * _16 + slot] & 3) << 2 * run
             row[32 + 32 * half + i] = low
     for g in range(8):
-        row[96 + g] = (s[g * SLOTS + slot] + 32) & 15 | ((s[(g + 8) * SLOTS + slot] + 32) & 15) << 4
+        row[96 + g] = (s[g * _16 + slot] + 32) & 15 | ((s[(g + 8) * _16 + slot] + 32) & 15) << 4
     for g in range(4):
         high = 0
         for part in range(4):
-            high |= (s[(4 * part + g) * SLOTS + slot] + 32) >> 4 << 2 * part
+            high |= (s[(4 * part + g) * _16 + slot] + 32) >> 4 << 2 * part
         row[104 + g] = high
     store_half(row, 108, d)
 
 
 @jit
 def store_iq4(row, d, s, c, slot):
-    """One IQ4_XS block; s of its groups at g * SLOTS + slot, c (32, 8 * SLOTS) from 0."""
+    """One IQ4_XS block; s of its groups at lane g * _8 + slot, c from 0."""
     store_half(row, 0, d)
     high = 0
     for g in range(8):
-        high |= (s[g * SLOTS + slot] + 32) >> 4 << 2 * g
+        high |= (s[g * _8 + slot] + 32) >> 4 << 2 * g
     store_half(row, 2, high)
     for g in range(0, 8, 2):
-        row[4 + g // 2] = (s[g * SLOTS + slot] + 32) & 15 | ((s[(g + 1) * SLOTS + slot] + 32) & 15) << 4
+        row[4 + g // 2] = (s[g * _8 + slot] + 32) & 15 | ((s[(g + 1) * _8 + slot] + 32) & 15) << 4
     for g in range(8):
         for i in range(16):
-            row[8 + 16 * g + i] = c[i, g * SLOTS + slot] | c[i + 16, g * SLOTS + slot] << 4
+            row[8 + 16 * g + i] = c[i, g * _8 + slot] | c[i + 16, g * _8 + slot] << 4
 
 
 @jit
 def largest(values, d):
     """d: the value of the largest magnitude of each block's groups."""
     fill(d, ZERO)
-    for b in range(values.size):
-        if abs(values[b]) > abs(d[b % SLOTS]):
-            d[b % SLOTS] = values[b]
+    for b in range(LANES):
+        k = b % len(d)
+        d[k] = values[b] if abs(values[b]) > abs(d[k]) else d[k]
 
 
 @jit
@@ -141,7 +144,7 @@ def near(value, unit, top, shift):
 
 
 @jit
-def choose(t, w, f, d, top, low, high, s, best):
+def choose(t, w, f, d, top, low, high, weighted, s, best):
     """Given d of each lane's block: s of each lane, the best of 3 around f.scale / d.
 
     best (3, lanes): for that, the gain and the sums cx, cc.
@@ -150,11 +153,11 @@ def choose(t, w, f, d, top, low, high, s, best):
     fill(gains, np.float32(-np.inf))
     for trial in range(3):
         shift = np.float32(trial - 1)
-        for b in range(s.size):
+        for b in range(LANES):
             p = near(f.scale[b], d[b], top, shift) * d[b]
             f.inverse[b] = ONE / p if p != ZERO else ZERO
-        scale_sums(t, w, f, low, high)
-        for b in range(s.size):
+        scale_sums(t, w, f, low, high, weighted)
+        for b in range(LANES):
             this = near(f.scale[b], d[b], top, shift)
             p = this * d[b]
             gain = p * (TWO * f.cx[b] - p * f.cc[b])
@@ -168,79 +171,74 @@ def choose(t, w, f, d, top, low, high, s, best):
 @jit
 def refit(s, best, d):
     """d of each block by least squares, given s and the codes' sums."""
-    for k in range(SLOTS):
+    for k in range(len(d)):
         sx = ss = ZERO
-        for b in range(k, s.size, SLOTS):
+        for b in range(k, LANES, len(d)):
             sx += s[b] * best[1, b]
             ss += s[b] * s[b] * best[2, b]
         if ss > ZERO:
             d[k] = sx / ss
 
 
-@jit_kernel(float32[::1], float32[::1], intp, float32, float32, float32)
+@jit_kernel(uint8, float32[::1], float32[::1], intp, float32, float32, float32)
 def kernel(x, importance, out, begin, end, grid, unit_grid, groups, top, low, high):
     """s is in [-top, top - 1], c in [low, high]; low = high: IQ4 levels.
 
     unit_grid: what the largest scale of a block may become; the best d is refitted twice.
     """
+    weighted = importance.size > 0
     size = 256 // groups
-    lanes = SLOTS * groups
-    t = np.empty((size, lanes), np.float32)
-    w = np.ones((size, lanes), np.float32)
-    c = np.empty((size, lanes), np.uint8)
-    f = new_lanes(lanes)
-    per_block = np.zeros((5, SLOTS), np.float32)
+    slots = LANES // groups
+    t = np.empty((size, LANES), np.float32)
+    w = np.ones((size, LANES), np.float32)
+    c = np.empty((size, LANES), np.uint8)
+    f = new_lanes()
+    per_block = np.zeros((5, slots), np.float32)
     extreme, d, total, best_d, best_total = per_block[0], per_block[1], per_block[2], per_block[3], per_block[4]
-    bits = np.zeros(SLOTS, np.int32)
-    best_bits = np.zeros(SLOTS, np.int32)
-    sums = np.zeros((3, lanes), np.float32)
-    best_sums = np.zeros((3, lanes), np.float32)
-    unit = np.zeros(lanes, np.float32)
-    s = np.zeros(lanes, np.float32)
-    best_s = np.zeros(lanes, np.float32)
-    whole_s = np.zeros(lanes, np.int32)
-    for first in range(begin, end, SLOTS):
-        blocks = min(SLOTS, end - first)
+    bits = np.zeros(slots, np.int32)
+    best_bits = np.zeros(slots, np.int32)
+    sums = np.zeros((3, LANES), np.float32)
+    best_sums = np.zeros((3, LANES), np.float32)
+    unit = np.zeros(LANES, np.float32)
+    s = np.zeros(LANES, np.float32)
+    best_s = np.zeros(LANES, np.float32)
+    whole_s = np.zeros(LANES, np.int32)
+    for first in range(begin, end, slots):
+        blocks = min(slots, end - first)
         load(x, first, blocks, groups, t)
-        if importance.size:
+        if weighted:
             load_weights(importance, first, blocks, groups, w)
         refused = ranges(t, f)
         if refused >= 0:
-            return first + refused % SLOTS
-        search_scale(t, w, f, grid, low, high)
+            return first + refused % slots
+        search_scale(t, w, f, grid, 2, low, high, weighted)
         largest(f.scale, extreme)
         fill(best_total, np.float32(-np.inf))
         for n in range(len(unit_grid) + 2):
             if n < len(unit_grid):
-                for k in range(SLOTS):
+                for k in range(slots):
                     d[k] = extreme[k] / unit_grid[n]
             else:
                 refit(best_s, best_sums, d)
             round_half(d, bits)
             spread(d, unit)
-            choose(t, w, f, unit, top, low, high, s, sums)
+            choose(t, w, f, unit, top, low, high, weighted, s, sums)
             fill(total, ZERO)
-            for b in range(lanes):
-                total[b % SLOTS] += sums[0, b]
-            for b in range(lanes):
-                if total[b % SLOTS] > best_total[b % SLOTS]:
+            for b in range(LANES):
+                total[b % slots] += sums[0, b]
+            for b in range(LANES):
+                if total[b % slots] > best_total[b % slots]:
                     best_s[b] = s[b]
                     best_sums[1, b] = sums[1, b]
                     best_sums[2, b] = sums[2, b]
-            for k in range(SLOTS):
+            for k in range(slots):
                 if total[k] > best_total[k]:
                     best_total[k], best_d[k], best_bits[k] = total[k], d[k], bits[k]
-        for b in range(lanes):
-            p = best_d[b % SLOTS] * best_s[b]
+        for b in range(LANES):
+            p = best_d[b % slots] * best_s[b]
             f.inverse[b] = ONE / p if p != ZERO else ZERO
             whole_s[b] = np.int32(best_s[b])
-        for i in range(size):
-            for b in range(lanes):
-                v = t[i, b] * f.inverse[b]
-                if low == high:
-                    c[i, b] = level_index(v)
-                else:
-                    c[i, b] = np.int32(nearest(v, low, high) - low)
+        codes(t, f, low, high, c)
         for k in range(blocks):
             if low == high:
                 store_iq4(out[first + k], best_bits[k], whole_s, c, k)
