@@ -173,8 +173,8 @@ def _read_checkpoint(
     architecture = model.metadata["general.architecture"]
     rows = next(tensor.shape[0] for tensor in model.tensors if tensor.name == "token_embd.weight")
     general = {"general.architecture": architecture, "general.name": _name(folder, config)}
-    model.metadata = {**general, **model.metadata, **text_metadata(folder, config, architecture, rows)}
-    return model
+    metadata = {**general, **model.metadata, **text_metadata(folder, config, architecture, rows)}
+    return Model(metadata, model.tensors)
 
 
 def _name(folder: Path, config: Config) -> str:

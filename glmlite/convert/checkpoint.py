@@ -57,7 +57,7 @@ class Stored:
 
 
 class Checkpoint:
-    """The tensors of a folder (or of one file). Raises FormatError naming the file, and the tensor if it is one's fault.
+    """The tensors of a folder (or of one file). FormatError names the file, and the tensor if it is at fault.
 
     A folder's index is followed where there is one; else its safetensors, else its `.bin` files are all read.
     """

@@ -63,9 +63,7 @@ def encode(x: np.ndarray, type: str, where: str, importance: np.ndarray | None =
     except ImportError:
         if type == "Q8_0":
             return _q8_0(x)
-        raise RuntimeError(
-            f"{type}: this installation cannot quantize to it; it can write f32, f16, bf16 and q8_0"
-        ) from None
+        raise RuntimeError(f"{type}: not among what can be written here: f32, f16, bf16, q8_0") from None
     return quantize(x, type, importance)
 
 

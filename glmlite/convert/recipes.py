@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from .formats import TYPES
@@ -25,8 +26,8 @@ class Recipe(NamedTuple):
 
     file_type: int
     base: str
-    roles: dict[str, str] = {}
-    more: dict[str, str] = {}
+    roles: Mapping[str, str] = MappingProxyType({})
+    more: Mapping[str, str] = MappingProxyType({})
 
 
 _HEAD = {"output": "Q6_K"}

@@ -31,10 +31,9 @@ def read_gguf(path: Path, opened: ExitStack) -> Model:
 
         return read
 
-    model = Model.__new__(Model)
-    model.metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
-    model.tensors = [
+    metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
+    tensors = [
         Tensor(name, tuple(info.shape), reader(name, info.type, len(info.shape)), f"{info.path}: {name!r}")
         for name, info in gguf.tensors.items()
     ]
-    return model
+    return Model(metadata, tensors)

@@ -70,7 +70,7 @@ def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[st
 
 
 def _begins_with_bos(folder: Path, tokenizer_config: dict[str, Any], vocabulary: dict[str, Any]) -> bool:
-    """Llama's code puts `<s>` first unless told not to; a tokenizer.json says in its post-processor what comes first."""
+    """Llama's code puts `<s>` first unless told not to; a tokenizer.json says it in its post-processor."""
     if "tokenizer.ggml.bos_token_id" not in vocabulary:
         return False
     if isinstance(told := tokenizer_config.get("add_bos_token"), bool):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from ..sources import Source
-from .parts import Builder, Config, divided, layers_of
+from .parts import Builder, Config, head_columns, layers_of
 
 _LAYERS = "transformer.encoder.layers."
 
@@ -27,7 +27,7 @@ def build(source: Source, config: Config, out: Builder) -> None:
     config.expect("interleaved_qkv", False)
     layers = layers_of(source, config, rf"{re.escape(_LAYERS)}(\d+)\.", "num_layers", "num_hidden_layers")
     dim, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    head_dim = config.count("kv_channels", default=divided(config, dim, heads))
+    head_dim = head_columns(config, dim, heads, "kv_channels")
     kv_heads = config.count("multi_query_group_num", default=heads) if config.get("multi_query_attention") else heads
     ratio = config.number("rope_ratio", default=1.0)
     out.set(

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from ..sources import Source
-from .parts import Builder, Config, divided, layers_of
+from .parts import Builder, Config, head_columns, layers_of
 
 _LAYERS = "transformer.layers."
 _DEFAULT_LAYERS = 28  # of the published config class: what alpha is computed from, whatever the depth
@@ -22,7 +22,7 @@ def build(source: Source, config: Config, out: Builder) -> None:
     config.expect("position_encoding_2d", True)
     layers = layers_of(source, config, rf"{re.escape(_LAYERS)}(\d+)\.", "num_layers")
     dim, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    head_dim = divided(config, dim, heads)
+    head_dim = head_columns(config, dim, heads)
     out.set(
         "chatglm1",
         block_count=layers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..sources import Source
-from .parts import Builder, Config, divided, layers_of
+from .parts import Builder, Config, head_columns, layers_of
 
 
 def matches(source: Source, config: Config) -> bool:
@@ -22,7 +22,7 @@ def build(source: Source, config: Config, out: Builder) -> None:
     transformer = f"{root}transformer."
     layers = layers_of(source, config, rf"{re.escape(transformer)}layers\.(\d+)\.", "num_layers")
     dim, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    head_dim = divided(config, dim, heads)
+    head_dim = head_columns(config, dim, heads)
     rows = source.shape(f"{transformer}position_embeddings.weight")[0]
     out.set(
         "glm",

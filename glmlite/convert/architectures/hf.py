@@ -7,7 +7,7 @@ here, as GGUF does, so no row moves.
 from __future__ import annotations
 
 from ..sources import Source
-from .parts import Builder, Config, divided, layers_of
+from .parts import Builder, Config, head_columns, layers_of
 from .rope import set_rope
 
 _LAYERS = "model.layers."
@@ -24,7 +24,7 @@ def build(source: Source, config: Config, out: Builder) -> None:
     config.expect("hidden_act", "silu", "swish")
     layers = layers_of(source, config, r"model\.layers\.(\d+)\.", "num_hidden_layers", "num_layers")
     dim, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    head_dim = config.count("head_dim", default=divided(config, dim, heads))
+    head_dim = head_columns(config, dim, heads, "head_dim")
     out.set(
         architecture,
         block_count=layers,

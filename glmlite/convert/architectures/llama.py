@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..sources import Source
-from .parts import Builder, Config, divided, layers_of
+from .parts import Builder, Config, head_columns, layers_of
 from .rope import set_rope
 
 _LAYERS = "model.layers."
@@ -26,7 +26,7 @@ def build(source: Source, config: Config, out: Builder) -> None:
     layers = layers_of(source, config, r"model\.layers\.(\d+)\.", "num_hidden_layers")
     dim, heads = config.count("hidden_size"), config.count("num_attention_heads")
     kv_heads = config.count("num_key_value_heads", default=heads)
-    head_dim = config.count("head_dim", default=divided(config, dim, heads))
+    head_dim = head_columns(config, dim, heads, "head_dim")
     context = config.count("max_position_embeddings", default=2048)
     out.set(
         "llama",

@@ -78,12 +78,20 @@ class Tensor:
     origin: str = ""
 
 
+@dataclass(frozen=True)
 class Model:
-    """The tensors and metadata of the file, as a kind of checkpoint adds them."""
+    """What a GGUF file is to hold."""
 
-    def __init__(self, source: Source):
+    metadata: dict[str, Any]
+    tensors: list[Tensor]
+
+
+class Builder:
+    """Takes tensors from a checkpoint and sets metadata. prefix: a P-Tuning v2 checkpoint, if it is another one."""
+
+    def __init__(self, source: Source, prefix: Source | None = None):
         self.source = source
-        self.prefix_source = source
+        self.prefix_source = prefix or source
         self.tensors: list[Tensor] = []
         self.metadata: dict[str, Any] = {}
         self._used: set[str] = set()
@@ -94,14 +102,13 @@ class Model:
         for key, value in values.items():
             self.metadata[f"{architecture}.{key.replace('__', '.')}"] = value
 
-    def take(self, name: str, source_name: str, order: np.ndarray | None = None, optional: bool = False) -> bool:
-        """The checkpoint's tensor under a GGUF name; order: which of its rows stands at each place. Whether it is there."""
+    def take(self, name: str, source_name: str, order: np.ndarray | None = None, optional: bool = False) -> None:
+        """The checkpoint's tensor under a GGUF name; order: which of its rows stands at each place."""
         source = self.source
         if source_name not in source:
             if optional:
-                return False
-            where = source.where(source.names[0]).rpartition(": ")[0]
-            raise FormatError(f"{where}: the checkpoint has no tensor {source_name!r} (it becomes {name!r})")
+                return
+            raise FormatError(f"{file_of(source)}: no tensor {source_name!r}, which becomes {name!r}")
         shape = source.shape(source_name)
         if not shape or (order is not None and shape[0] != len(order)):
             rows = "rows" if order is None else f"{len(order)} rows"
@@ -112,12 +119,18 @@ class Model:
 
         self._used.add(source_name)
         self.tensors.append(Tensor(name, shape, read, source.where(source_name)))
-        return True
 
-    def take_both(self, name: str, source_name: str, order: np.ndarray | None = None, bias: bool | None = None) -> None:
-        """`.weight` and `.bias`; bias: True it must be there, None it may be."""
+    def take_both(self, name: str, source_name: str, order: np.ndarray | None = None, bias: bool = False) -> None:
+        """`.weight` and `.bias`; bias: it must be there, else it may be."""
         self.take(f"{name}.weight", f"{source_name}.weight", order)
         self.take(f"{name}.bias", f"{source_name}.bias", order, optional=not bias)
+
+    def take_output(self, source_name: str, config: Config) -> None:
+        """The matrix of the logits; none if it is the embeddings', of which old files hold a copy."""
+        if config.get("tie_word_embeddings", False):
+            self._used.add(source_name)
+        else:
+            self.take("output.weight", source_name)
 
     def add(self, name: str, x: np.ndarray) -> None:
         """A small tensor that is computed."""
@@ -126,38 +139,37 @@ class Model:
 
     def add_prefix(self, layers: int, kv_heads: int, head_dim: int) -> None:
         """P-Tuning v2's keys and values, if there are any (docs/formats.md)."""
+        self._used |= {name for name in self.source.names if name.startswith("transformer.prefix_encoder.")}
         table = prefix_table(self.prefix_source)
-        for name in self.source.names:
-            if name.startswith("transformer.prefix_encoder."):
-                self._used.add(name)
         if table is None:
             if self.prefix_source is not self.source:
-                where = self.prefix_source.where(self.prefix_source.names[0]).rpartition(": ")[0]
-                raise FormatError(
-                    f"{where}: no 'transformer.prefix_encoder.embedding.weight', expected a P-Tuning v2 prefix"
-                )
+                missing = "transformer.prefix_encoder.embedding.weight"
+                raise FormatError(f"{file_of(self.prefix_source)}: no tensor {missing!r}, expected P-Tuning v2")
             return
         width = kv_heads * head_dim
         if table.shape[1] != 2 * layers * width:
             raise FormatError(
-                f"prefix encoder: {table.shape[1]} values a token, expected {2 * layers * width}: "
-                f"keys and values of {layers} layers, {kv_heads} heads of {head_dim}"
+                f"{file_of(self.prefix_source)}: a prefix of {table.shape[1]} values a token, expected "
+                f"{2 * layers * width}: keys and values of {layers} layers, {kv_heads} heads of {head_dim}"
             )
         parts = table.reshape(len(table), layers, 2, width)
         for i in range(layers):
             self.add(f"blk.{i}.prefix_k.weight", parts[:, i, 0])
             self.add(f"blk.{i}.prefix_v.weight", parts[:, i, 1])
 
-    def finish(self) -> None:
+    def finish(self) -> Model:
         """Raises FormatError for a tensor of the checkpoint that nobody has taken: it is another model then."""
         for name in self.source.names:
-            # Tables of frequencies that old versions of torch models saved with the weights.
-            if name not in self._used and not name.endswith("rotary_emb.inv_freq"):
-                if not name.endswith("rotary_pos_emb.inv_freq"):
-                    architecture = self.metadata["general.architecture"]
-                    raise FormatError(
-                        f"{self.source.where(name)}: the architecture {architecture!r} has no such tensor"
-                    )
+            # Old checkpoints hold the table of RoPE's frequencies, which is computed.
+            if name not in self._used and not name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")):
+                architecture = self.metadata["general.architecture"]
+                raise FormatError(f"{self.source.where(name)}: {architecture!r} models have no such tensor")
+        return Model(self.metadata, self.tensors)
+
+
+def file_of(source: Source) -> str:
+    """For messages: a file of the source."""
+    return source.where(source.names[0]).rpartition(": ")[0] if source.names else "the checkpoint"
 
 
 def layers_of(source: Source, config: Config, pattern: str, *keys: str) -> int:
@@ -171,8 +183,10 @@ def layers_of(source: Source, config: Config, pattern: str, *keys: str) -> int:
     return layers
 
 
-def divided(config: Config, total: int, heads: int) -> int:
-    """Columns of a head."""
+def head_columns(config: Config, total: int, heads: int, key: str = "") -> int:
+    """Columns of a head: the config's `key` if it has one, else a part of `total`."""
+    if config.get(key) is not None:
+        return config.count(key)
     if total % heads:
         raise FormatError(f"{config.path}: {heads} heads do not divide {total} columns")
     return total // heads
