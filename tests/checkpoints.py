@@ -54,10 +54,11 @@ def write_safetensors_raw(path, header, data):
 
 
 def write_torch(path, tensors, body=None, compressed=False):
-    """What torch.save writes: a zip file with a pickle and the storages. body: another pickle in place of the true one."""
+    """What torch.save writes: a zip file with a pickle and the storages. body: another pickle in its place."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", torch_pickle(tensors) if body is None else body)
         archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/version", "3\n")
         for key, x in enumerate(tensors.values()):
             # torch puts storages at multiples of 64 bytes with an extra field of padding.
             info = zipfile.ZipInfo(f"archive/data/{key}")
@@ -317,7 +318,7 @@ def hf(model):
     heads, width = _key(model, "attention.head_count"), _key(model, "attention.key_length")
     if architecture == "llama":
         # Column i turns with i + width/2 there; GGUF has the pair side by side.
-        order = [i for i in range(0, width, 2)] + [i for i in range(1, width, 2)]
+        order = [*range(0, width, 2), *range(1, width, 2)]
         for name, x in named.items():
             if "q_proj" in name or "k_proj" in name:
                 named[name] = np.array([x[at + i] for at in range(0, len(x), width) for i in order])

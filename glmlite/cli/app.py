@@ -10,6 +10,7 @@ import typer
 from . import console, options
 from .bench import bench
 from .chat import chat
+from .convert import convert
 from .infill import infill
 from .inspect import inspect
 from .run import run
@@ -73,6 +74,7 @@ def glmlite(
 
     \b
     With a model of yours:
+      glmlite convert glm-4-9b-chat
       glmlite inspect glm-4-9b-chat-q4_k_m.gguf
       glmlite chat glm-4-9b-chat-q4_k_m.gguf
     """
@@ -94,5 +96,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, infill, inspect, bench):
+for command in (run, chat, infill, convert, inspect, bench):
     app.command(command.__name__)(options.grouped(command))

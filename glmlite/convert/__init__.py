@@ -19,13 +19,14 @@ from ..errors import Cancelled, FormatError
 from . import recipes, writer
 from .architectures import Config, Model, Tensor, build
 from .checkpoint import Checkpoint, load_json
-from .formats import TYPES, encode, tensor_bytes
+from .formats import TYPES, encode, quantizer, tensor_bytes
 from .sources import Adapted, Source, Unpacked
 from .text import text_metadata
 
 __all__ = ["Plan", "convert", "plan"]
 
 _CHUNK = 1 << 23  # values that are in memory at a time
+_SIMPLE = ("F32", "F16", "BF16", "Q8_0")  # what needs no quantizer
 _QUANTIZATION_VERSION = 2  # of the block formats, as GGUF counts them
 
 
@@ -113,6 +114,9 @@ def plan(
             (tensor, recipes.choose(tensor.name, tensor.shape, type, layers, tied, overrides))
             for tensor in model.tensors
         ]
+        unknown = {kind for _, kind in tensors if kind not in _SIMPLE}
+        if unknown and quantizer() is None:
+            raise RuntimeError(f"{min(unknown).lower()}: quantizing needs numba; without it: f32, f16, bf16, q8_0")
         metadata = dict(model.metadata)
         metadata["general.file_type"] = recipes.file_type(type)
         if type not in ("f32", "f16", "bf16"):

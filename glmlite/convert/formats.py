@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import FormatError
 
-__all__ = ["TYPES", "Type", "encode", "tensor_bytes"]
+__all__ = ["TYPES", "Type", "encode", "quantizer", "tensor_bytes"]
 
 
 class Type(NamedTuple):
@@ -58,13 +58,18 @@ def encode(x: np.ndarray, type: str, where: str, importance: np.ndarray | None =
         return x.astype("<f2").view(np.uint8)
     if type == "BF16":
         return _bf16(x).view(np.uint8)
+    if (quantize := quantizer()) is not None:
+        return quantize(x, type, importance)
+    return _q8_0(x)
+
+
+def quantizer():
+    """`glmlite.quantize.quantize`, or None: without it only f32, f16, bf16 and q8_0 can be written."""
     try:
         from ..quantize import quantize
     except ImportError:
-        if type == "Q8_0":
-            return _q8_0(x)
-        raise RuntimeError(f"{type}: not among what can be written here: f32, f16, bf16, q8_0") from None
-    return quantize(x, type, importance)
+        return None
+    return quantize
 
 
 def _bf16(x: np.ndarray) -> np.ndarray:
