@@ -371,28 +371,25 @@ def write_tokenizer(folder, model):
         (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(tiny.MERGES) + "\n")
         (folder / "added_tokens.json").write_text(json.dumps(special))
     else:
-        pattern = {"llama": GPT2}.get(architecture, GLM4)
         value = {
             "model": {"type": "BPE", "vocab": plain, "merges": tiny.MERGES},
             "added_tokens": [{"content": token, "id": i, "special": True} for token, i in special.items()],
-            "pre_tokenizer": pattern,
+            "pre_tokenizer": gpt2_words() if architecture == "llama" else glm4_words(),
         }
         (folder / "tokenizer.json").write_text(json.dumps(value))
         template = model.metadata["tokenizer.chat_template"]
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
 
 
-GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+def gpt2_words():
+    return {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
-def _glm4():
+def glm4_words():
     from glmlite.tokenizer.bpe import PATTERNS
 
     split = {"type": "Split", "pattern": {"Regex": PATTERNS["glm4"][0]}, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", "use_regex": False}]}
-
-
-GLM4 = _glm4()
 
 
 def sentencepiece_model(pieces, model_type=1):

@@ -435,16 +435,57 @@ def test_simple_types(tmp_path, opened, kind):
         if x.ndim == 1 or kind != "q8_0":
             assert np.array_equal(got, checkpoints.rounded(x, "F32" if x.ndim == 1 else kind.upper())), name
         else:
-            # Half a step of the block, and 2^-11 of a value for the scale in f16.
-            blocks = np.abs(x.reshape(-1, 32)).max(axis=1)
-            bound = (blocks / 127 * 0.5001 + blocks * 2**-11)[:, None]
-            assert (np.abs(got - x).reshape(-1, 32) <= bound).all(), name
+            # A step of the block's: half of one by rounding, and at most as much by the search for a better scale.
+            step = np.abs(x.reshape(-1, 32)).max(axis=1) / 127
+            assert (np.abs(got - x).reshape(-1, 32) <= step[:, None]).all(), name
     assert gguf.metadata["general.file_type"] == recipes.RECIPES[kind].file_type
+
+
+# The RMS error of normal weights in units of theirs: a step of 2 max / (2^bits - 1) over the square root of 12, where the
+# largest of 32 values is 2.1; two fifths to spare for scales that are rounded themselves.
+BITS = {"Q4_0": 4, "IQ4_NL": 4, "Q4_K": 4, "IQ4_XS": 4, "Q5_0": 5, "Q5_K": 5, "Q6_K": 6, "Q8_0": 8}
+NOISE = {kind: 1.4 * 2 * 2.1 / (2**bits - 1) / 12**0.5 for kind, bits in BITS.items()}
+
+
+@pytest.mark.parametrize("recipe", ["q4_k_m", "iq4_xs", "q4_0"])
+def test_quantized_types(tmp_path, opened, recipe):
+    pytest.importorskip("numba", reason="quantizing needs numba")
+    pytest.importorskip("glmlite.quantize")
+    model = tiny.wide("chatglm", layers=3, ffn=160, vocab=512)
+    folder = checkpoints.write(tmp_path / "wide", model, "chatglm")
+    gguf = opened(convert(folder, tmp_path / "out.gguf", recipe))
+    for name, x in model.tensors.items():
+        info = gguf.tensors[name]
+        assert info.type == recipes.choose(name, x.shape, recipe, 3, tied=False)
+        noise = np.sqrt(np.mean((gguf.dequantize(name) - x) ** 2)) / np.std(x)
+        assert noise <= NOISE.get(info.type, 0), name
+    assert gguf.metadata["general.quantization_version"] == 2
+
+
+def test_importance_reaches_the_quantizer(tmp_path, monkeypatch):
+    """The columns' weights of an imatrix go to the tensor of the same name."""
+    _, folder = make(tmp_path)
+    seen = {}
+    monkeypatch.setattr(converting, "encode", lambda x, kind, where, weights: seen.update({where: weights}) or real(x))
+    real = lambda x: formats.encode(x, "F16" if x.ndim == 2 else "F32", "")  # noqa: E731
+    weights = np.arange(64, dtype=np.float32)
+    convert(folder, tmp_path / "out.gguf", "f16", importance={"blk.1.ffn_up.weight": weights})
+    given = {where: w for where, w in seen.items() if w is not None}
+    assert list(given.values()) == [weights] and "layers.1.mlp.dense_h_to_4h" in next(iter(given))
+
+
+def test_without_numba(tmp_path, monkeypatch):
+    _, folder = make(tmp_path)
+    monkeypatch.setattr(converting, "can_quantize", lambda: False)
+    monkeypatch.setattr(formats, "can_quantize", lambda: False)
+    convert(folder, tmp_path / "out.gguf", "q8_0")
+    with pytest.raises(RuntimeError, match="q4_0: quantizing needs numba: pip install"):
+        convert(folder, tmp_path / "no.gguf", "q4_0")
 
 
 def test_q8_0_is_the_published_one(monkeypatch):
     quants = pytest.importorskip("gguf.quants")
-    monkeypatch.setattr(formats, "quantizer", lambda: None)
+    monkeypatch.setattr(formats, "can_quantize", lambda: False)
     x = np.random.RandomState(0).randn(64, 96).astype(np.float32)
     x[3, :32] = 0
     want = quants.quantize(x, quants.GGMLQuantizationType.Q8_0)

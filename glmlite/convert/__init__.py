@@ -19,7 +19,7 @@ from ..errors import Cancelled, FormatError
 from . import recipes, writer
 from .architectures import Config, Model, Tensor, build
 from .checkpoint import Checkpoint, load_json
-from .formats import TYPES, encode, quantizer, tensor_bytes
+from .formats import TYPES, can_quantize, encode, tensor_bytes
 from .sources import Adapted, Source, Unpacked
 from .text import text_metadata
 
@@ -115,8 +115,11 @@ def plan(
             for tensor in model.tensors
         ]
         unknown = {kind for _, kind in tensors if kind not in _SIMPLE}
-        if unknown and quantizer() is None:
-            raise RuntimeError(f"{min(unknown).lower()}: quantizing needs numba; without it: f32, f16, bf16, q8_0")
+        if unknown and not can_quantize():
+            raise RuntimeError(
+                f"{min(unknown).lower()}: quantizing needs numba: pip install 'glmlite[convert]' "
+                "(f32, f16, bf16 and q8_0 do without)"
+            )
         metadata = dict(model.metadata)
         metadata["general.file_type"] = recipes.file_type(type)
         if type not in ("f32", "f16", "bf16"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import FormatError
 
-__all__ = ["TYPES", "Type", "encode", "quantizer", "tensor_bytes"]
+__all__ = ["TYPES", "Type", "can_quantize", "encode", "tensor_bytes"]
 
 
 class Type(NamedTuple):
@@ -27,9 +28,13 @@ TYPES = {
     "Q8_0": Type(8, 32, 34),
     "Q6_K": Type(14, 256, 210),
     "Q5_K": Type(13, 256, 176),
+    "Q5_1": Type(7, 32, 24),
     "Q5_0": Type(6, 32, 22),
     "Q4_K": Type(12, 256, 144),
+    "Q4_1": Type(3, 32, 20),
     "Q4_0": Type(2, 32, 18),
+    "Q3_K": Type(11, 256, 110),
+    "Q2_K": Type(10, 256, 84),
     "IQ4_XS": Type(23, 256, 136),
     "IQ4_NL": Type(20, 32, 18),
 }
@@ -58,18 +63,19 @@ def encode(x: np.ndarray, type: str, where: str, importance: np.ndarray | None =
         return x.astype("<f2").view(np.uint8)
     if type == "BF16":
         return _bf16(x).view(np.uint8)
-    if (quantize := quantizer()) is not None:
-        return quantize(x, type, importance)
-    return _q8_0(x)
+    if type == "Q8_0" and not can_quantize():
+        return _q8_0(x)
+    from ..quantize import quantize
 
-
-def quantizer():
-    """`glmlite.quantize.quantize`, or None: without it only f32, f16, bf16 and q8_0 can be written."""
     try:
-        from ..quantize import quantize
-    except ImportError:
-        return None
-    return quantize
+        return quantize(np.ascontiguousarray(x, np.float32), type.lower(), importance)
+    except ValueError as error:  # a value beyond the scales' f16, or an importance of another width
+        raise FormatError(f"{where}: {error}") from None
+
+
+def can_quantize() -> bool:
+    """Whether numba is there; without it f32, f16, bf16 and a plain q8_0 can be written."""
+    return find_spec("numba") is not None
 
 
 def _bf16(x: np.ndarray) -> np.ndarray:
@@ -79,7 +85,7 @@ def _bf16(x: np.ndarray) -> np.ndarray:
 
 
 def _q8_0(x: np.ndarray) -> np.ndarray:
-    """Blocks of 32: a f16 scale, 32 int8."""
+    """Blocks of 32: a f16 scale, the largest value's / 127, and 32 int8."""
     blocks = x.reshape(-1, 32)
     d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -45,7 +45,7 @@ RECIPES = {
     "iq4_nl": Recipe(25, "IQ4_NL", _HEAD | {"attn_v": "Q5_K", "attn_qkv": "Q5_K"}),
 }
 # For rows that are not whole blocks of 256.
-_SMALLER = {"Q6_K": "Q8_0", "Q5_K": "Q8_0", "Q4_K": "Q5_0", "IQ4_XS": "IQ4_NL"}
+_SMALLER = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "IQ4_XS": "IQ4_NL"}
 _WHOLE = re.compile(r"(position_embd|block_position_embd|rope_freqs|prefix_[kv])\.weight$|\.bias$")
 
 
