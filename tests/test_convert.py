@@ -441,8 +441,8 @@ def test_simple_types(tmp_path, opened, kind):
     assert gguf.metadata["general.file_type"] == recipes.RECIPES[kind].file_type
 
 
-# The RMS error of normal weights in units of theirs: a step of 2 max / (2^bits - 1) over the square root of 12, where the
-# largest of 32 values is 2.1; two fifths to spare for scales that are rounded themselves.
+# The RMS error of normal weights in units of theirs: a step of 2 max / (2^bits - 1) over the square root of 12, where
+# the largest of 32 values is 2.1; two fifths to spare for scales that are rounded themselves.
 BITS = {"Q4_0": 4, "IQ4_NL": 4, "Q4_K": 4, "IQ4_XS": 4, "Q5_0": 5, "Q5_K": 5, "Q6_K": 6, "Q8_0": 8}
 NOISE = {kind: 1.4 * 2 * 2.1 / (2**bits - 1) / 12**0.5 for kind, bits in BITS.items()}
 
