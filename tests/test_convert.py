@@ -704,7 +704,10 @@ def test_torch_files_that_lie(tmp_path):
     opened("'x': its storage is compressed")
     longer = checkpoints.torch_pickle({"x": np.zeros(700, np.float32)})
     checkpoints.write_torch(path, x, longer)
-    opened("'x': reaches to byte 2800 of a storage of 2400")
+    opened(r"'x': \(700,\) of F32 with strides \(1,\), in a storage of 2400 bytes")
+    repeated = longer.replace(b"J" + struct.pack("<i", 1) + b"t", b"J" + struct.pack("<i", 0) + b"t")
+    checkpoints.write_torch(path, x, repeated)
+    opened(r"'x': \(700,\) of F32 with strides \(0,\), in a storage of 2400 bytes")
     other = checkpoints.torch_pickle({"y": np.zeros(1, np.float32), "x": np.zeros(1, np.float32)})
     checkpoints.write_torch(path, x, other)
     opened("'x': its storage 'archive/data/1' is not in the archive")
@@ -866,6 +869,37 @@ def test_no_tokenizer(tmp_path):
     _, folder = make(tmp_path)
     (folder / "tokenizer.json").unlink()
     refused(folder, "no ice_text.model, tokenizer.json")
+
+
+@pytest.mark.parametrize("name, seed", [("model.safetensors", 1), ("pytorch_model.bin", 2)])
+def test_broken_files_are_format_errors(tmp_path, name, seed):
+    """Bytes changed, lost and added anywhere: a FormatError in one line, or tensors within the file."""
+    path = tmp_path / name
+    writer = checkpoints.write_safetensors if name.endswith("s") else checkpoints.write_torch
+    writer(path, {f"layer.{i}": np.ones((3, 4), np.float32) for i in range(2)})
+    whole, random = path.read_bytes(), np.random.RandomState(seed)
+    outcomes = set()
+    for _ in range(600):
+        data = bytearray(whole)
+        for at in random.randint(0, len(whole) - 9, random.choice([1, 2, 8])):
+            match random.randint(4):
+                case 0:
+                    data[at] = random.choice([0, 1, 127, 128, 255])
+                case 1:
+                    data[at] ^= 1 << random.randint(8)
+                case 2:
+                    del data[at : at + random.randint(1, 8)]
+                case 3:
+                    data[at:at] = random.bytes(random.randint(1, 8))
+            data = data.ljust(len(whole), b"x")
+        path.write_bytes(data[: len(whole)])
+        try:
+            with Checkpoint(path) as checkpoint:
+                outcomes.add(sum(checkpoint.raw(tensor).nbytes for tensor in checkpoint.names) <= len(whole))
+        except FormatError as error:
+            assert "\n" not in str(error)
+            outcomes.add(FormatError)
+    assert outcomes == {True, FormatError}
 
 
 # ---- the command -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError
 from .checkpoint import DTYPES, Stored, check_shape
@@ -122,20 +122,20 @@ class _Unpickler(pickle.Unpickler):
 
 def read(path: Path) -> dict[str, Stored]:
     """Tensor name -> where it is stored. Raises FormatError, naming the file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(path, archive)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
-        with path.open("rb") as file:
-            legacy = file.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
-        if legacy:
-            raise FormatError(
-                f"{path}: written by torch before 1.6; load and save it with a newer torch, or as safetensors"
-            ) from None
-        raise FormatError(f"{path}: not a file of torch.save, or cut off: {error}") from None
+    with path.open("rb") as file:
+        legacy = file.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _read(path, archive, file)
+        except (FormatError, MemoryError):
+            raise
+        except Exception as error:  # zipfile has many ways to say that an archive is broken
+            what = "written by torch before 1.6; load and save it with a newer torch, or as safetensors"
+            what = what if legacy else f"not a file of torch.save, or cut off: {error or type(error).__name__}"
+            raise FormatError(f"{path}: {what}") from None
 
 
-def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, Stored]:
+def _read(path: Path, archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, Stored]:
     pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise FormatError(f"{path}: {len(pickles)} data.pkl in the archive, expected one")
@@ -152,7 +152,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, Stored]:
     for name, tensor in _state_dict(path, state).items():
         if not isinstance(name, str) or not isinstance(tensor, _Tensor):
             raise FormatError(f"{path}: {str(name)[:100]!r} is a {type(tensor).__name__}, expected a tensor")
-        tensors[name] = _locate(path, archive, root, name, tensor)
+        tensors[name] = _locate(path, archive, file, root, name, tensor)
     return tensors
 
 
@@ -167,17 +167,20 @@ def _state_dict(path: Path, state: Any) -> dict[Any, Any]:
     return state
 
 
-def _locate(path: Path, archive: zipfile.ZipFile, root: str, name: str, t: _Tensor) -> Stored:
+def _locate(path: Path, archive: zipfile.ZipFile, file: BinaryIO, root: str, name: str, t: _Tensor) -> Stored:
     where = f"{path}: {name!r}"
     check_shape(where, t.shape)
     ok = isinstance(t.strides, tuple) and len(t.strides) == len(t.shape)
     if not ok or not all(isinstance(n, int) and 0 <= n < 2**48 for n in (*t.strides, t.offset)):
         raise FormatError(f"{where}: strides or offset that cannot be")
-    begin, nbytes = _position(where, path, archive, f"{root}data/{t.storage.key}")
+    begin, nbytes = _position(where, path, archive, file, f"{root}data/{t.storage.key}")
     size = DTYPES[t.storage.dtype].itemsize
     last = t.offset + sum((n - 1) * s for n, s in zip(t.shape, t.strides)) if all(t.shape) else -1
-    if (last + 1) * size > nbytes:
-        raise FormatError(f"{where}: reaches to byte {(last + 1) * size} of a storage of {nbytes}")
+    # A stride of 0 could make any number of values out of one.
+    if max(last + 1, math.prod(t.shape)) * size > nbytes:
+        raise FormatError(
+            f"{where}: {t.shape} of {t.storage.dtype} with strides {t.strides}, in a storage of {nbytes} bytes"
+        )
     plain = all(n == 1 or s == math.prod(t.shape[i + 1 :]) for i, (n, s) in enumerate(zip(t.shape, t.strides)))
     offset = begin + t.offset * size
     return Stored(path, t.storage.dtype, t.shape, offset, None if plain or not all(t.shape) else t.strides)
@@ -190,7 +193,7 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(name)
 
 
-def _position(where: str, path: Path, archive: zipfile.ZipFile, name: str) -> tuple[int, int]:
+def _position(where: str, path: Path, archive: zipfile.ZipFile, file: BinaryIO, name: str) -> tuple[int, int]:
     """The first byte of a stored member in the file, and how many it has."""
     try:
         info = archive.getinfo(name)
@@ -199,7 +202,6 @@ def _position(where: str, path: Path, archive: zipfile.ZipFile, name: str) -> tu
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise FormatError(f"{where}: its storage is compressed or encrypted, expected it stored")
     # The local header repeats the name and has an extra field of its own, by which torch aligns the data.
-    file = archive.fp
     file.seek(info.header_offset)
     header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\3\4":
