@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import struct
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -921,6 +922,55 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert "expected PATTERN=TYPE" in capsys.readouterr().err
     assert main(["convert", "nothing"]) == 1
     assert capsys.readouterr().err == "glmlite: nothing: No such file or directory\n"
+
+
+class FakeHub:
+    """In place of huggingface_hub and modelscope: gives a folder where the files that match the patterns are."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.asked = []
+
+    def snapshot_download(self, name, allow_patterns=(), ignore_patterns=(), **others):
+        patterns = allow_patterns or others["allow_file_pattern"]
+        self.asked.append((name, patterns))
+        if not self.folder.exists():
+            raise OSError(f"404: {name}\n\nRepository not found")
+        target = self.folder.with_name("cache")
+        target.mkdir(exist_ok=True)
+        for path in self.folder.iterdir():
+            if any(path.match(pattern) for pattern in patterns):
+                shutil.copy(path, target)
+        return str(target)
+
+
+@pytest.mark.parametrize("files", ["safetensors", "torch"])
+@pytest.mark.parametrize("prefix, package", [("", "huggingface_hub"), ("modelscope:", "modelscope")])
+def test_hub_names(tmp_path, monkeypatch, capsys, files, prefix, package):
+    monkeypatch.chdir(tmp_path)
+    _, folder = make(tmp_path / "there", files=files)
+    (folder / "README.md").write_text("not needed")
+    fake = FakeHub(folder)
+    monkeypatch.setitem(sys.modules, package, fake)
+    assert main(["convert", f"{prefix}zai-org/glm-tiny"]) == 0
+    assert capsys.readouterr().out == "glm-tiny-q8_0.gguf\n" and (tmp_path / "glm-tiny-q8_0.gguf").exists()
+    assert {name for name, _ in fake.asked} == {"zai-org/glm-tiny"} and len(fake.asked) == 1 + (files == "torch")
+    assert not (tmp_path / "cache" / "README.md").exists()
+    shutil.rmtree(folder)
+    assert main(["convert", f"{prefix}zai-org/none"]) == 1
+    assert capsys.readouterr().err == f"glmlite: {prefix}zai-org/none: cannot be downloaded: 404: zai-org/none\n"
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    assert main(["convert", f"{prefix}zai-org/none"]) == 1
+    assert f"pip install {package}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["./a/b", "/a/b", "a", "a/b/c", "mine/typo", "../a/b", "a\\b", "~/a"])
+def test_a_path_never_goes_to_a_hub(tmp_path, monkeypatch, capsys, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["convert", source]) == 1
+    assert "No such file or directory" in capsys.readouterr().err
 
 
 def test_command_stopped_leaves_nothing(tmp_path, monkeypatch):

@@ -10,10 +10,8 @@ from . import console
 
 def convert(
     source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE", help="A checkpoint's folder (safetensors, pytorch_model*.bin) or a GGUF file."
-        ),
+        str,
+        typer.Argument(metavar="SOURCE", help="A checkpoint's folder, a hub name (owner/name), or a GGUF file."),
     ],
     out: Annotated[
         Path | None,
@@ -50,15 +48,18 @@ def convert(
     Examples:
       glmlite convert chatglm3-6b
       glmlite convert glm-4-9b-chat glm4.gguf --type q4_k_m
+      glmlite convert zai-org/glm-edge-1.5b-chat
       glmlite convert chatglm-6b --ptuning checkpoint-3000 --type f16
       glmlite convert model-f16.gguf model-q4_0.gguf --type q4_0 --tensor-type attn_v=q6_k
     """
     from .. import convert as converting
+    from .. import hub
 
     out = out or _beside(source, type)
     if out.exists() and not force:
         raise FileExistsError(17, "it is there already; --force writes over it", str(out))
-    work = converting.plan(source, type, tensor_types=_pairs(tensor_type or []), lora=lora, ptuning=ptuning)
+    folder = hub.fetch(source) if hub.is_name(source) else source
+    work = converting.plan(folder, type, tensor_types=_pairs(tensor_type or []), lora=lora, ptuning=ptuning)
     try:
         rows = [(role, kind.lower(), count, console.size(nbytes)) for role, kind, count, nbytes in work.roles()]
         console.note(console.columns([("role", "type", "tensors", "size"), *rows], right=[2, 3]).rstrip())
@@ -69,9 +70,10 @@ def convert(
     console.write(f"{out}\n")
 
 
-def _beside(source: Path, type: str) -> Path:
+def _beside(source: str, type: str) -> Path:
     """A name in the current folder, after the source's."""
-    name = source.resolve().name if source.is_dir() else source.stem
+    path = Path(source)
+    name = path.resolve().name if path.is_dir() else path.name.removesuffix(".gguf")
     return Path(f"{name}-{type}.gguf")
 
 
