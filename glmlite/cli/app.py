@@ -11,6 +11,7 @@ import typer
 from . import console, options
 from .bench import bench
 from .chat import chat
+from .convert import convert
 from .infill import infill
 from .inspect import inspect
 from .run import run
@@ -75,6 +76,7 @@ def glmlite(
 
     \b
     With a model of yours:
+      glmlite convert glm-4-9b-chat
       glmlite inspect glm-4-9b-chat-q4_k_m.gguf
       glmlite chat glm-4-9b-chat-q4_k_m.gguf
     """
@@ -96,5 +98,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, infill, inspect, bench):
+for command in (run, chat, infill, convert, inspect, bench):
     app.command(command.__name__)(options.grouped(command))

@@ -1,1 +1,189 @@
-"""Make GGUF files from checkpoints. Nothing at run time imports this."""
+"""Make GGUF files from checkpoints. Nothing at run time imports this.
+
+convert("chatglm3-6b", "chatglm3-6b-q8_0.gguf", type="q8_0")
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import Cancelled, FormatError
+from . import recipes, writer
+from .architectures import Config, Model, Tensor, build
+from .checkpoint import Checkpoint, load_json
+from .formats import TYPES, can_quantize, encode, tensor_bytes
+from .sources import Adapted, Source, Unpacked
+from .text import text_metadata
+
+__all__ = ["Plan", "convert", "plan"]
+
+_CHUNK = 1 << 23  # values that are in memory at a time
+_SIMPLE = ("F32", "F16", "BF16", "Q8_0")  # what needs no quantizer
+_QUANTIZATION_VERSION = 2  # of the block formats, as GGUF counts them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will write: metadata, and each tensor with its type."""
+
+    metadata: Mapping[str, Any]
+    tensors: Sequence[tuple[Tensor, str]]
+    close: Callable[[], None]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors."""
+        return sum(tensor_bytes(tensor.shape, type) for tensor, type in self.tensors)
+
+    def roles(self) -> list[tuple[str, str, int, int]]:
+        """(role, type, tensors, bytes): what is printed before the work."""
+        count: Counter[tuple[str, str]] = Counter()
+        nbytes: Counter[tuple[str, str]] = Counter()
+        for tensor, type in self.tensors:
+            role = tensor.name.removesuffix(".weight").split(".", 2)[-1] if len(tensor.shape) == 2 else "vectors"
+            count[role, type] += 1
+            nbytes[role, type] += tensor_bytes(tensor.shape, type)
+        return [(*key, count[key], nbytes[key]) for key in count]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    type: str = "q8_0",
+    *,
+    progress: Callable[[int, int], Any] | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
+    **options: Any,
+) -> Path:
+    """Write the GGUF file of a checkpoint; options are those of `plan`. Returns `out`.
+
+    progress: called with the bytes written and those in all; returning False cancels (Cancelled).
+    importance: tensor name -> weights of its columns, for the quantized types (an imatrix).
+
+    Whatever goes wrong leaves no file. Raises FormatError (the checkpoint's fault: file and tensor), ValueError,
+    OSError, Cancelled.
+    """
+    work = plan(source, type, **options)
+    try:
+        return work_off(work, Path(out), progress=progress, importance=importance)
+    finally:
+        work.close()
+
+
+def plan(
+    source: str | os.PathLike[str],
+    type: str = "q8_0",
+    *,
+    tensor_types: Sequence[tuple[str, str]] = (),
+    lora: str | os.PathLike[str] | None = None,
+    ptuning: str | os.PathLike[str] | None = None,
+) -> Plan:
+    """Look through a checkpoint's folder (or a GGUF file) and decide what each tensor becomes. Reads headers only.
+
+    type: a recipe of `glmlite.convert.recipes`. tensor_types: (pattern of a name, type), exceptions from it.
+    lora: a LoRA folder of PEFT to merge. ptuning: a P-Tuning v2 checkpoint whose prefix is stored.
+    """
+    if type not in recipes.RECIPES:
+        raise ValueError(f"type: {type!r} is not known; known: {', '.join(recipes.RECIPES)}")
+    overrides = [(pattern, kind.upper()) for pattern, kind in tensor_types]
+    for _, kind in overrides:
+        if kind not in TYPES:
+            raise ValueError(f"tensor type: {kind.lower()!r} is not known; known: {', '.join(TYPES).lower()}")
+    source = Path(source)
+    with ExitStack() as opened:
+        if source.suffix == ".gguf":
+            if lora or ptuning:
+                raise ValueError("lora, ptuning: only for a checkpoint, not for a GGUF file")
+            from .requantize import read_gguf
+
+            model = read_gguf(source, opened)
+        else:
+            model = _read_checkpoint(source, lora, ptuning, opened)
+        names = {tensor.name for tensor in model.tensors}
+        layers = model.metadata[f"{model.metadata['general.architecture']}.block_count"]
+        tied = "output.weight" not in names
+        tensors = [
+            (tensor, recipes.choose(tensor.name, tensor.shape, type, layers, tied, overrides))
+            for tensor in model.tensors
+        ]
+        unknown = {kind for _, kind in tensors if kind not in _SIMPLE}
+        if unknown and not can_quantize():
+            raise RuntimeError(
+                f"{min(unknown).lower()}: quantizing needs numba: pip install 'glmlite[convert]' "
+                "(f32, f16, bf16 and q8_0 do without)"
+            )
+        metadata = dict(model.metadata)
+        metadata["general.file_type"] = recipes.file_type(type)
+        if type not in ("f32", "f16", "bf16"):
+            metadata["general.quantization_version"] = _QUANTIZATION_VERSION
+        return Plan(metadata, tensors, opened.pop_all().close)
+    raise AssertionError  # an ExitStack swallows nothing
+
+
+def work_off(
+    work: Plan,
+    out: Path,
+    *,
+    progress: Callable[[int, int], Any] | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write the file of a plan, as `convert` does."""
+
+    def report(done: int, total: int) -> None:
+        if progress is not None and progress(done, total) is False:
+            raise Cancelled(f"{out}: cancelled, nothing is left of it")
+
+    entries = [
+        writer.Entry(tensor.name, tensor.shape, kind, _pieces(tensor, kind, (importance or {}).get(tensor.name)))
+        for tensor, kind in work.tensors
+    ]
+    writer.write(out, work.metadata, entries, report)
+    return out
+
+
+def _pieces(tensor: Tensor, kind: str, weights: np.ndarray | None) -> Callable[[], Iterator[np.ndarray]]:
+    columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
+    step = max(1, _CHUNK // max(columns, 1))
+
+    def pieces() -> Iterator[np.ndarray]:
+        for begin in range(0, tensor.shape[0], step):
+            x = tensor.read(begin, min(begin + step, tensor.shape[0]))
+            yield encode(x, kind, tensor.origin or tensor.name, weights)
+
+    return pieces
+
+
+def _read_checkpoint(
+    source: Path, lora: str | os.PathLike[str] | None, ptuning: str | os.PathLike[str] | None, opened: ExitStack
+) -> Model:
+    folder = source if source.is_dir() else source.parent
+    checkpoint = opened.enter_context(Checkpoint(source))
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise FormatError(f"{folder}: no config.json beside the weights")
+    config = Config(load_json(config_path), config_path)
+    tensors: Source = Unpacked(checkpoint, config.get("quantization_bit"))
+    if lora is not None:
+        adapted = Adapted(tensors, Path(lora))
+        opened.callback(adapted.adapter.close)
+        tensors = adapted
+    prefix = None if ptuning is None else opened.enter_context(Checkpoint(Path(ptuning)))
+    model = build(tensors, config, prefix)
+    architecture = model.metadata["general.architecture"]
+    rows = next(tensor.shape[0] for tensor in model.tensors if tensor.name == "token_embd.weight")
+    general = {"general.architecture": architecture, "general.name": _name(folder, config)}
+    metadata = {**general, **model.metadata, **text_metadata(folder, config, architecture, rows)}
+    return Model(metadata, model.tensors)
+
+
+def _name(folder: Path, config: Config) -> str:
+    name = config.get("_name_or_path")
+    return (name if isinstance(name, str) and name else folder.resolve().name).replace("\\", "/").rpartition("/")[2]

@@ -106,20 +106,26 @@ def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
     return _byte_bpe(tokens, added, merges, pre, vocab_size)
 
 
-def from_folder(folder: Path, *, vocab_size: int = 0) -> dict[str, Any]:
-    """The vocabulary of a checkpoint's folder, whatever form it is in, filled up to `vocab_size` rows."""
+def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> dict[str, Any]:
+    """The vocabulary of a checkpoint's folder, whatever form it is in, filled up to `vocab_size` rows.
+
+    chatglm: a sentencepiece tokenizer.model is ChatGLM2's or 3's, which has special tokens beside its pieces.
+    """
     folder = Path(folder)
     if (path := folder / "ice_text.model").exists():
         return from_sentencepiece(path, vocab_size=vocab_size, chatglm1=True)
-    if (path := folder / "tokenizer.json").exists():
-        return from_tokenizer_json(path, vocab_size=vocab_size)
+    path = folder / "tokenizer.model"
+    sentencepiece = path.exists() and not _is_tiktoken(path)
+    # Llama 2's tokenizer.json is its tokenizer.model in a form that is not read here.
+    if (folder / "tokenizer.json").exists() and not sentencepiece:
+        return from_tokenizer_json(folder / "tokenizer.json", vocab_size=vocab_size)
     config = _json(folder / "tokenizer_config.json")
     added = {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
     added |= _json(folder / "added_tokens.json")
-    if (path := folder / "tokenizer.model").exists():
-        if _is_tiktoken(path):
-            return from_tiktoken(path, specials=added, vocab_size=vocab_size)
-        return from_sentencepiece(path, specials=CHATGLM3_SPECIALS, vocab_size=vocab_size)
+    if sentencepiece:
+        return from_sentencepiece(path, specials=CHATGLM3_SPECIALS if chatglm else added, vocab_size=vocab_size)
+    if path.exists():
+        return from_tiktoken(path, specials=added, vocab_size=vocab_size)
     if (path := folder / "cog-pretrain.model").exists():
         return _beginning_with_cls(from_sentencepiece(path, specials=added, vocab_size=vocab_size))
     if (path := folder / "vocab.json").exists():

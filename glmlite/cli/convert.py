@@ -1,0 +1,85 @@
+"""`glmlite convert`: a GGUF file from what people have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A checkpoint's folder, a hub name (owner/name), or a GGUF file."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT.gguf", help="The file to write [default: SOURCE-TYPE.gguf].", show_default=False),
+    ] = None,
+    type: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_k_s, q4_0, iq4_xs or iq4_nl.",
+        ),
+    ] = "q8_0",
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="Another type for the tensors whose name matches; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Merge this LoRA adapter of PEFT.", show_default=False)
+    ] = None,
+    ptuning: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Store this P-Tuning v2 prefix.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Write over OUT.gguf if it is there.")] = False,
+) -> None:
+    """Make a GGUF file from a checkpoint, in little memory and without torch.
+
+    \b
+    Examples:
+      glmlite convert chatglm3-6b
+      glmlite convert glm-4-9b-chat glm4.gguf --type q4_k_m
+      glmlite convert zai-org/glm-edge-1.5b-chat
+      glmlite convert chatglm-6b --ptuning checkpoint-3000 --type f16
+      glmlite convert model-f16.gguf model-q4_0.gguf --type q4_0 --tensor-type attn_v=q6_k
+    """
+    from .. import convert as converting
+    from .. import hub
+
+    out = out or _beside(source, type)
+    if out.exists() and not force:
+        raise FileExistsError(17, "it is there already; --force writes over it", str(out))
+    folder = hub.fetch(source) if hub.is_name(source) else source
+    work = converting.plan(folder, type, tensor_types=_pairs(tensor_type or []), lora=lora, ptuning=ptuning)
+    try:
+        rows = [(role, kind.lower(), count, console.size(nbytes)) for role, kind, count, nbytes in work.roles()]
+        console.note(console.columns([("role", "type", "tensors", "size"), *rows], right=[2, 3]).rstrip())
+        with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})") as show:
+            converting.work_off(work, out, progress=show)
+    finally:
+        work.close()
+    console.write(f"{out}\n")
+
+
+def _beside(source: str, type: str) -> Path:
+    """A name in the current folder, after the source's."""
+    path = Path(source)
+    name = path.resolve().name if path.is_dir() else path.name.removesuffix(".gguf")
+    return Path(f"{name}-{type}.gguf")
+
+
+def _pairs(texts: list[str]) -> list[tuple[str, str]]:
+    pairs = [text.rpartition("=") for text in texts]
+    for text, (pattern, _, kind) in zip(texts, pairs):
+        if not pattern or not kind:
+            raise ValueError(f"--tensor-type: {text!r}, expected PATTERN=TYPE")
+    return [(pattern, kind) for pattern, _, kind in pairs]

@@ -1,0 +1,192 @@
+"""What the kinds of checkpoints share: checked reading of the config, and the list of tensors that is being made."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import FormatError
+from ..sources import Source, prefix_table
+
+_LARGEST = 2**31 - 1
+
+
+class Config:
+    """The values of a config.json. Every method raises FormatError naming the file and the key."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path):
+        self.values = values
+        self.path = path
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, `default` if it is missing or null."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def count(self, *keys: str, default: int | None = None) -> int:
+        """A positive integer under the first of the keys that is there."""
+        key, value = self._first(keys, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            raise self.error(key, value, "a positive integer")
+        return value
+
+    def number(self, *keys: str, default: float | None = None) -> float:
+        """A finite number above zero."""
+        key, value = self._first(keys, default)
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not ok or not 0 < value < math.inf:
+            raise self.error(key, value, "a positive number")
+        return float(value)
+
+    def expect(self, key: str, *known: Any) -> None:
+        """The model is another one if the config has any other value; a missing one is the first."""
+        value = self.get(key, known[0])
+        if value not in known:
+            raise self.error(key, value, " or ".join(map(repr, known)))
+
+    def error(self, key: str, value: Any, expected: str) -> FormatError:
+        text = repr(value)
+        return FormatError(
+            f"{self.path}: {key!r} is {text if len(text) <= 60 else text[:57] + '...'}, expected {expected}"
+        )
+
+    def _first(self, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
+        for key in keys:
+            if self.values.get(key) is not None:
+                return key, self.values[key]
+        if default is None:
+            raise FormatError(f"{self.path}: no {' or '.join(map(repr, keys))}")
+        return keys[0], default
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor to be written: GGUF name, shape, and `read(begin, end)`: f32 of its rows (of its elements if a vector).
+
+    origin: for messages, where it comes from.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[int, int], np.ndarray]
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a GGUF file is to hold."""
+
+    metadata: dict[str, Any]
+    tensors: list[Tensor]
+
+
+class Builder:
+    """Takes tensors from a checkpoint and sets metadata. prefix: a P-Tuning v2 checkpoint, if it is another one."""
+
+    def __init__(self, source: Source, prefix: Source | None = None):
+        self.source = source
+        self.prefix_source = prefix or source
+        self.tensors: list[Tensor] = []
+        self.metadata: dict[str, Any] = {}
+        self._used: set[str] = set()
+
+    def set(self, architecture: str, **values: Any) -> None:
+        """Keys of the architecture: `set("glm", block_count=2)`; a dot in a key is written as two underscores."""
+        self.metadata["general.architecture"] = architecture
+        for key, value in values.items():
+            self.metadata[f"{architecture}.{key.replace('__', '.')}"] = value
+
+    def take(self, name: str, source_name: str, order: np.ndarray | None = None, optional: bool = False) -> None:
+        """The checkpoint's tensor under a GGUF name; order: which of its rows stands at each place."""
+        source = self.source
+        if source_name not in source:
+            if optional:
+                return
+            raise FormatError(f"{file_of(source)}: no tensor {source_name!r}, which becomes {name!r}")
+        shape = source.shape(source_name)
+        if not shape or (order is not None and shape[0] != len(order)):
+            rows = "rows" if order is None else f"{len(order)} rows"
+            raise FormatError(f"{source.where(source_name)} is {shape}, expected {rows}")
+
+        def read(begin: int, end: int) -> np.ndarray:
+            return source.read(source_name, range(begin, end) if order is None else order[begin:end])
+
+        self._used.add(source_name)
+        self.tensors.append(Tensor(name, shape, read, source.where(source_name)))
+
+    def take_both(self, name: str, source_name: str, order: np.ndarray | None = None, bias: bool = False) -> None:
+        """`.weight` and `.bias`; bias: it must be there, else it may be."""
+        self.take(f"{name}.weight", f"{source_name}.weight", order)
+        self.take(f"{name}.bias", f"{source_name}.bias", order, optional=not bias)
+
+    def take_output(self, source_name: str, config: Config) -> None:
+        """The matrix of the logits; none if it is the embeddings', of which old files hold a copy."""
+        if config.get("tie_word_embeddings", False):
+            self._used.add(source_name)
+        else:
+            self.take("output.weight", source_name)
+
+    def add(self, name: str, x: np.ndarray) -> None:
+        """A small tensor that is computed."""
+        x = np.ascontiguousarray(x, np.float32)
+        self.tensors.append(Tensor(name, x.shape, lambda begin, end: x[begin:end]))
+
+    def add_prefix(self, layers: int, kv_heads: int, head_dim: int) -> None:
+        """P-Tuning v2's keys and values, if there are any (docs/formats.md)."""
+        self._used |= {name for name in self.source.names if name.startswith("transformer.prefix_encoder.")}
+        table = prefix_table(self.prefix_source)
+        if table is None:
+            if self.prefix_source is not self.source:
+                missing = "transformer.prefix_encoder.embedding.weight"
+                raise FormatError(f"{file_of(self.prefix_source)}: no tensor {missing!r}, expected P-Tuning v2")
+            return
+        width = kv_heads * head_dim
+        if table.shape[1] != 2 * layers * width:
+            raise FormatError(
+                f"{file_of(self.prefix_source)}: a prefix of {table.shape[1]} values a token, expected "
+                f"{2 * layers * width}: keys and values of {layers} layers, {kv_heads} heads of {head_dim}"
+            )
+        parts = table.reshape(len(table), layers, 2, width)
+        for i in range(layers):
+            self.add(f"blk.{i}.prefix_k.weight", parts[:, i, 0])
+            self.add(f"blk.{i}.prefix_v.weight", parts[:, i, 1])
+
+    def finish(self) -> Model:
+        """Raises FormatError for a tensor of the checkpoint that nobody has taken: it is another model then."""
+        for name in self.source.names:
+            # Old checkpoints hold the table of RoPE's frequencies, which is computed.
+            if name not in self._used and not name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")):
+                architecture = self.metadata["general.architecture"]
+                raise FormatError(f"{self.source.where(name)}: {architecture!r} models have no such tensor")
+        return Model(self.metadata, self.tensors)
+
+
+def file_of(source: Source) -> str:
+    """For messages: a file of the source."""
+    return source.where(source.names[0]).rpartition(": ")[0] if source.names else "the checkpoint"
+
+
+def layers_of(source: Source, config: Config, pattern: str, *keys: str) -> int:
+    """The config's number of layers, which must be the one of the tensors. pattern: a regex with the layer's number."""
+    found = {int(match[1]) for name in source.names if (match := re.match(pattern, name))}
+    layers = config.count(*keys, default=max(found) + 1)
+    if found != set(range(len(found))) or layers != len(found):
+        raise FormatError(
+            f"{config.path}: {keys[0]!r} is {layers}, but the checkpoint has tensors of {len(found)} layers"
+        )
+    return layers
+
+
+def head_columns(config: Config, total: int, heads: int, key: str = "") -> int:
+    """Columns of a head: the config's `key` if it has one, else a part of `total`."""
+    if config.get(key) is not None:
+        return config.count(key)
+    if total % heads:
+        raise FormatError(f"{config.path}: {heads} heads do not divide {total} columns")
+    return total // heads

@@ -1,0 +1,95 @@
+"""The types of GGUF tensors that can be written, and f32 rows in their bytes."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError
+
+__all__ = ["TYPES", "Type", "can_quantize", "encode", "tensor_bytes"]
+
+
+class Type(NamedTuple):
+    """id: GGUF's number; a block of `values` values takes `nbytes` bytes."""
+
+    id: int
+    values: int
+    nbytes: int
+
+
+TYPES = {
+    "F32": Type(0, 1, 4),
+    "F16": Type(1, 1, 2),
+    "BF16": Type(30, 1, 2),
+    "Q8_0": Type(8, 32, 34),
+    "Q6_K": Type(14, 256, 210),
+    "Q5_K": Type(13, 256, 176),
+    "Q5_1": Type(7, 32, 24),
+    "Q5_0": Type(6, 32, 22),
+    "Q4_K": Type(12, 256, 144),
+    "Q4_1": Type(3, 32, 20),
+    "Q4_0": Type(2, 32, 18),
+    "Q3_K": Type(11, 256, 110),
+    "Q2_K": Type(10, 256, 84),
+    "IQ4_XS": Type(23, 256, 136),
+    "IQ4_NL": Type(20, 32, 18),
+}
+_LARGEST_F16 = 65504
+
+
+def tensor_bytes(shape: tuple[int, ...], type: str) -> int:
+    """Of a tensor whose rows are whole blocks of `type`."""
+    return math.prod(shape) // TYPES[type].values * TYPES[type].nbytes
+
+
+def encode(x: np.ndarray, type: str, where: str, importance: np.ndarray | None = None) -> np.ndarray:
+    """f32 x (n, k) or (n,) as the file stores it, uint8.
+
+    importance: (k,) weights of the columns, for the types that can use them.
+    Raises FormatError, naming `where`, for NaN, Inf and what is too large for f16.
+    """
+    if not np.isfinite(x).all():
+        count = int(x.size - np.isfinite(x).sum())
+        raise FormatError(f"{where}: {count} values are NaN or infinite, expected finite weights")
+    if type == "F16" and x.size and (largest := float(np.abs(x).max())) > _LARGEST_F16:
+        raise FormatError(f"{where}: {largest:.6g} is too large for f16; convert to bf16 or f32")
+    if type == "F32":
+        return np.ascontiguousarray(x, "<f4").view(np.uint8)
+    if type == "F16":
+        return x.astype("<f2").view(np.uint8)
+    if type == "BF16":
+        return _bf16(x).view(np.uint8)
+    if type == "Q8_0" and not can_quantize():
+        return _q8_0(x)
+    from ..quantize import quantize
+
+    try:
+        return quantize(np.ascontiguousarray(x, np.float32), type.lower(), importance)
+    except ValueError as error:  # a value beyond the scales' f16, or an importance of another width
+        raise FormatError(f"{where}: {error}") from None
+
+
+def can_quantize() -> bool:
+    """Whether numba is there; without it f32, f16, bf16 and a plain q8_0 can be written."""
+    return find_spec("numba") is not None
+
+
+def _bf16(x: np.ndarray) -> np.ndarray:
+    """The upper halves of the floats, rounded to nearest even."""
+    bits = np.ascontiguousarray(x, "<f4").view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+
+
+def _q8_0(x: np.ndarray) -> np.ndarray:
+    """Blocks of 32: a f16 scale, the largest value's / 127, and 32 int8."""
+    blocks = x.reshape(-1, 32)
+    d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = np.where(d > 0, blocks / d, 0)
+    q = np.trunc(q + np.copysign(np.float32(0.5), q)).astype(np.int8)
+    out = np.concatenate([d.astype("<f2").view(np.uint8), q.view(np.uint8)], axis=1)
+    return out.reshape(x.shape[0], -1)

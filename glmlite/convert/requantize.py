@@ -1,0 +1,39 @@
+"""A GGUF file as the source of another one: the same tensors and metadata, other types."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from .architectures import Model, Tensor
+
+__all__ = ["read_gguf"]
+
+_DROPPED = ("split.", "general.file_type", "general.quantization_version", "general.alignment")
+
+
+def read_gguf(path: Path, opened: ExitStack) -> Model:
+    """The tensors and metadata of a GGUF file, which stays open until `opened` is closed. Raises FormatError."""
+    from .._native import Gguf, dequantize
+    from ..models import record
+
+    gguf = Gguf(path)
+    opened.callback(gguf.close)
+    record(gguf.metadata, {name: tuple(info.shape) for name, info in gguf.tensors.items()})
+
+    def reader(name: str, type: str, dims: int):
+        def read(begin: int, end: int) -> np.ndarray:
+            if dims == 1:
+                return gguf.dequantize(name)[begin:end]
+            return dequantize(type, np.ascontiguousarray(gguf.data(name)[begin:end]))
+
+        return read
+
+    metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
+    tensors = [
+        Tensor(name, tuple(info.shape), reader(name, info.type, len(info.shape)), f"{info.path}: {name!r}")
+        for name, info in gguf.tensors.items()
+    ]
+    return Model(metadata, tensors)

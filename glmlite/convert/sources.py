@@ -1,0 +1,199 @@
+"""What stands between a checkpoint and its GGUF tensors: packed weights unpacked, adapters merged, trained prefixes.
+
+Each source has the methods of `Checkpoint` that a converter uses: `names`, `shape`, `where`, `read`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import FormatError
+from .checkpoint import Checkpoint, Rows, load_json
+
+__all__ = ["Adapted", "Source", "Unpacked", "prefix_table"]
+
+
+class Source(Protocol):
+    @property
+    def names(self) -> list[str]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def where(self, name: str) -> str: ...
+    def read(self, name: str, rows: Rows | None = None) -> np.ndarray: ...
+
+
+class Unpacked:
+    """A checkpoint of which some matrices are packed in int4 or int8, as `chatglm-6b-int4` is.
+
+    Such a matrix is `<name>`, int8 (n, k bits / 8), with `<name>_scale` (n): w = q scale, row by row. An int4 byte has
+    the even column in its high half and the odd one in its low half, both signed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, bits: int | None):
+        self.checkpoint = checkpoint
+        self.packed = {
+            name
+            for name in checkpoint.names
+            if f"{name}_scale" in checkpoint and checkpoint.dtype(name) in ("I8", "U8")
+        }
+        if self.packed and bits not in (4, 8):
+            raise FormatError(
+                f"{checkpoint.where(min(self.packed))} is packed, but the config's 'quantization_bit' is "
+                f"{bits!r}, expected 4 or 8"
+            )
+        self.bits = bits
+        for name in self.packed:
+            shape, scales = checkpoint.shape(name), checkpoint.shape(f"{name}_scale")
+            if len(shape) != 2 or scales != shape[:1]:
+                raise FormatError(
+                    f"{checkpoint.where(name)} is {shape} and its scales are {scales}, expected a scale a row"
+                )
+
+    @property
+    def names(self) -> list[str]:
+        scales = {f"{name}_scale" for name in self.packed}
+        return [name for name in self.checkpoint.names if name not in scales]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.checkpoint
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self.checkpoint.shape(name)
+        return (shape[0], shape[1] * 8 // self.bits) if name in self.packed else shape
+
+    def where(self, name: str) -> str:
+        return self.checkpoint.where(name)
+
+    def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
+        if name not in self.packed:
+            return self.checkpoint.read(name, rows)
+        q = self.checkpoint.raw(name, rows).view(np.int8)
+        if self.bits == 4:
+            q = np.stack([q >> 4, (q << 4).astype(np.int8) >> 4], axis=-1).reshape(len(q), -1)
+        return q.astype(np.float32) * self.checkpoint.read(f"{name}_scale", rows)[:, None]
+
+
+class Adapted:
+    """A source with a LoRA adapter of PEFT merged into it: w + scale (B A).
+
+    Raises FormatError for adapters that change more than weights by low rank (DoRA), or weights that are not there.
+    """
+
+    def __init__(self, source: Source, folder: Path):
+        self.source = source
+        folder = Path(folder)
+        config_path = folder / "adapter_config.json"
+        if not config_path.exists():
+            raise FormatError(f"{folder}: no adapter_config.json, expected a LoRA folder of PEFT")
+        config = load_json(config_path)
+        if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora"):
+            kind = "DoRA" if config.get("use_dora") else config["peft_type"]
+            raise FormatError(f"{config_path}: a {kind} adapter, expected LoRA")
+        self.adapter = Checkpoint(folder)
+        self.transposed = bool(config.get("fan_in_fan_out"))
+        self.pairs: dict[str, tuple[str, str, float]] = {}  # weight -> A, B, scale
+        self.replaced: dict[str, str] = {}
+        for name in self.adapter.names:
+            self._add(name, config, config_path)
+
+    def _add(self, name: str, config: dict[str, Any], config_path: Path) -> None:
+        plain = name.removeprefix("base_model.model.")
+        found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.default)?(\.weight)?", plain)
+        if found and found[3] == "B":
+            return  # comes with its A
+        if not found:
+            # `modules_to_save`, and biases that were trained: they take the place of the model's.
+            target = re.sub(r"\.(modules_to_save|original_module)(\.default)?(?=\.)|\.base_layer(?=\.)", "", plain)
+            if target not in self.source:
+                raise FormatError(f"{self.adapter.where(name)}: the model has no {target!r} to adapt")
+            self._check(name, target, self.adapter.shape(name))
+            self.replaced[target] = name
+            return
+        module, embedding = found[1], bool(found[2])
+        target, b = f"{module}.weight", f"{name[: name.rindex('A')]}B{name[name.rindex('A') + 1 :]}"
+        if target not in self.source:
+            raise FormatError(f"{self.adapter.where(name)}: the model has no {target!r} to adapt")
+        if b not in self.adapter:
+            raise FormatError(f"{self.adapter.where(name)}: no {b!r} beside it")
+        a_shape, b_shape = self.adapter.shape(name), self.adapter.shape(b)
+        if len(a_shape) != 2 or len(b_shape) != 2 or a_shape[0] != b_shape[1]:
+            raise FormatError(f"{self.adapter.where(name)} is {a_shape} and B {b_shape}, expected (r, k) and (n, r)")
+        rank, shape = a_shape[0], (b_shape[0], a_shape[1])
+        self._check(name, target, shape[::-1] if embedding or self.transposed else shape)
+        alpha = config.get("lora_alpha", rank)
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if module == pattern or module.endswith(f".{pattern}"):
+                alpha = value
+        if not isinstance(alpha, (int, float)) or rank == 0:
+            raise FormatError(f"{config_path}: 'lora_alpha' is {alpha!r}, expected a number")
+        scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        # (vocab, r) and (r, dim) of an embedding stand the other way round: its rows are A's columns.
+        self.pairs[target] = (b, name, scale) if embedding or self.transposed else (name, b, scale)
+
+    def _check(self, name: str, target: str, shape: tuple[int, ...]) -> None:
+        if shape != self.source.shape(target):
+            raise FormatError(
+                f"{self.adapter.where(name)} adapts {shape}, but {target!r} of the model is {self.source.shape(target)}"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        return self.source.names
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
+    def where(self, name: str) -> str:
+        return self.adapter.where(self.replaced[name]) if name in self.replaced else self.source.where(name)
+
+    def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
+        if name in self.replaced:
+            return self.adapter.read(self.replaced[name], rows)
+        w = self.source.read(name, rows)
+        if name in self.pairs:
+            a, b, scale = self.pairs[name]
+            a, b = self.adapter.read(a), self.adapter.read(b)
+            if a.shape[1] != w.shape[1]:  # transposed: the weight is A' B'
+                a, b = a.T, b.T
+            b = b if rows is None else b[np.asarray(rows)]
+            # One rank after another: the sum's order is the same whatever BLAS and however many threads.
+            delta = np.zeros_like(w)
+            for column, row in zip(b.T, a):
+                delta += column[:, None] * row
+            w = w + np.float32(scale) * delta
+        return w
+
+
+def prefix_table(source: Source, name: str = "transformer.prefix_encoder") -> np.ndarray | None:
+    """P-Tuning v2: the trained prefix (tokens, 2 layers kv_heads head_dim) f32, None if the source has none.
+
+    With a projection the table's rows go through Linear, tanh, Linear.
+    """
+    table = f"{name}.embedding.weight"
+    if table not in source:
+        return None
+    x = source.read(table)
+    if f"{name}.trans.0.weight" in source:
+        x = np.tanh(_linear(source, x, f"{name}.trans.0"))
+        x = _linear(source, x, f"{name}.trans.2")
+    return x.astype(np.float32)
+
+
+def _linear(source: Source, x: np.ndarray, name: str) -> np.ndarray:
+    for part in ("weight", "bias"):
+        if f"{name}.{part}" not in source:
+            raise FormatError(f"prefix encoder: no tensor {f'{name}.{part}'!r}")
+    w = source.read(f"{name}.weight")
+    if w.ndim != 2 or w.shape[1] != x.shape[-1]:
+        raise FormatError(f"{source.where(f'{name}.weight')} is {w.shape}, expected {x.shape[-1]} columns")
+    # In slices: in f64 the second matrix of ChatGLM-6B, (229376, 4096), would take 7.5 GB.
+    step = max(1, (1 << 23) // w.shape[1])
+    slices = [x.astype(np.float64) @ w[i : i + step].T for i in range(0, len(w), step)]
+    return np.concatenate(slices, axis=-1) + source.read(f"{name}.bias")

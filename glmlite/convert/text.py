@@ -1,0 +1,112 @@
+"""What a file says beside its tensors: tokenizer, the ids that end an answer, chat template, recommended sampling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError
+from . import vocab
+from .architectures import Config
+from .checkpoint import load_json
+
+__all__ = ["text_metadata"]
+
+_SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+
+
+def text_metadata(folder: Path, config: Config, architecture: str, rows: int) -> dict[str, Any]:
+    """The `tokenizer.*`, `glmlite.*` and `general.sampling.*` keys. rows: of the embeddings, one for each token.
+
+    Raises FormatError for a folder without a tokenizer, and for ids that it does not have.
+    """
+    tokenizer_config = _optional(folder / "tokenizer_config.json")
+    generation = _optional(folder / "generation_config.json")
+    metadata = vocab.from_folder(folder, vocab_size=rows, chatglm=architecture == "chatglm")
+    metadata |= _special_ids(config, generation, metadata, rows)
+    if architecture == "llama":
+        metadata["tokenizer.ggml.add_bos_token"] = _begins_with_bos(folder, tokenizer_config, metadata)
+    metadata |= _templates(folder, tokenizer_config)
+    if architecture == "chatglm" and _is_chatglm2(folder, tokenizer_config, metadata):
+        metadata["glmlite.chat_format"] = "chatglm2"
+    if generation.get("do_sample", True):
+        for key, name in _SAMPLING.items():
+            if isinstance(generation.get(key), (int, float)):
+                metadata[f"general.sampling.{name}"] = generation[key]
+    return metadata
+
+
+def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[str, Any], rows: int) -> dict[str, Any]:
+    """All ids that the config or the generation config end an answer with; `<|user|>` is the end of a turn."""
+    path = config.path
+
+    def ids(key: str) -> list[int]:
+        found: list[int] = []
+        for values in (config.values, generation):
+            value = values.get(key)
+            for i in value if isinstance(value, list) else [] if value is None else [value]:
+                if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < rows:
+                    raise FormatError(f"{path}: {key!r} has {i!r}, expected ids below {rows}")
+                if i not in found:
+                    found.append(i)
+        return found
+
+    metadata: dict[str, Any] = {}
+    tokens = vocabulary["tokenizer.ggml.tokens"]
+    ends = ids("eos_token_id")
+    if ends:
+        metadata["tokenizer.ggml.eos_token_id"] = ends[0]
+        turn = next((i for i in ends[1:] if tokens[i] == "<|user|>"), None)
+        if turn is not None:
+            metadata["tokenizer.ggml.eot_token_id"] = turn
+        if len(ends) > 1:
+            metadata["tokenizer.ggml.eos_token_ids"] = np.array(ends, np.uint32)
+    for key, name in (("bos_token_id", "bos"), ("pad_token_id", "padding")):
+        if f"tokenizer.ggml.{name}_token_id" not in vocabulary and (found := ids(key)):
+            metadata[f"tokenizer.ggml.{name}_token_id"] = found[0]
+    return metadata
+
+
+def _begins_with_bos(folder: Path, tokenizer_config: dict[str, Any], vocabulary: dict[str, Any]) -> bool:
+    """Llama's code puts `<s>` first unless told not to; a tokenizer.json says it in its post-processor."""
+    if "tokenizer.ggml.bos_token_id" not in vocabulary:
+        return False
+    if isinstance(told := tokenizer_config.get("add_bos_token"), bool):
+        return told
+    if vocabulary["tokenizer.ggml.model"] == "llama":
+        return True
+    post = _optional(folder / "tokenizer.json").get("post_processor") or {}
+    steps = [post, *(post.get("processors") or [])]
+    return any("SpecialToken" in (step.get("single") or [{}])[0] for step in steps if isinstance(step, dict))
+
+
+def _templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    """`chat_template` is a text, or a list of named ones; newer copies have it in a file of its own."""
+    if (path := folder / "chat_template.jinja").is_file():
+        return {"tokenizer.chat_template": path.read_text(encoding="utf-8")}
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, str):
+        return {"tokenizer.chat_template": template}
+    found = {}
+    for item in template if isinstance(template, list) else []:
+        if isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("template"), str):
+            suffix = "" if item["name"] == "default" else f".{item['name']}"
+            found[f"tokenizer.chat_template{suffix}"] = item["template"]
+    return found
+
+
+def _is_chatglm2(folder: Path, tokenizer_config: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    """ChatGLM2 and ChatGLM3 share a vocabulary file. Only the latter's own tokenizer code, which is read as text,
+    or its tokenizer_config knows roles; where neither is there, it is a ChatGLM3."""
+    if metadata["tokenizer.ggml.model"] != "llama" or "tokenizer.chat_template" in metadata:
+        return False
+    code = folder / "tokenization_chatglm.py"
+    if not code.is_file() or "<|user|>" in repr(tokenizer_config):
+        return False
+    return "<|user|>" not in code.read_text(encoding="utf-8", errors="replace")
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return load_json(path) if path.is_file() else {}

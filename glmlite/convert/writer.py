@@ -1,0 +1,115 @@
+"""Writes a GGUF file of any size in the memory of a few rows. The same input gives the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .formats import TYPES, tensor_bytes
+
+__all__ = ["Entry", "write"]
+
+_ALIGNMENT = 32
+_U32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64 = 4, 6, 7, 8, 9, 10, 11
+_ARRAYS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "b1": 7, "u8": 10, "i8": 11, "f8": 12}
+
+
+class Entry(NamedTuple):
+    """A tensor: its name, shape (numpy order), type ("Q4_K"), and its bytes in any number of pieces."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    pieces: Callable[[], Iterable[np.ndarray]]
+
+
+def write(
+    path: Path,
+    metadata: Mapping[str, Any],
+    entries: Sequence[Entry],
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """The bytes written. The file stands under its name only when it is whole; whatever goes wrong leaves none.
+
+    progress: called with bytes written and bytes in all; what it raises ends the work.
+    Raises OSError (a full disk: before the work begins, as far as the system tells).
+    """
+    path = Path(path)
+    head = _head(metadata, entries)
+    sizes = [tensor_bytes(entry.shape, entry.type) for entry in entries]
+    total = len(head) + sum(map(_padded, sizes))
+    free = shutil.disk_usage(path.absolute().parent).free
+    if free < total:
+        raise OSError(errno.ENOSPC, f"the disk has {free} bytes free, the file needs {total}", str(path))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(head)
+            done = len(head)
+            for entry, size in zip(entries, sizes):
+                written = 0
+                for piece in entry.pieces():
+                    file.write(memoryview(np.ascontiguousarray(piece)).cast("B"))
+                    written += piece.nbytes
+                    if progress:
+                        progress(done + written, total)
+                if written != size:
+                    raise ValueError(f"{entry.name}: {written} bytes, expected {size} for {entry.type} {entry.shape}")
+                file.write(bytes(_padded(size) - size))
+                done += _padded(size)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return total
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
+    """Header, metadata and the table of tensors, up to the first tensor."""
+    out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(metadata)))
+    for key, value in metadata.items():
+        out += _string(key) + _value(key, value)
+    offset = 0
+    for entry in entries:
+        dims = entry.shape[::-1]
+        out += _string(entry.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+        out += struct.pack("<IQ", TYPES[entry.type].id, offset)
+        offset += _padded(tensor_bytes(entry.shape, entry.type))
+    return bytes(out) + bytes(_padded(len(out)) - len(out))
+
+
+def _string(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(key: str, value: Any) -> bytes:
+    """Integers are uint32 where they fit, as llama.cpp expects; floats are float32; arrays keep their numpy type."""
+    if isinstance(value, (bool, np.bool_)):
+        return struct.pack("<I?", _BOOL, value)
+    if isinstance(value, (int, np.integer)):
+        if 0 <= value < 2**32:
+            return struct.pack("<II", _U32, value)
+        return struct.pack("<IQ", _U64, value) if value > 0 else struct.pack("<Iq", _I64, value)
+    if isinstance(value, (float, np.floating)):
+        return struct.pack("<If", _F32, value)
+    if isinstance(value, (str, bytes)):
+        return struct.pack("<I", _STRING) + _string(value)
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        kind = _ARRAYS[value.dtype.kind + str(value.dtype.itemsize)]
+        data = value.astype(value.dtype.newbyteorder("<")).tobytes()
+        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + data
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, bytes)) for item in value):
+        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_string, value))
+    raise TypeError(f"metadata: {key!r} is a {type(value).__name__}, which GGUF has no type for")

@@ -1,0 +1,985 @@
+"""`glmlite convert`: every form of checkpoint, tiny and random, against the tensors it was made of; hostile files."""
+
+import builtins
+import errno
+import json
+import math
+import os
+import shutil
+import struct
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import checkpoints
+import independent
+import numpy as np
+import pytest
+import tiny
+import vocab
+
+import glmlite.convert as converting
+from glmlite.cli import main
+from glmlite.convert import convert, formats, recipes, text
+from glmlite.convert.architectures import KINDS, Config
+from glmlite.convert.checkpoint import Checkpoint, load_json
+from glmlite.errors import Cancelled, FormatError
+from glmlite.models import record
+from glmlite.reference import Reference, Work
+from glmlite.tokenizer import Tokenizer
+
+native = pytest.importorskip("glmlite._native", reason="the native module reads what was written")
+
+# name -> form of the checkpoint, arguments of tiny.model. The published configs leave no choice of some sizes.
+OLD = {"head_dim": 16, "ffn": 256}
+FORMS = {
+    "chatglm3": ("chatglm", "chatglm", {"kv_heads": 1}),
+    "chatglm-ptuning": ("chatglm", "chatglm", {"prefix": 5}),
+    "glm-4-9b": ("chatglm", "chatglm", {"eps": 1.5625e-7, "layers": 3}),
+    "chatglm-6b": ("chatglm1", "chatglm1", OLD),
+    "chatglm-6b-ptuning": ("chatglm1", "chatglm1", {**OLD, "prefix": 3}),
+    "glm-10b": ("glm", "glm", OLD),
+    "glm-10b-wrapped": ("glm_wrapped", "glm", OLD),
+    "glm-4-9b-hf": ("hf", "chatglm", {"fused": False}),
+    "glm-edge": ("hf", "chatglm", {"fused": False, "bias": False, "rope_dim": 32, "tied": True}),
+    "glm4-9b": ("hf", "glm4", {"fused": False, "bias": True, "kv_heads": 1}),
+    "glm4-32b": ("hf", "glm4", {"fused": False, "heads": 16}),
+    "llama": ("hf", "llama", {"kv_heads": 1}),
+    "llama-tied-bias": ("hf", "llama", {"bias": True, "tied": True}),
+}
+
+
+def make(folder, case="chatglm3", **options):
+    """(the tiny model, its checkpoint's folder)"""
+    form, architecture, sizes = FORMS[case]
+    model = tiny.model(architecture, **sizes)
+    return model, checkpoints.write(folder, model, form, **options)
+
+
+@pytest.fixture
+def opened():
+    """opened(path) -> the Gguf, closed after the test."""
+    files = []
+
+    def open_file(path):
+        files.append(native.Gguf(path))
+        return files[-1]
+
+    yield open_file
+    for file in files:
+        file.close()
+
+
+def tensors_of(gguf):
+    return {name: gguf.dequantize(name) for name in gguf.tensors}
+
+
+def same(got, want):
+    if isinstance(want, float):
+        return abs(got - want) <= 2**-23 * abs(want)  # f32 in the file
+    return np.array_equal(got, want)
+
+
+# ---- every form --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("files", ["safetensors", "torch"])
+@pytest.mark.parametrize("case", FORMS)
+def test_f32_is_exact(tmp_path, opened, case, files):
+    model, folder = make(tmp_path / "copy", case, files=files)
+    gguf = opened(convert(folder, tmp_path / "out.gguf", "f32"))
+    got = tensors_of(gguf)
+    assert set(got) == set(model.tensors)
+    for name, x in model.tensors.items():
+        assert np.array_equal(got[name], x), name
+    architecture = model.metadata["general.architecture"]
+    for key, value in model.metadata.items():
+        if key.startswith(f"{architecture}.") or key == "general.architecture":
+            assert same(gguf.metadata[key], value), key
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize("files", ["safetensors", "torch"])
+def test_half_precision_and_shards(tmp_path, opened, files, dtype):
+    model, folder = make(tmp_path, "chatglm-6b", files=files, dtype=dtype, shards=3)
+    got = tensors_of(opened(convert(folder, tmp_path / "out.gguf", "f32")))
+    for name, x in model.tensors.items():
+        assert np.array_equal(got[name], checkpoints.rounded(x, dtype)), name
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("case", ["chatglm-6b", "chatglm3"])
+def test_packed_weights(tmp_path, opened, case, bits):
+    """chatglm-6b-int4, -int8, chatglm2-6b-int4: exactly q times the scale of the row."""
+    model, folder = make(tmp_path, case, dtype="F16", files="torch", bits=bits)
+    got = tensors_of(opened(convert(folder, tmp_path / "out.gguf", "f32")))
+    for name, x in model.tensors.items():
+        packed = name.startswith("blk.") and x.ndim == 2
+        want = checkpoints.unpacked(x, bits) if packed else checkpoints.rounded(x, "F16")
+        assert np.array_equal(got[name], want), name
+
+
+def test_chatglm_6b_with_quantized_embeddings(tmp_path, opened):
+    model, folder = make(tmp_path, "chatglm-6b", bits=4)
+    named, _ = checkpoints.chatglm1(model)
+    named = checkpoints.pack(named, 4)
+    name = "transformer.word_embeddings.weight"
+    packed = checkpoints.pack({"layers.x.weight": named.pop(name)}, 4)
+    named |= {name: packed["layers.x.weight"], f"{name}_scale": packed["layers.x.weight_scale"]}
+    checkpoints.write_weights(folder, named)
+    got = opened(convert(folder, tmp_path / "out.gguf", "f32")).dequantize("token_embd.weight")
+    assert np.array_equal(got, checkpoints.unpacked(model.tensors["token_embd.weight"], 4))
+
+
+# ---- logits ------------------------------------------------------------------------------------------------------
+
+TEXT = [17, 80, 3, 200, 41, 41, 9, 254, 120, 5]
+# The executors sum in f64 and round each of some 35 values to f32; see test_models.py.
+EXACT = 35 * 2**-23
+# The engine caches keys and values in f16: 2^-11 of each, and attention's errors go through two blocks.
+ENGINE = 5e-3
+
+
+def prompt(model):
+    token = lambda text: tiny.token_id(model, text)  # noqa: E731
+    match model.metadata["general.architecture"]:
+        case "glm":
+            return [*TEXT[:4], token("[MASK]"), *TEXT[4:], token("<|startofpiece|>"), 60, 61]
+        case "chatglm1":
+            return [*TEXT, token("[gMASK]"), token("<sop>"), 60, 61]
+    return TEXT
+
+
+def source_logits(model, ids):
+    """By the second implementation where there is one, else by the numpy executor, from the source's own weights."""
+    token = lambda text: tiny.token_id(model, text)  # noqa: E731
+    architecture = model.metadata["general.architecture"]
+    if architecture == "chatglm" and "blk.0.attn_qkv.weight" in model.tensors:
+        return independent.chatglm(model, ids)
+    if architecture == "chatglm1":
+        return independent.chatglm1(model, ids, token("[gMASK]"), token("<sop>"))
+    if architecture == "glm":
+        return independent.glm(model, ids, [token("[MASK]")], token("<|startofpiece|>"))
+    return executed(model.metadata, model.tensors, ids)
+
+
+def executed(metadata, tensors, ids):
+    """Logits of all tokens by the numpy executor."""
+    recording = record(metadata, {name: x.shape for name, x in tensors.items()})
+    tokens = [bytes(t).decode() if isinstance(t, bytes) else t for t in metadata["tokenizer.ggml.tokens"]]
+    layout = recording.layout(ids, lambda text: tokens.index(text) if text in tokens else None)
+    reference = Reference(recording.ops, tensors)
+    sequence, n = reference.new_sequence(), layout.context
+    works = [Work(sequence, ids[:n], layout.positions[:n], n)] * bool(n)
+    works.append(Work(sequence, ids[n:], layout.positions[n:]))
+    return reference.step(works, range(len(ids)))
+
+
+def error(got, want):
+    assert got.shape == want.shape
+    return np.max(np.abs(got - want)) / np.max(np.abs(want))
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_logits_are_the_sources(tmp_path, opened, case):
+    import glmlite
+
+    model, folder = make(tmp_path, case)
+    path = convert(folder, tmp_path / "out.gguf", "f32")
+    ids = prompt(model)
+    want = source_logits(model, ids)
+    gguf = opened(path)
+    assert error(executed(gguf.metadata, tensors_of(gguf), ids), want) <= EXACT
+    with glmlite.load(path, context=64, threads=1) as loaded:
+        assert error(loaded.logits(ids, all=True), want) <= ENGINE
+
+
+# ---- adapters ----------------------------------------------------------------------------------------------------
+
+
+def write_lora(folder, targets, rank=3, config=None, seed=5):
+    """A LoRA folder of PEFT for {module: (n, k)}; returns module -> B A."""
+    folder.mkdir()
+    random = np.random.RandomState(seed)
+    named, deltas = {}, {}
+    for module, (n, k) in targets.items():
+        a, b = random.randn(rank, k).astype(np.float32), random.randn(n, rank).astype(np.float32)
+        named |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+        deltas[module] = b.astype(np.float64) @ a
+    values = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "target_modules": ["query_key_value"]}
+    (folder / "adapter_config.json").write_text(json.dumps(values | (config or {})))
+    checkpoints.write_safetensors(folder / "adapter_model.safetensors", named)
+    return deltas
+
+
+@pytest.mark.parametrize("config, scale", [({}, 2.0), ({"use_rslora": True}, 6 / 3**0.5), ({"lora_alpha": 3}, 1.0)])
+def test_lora_is_merged(tmp_path, opened, config, scale):
+    model, folder = make(tmp_path / "base", "chatglm-6b")
+    x = model.tensors["blk.1.attn_qkv.weight"]
+    module = "transformer.layers.1.attention.query_key_value"
+    deltas = write_lora(tmp_path / "lora", {module: x.shape}, config=config)
+    got = tensors_of(opened(convert(folder, tmp_path / "out.gguf", "f32", lora=tmp_path / "lora")))
+    named, _ = checkpoints.chatglm1(model)
+    want = (named[f"{module}.weight"] + scale * deltas[module]).reshape(4, 3, 16, 64).swapaxes(0, 1).reshape(192, 64)
+    assert np.max(np.abs(got["blk.1.attn_qkv.weight"] - want)) <= 1e-5 * np.abs(want).max()
+    assert np.array_equal(got["blk.0.attn_qkv.weight"], model.tensors["blk.0.attn_qkv.weight"])
+
+
+def test_lora_of_llama_follows_the_rows(tmp_path, opened):
+    """q is reordered after the merge."""
+    model, folder = make(tmp_path / "base", "llama")
+    module = "model.layers.0.self_attn.q_proj"
+    deltas = write_lora(tmp_path / "lora", {module: (128, 64)})
+    named, _ = checkpoints.hf(model)
+    merged = {**named, f"{module}.weight": (named[f"{module}.weight"] + 2 * deltas[module]).astype(np.float32)}
+    shutil.copytree(folder, tmp_path / "merged")
+    checkpoints.write_weights(tmp_path / "merged", merged)
+    one = opened(convert(folder, tmp_path / "a.gguf", "f32", lora=tmp_path / "lora"))
+    two = opened(convert(tmp_path / "merged", tmp_path / "b.gguf", "f32"))
+    x, want = (gguf.dequantize("blk.0.attn_q.weight") for gguf in (one, two))
+    assert np.max(np.abs(x - want)) <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    "targets, config, message",
+    [
+        ({"transformer.encoder.layers.9.mlp.dense_4h_to_h": (64, 96)}, {}, "the model has no 'transformer.encoder.l"),
+        ({"transformer.encoder.layers.0.mlp.dense_4h_to_h": (64, 95)}, {}, r"adapts \(64, 95\), but"),
+        ({}, {"use_dora": True}, "a DoRA adapter, expected LoRA"),
+        ({}, {"peft_type": "IA3"}, "a IA3 adapter, expected LoRA"),
+        ({"transformer.output_layer": (384, 64)}, {"lora_alpha": "x"}, "'lora_alpha' is 'x'"),
+    ],
+)
+def test_lora_that_does_not_fit(tmp_path, targets, config, message):
+    _, folder = make(tmp_path / "base")
+    write_lora(tmp_path / "lora", targets, config=config)
+    with pytest.raises(FormatError, match=message):
+        convert(folder, tmp_path / "out.gguf", "f32", lora=tmp_path / "lora")
+
+
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("case", ["chatglm-6b", "chatglm3"])
+def test_ptuning_beside_the_model(tmp_path, opened, case, projected):
+    """A P-Tuning v2 checkpoint holds nothing but the prefix encoder."""
+    model, folder = make(tmp_path / "base", case)
+    kv_heads = checkpoints._key(model, "attention.head_count_kv")
+    head_dim = checkpoints._key(model, "attention.key_length")
+    random = np.random.RandomState(3)
+    width = 2 * 2 * kv_heads * head_dim
+    table = random.randn(5, 24 if projected else width).astype(np.float32)
+    root = "transformer.prefix_encoder."
+    named = {f"{root}embedding.weight": table}
+    if projected:
+        w1, b1, w2, b2 = (random.randn(*s).astype(np.float32) / 5 for s in ((32, 24), (32,), (width, 32), (width,)))
+        named |= {f"{root}trans.0.weight": w1, f"{root}trans.0.bias": b1}
+        named |= {f"{root}trans.2.weight": w2, f"{root}trans.2.bias": b2}
+        table = np.array([w2 @ np.tanh(w1 @ row + b1) + b2 for row in table.astype(np.float64)])
+    (tmp_path / "ptuning").mkdir()
+    checkpoints.write_weights(tmp_path / "ptuning", named, "torch")
+    got = tensors_of(opened(convert(folder, tmp_path / "out.gguf", "f32", ptuning=tmp_path / "ptuning")))
+    for token in range(5):
+        for layer in range(2):
+            for part in range(2):
+                at = (2 * layer + part) * kv_heads * head_dim
+                want = table[token, at : at + kv_heads * head_dim]
+                x = got[f"blk.{layer}.prefix_{'kv'[part]}.weight"][token]
+                assert np.max(np.abs(x - want)) <= 1e-5 * max(1, np.abs(want).max())
+
+
+def test_ptuning_of_another_model(tmp_path):
+    _, folder = make(tmp_path / "base")
+    (tmp_path / "p").mkdir()
+    named = {"transformer.prefix_encoder.embedding.weight": np.zeros((2, 7), np.float32)}
+    checkpoints.write_weights(tmp_path / "p", named)
+    with pytest.raises(FormatError, match="a prefix of 7 values a token, expected 128"):
+        convert(folder, tmp_path / "out.gguf", "f32", ptuning=tmp_path / "p")
+    checkpoints.write_weights(tmp_path / "p", {"x": np.zeros(2, np.float32)})
+    with pytest.raises(FormatError, match=r"no tensor 'transformer\.prefix_encoder\.embedding"):
+        convert(folder, tmp_path / "out.gguf", "f32", ptuning=tmp_path / "p")
+
+
+# ---- metadata ----------------------------------------------------------------------------------------------------
+
+
+def planned(folder):
+    work = converting.plan(folder, "f32")
+    work.close()
+    return work.metadata
+
+
+def test_rope_ratio_multiplies_the_base_or_divides_the_positions(tmp_path):
+    _, folder = make(tmp_path, config={"rope_ratio": 500, "seq_length": 131072})
+    metadata = planned(folder)
+    assert metadata["chatglm.rope.freq_base"] == 5e6 and metadata["chatglm.context_length"] == 131072
+    code = folder / "modeling_chatglm.py"
+    code.write_text("base = base * self.rope_ratio\n")
+    assert planned(folder)["chatglm.rope.freq_base"] == 5e6
+    code.write_text("raise SystemExit('run')\nseq_idx = torch.arange(n) / self.rope_ratio\n")
+    metadata = planned(folder)
+    assert metadata["chatglm.rope.freq_base"] == 1e4
+    assert metadata["chatglm.rope.scaling.type"] == "linear" and metadata["chatglm.rope.scaling.factor"] == 500
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_rope_scaling(tmp_path, key):
+    _, folder = make(tmp_path, "glm4-9b", config={key: {**YARN, "attention_factor": 2.0, "rope_theta": 7.0}})
+    rope = {k: v for k, v in planned(folder).items() if k.startswith("glm4.rope.")}
+    assert rope.pop("glm4.rope.scaling.attn_factor") == pytest.approx(2 / (0.1 * math.log(4) + 1))
+    assert rope == {
+        "glm4.rope.dimension_count": 16,
+        "glm4.rope.freq_base": 7.0,
+        "glm4.rope.scaling.type": "yarn",
+        "glm4.rope.scaling.factor": 4.0,
+        "glm4.rope.scaling.original_context_length": 32,
+        "glm4.rope.scaling.yarn_beta_fast": 32.0,
+        "glm4.rope.scaling.yarn_beta_slow": 1.0,
+    }
+
+
+def test_llama3_factors(tmp_path, opened):
+    _, folder = make(tmp_path, "llama", config={"rope_scaling": {"rope_type": "llama3", **LLAMA3}})
+    got = opened(convert(folder, tmp_path / "out.gguf", "q8_0")).dequantize("rope_freqs.weight")
+    for i, factor in enumerate(got):
+        wavelength = 2 * math.pi * 10000 ** (2 * i / 32)
+        if wavelength < 64 / 4:
+            want = 1
+        elif wavelength > 64:
+            want = 8
+        else:
+            part = (64 / wavelength - 1) / (4 - 1)
+            want = 1 / ((1 - part) / 8 + part)
+        assert factor == pytest.approx(want, rel=1e-6)
+
+
+def test_sliding_window_bounds_the_context(tmp_path):
+    _, folder = make(tmp_path, "llama", config={"model_type": "mistral", "sliding_window": 100})
+    assert planned(folder)["llama.context_length"] == 100
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_tokenizer_is_the_sources(tmp_path, opened, case):
+    model, folder = make(tmp_path, case)
+    got = Tokenizer.from_metadata(opened(convert(folder, tmp_path / "out.gguf", "f16")).metadata)
+    want = Tokenizer.from_metadata(model.metadata)
+    line = "the 你好 in[MASK]<|user|>ether\n"
+    assert got.encode(line) == want.encode(line) and got.vocab_size == want.vocab_size == 384
+    assert got.eos_ids == want.eos_ids
+    if case not in ("glm-10b", "glm-10b-wrapped"):  # whose tiny model does not begin with [CLS]
+        assert got.prefix_ids == want.prefix_ids
+
+
+def test_all_stop_ids_and_sampling(tmp_path, opened):
+    model, folder = make(tmp_path)
+    ids = [tiny.token_id(model, token) for token in ("<|endoftext|>", "<|user|>", "<|observation|>")]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids, "temperature": 0.5, "top_p": 0.7}))
+    metadata = opened(convert(folder, tmp_path / "out.gguf", "f16")).metadata
+    assert metadata["tokenizer.ggml.eos_token_id"] == ids[0] and metadata["tokenizer.ggml.eot_token_id"] == ids[1]
+    assert metadata["tokenizer.ggml.eos_token_ids"].tolist() == ids
+    assert metadata["general.sampling.temp"] == 0.5 and metadata["general.sampling.top_p"] == pytest.approx(0.7)
+    assert metadata["tokenizer.chat_template"] == model.metadata["tokenizer.chat_template"]
+
+
+@pytest.mark.parametrize(
+    "name, architecture, ends, prefix",
+    [
+        ("chatglm-6b", "chatglm1", {130005}, ()),
+        ("glm-4-9b-chat", "chatglm", {151329, 151336, 151338}, (151331, 151333)),
+    ],
+)
+def test_real_configs(monkeypatch, name, architecture, ends, prefix):
+    folder, metadata = vocab.folder(name), vocab.metadata(name)
+    plain = {key: value for key, value in metadata.items() if not key.endswith("token_id")}
+    monkeypatch.setattr(text.vocab, "from_folder", lambda *_, **__: plain)
+    config = Config(load_json(folder / "config.json"), folder / "config.json")
+    got = text.text_metadata(folder, config, architecture, vocab.VOCAB_SIZES[name])
+    assert {key: got[key] for key in metadata if key.endswith("token_id")} == {
+        key: value for key, value in metadata.items() if key.endswith("token_id")
+    }
+    tokenizer = Tokenizer.from_metadata(got)
+    assert tokenizer.eos_ids >= ends and tokenizer.prefix_ids == prefix
+
+
+def test_chatglm2_is_told_from_chatglm3_by_its_tokenizers_code(tmp_path):
+    folder = vocab.folder("chatglm3-6b")
+    shutil.copy(folder / "tokenizer.model", tmp_path)
+    config = Config({}, tmp_path / "config.json")
+
+    def chat_format():
+        return text.text_metadata(tmp_path, config, "chatglm", 65024).get("glmlite.chat_format")
+
+    assert chat_format() is None
+    (tmp_path / "tokenization_chatglm.py").write_text('special_tokens = ["[MASK]", "[gMASK]", "sop", "eop"]')
+    assert chat_format() == "chatglm2"
+    (tmp_path / "tokenization_chatglm.py").write_text('special_tokens = ["[gMASK]", "<|user|>"]')
+    assert chat_format() is None
+
+
+def test_recognised_by_tensors_never_by_name(tmp_path):
+    _, folder = make(tmp_path / "llama-7b", "chatglm3", config={"model_type": "llama", "architectures": ["Mine"]})
+    assert planned(folder)["general.architecture"] == "chatglm"
+
+
+# ---- types and files ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
+def test_simple_types(tmp_path, opened, kind):
+    model, folder = make(tmp_path)
+    gguf = opened(convert(folder, tmp_path / "out.gguf", kind))
+    for name, x in model.tensors.items():
+        assert gguf.tensors[name].type == (kind.upper() if x.ndim == 2 else "F32"), name
+        got = gguf.dequantize(name)
+        if x.ndim == 1 or kind != "q8_0":
+            assert np.array_equal(got, checkpoints.rounded(x, "F32" if x.ndim == 1 else kind.upper())), name
+        else:
+            # A step of the block's: half of one by rounding, and at most as much by the search for a better scale.
+            step = np.abs(x.reshape(-1, 32)).max(axis=1) / 127
+            assert (np.abs(got - x).reshape(-1, 32) <= step[:, None]).all(), name
+    assert gguf.metadata["general.file_type"] == recipes.RECIPES[kind].file_type
+
+
+# The RMS error of normal weights in units of theirs: a step of 2 max / (2^bits - 1) over the square root of 12, where
+# the largest of 32 values is 2.1; two fifths to spare for scales that are rounded themselves.
+BITS = {"Q4_0": 4, "IQ4_NL": 4, "Q4_K": 4, "IQ4_XS": 4, "Q5_0": 5, "Q5_K": 5, "Q6_K": 6, "Q8_0": 8}
+NOISE = {kind: 1.4 * 2 * 2.1 / (2**bits - 1) / 12**0.5 for kind, bits in BITS.items()}
+
+
+@pytest.mark.parametrize("recipe", ["q4_k_m", "iq4_xs", "q4_0"])
+def test_quantized_types(tmp_path, opened, recipe):
+    pytest.importorskip("numba", reason="quantizing needs numba")
+    pytest.importorskip("glmlite.quantize")
+    model = tiny.wide("chatglm", layers=3, ffn=160, vocab=512)
+    folder = checkpoints.write(tmp_path / "wide", model, "chatglm")
+    gguf = opened(convert(folder, tmp_path / "out.gguf", recipe))
+    for name, x in model.tensors.items():
+        info = gguf.tensors[name]
+        assert info.type == recipes.choose(name, x.shape, recipe, 3, tied=False)
+        noise = np.sqrt(np.mean((gguf.dequantize(name) - x) ** 2)) / np.std(x)
+        assert noise <= NOISE.get(info.type, 0), name
+    assert gguf.metadata["general.quantization_version"] == 2
+
+
+def test_importance_reaches_the_quantizer(tmp_path, monkeypatch):
+    """The columns' weights of an imatrix go to the tensor of the same name."""
+    _, folder = make(tmp_path)
+    seen = {}
+    monkeypatch.setattr(converting, "encode", lambda x, kind, where, weights: seen.update({where: weights}) or real(x))
+    real = lambda x: formats.encode(x, "F16" if x.ndim == 2 else "F32", "")  # noqa: E731
+    weights = np.arange(64, dtype=np.float32)
+    convert(folder, tmp_path / "out.gguf", "f16", importance={"blk.1.ffn_up.weight": weights})
+    given = {where: w for where, w in seen.items() if w is not None}
+    assert list(given.values()) == [weights] and "layers.1.mlp.dense_h_to_4h" in next(iter(given))
+
+
+def test_without_numba(tmp_path, monkeypatch):
+    _, folder = make(tmp_path)
+    monkeypatch.setattr(converting, "can_quantize", lambda: False)
+    monkeypatch.setattr(formats, "can_quantize", lambda: False)
+    convert(folder, tmp_path / "out.gguf", "q8_0")
+    with pytest.raises(RuntimeError, match="q4_0: quantizing needs numba: pip install"):
+        convert(folder, tmp_path / "no.gguf", "q4_0")
+
+
+def test_q8_0_is_the_published_one(monkeypatch):
+    quants = pytest.importorskip("gguf.quants")
+    monkeypatch.setattr(formats, "can_quantize", lambda: False)
+    x = np.random.RandomState(0).randn(64, 96).astype(np.float32)
+    x[3, :32] = 0
+    want = quants.quantize(x, quants.GGMLQuantizationType.Q8_0)
+    assert np.array_equal(formats.encode(x, "Q8_0", ""), want)
+
+
+def test_the_gguf_package_reads_it(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model, folder = make(tmp_path)
+    reader = gguf.GGUFReader(convert(folder, tmp_path / "out.gguf", "f16"))
+    assert {tensor.name for tensor in reader.tensors} == set(model.tensors)
+    for tensor in reader.tensors:
+        x = model.tensors[tensor.name]
+        assert tuple(tensor.shape[::-1]) == x.shape and tensor.data_offset % 32 == 0
+        assert np.array_equal(tensor.data.reshape(x.shape), x.astype(np.float16) if x.ndim == 2 else x)
+    tokens = model.metadata["tokenizer.ggml.tokens"]
+    assert reader.get_field("tokenizer.ggml.tokens").contents()[:270] == tokens[:270]
+
+
+def test_same_bytes_in_pieces_of_any_size(tmp_path, monkeypatch):
+    _, folder = make(tmp_path, "llama", dtype="BF16")
+    first = convert(folder, tmp_path / "a.gguf", "q8_0").read_bytes()
+    monkeypatch.setattr(converting, "_CHUNK", 100)
+    assert convert(folder, tmp_path / "b.gguf", "q8_0").read_bytes() == first
+
+
+def test_reads_no_more_than_it_needs(tmp_path, monkeypatch):
+    """Every read is of at most a chunk's rows, also where the rows are reordered."""
+    _, folder = make(tmp_path, "llama")
+    sizes = []
+    real = Checkpoint._bytes
+    monkeypatch.setattr(Checkpoint, "_bytes", lambda self, t, first, n: sizes.append(n) or real(self, t, first, n))
+    monkeypatch.setattr(converting, "_CHUNK", 32 * 64)
+    convert(folder, tmp_path / "out.gguf", "f16")
+    assert 0 < max(sizes) <= 32 * 64
+
+
+def test_gguf_as_source(tmp_path, opened):
+    _, folder = make(tmp_path, "chatglm-6b-ptuning")
+    whole = convert(folder, tmp_path / "a.gguf", "f32")
+    half = convert(whole, tmp_path / "b.gguf", "f16")
+    assert half.read_bytes() == convert(folder, tmp_path / "c.gguf", "f16").read_bytes()
+    again = opened(convert(half, tmp_path / "d.gguf", "q8_0"))
+    direct = opened(convert(folder, tmp_path / "e.gguf", "q8_0"))
+    assert again.metadata.keys() == direct.metadata.keys()
+    assert again.tensors["blk.0.ffn_up.weight"].type == "Q8_0"
+    with pytest.raises(ValueError, match="lora"):
+        convert(half, tmp_path / "f.gguf", "f16", lora=folder)
+
+
+@pytest.mark.parametrize(
+    "name, shape, recipe, want",
+    [
+        ("token_embd.weight", (65024, 4096), "q4_k_m", "Q4_K"),
+        ("output.weight", (65024, 4096), "q4_k_m", "Q6_K"),
+        ("blk.0.attn_qkv.weight", (4608, 4096), "q4_k_m", "Q5_K"),
+        ("blk.0.ffn_down.weight", (4096, 13696), "q4_k_m", "Q8_0"),  # 13696 is no multiple of 256
+        ("blk.9.ffn_down.weight", (4096, 13696), "q4_k_m", "Q5_0"),
+        ("blk.9.ffn_down.weight", (4096, 13696), "iq4_xs", "IQ4_NL"),
+        ("blk.9.ffn_down.weight", (4096, 90), "q8_0", "F16"),
+        ("blk.0.attn_qkv.bias", (4608,), "q4_k_m", "F32"),
+        ("position_embd.weight", (1025, 1024), "q8_0", "F32"),
+        ("blk.0.prefix_k.weight", (128, 256), "q4_0", "F32"),
+    ],
+)
+def test_recipes(name, shape, recipe, want):
+    assert recipes.choose(name, shape, recipe, layers=28, tied=False) == want
+
+
+def test_tied_embeddings_get_the_outputs_type():
+    assert recipes.choose("token_embd.weight", (9, 256), "q4_0", 28, tied=True) == "Q6_K"
+
+
+def test_recipes_know_only_types_that_can_be_written():
+    for recipe in recipes.RECIPES.values():
+        assert {recipe.base, *recipe.roles.values(), *recipe.more.values()} <= set(formats.TYPES)
+
+
+def test_tensor_types(tmp_path, opened):
+    _, folder = make(tmp_path)
+    overrides = [("ffn", "f16"), ("blk.1.ffn_down*", "bf16")]
+    gguf = opened(convert(folder, tmp_path / "out.gguf", "q8_0", tensor_types=overrides))
+    types = {name: tensor.type for name, tensor in gguf.tensors.items()}
+    assert types["blk.0.ffn_down.weight"] == types["blk.1.ffn_up.weight"] == "F16"
+    assert types["blk.1.ffn_down.weight"] == "BF16" and types["output.weight"] == "Q8_0"
+    for bad, message in ((("x", "q9"), "'q9' is not known"), (("ffn_up", "q4_k"), "no whole blocks of 256")):
+        with pytest.raises(ValueError, match=message):
+            convert(folder, tmp_path / "no.gguf", "q8_0", tensor_types=[bad])
+    with pytest.raises(ValueError, match=r"type: 'q3' is not known; known: f32, .*iq4_nl"):
+        convert(folder, tmp_path / "no.gguf", "q3")
+
+
+# ---- nothing is left behind --------------------------------------------------------------------------------------
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_progress_and_cancel(tmp_path):
+    _, folder = make(tmp_path / "source")
+    calls = []
+    out = convert(folder, tmp_path / "out.gguf", "f16", progress=lambda done, total: calls.append((done, total)))
+    assert all(a[0] < b[0] for a, b in pairwise(calls)) and 0 < calls[-1][0] <= calls[-1][1]
+    assert calls[-1][1] == out.stat().st_size
+    out.unlink()
+    with pytest.raises(Cancelled, match="nothing is left"):
+        convert(folder, out, "f16", progress=lambda done, total: len(calls) < 0)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder, out, "f16", progress=interrupt)
+    assert left(tmp_path) == ["source"]
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    _, folder = make(tmp_path / "source")
+    out = tmp_path / "out.gguf"
+    out.write_text("an older file")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="1000 bytes free, the file needs") as full:
+        convert(folder, out, "f16")
+    assert full.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(converting, "encode", no_space)
+    with pytest.raises(OSError, match="No space"):
+        convert(folder, out, "f16")
+    assert left(tmp_path) == ["out.gguf", "source"] and out.read_text() == "an older file"
+
+
+@pytest.mark.parametrize("value, message", [(np.nan, "1 values are NaN or infinite"), (1e6, "too large for f16")])
+def test_weights_that_are_no_numbers(tmp_path, value, message):
+    model, folder = make(tmp_path / "source")
+    named, _ = checkpoints.chatglm(model)
+    name = "transformer.encoder.layers.1.mlp.dense_4h_to_h.weight"
+    named[name] = named[name].copy()
+    named[name][7, 5] = value
+    checkpoints.write_weights(folder, named)
+    with pytest.raises(FormatError, match=rf"model\.safetensors: '{name}': .*{message}"):
+        convert(folder, tmp_path / "out.gguf", "f16")
+    assert left(tmp_path) == ["source"]
+
+
+# ---- hostile files -----------------------------------------------------------------------------------------------
+
+
+def refused(folder, match):
+    with pytest.raises(FormatError, match=match) as error:
+        convert(folder, folder / "out.gguf", "f16")
+    assert "\n" not in str(error.value) and not (folder / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "function, arguments, name",
+    [
+        (os.system, ("echo ran > ran",), r"(posix|nt)\.system"),
+        (builtins.eval, ("open('ran', 'w')",), r"(__builtin__|builtins)\.eval"),
+        (builtins.getattr, ("", "upper"), r"(__builtin__|builtins)\.getattr"),
+        (shutil.rmtree, ("ran",), r"shutil\.rmtree"),
+    ],
+)
+def test_a_pickle_that_calls_is_refused_by_name(tmp_path, monkeypatch, function, arguments, name):
+    monkeypatch.chdir(tmp_path)
+    _, folder = make(tmp_path / "source", files="torch")
+    body = checkpoints.calls(function, *arguments)
+    checkpoints.write_torch(folder / "pytorch_model.bin", {"x": np.zeros(2, np.float32)}, body)
+    refused(folder, rf"pytorch_model\.bin: its pickle asks for '{name}'.*nothing of it was run")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickles_that_misuse_what_is_allowed(tmp_path):
+    _, folder = make(tmp_path, files="torch")
+    ordered = b"\x80\x02ccollections\nOrderedDict\n"
+    text = lambda s: b"X" + struct.pack("<I", len(s)) + s.encode()  # noqa: E731
+    bodies = {
+        "a state for a function": ordered + b"}" + text("_call") + b"K\x05sb.",
+        "slots of a function": ordered + b"N}" + text("_call") + b"K\x05s\x86b.",
+        "a state for the type": b"\x80\x02ctorch\nFloatStorage\n}" + text("name") + b"X\3\0\0\0BADsb.",
+        "a number": b"\x80\x02K\x05.",
+        "not a tensor inside": b"\x80\x02}" + text("x") + b"K\x05s.",
+        "a tensor of nothing": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\1K\1K\1K\1tR.",
+        "a storage that is none": b"\x80\x02}" + text("x") + b"K\1Qs.",
+        "cut off": ordered,
+        "itself": b"\x80\x02}q\0" + text("model") + b"h\0s.",
+        "empty": b"",
+    }
+    from glmlite.convert import torchfile
+
+    for what, body in bodies.items():
+        checkpoints.write_torch(folder / "pytorch_model.bin", {}, body)
+        with pytest.raises(FormatError, match=r"pytorch_model\.bin: "):
+            pytest.fail(f"{what}: {torchfile.read(folder / 'pytorch_model.bin')}")
+    # Nothing of that has changed what the next file gets.
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    checkpoints.write_torch(folder / "pytorch_model.bin", {"x": x})
+    with Checkpoint(folder) as checkpoint:
+        assert np.array_equal(checkpoint.read("x"), x)
+
+
+def test_torch_files_that_lie(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    x = {"x": np.arange(600, dtype=np.float32)}
+
+    def opened(match):
+        with pytest.raises(FormatError, match=match) as error:
+            Checkpoint(path)
+        assert str(path) in str(error.value)
+
+    checkpoints.write_torch(path, x, compressed=True)
+    opened("'x': its storage is compressed")
+    longer = checkpoints.torch_pickle({"x": np.zeros(700, np.float32)})
+    checkpoints.write_torch(path, x, longer)
+    opened(r"'x': \(700,\) of F32 with strides \(1,\), in a storage of 2400 bytes")
+    repeated = longer.replace(b"J" + struct.pack("<i", 1) + b"t", b"J" + struct.pack("<i", 0) + b"t")
+    checkpoints.write_torch(path, x, repeated)
+    opened(r"'x': \(700,\) of F32 with strides \(0,\), in a storage of 2400 bytes")
+    other = checkpoints.torch_pickle({"y": np.zeros(1, np.float32), "x": np.zeros(1, np.float32)})
+    checkpoints.write_torch(path, x, other)
+    opened("'x': its storage 'archive/data/1' is not in the archive")
+    checkpoints.write_torch(path, x)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1500])
+    opened("not a file of torch.save, or cut off")
+    path.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+    opened("written by torch before 1.6")
+
+
+def entry(**changes):
+    return {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} | changes
+
+
+@pytest.mark.parametrize(
+    "header, match",
+    [
+        ({"x": entry(dtype="F4")}, "'x': dtype 'F4', expected one of F64, F32"),
+        ({"x": entry(dtype=["F32"])}, "'x': dtype"),
+        ({"x": entry(shape=[2, -3])}, r"'x': shape \[2, -3\]"),
+        ({"x": entry(shape=[1] * 99)}, "'x': shape"),
+        ({"x": entry(shape=[2**40, 2**40])}, "'x': 24 bytes, expected"),
+        ({"x": entry(data_offsets=[0, 20])}, "'x': 20 bytes, expected 24 for F32"),
+        ({"x": entry(data_offsets=[8, 32])}, "'x': ends at byte .* cut off"),
+        ({"x": entry(data_offsets=[-24, 0])}, "'x': data_offsets"),
+        ({"x": entry(data_offsets=None)}, "'x': data_offsets"),
+        ({"x": entry(), "y": entry(data_offsets=[0, 24])}, "'[xy]' overlaps '[xy]'"),
+        ({"x": 5}, "'x': 5, expected dtype"),
+        (b'{"x": 1, "x": 2}', "'x' is there twice"),
+        (b"[" * 100_000, "nested too deep|not JSON"),
+        (b'{"x": ' + b"9" * 10_000 + b"}", "not JSON|'x'"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b"[1]", "a JSON list, expected an object"),
+    ],
+)
+def test_safetensors_that_lie(tmp_path, header, match):
+    path = tmp_path / "model.safetensors"
+    checkpoints.write_safetensors_raw(path, header, bytes(24))
+    with pytest.raises(FormatError, match=match) as error:
+        Checkpoint(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\xff" * 7 + b"\x7f{}", struct.pack("<Q", 2), b"PK\3\4" * 9])
+def test_files_that_are_no_safetensors(tmp_path, data):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="not safetensors, or cut off"):
+        Checkpoint(path)
+
+
+def test_shards(tmp_path):
+    _, folder = make(tmp_path, shards=3)
+    shard, index = folder / "model-00002-of-00003.safetensors", folder / "model.safetensors.index.json"
+    data, listing = shard.read_bytes(), json.loads(index.read_text())
+    shard.write_bytes(data[:-10])
+    refused(folder, r"model-00002-of-00003\.safetensors: '.*': ends at byte .* the file is cut off")
+    shard.unlink()
+    refused(folder, r"model-00002-of-00003\.safetensors: the shard is missing; it holds \d+ tensors, 'trans")
+    index.unlink()
+    refused(folder, "one of 3 shards, but there are 2 in the folder")
+    shard.write_bytes(data)
+    planned(folder)  # the index is not needed
+    shard.write_bytes((folder / "model-00001-of-00003.safetensors").read_bytes())
+    refused(folder, r"'.*' is in model-00001-of-00003\.safetensors already")
+    shard.write_bytes(data)
+    for name in ("../x.safetensors", "..", "a\\b", "C:x", "", 5, None):
+        index.write_text(json.dumps({"weight_map": {"w": name}}))
+        refused(folder, r"index\.json: 'w' is in .*, expected the name of a file in the same folder")
+    for bad in ({}, {"weight_map": []}, {"weight_map": {}}):
+        index.write_text(json.dumps(bad))
+        refused(folder, "no 'weight_map'")
+    listing["weight_map"]["another"] = shard.name
+    index.write_text(json.dumps(listing))
+    refused(folder, r"no tensor 'another', which model\.safetensors\.index\.json says it holds")
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    checkpoints.write_safetensors(tmp_path / "model.safetensors", {"x": np.zeros(10_000, np.float32)})
+    with Checkpoint(tmp_path) as checkpoint:
+        os.truncate(tmp_path / "model.safetensors", 200)
+        with pytest.raises(FormatError, match="it became shorter"):
+            checkpoint.read("x")
+
+
+def test_unknown_architecture_lists_the_known(tmp_path):
+    _, folder = make(tmp_path, "llama", config={"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]})
+    refused(folder, "cannot convert \\('qwen2', \\['Qwen2ForCausalLM'\\].*known: " + "; ".join(KINDS))
+
+
+@pytest.mark.parametrize(
+    "case, change, match",
+    [
+        ("chatglm3", {"num_layers": 3}, "'num_layers' is 3, but the checkpoint has tensors of 2"),
+        ("chatglm3", {"num_layers": 10**12}, "'num_layers' is 1000000000000, expected a positive integer"),
+        ("chatglm3", {"num_attention_heads": None}, "no 'num_attention_heads'"),
+        ("chatglm3", {"num_attention_heads": 8}, r"config\.json: .*qkv has 192 columns"),
+        ("chatglm3", {"hidden_size": "64"}, "'hidden_size' is '64'"),
+        ("chatglm3", {"layernorm_epsilon": float("nan")}, "'layernorm_epsilon' is nan"),
+        ("chatglm3", {"rmsnorm": False}, "'rmsnorm' is False, expected True"),
+        ("chatglm3", {"eos_token_id": 384}, "'eos_token_id' has 384, expected ids below 384"),
+        ("chatglm3", {"eos_token_id": "x"}, "'eos_token_id' has 'x'"),
+        ("chatglm-6b", {"num_attention_heads": 3}, "3 heads do not divide 64 columns"),
+        ("chatglm-6b", {"hidden_size": 32}, r"query_key_value\.weight' is \(192, 64\), expected 96 rows"),
+        ("glm4-9b", {"hidden_act": "gelu"}, "'hidden_act' is 'gelu', expected 'silu' or 'swish'"),
+        ("glm4-9b", {"rope_scaling": {"type": "dynamic", "factor": 2}}, "'rope_scaling' is 'dynamic'"),
+        ("glm4-9b", {"rope_scaling": [1]}, "'rope_scaling' is"),
+    ],
+)
+def test_configs_that_do_not_fit(tmp_path, case, change, match):
+    _, folder = make(tmp_path, case, config=change)
+    refused(folder, match)
+
+
+@pytest.mark.parametrize(
+    "data, match",
+    [(b'{"a": ' * 50_000, "too deep|not JSON"), (b"{", "not JSON"), (b"[]", "expected an object"), (b"\0", "not JSON")],
+)
+def test_configs_that_are_none(tmp_path, data, match):
+    _, folder = make(tmp_path)
+    (folder / "config.json").write_bytes(data)
+    refused(folder, rf"config\.json: .*({match})")
+    (folder / "config.json").unlink()
+    refused(folder, r"no config\.json")
+
+
+def test_tensors_missing_or_too_many(tmp_path):
+    model, folder = make(tmp_path)
+    named, _ = checkpoints.chatglm(model)
+    less = dict(named)
+    del less["transformer.encoder.final_layernorm.weight"]
+    checkpoints.write_weights(folder, less)
+    refused(folder, r"model\.safetensors: no tensor 'transformer\.encoder\.final_layernorm\.weight'")
+    checkpoints.write_weights(folder, named | {"transformer.vision.weight": np.zeros((2, 2), np.float32)})
+    refused(folder, "'transformer.vision.weight': 'chatglm' models have no such tensor")
+    wrong = named | {"transformer.encoder.layers.0.mlp.dense_4h_to_h.weight": np.zeros((64, 95), np.float32)}
+    checkpoints.write_weights(folder, wrong)
+    refused(folder, r"model\.safetensors: 'transformer\.encoder\.layers\.0\.mlp\.dense_4h_to_h\.weight': .*95")
+    whole = named | {"transformer.encoder.layers.0.mlp.dense_4h_to_h.weight": np.zeros((64, 96), np.int8)}
+    checkpoints.write_weights(folder, whole)
+    refused(folder, r"dense_4h_to_h\.weight' is I8, expected F32, F16 or BF16")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    refused(folder, "neither")
+
+
+def test_packed_weights_that_lie(tmp_path):
+    model, folder = make(tmp_path, "chatglm-6b", bits=4, config={"quantization_bit": 5})
+    refused(folder, "is packed, but the config's 'quantization_bit' is 5, expected 4 or 8")
+    named = checkpoints.pack(checkpoints.chatglm1(model)[0], 8)
+    scales = "transformer.layers.0.mlp.dense_h_to_4h.weight_scale"
+    (folder / "config.json").write_text(json.dumps(checkpoints.chatglm1(model)[1] | {"quantization_bit": 8}))
+    checkpoints.write_weights(folder, named | {scales: named[scales][:-1]})
+    refused(folder, r"dense_h_to_4h\.weight' is \(256, 64\) and its scales are")
+
+
+def test_no_tokenizer(tmp_path):
+    _, folder = make(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    refused(folder, "no ice_text.model, tokenizer.json")
+
+
+@pytest.mark.parametrize("name, seed", [("model.safetensors", 1), ("pytorch_model.bin", 2)])
+def test_broken_files_are_format_errors(tmp_path, name, seed):
+    """Bytes changed, lost and added anywhere: a FormatError in one line, or tensors within the file."""
+    path = tmp_path / name
+    writer = checkpoints.write_safetensors if name.endswith("s") else checkpoints.write_torch
+    writer(path, {f"layer.{i}": np.ones((3, 4), np.float32) for i in range(2)})
+    whole, random = path.read_bytes(), np.random.RandomState(seed)
+    outcomes = set()
+    for _ in range(600):
+        data = bytearray(whole)
+        for at in random.randint(0, len(whole) - 9, random.choice([1, 2, 8])):
+            match random.randint(4):
+                case 0:
+                    data[at] = random.choice([0, 1, 127, 128, 255])
+                case 1:
+                    data[at] ^= 1 << random.randint(8)
+                case 2:
+                    del data[at : at + random.randint(1, 8)]
+                case 3:
+                    data[at:at] = random.bytes(random.randint(1, 8))
+            data = data.ljust(len(whole), b"x")
+        path.write_bytes(data[: len(whole)])
+        try:
+            with Checkpoint(path) as checkpoint:
+                outcomes.add(sum(checkpoint.raw(tensor).nbytes for tensor in checkpoint.names) <= len(whole))
+        except FormatError as error:
+            assert "\n" not in str(error)
+            outcomes.add(FormatError)
+    assert outcomes == {True, FormatError}
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "mine")
+    assert main(["convert", "mine", "--tensor-type", "ffn_up=f16"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "mine-q8_0.gguf\n" and (tmp_path / "mine-q8_0.gguf").exists()
+    rows = [line.split() for line in err.splitlines()]
+    assert ["ffn_up", "f16", "2", "49.2", "kB"] in rows and ["token_embd", "q8_0", "1", "26.1", "kB"] in rows
+    assert main(["convert", "mine"]) == 1
+    assert "it is there already" in capsys.readouterr().err
+    assert main(["convert", "mine", "--force"]) == 0
+    capsys.readouterr()
+    assert main(["convert", "mine", "x.gguf", "--tensor-type", "q8_0"]) == 1
+    assert "expected PATTERN=TYPE" in capsys.readouterr().err
+    assert main(["convert", "nothing"]) == 1
+    assert capsys.readouterr().err == "glmlite: nothing: No such file or directory\n"
+
+
+class FakeHub:
+    """In place of huggingface_hub and modelscope: gives a folder where the files that match the patterns are."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.asked = []
+
+    def snapshot_download(self, name, allow_patterns=(), ignore_patterns=(), **others):
+        patterns = allow_patterns or others["allow_file_pattern"]
+        self.asked.append((name, patterns))
+        if not self.folder.exists():
+            raise OSError(f"404: {name}\n\nRepository not found")
+        target = self.folder.with_name("cache")
+        target.mkdir(exist_ok=True)
+        for path in self.folder.iterdir():
+            if any(path.match(pattern) for pattern in patterns):
+                shutil.copy(path, target)
+        return str(target)
+
+
+@pytest.mark.parametrize("files", ["safetensors", "torch"])
+@pytest.mark.parametrize("prefix, package", [("", "huggingface_hub"), ("modelscope:", "modelscope")])
+def test_hub_names(tmp_path, monkeypatch, capsys, files, prefix, package):
+    monkeypatch.chdir(tmp_path)
+    _, folder = make(tmp_path / "there", files=files)
+    (folder / "README.md").write_text("not needed")
+    fake = FakeHub(folder)
+    monkeypatch.setitem(sys.modules, package, fake)
+    assert main(["convert", f"{prefix}zai-org/glm-tiny"]) == 0
+    assert capsys.readouterr().out == "glm-tiny-q8_0.gguf\n" and (tmp_path / "glm-tiny-q8_0.gguf").exists()
+    assert {name for name, _ in fake.asked} == {"zai-org/glm-tiny"} and len(fake.asked) == 1 + (files == "torch")
+    assert not (tmp_path / "cache" / "README.md").exists()
+    shutil.rmtree(folder)
+    assert main(["convert", f"{prefix}zai-org/none"]) == 1
+    assert capsys.readouterr().err == f"glmlite: {prefix}zai-org/none: cannot be downloaded: 404: zai-org/none\n"
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    assert main(["convert", f"{prefix}zai-org/none"]) == 1
+    assert f"pip install {package}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["./a/b", "/a/b", "a", "a/b/c", "mine/typo", "../a/b", "a\\b", "~/a"])
+def test_a_path_never_goes_to_a_hub(tmp_path, monkeypatch, capsys, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["convert", source]) == 1
+    assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_command_stopped_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "mine")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(converting, "encode", interrupted)
+    assert main(["convert", "mine"]) == 130
+    assert left(tmp_path) == ["mine"]
