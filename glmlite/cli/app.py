@@ -11,7 +11,7 @@ import typer
 from . import console, options
 from .bench import bench
 from .chat import chat
-from .convert import convert
+from .converting import convert
 from .infill import infill
 from .inspect import inspect
 from .run import run

@@ -25,7 +25,7 @@ from .text import text_metadata
 
 __all__ = ["Plan", "convert", "plan"]
 
-_CHUNK = 1 << 23  # values that are in memory at a time
+_CHUNK = 1 << 21  # values that are in memory at a time; their bytes stay in the cache from step to step
 _SIMPLE = ("F32", "F16", "BF16", "Q8_0")  # what needs no quantizer
 _QUANTIZATION_VERSION = 2  # of the block formats, as GGUF counts them
 

@@ -52,19 +52,19 @@ def convert(
       glmlite convert chatglm-6b --ptuning checkpoint-3000 --type f16
       glmlite convert model-f16.gguf model-q4_0.gguf --type q4_0 --tensor-type attn_v=q6_k
     """
-    from .. import convert as converting
+    from .. import convert as conversion
     from .. import hub
 
     out = out or _beside(source, type)
     if out.exists() and not force:
         raise FileExistsError(17, "it is there already; --force writes over it", str(out))
     folder = hub.fetch(source) if hub.is_name(source) else source
-    work = converting.plan(folder, type, tensor_types=_pairs(tensor_type or []), lora=lora, ptuning=ptuning)
+    work = conversion.plan(folder, type, tensor_types=_pairs(tensor_type or []), lora=lora, ptuning=ptuning)
     try:
         rows = [(role, kind.lower(), count, console.size(nbytes)) for role, kind, count, nbytes in work.roles()]
         console.note(console.columns([("role", "type", "tensors", "size"), *rows], right=[2, 3]).rstrip())
         with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})") as show:
-            converting.work_off(work, out, progress=show)
+            conversion.work_off(work, out, progress=show)
     finally:
         work.close()
     console.write(f"{out}\n")
