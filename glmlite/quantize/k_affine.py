@@ -28,7 +28,7 @@ from .tiles import (
     trims,
 )
 
-STEP = 8  # blocks
+STEP = 32  # blocks
 UNIT = np.uint8  # of out
 _8, _16 = LANES // 8, LANES // 16  # blocks of a tile, by their groups
 _2 = trims(-0.02, 0.02, 0.06, 0.12), 16, np.float32(15), np.float32(3)

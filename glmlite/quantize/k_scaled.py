@@ -28,7 +28,7 @@ from .tiles import (
     store_half,
 )
 
-STEP = 8  # blocks
+STEP = 32  # blocks
 UNIT = np.uint8  # of out
 _8, _16 = LANES // 8, LANES // 16  # blocks of a tile, by their groups
 
