@@ -183,8 +183,7 @@ def test_numba_is_imported_only_for_blocks(tmp_path):
         import numba.core.caching as caching
         for locator in caching.CacheImpl._locator_classes:
             locator.from_function = classmethod(lambda cls, function, path: None)
-        from glmlite.quantize.tiles import jit
-        assert jit(lambda a: a + 1)(2) == 3
+        assert quantize.quantize(x, "q4_0").shape == (1, 18)
         print("done")
     """
     path = os.pathsep.join([str(Path(quantize.__file__).parents[2]), *sys.path])

@@ -22,23 +22,26 @@ ROUND = np.float32(12582912)
 ZERO, ONE, HALF, TWO = np.float32(0), np.float32(1), np.float32(0.5), np.float32(2)
 
 
-def jit(function, *signature):
-    """Compiled at its first call (at once, if given a signature), without the GIL.
-
-    The machine code is kept on disk where some folder can be written; NUMBA_CACHE_DIR names one.
-    """
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(*signature, cache=True, **options)(function)
-    except RuntimeError:  # no such folder
-        return numba.njit(*signature, **options)(function)
+# Part of a kernel, compiled with it. Not kept on disk: numba would join old code and new if only some of it changed.
+jit = numba.njit(nogil=True, error_model="numpy")
 
 
 def jit_kernel(unit, *arguments):
-    """Compiles a kernel when its module is imported, for arrays that may be read-only (a mapped file's); unit: out's."""
+    """Compiles a kernel when its module is imported, for arrays that may be read-only (mapped files); unit: out's.
+
+    The machine code is kept on disk where some folder can be written; NUMBA_CACHE_DIR names one. numba sees changes of
+    the kernel's own file only: after changing this one, remove the *.nbi beside it.
+    """
     read_only = numba.types.Array(numba.float32, 1, "C", readonly=True)
     signature = numba.intp(read_only, read_only, unit[:, ::1], numba.intp, numba.intp, *arguments)
-    return lambda function: jit(function, signature)
+
+    def compile(function):
+        try:
+            return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
+        except RuntimeError:  # no such folder
+            return numba.njit(signature, nogil=True, error_model="numpy")(function)
+
+    return compile
 
 
 # One f32 per lane: the range of its values; sum w and sum w x; scale d and minimum m of x = d c - m; how far the error
