@@ -149,6 +149,8 @@ def test_refuses_wrong_arguments():
         importance[3] = bad
         with pytest.raises(ValueError, match=r"importance\[3\]"):
             quantize.quantize(x, "q4_0", importance)
+    with pytest.raises(ValueError, match="threads is 0, expected at least 1"):
+        quantize.quantize(x, "q4_0", threads=0)
     with pytest.raises(ValueError, match=r"out is uint8 \(2, 53\), expected .* \(2, 54\)"):
         quantize.quantize(x, "q4_0", out=np.zeros((2, 53), np.uint8))
 

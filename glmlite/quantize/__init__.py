@@ -79,7 +79,10 @@ def quantize(
     elif out.dtype != np.uint8 or out.shape != (n, size) or not (out.flags.c_contiguous and out.flags.writeable):
         raise ValueError(f"quantize: out is {_describe(out)}, expected a C-contiguous uint8 array {(n, size)}")
     weights = _importance(importance, k)
-    threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads < 1:
+        raise ValueError(f"quantize: threads is {threads}, expected at least 1")
     format = FORMATS[type]
     if format.family == "floats":
         from . import floats
