@@ -35,6 +35,7 @@ def machine_int8_peak(threads: int, isa: str = "") -> float:
 class TensorInfo:
     name: str
     type: str  # "Q4_0", ...; "type 42" for one that GGUF may know and we do not
+    type_id: int  # GGUF's number of the type
     shape: tuple[int, ...]  # numpy order: (rows, columns)
     nbytes: int
     supported: bool  # the engine has kernels for the type

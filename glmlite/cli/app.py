@@ -12,6 +12,7 @@ from . import console, options
 from .bench import bench
 from .chat import chat
 from .converting import convert
+from .examining import doctor
 from .infill import infill
 from .inspect import inspect
 from .run import run
@@ -78,6 +79,7 @@ def glmlite(
     With a model of yours:
       glmlite convert glm-4-9b-chat
       glmlite inspect glm-4-9b-chat-q4_k_m.gguf
+      glmlite doctor glm-4-9b-chat-q4_k_m.gguf
       glmlite chat glm-4-9b-chat-q4_k_m.gguf
     """
 
@@ -98,5 +100,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, infill, convert, inspect, bench):
+for command in (run, chat, infill, convert, doctor, inspect, bench):
     app.command(command.__name__)(options.grouped(command))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ..families import ENDS
+from ..tokenizer.vocabulary import TokenType
 from . import vocab
 from .architectures import Config
 from .checkpoint import load_json
@@ -39,7 +41,8 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
 
 
 def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[str, Any], rows: int) -> dict[str, Any]:
-    """All ids that the config or the generation config end an answer with; `<|user|>` is the end of a turn."""
+    """All ids that end an answer: those of the config and the generation config, and the family's, which many a
+    checkpoint names in part only."""
     path = config.path
 
     def ids(key: str) -> list[int]:
@@ -56,11 +59,14 @@ def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[st
     metadata: dict[str, Any] = {}
     tokens = vocabulary["tokenizer.ggml.tokens"]
     ends = ids("eos_token_id")
+    control = np.flatnonzero(vocabulary["tokenizer.ggml.token_type"] == TokenType.CONTROL)
+    marked = {tokens[i]: int(i) for i in control}
+    if "[gMASK]" in marked:
+        family = {name: marked[text] for name, text in ENDS.items() if text in marked}
+        metadata |= {f"tokenizer.ggml.{name}_token_id": i for name, i in family.items() if name != "eos"}
+        ends += [i for i in family.values() if i not in ends]
     if ends:
         metadata["tokenizer.ggml.eos_token_id"] = ends[0]
-        turn = next((i for i in ends[1:] if tokens[i] == "<|user|>"), None)
-        if turn is not None:
-            metadata["tokenizer.ggml.eot_token_id"] = turn
         if len(ends) > 1:
             metadata["tokenizer.ggml.eos_token_ids"] = np.array(ends, np.uint32)
     for key, name in (("bos_token_id", "bos"), ("pad_token_id", "padding")):
