@@ -13,17 +13,18 @@ from . import chat_format
 __all__ = ["TEMPLATES", "for_file"]
 
 _END = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+# A line end behind a block tag is Jinja's to drop (trim_blocks), so those that count stand elsewhere.
 _GLM4 = (
     "[gMASK]<sop>"
     "{% if tools %}<|system|>\n"
     "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
     "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
-    "{% for tool in tools %}\n\n## {{ tool.function.name }}\n\n{{ tool.function | tojson(indent=4) }}\n"
+    "{% for tool in tools %}{{ '\n\n## ' }}{{ tool.function.name }}\n\n{{ tool.function | tojson(indent=4) }}\n"
     "在调用上述函数时，请使用 Json 格式表示调用的参数。{% endfor %}{% endif %}"
     "{% for m in messages %}"
     "{% if m.content or not m.tool_calls %}"
     "<|{{ 'observation' if m.role == 'tool' else m.role }}|>"
-    "{% if m.role == 'assistant' and m.metadata %}{{ m.metadata }}{% endif %}\n{{ m.content }}{% endif %}"
+    "{{ m.metadata or '' if m.role == 'assistant' else '' }}\n{{ m.content }}{% endif %}"
     "{% if m.tool_calls %}{% for call in m.tool_calls %}"
     "<|assistant|>{{ call.function.name }}\n{{ call.function.arguments | tojson }}{% endfor %}{% endif %}"
     "{% endfor %}" + _END

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..chat.templates import for_file
 from ..errors import FormatError
 from ..families import ENDS
 from ..tokenizer.vocabulary import TokenType
@@ -31,6 +32,10 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     if architecture == "llama":
         metadata["tokenizer.ggml.add_bos_token"] = _begins_with_bos(folder, tokenizer_config, metadata)
     metadata |= _templates(folder, tokenizer_config)
+    if "tokenizer.chat_template" not in metadata:
+        ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+        if (template := for_file(metadata, architecture, ids)) is not None:
+            metadata["tokenizer.chat_template"] = template
     if architecture == "chatglm" and _is_chatglm2(folder, tokenizer_config, metadata):
         metadata["glmlite.chat_format"] = "chatglm2"
     if generation.get("do_sample", True):

@@ -73,5 +73,5 @@ def look(subject: Subject) -> list[Finding]:
     findings = [finding for check in _CHECKS for finding in check(subject)]
     # What reads the whole file sees it corrected, so that it does not tell again what is told already.
     after = Subject(corrected(subject.metadata, findings), subject.shapes, subject.paths)
-    told = " ".join(finding.where for finding in findings)
+    told = {item for finding in findings for item in finding.where.split(", ")}
     return findings + [finding for check in (text.tokenizer, tensors.model) for finding in check(after, told)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import families
-from .finding import Finding, Severity
+from .finding import Finding, Severity, brief
 from .subject import Subject
 
 _LARGEST_EPS = 1e-3
@@ -27,7 +27,7 @@ def eps(subject: Subject) -> Iterator[Finding]:
     if value is None:
         what, severity = "missing", Severity.ERROR
     elif told is None or not 0 < told <= _LARGEST_EPS:
-        what, severity = f"{_short(value)}, no eps", Severity.ERROR
+        what, severity = f"{brief(value)}, no eps", Severity.ERROR
     elif right is not None and abs(told - right) > _CLOSE * right:
         what, severity = f"{told:.6g}", Severity.WARNING
     else:
@@ -47,7 +47,7 @@ def rotary_part(subject: Subject) -> Iterator[Finding]:
     if value is None and right == subject.head_dim:
         return  # what its absence means
     if subject.count(name) != right:
-        what = f"missing, which means all {subject.head_dim}" if value is None else _short(value)
+        what = f"missing, which means all {subject.head_dim}" if value is None else brief(value)
         means = "Words lose their order: the text falls apart after a few tokens."
         yield _wrong(subject, "rotary-part", Severity.ERROR, name, what, right, means)
 
@@ -75,12 +75,14 @@ def rope_base(subject: Subject) -> Iterator[Finding]:
     name = "rope.freq_base"
     base = subject.number(name) if subject.key(name) in subject.metadata else 1e4
     context = subject.count("context_length")
-    scaling = subject.metadata.get(subject.key("rope.scaling.type"), "none")
+    scaling = "none"
+    if (key := subject.key("rope.scaling.type")) in subject.metadata:
+        scaling = subject.text(key)  # None for what is no text
     right = model.bases.get(context or 0, model.base)
     means = "The text falls apart, at once or when it gets long."
     if right is not None and scaling == "none" and (base is None or abs(base - right) > _CLOSE * right):
         value = subject.metadata.get(subject.key(name))
-        what = "missing, which means 10000" if value is None else _short(value)
+        what = "missing, which means 10000" if value is None else brief(value)
         yield _wrong(subject, "rope-base", Severity.ERROR, name, what, right, means)
         return
     if scaling == "none" and base == 1e4 and model.context and (context or 0) > model.context:
@@ -107,14 +109,14 @@ def router(subject: Subject) -> Iterator[Finding]:
         means = "Programs that do not know the model better take softmax and give worse answers."
         yield _wrong(subject, "gating", Severity.WARNING, name, "missing", right, means, "2, sigmoid")
     elif subject.count(name) != right:
-        what = "1, softmax" if subject.count(name) == 1 else _short(value)
+        what = "1, softmax" if subject.count(name) == 1 else brief(value)
         means = "The wrong experts answer, with the wrong weights: loops and nonsense; an imatrix made so is wrong too."
         yield _wrong(subject, "gating", Severity.ERROR, name, what, right, means, "2, sigmoid")
     name = "expert_weights_norm"
     value = subject.metadata.get(subject.key(name))
     if value is not True:
         means = "The experts' share of the answer has the wrong size."
-        what = "missing, which means false" if value is None else _short(value)
+        what = "missing, which means false" if value is None else brief(value)
         yield _wrong(subject, "expert-weights", Severity.ERROR, name, what, True, means, "true")
     name = "expert_weights_scale"
     scale = subject.published.scale if subject.published else None
@@ -122,7 +124,7 @@ def router(subject: Subject) -> Iterator[Finding]:
     # A missing one is 1.
     if scale is not None and abs((1.0 if subject.key(name) not in subject.metadata else told or 0) - scale) > _CLOSE:
         means = "The experts' share of the answer has the wrong size."
-        what = "missing" if subject.key(name) not in subject.metadata else _short(subject.metadata[subject.key(name)])
+        what = "missing" if subject.key(name) not in subject.metadata else brief(subject.metadata[subject.key(name)])
         yield _wrong(subject, "expert-weights", Severity.ERROR, name, what, scale, means)
     routers = {n.split(".")[1] for n in subject.shapes if n.startswith("blk.") and ".ffn_gate_inp." in n}
     biased = {n.split(".")[1] for n in subject.shapes if n.startswith("blk.") and ".exp_probs_b" in n}
@@ -157,12 +159,6 @@ def _wrong(
     spelled = spelled or (f"{right:.10g}" if isinstance(right, float) else str(right))
     of = f" in {subject.published.name}" if subject.published else ""
     return Finding(check, severity, key, f"{what}, should be {spelled}{of}", means, f"{key} = {spelled}", {key: right})
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (bool, int, float, np.generic)):
-        return str(value)
-    return repr(value[:40]) if isinstance(value, (str, bytes)) else f"of type {type(value).__name__}"
 
 
 CHECKS = (eps, rotary_part, rope_base, router)

@@ -7,6 +7,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import numpy as np
+
+_LONGEST = 200  # characters of a file's own words in a message
+
+
+def brief(value: Any) -> str:
+    """A value of the metadata, or a text with one in it, in a message: one line, not long."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        line = " ".join(value[: 2 * _LONGEST].split())
+        return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    return str(value) if isinstance(value, (bool, int, float, np.generic)) else f"of type {type(value).__name__}"
+
 
 class Severity(str, Enum):
     """error: wrong answers, or the file does not run. warning: wrong in some programs or situations. note: to know."""

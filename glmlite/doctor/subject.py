@@ -94,6 +94,11 @@ class Subject:
         texts = isinstance(tokens, list) and all(isinstance(token, (str, bytes)) for token in tokens)
         return tokens if texts else []
 
+    @property
+    def family(self) -> str | None:
+        """Of the tokenizer: gpt2, llama, t5."""
+        return self.text("tokenizer.ggml.model")
+
     @cached_property
     def types(self) -> np.ndarray | None:
         """A type for each token; None if the file does not say, or not for each."""

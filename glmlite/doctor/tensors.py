@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ..errors import FormatError
-from .finding import Finding, Severity
+from .finding import Finding, Severity, brief
 from .subject import Subject
 
 _SHOWN = 3
@@ -103,7 +103,7 @@ def _many(gaps: tuple[int, list[int]], what: str) -> str:
     return f"{what}{'s' if count > 1 else ''} {names}"
 
 
-def model(subject: Subject, told: str) -> Iterator[Finding]:
+def model(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
     """Whatever else keeps the architecture from being run. told: keys and tensors that have a finding already."""
     from ..models import ARCHITECTURES, record
 
@@ -113,10 +113,10 @@ def model(subject: Subject, told: str) -> Iterator[Finding]:
         record(subject.metadata, subject.shapes)
     except FormatError as error:
         names = str(error).split("'")[1::2]
-        if not any(name in told for name in names if "." in name):
+        if not any(name == item or name.startswith(f"{item}.") for name in names for item in told):
             where = next((name for name in names if "." in name), "tensors")
             kind = "tensor-shape" if where in subject.shapes else "model"
-            yield Finding(kind, Severity.ERROR, where, str(error), "The file does not run here.")
+            yield Finding(kind, Severity.ERROR, brief(where), brief(str(error)), "The file does not run here.")
 
 
 CHECKS = (architecture, embeddings, output, blocks)

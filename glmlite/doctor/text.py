@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from .. import families
 from ..chat import template as templates
-from ..chat.templates import for_file
+from ..chat.templates import TEMPLATES
 from ..errors import FormatError
 from ..tokenizer.vocabulary import GLM_SPECIALS, TokenType
-from .finding import Finding, Severity
+from .finding import Finding, Severity, brief
 from .subject import Subject
 
 _TOKENS, _TYPES, _PRE = (f"tokenizer.ggml.{key}" for key in ("tokens", "token_type", "pre"))
+_MOST_UNUSED = 1 << 16  # tokens at the end of a vocabulary: padding to a round number, or what a converter left out
 _TEMPLATE = "tokenizer.chat_template"
 _ADD_BOS, _ADD_EOS = "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"
 # How GLM-4 and later cut text, and the name that llama.cpp has for ChatGLM's and GLM-4's.
@@ -33,7 +34,7 @@ def vocabulary_size(subject: Subject) -> Iterator[Finding]:
     if tokens and rows and tokens != rows:
         what = f"{tokens} tokens, but the embeddings have {rows} rows"
         means = "Programs refuse the file, or read beyond the list when a token without a text is drawn."
-        if tokens > rows:
+        if not 0 < rows - tokens <= _MOST_UNUSED:
             yield Finding("vocabulary-size", Severity.ERROR, _TOKENS, what, means)
             return
         fill = rows - tokens
@@ -51,7 +52,7 @@ def vocabulary_size(subject: Subject) -> Iterator[Finding]:
             "vocabulary-size",
             Severity.WARNING,
             key,
-            f"{_short(told)}, but the embeddings have {rows} rows",
+            f"{brief(told)}, but the embeddings have {rows} rows",
             "Programs that go by it refuse the file or see other tokens.",
             f"{key} = {rows}",
             {key: rows},
@@ -69,7 +70,7 @@ def token_types(subject: Subject) -> Iterator[Finding]:
     if subject.types is None:
         fix, changes = None, {}
         # In the other vocabularies bytes and the unknown token have types of their own.
-        if subject.metadata.get("tokenizer.ggml.model") == "gpt2":
+        if subject.family == "gpt2":
             types = np.full(len(subject.tokens), TokenType.NORMAL, np.int32)
             types[control] = TokenType.CONTROL
             fix, changes = f"{len(control)} control tokens, the others normal", {_TYPES: types}
@@ -95,7 +96,7 @@ def token_types(subject: Subject) -> Iterator[Finding]:
 
 def pre_tokenizer(subject: Subject) -> Iterator[Finding]:
     """How a byte-level vocabulary cuts text into words."""
-    if subject.metadata.get("tokenizer.ggml.model") != "gpt2":
+    if subject.family != "gpt2":
         return
     pre = subject.metadata.get(_PRE)
     means = "Text is cut into other tokens than the model was trained on, numbers and Chinese above all."
@@ -106,7 +107,7 @@ def pre_tokenizer(subject: Subject) -> Iterator[Finding]:
         right = "gpt-2" if subject.architecture == "glm" else None
         wrong = not isinstance(pre, str) or (right is not None and pre != right)
     if wrong:
-        what = "missing" if pre is None else _short(pre)
+        what = "missing" if pre is None else brief(pre)
         what += f", should be {right}" if right else ", should name a way to cut text"
         changes = {_PRE: right} if right else {}
         yield Finding("pre", Severity.ERROR, _PRE, what, means, f"{_PRE} = {right}" if right else None, changes)
@@ -132,7 +133,7 @@ def stop_ids(subject: Subject) -> Iterator[Finding]:
         fix, changes = None, {}
         if subject.glm and first is not None:
             fix, changes = f"{key} = {first}", {key: first}
-        what = "missing" if value is None else f"{_short(value)}, should be a token's id, below {len(subject.tokens)}"
+        what = "missing" if value is None else f"{brief(value)}, should be a token's id, below {len(subject.tokens)}"
         severity = Severity.ERROR if subject.glm or value is not None else Severity.WARNING
         yield Finding("stop-ids", severity, key, what, "Answers do not end.", fix, changes)
     missing = [name for name in ids if chats and name != "eos" and ids[name] not in named]
@@ -159,7 +160,7 @@ def prefix(subject: Subject) -> Iterator[Finding]:
     """`[gMASK]<sop>` stands before a prompt, once."""
     if not subject.speaks_glm:
         return
-    add_bos = subject.metadata.get(_ADD_BOS, subject.metadata.get("tokenizer.ggml.model") == "llama")
+    add_bos = subject.metadata.get(_ADD_BOS, subject.family == "llama")
     bos = subject.token_id("bos")
     begins = isinstance(add_bos, (bool, np.bool_)) and bool(add_bos) and bos is not None
     first = subject.tokens[bos] if begins else ""
@@ -228,9 +229,10 @@ def template(subject: Subject) -> Iterator[Finding]:
     """A chat model's file says how it is spoken to."""
     if not subject.speaks_glm or templates.of(subject.metadata) is not None or "<|user|>" not in subject.ids:
         return
-    text = for_file(subject.metadata, subject.architecture or "", subject.ids)
     # ChatGLM2 and ChatGLM3 never had one.
-    official = subject.metadata.get("tokenizer.ggml.model") == "gpt2"
+    official = subject.family == "gpt2"
+    known = official and subject.architecture in ("chatglm", "glm4")
+    text = TEMPLATES["glm4" if _wants_prefix(subject) else "glm-edge"] if known else None
     yield Finding(
         "template-missing",
         Severity.WARNING if official else Severity.NOTE,
@@ -242,7 +244,7 @@ def template(subject: Subject) -> Iterator[Finding]:
     )
 
 
-def tokenizer(subject: Subject, told: str) -> Iterator[Finding]:
+def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
     """Whatever else keeps a tokenizer from being made of the metadata. told: keys that have a finding already."""
     from ..models import ARCHITECTURES
     from ..tokenizer import Tokenizer
@@ -255,15 +257,7 @@ def tokenizer(subject: Subject, told: str) -> Iterator[Finding]:
     except FormatError as error:
         where, _, what = str(error).partition(": ")
         if where not in told:
-            yield Finding("tokenizer", Severity.ERROR, where, what, means)
-
-
-def _short(value: Any) -> str:
-    """A value of the metadata in a message."""
-    if isinstance(value, (str, bytes)):
-        text = repr(value)
-        return text if len(text) <= 60 else text[:57] + "..."
-    return str(value) if isinstance(value, (bool, int, float, np.generic)) else f"of type {type(value).__name__}"
+            yield Finding("tokenizer", Severity.ERROR, brief(where), brief(what), means)
 
 
 CHECKS = (vocabulary_size, token_types, pre_tokenizer, stop_ids, prefix, template)
