@@ -426,8 +426,8 @@ def test_weights_that_are_not_finite(tmp_path, name, value):
     report = doctor.examine(write(tmp_path, well(tensors={name: x})))
     (finding,) = report.findings
     assert (finding.check, finding.where, finding.fix) == ("not-finite", name, None)
-    assert f"the first in row {len(x) - 1 if x.ndim == 2 else 0} " in finding.what
-    assert f"{x[-1].size} values" in finding.what
+    assert f"the first {'in row' if x.ndim == 2 else 'at'} {len(x) - 1} " in finding.what
+    assert finding.what.startswith(f"{x[-1].size} of {x.size} values ")
     assert doctor.examine(tmp_path / "model.gguf", weights=False).findings == ()
 
 
@@ -492,7 +492,7 @@ def test_a_weight_in_a_quantized_file(tmp_path):
     path.write_bytes(data)
     findings = [f for f in doctor.examine(path, threads=2).findings if f.check == "not-finite"]
     assert len(findings) == 1 and findings[0].where == info.name
-    assert "1 scales of blocks" in findings[0].what and "row 5 (Q4_0)" in findings[0].what
+    assert f"1 of {info.nbytes // 18} block scales" in findings[0].what and "row 5 (Q4_0)" in findings[0].what
 
 
 def test_parts_and_buffers_meet(tmp_path, monkeypatch):
@@ -501,7 +501,7 @@ def test_parts_and_buffers_meet(tmp_path, monkeypatch):
     x[37, 3:5] = np.nan
     path = write(tmp_path, well(tensors={"blk.0.attn_output.weight": None, "blk.1.attn_output.weight": None, "x": x}))
     want = [f for f in doctor.examine(path, threads=1).findings if f.check == "not-finite"]
-    assert "2 values" in want[0].what and "row 37" in want[0].what
+    assert "2 of 3200 values" in want[0].what and "row 37" in want[0].what
     for buffer, task in ((4096, 4096), (1000, 3000), (260, 12345)):
         monkeypatch.setattr(values, "_BUFFER", buffer)
         monkeypatch.setattr(values, "_TASK", task)
@@ -784,3 +784,25 @@ def test_the_command_as_json(tmp_path, capsys):
     assert main(["doctor", str(path), "--json"]) == 2
     assert "error" in json.loads(capsys.readouterr().out)
     assert main(["doctor", str(tmp_path / "missing.gguf")]) == 2
+
+
+def test_mutated_files_are_findings_or_format_errors(tmp_path):
+    """Bytes of the header changed at random: an answer, or FormatError, and nothing else."""
+    whole = write(tmp_path, well("glm4", vocab=300, metadata={T: TEMPLATE})).read_bytes()
+    rng = np.random.default_rng(7)
+    header = whole.index(b"blk.1.post_ffw_norm.weight") + 60
+    path = tmp_path / "mutated.gguf"
+    answers = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in rng.integers(0, header, rng.integers(1, 6)):
+            data[at] = rng.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            report = doctor.examine(path)
+        except FormatError:
+            continue
+        answers += 1
+        if any(finding.changes for finding in report.findings):
+            doctor.fix(report, tmp_path / "fixed.gguf")
+    assert answers > 50

@@ -150,7 +150,7 @@ def stop_ids(subject: Subject) -> Iterator[Finding]:
             Severity.NOTE if missing == ["eom"] else Severity.WARNING,
             ", ".join(f"tokenizer.ggml.{name}_token_id" for name in missing),
             f"{texts} not among the ids that end an answer",
-            "Programs that stop at these ids only let the model go on and play the user's part.",
+            "Programs that go by these keys let the model go on and play the user's part.",
             "every end of the family is named: eos, eot, eom",
             changes,
         )

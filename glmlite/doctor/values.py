@@ -208,13 +208,19 @@ def examine_bytes(data: np.ndarray, layout: Layout) -> Seen:
 
 def _findings(tensor: Any, seen: Seen) -> Iterator[Finding]:
     if seen.bad:
-        what = "values" if tensor.type in _PLAIN else "scales of blocks"
-        row = (seen.first - tensor.offset) // (tensor.nbytes // math.prod(tensor.shape[:-1]))
+        layout = LAYOUTS[tensor.type]
+        what = "values" if tensor.type in _PLAIN else "block scales"
+        count = tensor.nbytes // layout.nbytes * len(layout.offsets)
+        at = seen.first - tensor.offset
+        if len(tensor.shape) > 1:
+            first = f"in row {at // (tensor.nbytes // math.prod(tensor.shape[:-1]))}"
+        else:
+            first = f"at {at // layout.nbytes}"
         yield Finding(
             "not-finite",
             Severity.ERROR,
             tensor.name,
-            f"{seen.bad} {what} are NaN or infinite, the first in row {row} ({tensor.type})",
+            f"{seen.bad} of {count} {what} NaN or infinite, the first {first} ({tensor.type})",
             "Answers turn into one repeated character (GGGG, !!!!) as soon as such a weight is used. "
             "The file has to be downloaded or made again.",
         )
