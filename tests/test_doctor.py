@@ -233,6 +233,15 @@ def test_several_at_once(tmp_path):
     assert doctor.examine(doctor.fix(report, tmp_path / "fixed.gguf")).findings == ()
 
 
+def test_corrections_of_the_same_key_add_up(tmp_path):
+    good = well("glm4")
+    wrong = fewer_tokens(good)
+    wrong["tokenizer.ggml.token_type"] = types(good, 4, "<|user|>")["tokenizer.ggml.token_type"][:-20]
+    report = doctor.examine(write(tmp_path, well("glm4", metadata=wrong)))
+    assert sorted(checks(report)) == ["token-type", "vocabulary-size"]
+    assert doctor.examine(doctor.fix(report, tmp_path / "fixed.gguf")).findings == ()
+
+
 MOE = {
     "softmax": ({"expert_gating_func": 1}, "gating", "error"),
     "no gating": ({"expert_gating_func": None}, "gating", "warning"),

@@ -23,11 +23,7 @@ from .subject import Subject
 
 __all__ = ["Finding", "Report", "Severity", "beside", "examine", "fix"]
 
-_CHECKS = (
-    *text.CHECKS,
-    *constants.CHECKS,
-    *tensors.CHECKS,
-)
+_CHECKS = (*text.CHECKS, *constants.CHECKS, *tensors.CHECKS)
 
 
 def examine(
@@ -70,8 +66,13 @@ def examine(
 
 def look(subject: Subject) -> list[Finding]:
     """What is wrong with the metadata and the list of tensors."""
-    findings = [finding for check in _CHECKS for finding in check(subject)]
-    # What reads the whole file sees it corrected, so that it does not tell again what is told already.
-    after = Subject(corrected(subject.metadata, findings), subject.shapes, subject.paths)
+    findings: list[Finding] = []
+    for check in _CHECKS:
+        found = list(check(subject))
+        findings += found
+        if any(finding.changes for finding in found):
+            # Each check sees what those before it corrected, so that corrections of one key do not undo each other.
+            subject = Subject(corrected(subject.metadata, found), subject.shapes, subject.paths)
+    # What reads the whole file does not tell again what is told already.
     told = {item for finding in findings for item in finding.where.split(", ")}
-    return findings + [finding for check in (text.tokenizer, tensors.model) for finding in check(after, told)]
+    return findings + [finding for check in (text.tokenizer, tensors.model) for finding in check(subject, told)]
