@@ -61,9 +61,8 @@ def _rotated(subject: Subject) -> int | None:
             return 2 * pairs
     if subject.published is not None:
         return subject.published.rope_dim
-    biased = subject.has("attn_qkv.bias") or subject.has("attn_q.bias")
-    # GLM-Edge alone turns all, and alone has no bias.
-    half = subject.architecture in ("glm4", "glm4moe") or (subject.architecture == "chatglm" and biased)
+    # GLM-Edge turns all.
+    half = subject.architecture in ("glm4", "glm4moe") or (subject.architecture == "chatglm" and subject.biased)
     return subject.head_dim // 2 if half and subject.head_dim else None
 
 

@@ -64,9 +64,10 @@ class Subject:
         dim, heads = self.count("embedding_length"), self.count("attention.head_count")
         return self.count("attention.key_length") or (dim // heads if dim and heads else None)
 
-    def has(self, name: str) -> bool:
-        """Whether the first block has this tensor."""
-        return f"blk.0.{name}" in self.shapes
+    @property
+    def biased(self) -> bool:
+        """q, k and v have a bias: of `chatglm`, all models but GLM-Edge."""
+        return "blk.0.attn_qkv.bias" in self.shapes or "blk.0.attn_q.bias" in self.shapes
 
     # ---- keys of the architecture
 

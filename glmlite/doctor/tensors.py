@@ -32,9 +32,9 @@ def output(subject: Subject) -> Iterator[Finding]:
     """The matrix of the logits, which the embeddings replace where it is missing."""
     if not subject.glm or "output.weight" in subject.shapes or "token_embd.weight" not in subject.shapes:
         return
-    # Of `chatglm` only GLM-Edge's is tied, which alone has no bias.
-    biased = subject.has("attn_qkv.bias") or subject.has("attn_q.bias")
-    untied = not subject.published.tied if subject.published else subject.architecture == "chatglm" and biased
+    # Of `chatglm` only GLM-Edge's is tied.
+    known = subject.published
+    untied = not known.tied if known else subject.architecture == "chatglm" and subject.biased
     if untied and subject.architecture not in ("chatglm1", "glm"):
         yield Finding(
             "output-missing",

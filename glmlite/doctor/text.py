@@ -221,8 +221,8 @@ def prefix(subject: Subject) -> Iterator[Finding]:
 
 
 def _wants_prefix(subject: Subject) -> bool:
-    """All but GLM-Edge, the one model of `chatglm` whose q, k and v have no bias."""
-    return subject.architecture != "chatglm" or subject.has("attn_qkv.bias") or subject.has("attn_q.bias")
+    """All but GLM-Edge."""
+    return subject.architecture != "chatglm" or subject.biased
 
 
 def template(subject: Subject) -> Iterator[Finding]:
