@@ -29,6 +29,9 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     if architecture == "llama":
         metadata["tokenizer.ggml.add_bos_token"] = _begins_with_bos(folder, tokenizer_config, metadata)
     metadata |= _templates(folder, tokenizer_config)
+    if architecture == "chatglm" and metadata["tokenizer.ggml.model"] == "llama":
+        for key in [key for key in metadata if key.startswith("tokenizer.chat_template")]:
+            metadata[key] = metadata[key].replace("[gMASK]sop", "[gMASK]<sop>")  # as `vocab` calls ChatGLM3's token
     if architecture == "chatglm" and _is_chatglm2(folder, tokenizer_config, metadata):
         metadata["glmlite.chat_format"] = "chatglm2"
     if generation.get("do_sample", True):

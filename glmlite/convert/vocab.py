@@ -21,8 +21,11 @@ from ..errors import FormatError
 from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
 from ..tokenizer.vocabulary import TokenType
 
-# ChatGLM2/3's own code appends these to the 64789 pieces of its sentencepiece model.
-_CHATGLM3 = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+# ChatGLM2/3's own code appends these to the 64789 pieces of its sentencepiece model. It calls two of them `sop` and
+# `eop`, and never takes them from a text; llama.cpp does, out of every "people". So they get the brackets that GLM-4's
+# have, and no word holds them.
+_ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+_CHATGLM3 = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *_ROLES]
 CHATGLM3_SPECIALS = {text: i for i, text in enumerate(_CHATGLM3, 64789)}
 # ChatGLM-6B's first release has this many image tokens before its pieces, and rows for them.
 _IMAGE_TOKENS = 20000
