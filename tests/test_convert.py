@@ -245,8 +245,8 @@ def test_lora_of_llama_follows_the_rows(tmp_path, opened):
     [
         ({"transformer.encoder.layers.9.mlp.dense_4h_to_h": (64, 96)}, {}, "the model has no 'transformer.encoder.l"),
         ({"transformer.encoder.layers.0.mlp.dense_4h_to_h": (64, 95)}, {}, r"adapts \(64, 95\), but"),
-        ({}, {"use_dora": True}, "a DoRA adapter, expected LoRA"),
-        ({}, {"peft_type": "IA3"}, "a IA3 adapter, expected LoRA"),
+        ({}, {"use_dora": True}, "'use_dora' is set, expected plain LoRA"),
+        ({}, {"peft_type": "IA3"}, "'peft_type' is 'IA3', expected 'LORA'"),
         ({"transformer.output_layer": (384, 64)}, {"lora_alpha": "x"}, "'lora_alpha' is 'x'"),
     ],
 )
