@@ -136,7 +136,7 @@ PEFT = sorted(path.parent.name for path in (DATA / "peft").glob("*/want.json"))
 
 @pytest.mark.parametrize("case", PEFT)
 def test_what_peft_merges(tmp_path, case):
-    """Adapters as PEFT wrote them, safetensors and torch's own files; want: W v of every weight that its merge changed."""
+    """Adapters as PEFT wrote them, one by torch.save. Stored: W v of every weight that PEFT's merge changed."""
     folder = DATA / "peft" / case
     stored = json.loads((folder / "want.json").read_text())
     model = tiny.model(stored["architecture"], **stored["sizes"])

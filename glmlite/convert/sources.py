@@ -41,7 +41,7 @@ class Unpacked:
             for name in checkpoint.names
             if f"{name}_scale" in checkpoint and checkpoint.dtype(name) in ("I8", "U8")
         }
-        if self.packed and bits not in (4, 8):
+        if self.packed and not (isinstance(bits, int) and bits in (4, 8)):
             raise FormatError(
                 f"{checkpoint.where(min(self.packed))} is packed, but the config's 'quantization_bit' is "
                 f"{bits!r}, expected 4 or 8"
@@ -156,7 +156,7 @@ class Adapted:
 
     @staticmethod
     def _alphas(config: dict[str, Any], config_path: Path) -> dict[str, Any]:
-        """PEFT takes the patterns as regular expressions. Those in use are names, and a hostile one could run forever."""
+        """PEFT takes them as regular expressions; those in use are names, and a hostile one could run forever."""
         patterns = config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
             raise FormatError(f"{config_path}: 'alpha_pattern' is {str(patterns)[:60]}, expected names of modules")

@@ -4,14 +4,14 @@
 
 Needs llama-cpp-python (built from its source package, so for this machine), the built glmlite module, numba and gguf.
 
-For each case a checkpoint with random weights is written and converted to each type; llama.cpp's own tool makes the same
-types of our f16 file. Compared are the ids of 200 mixed lines, which tests/test_convert.py compares with those stored here,
-and for every file the mean over positions of the KL divergence of each engine's distribution from the exact one, the
-numpy executor's. Prints tables, and exits with 1 if anything is off; docs/accuracy.md has the results.
+For each case a checkpoint with random weights is written and converted to each type; llama.cpp's own tool makes the
+same types of our f16 file. Compared are the ids of 200 mixed lines, which tests/test_sources.py compares with those
+stored here, and for every file the mean over positions of the KL divergence of each engine's distribution from the
+exact one, the numpy executor's. Prints tables, and exits with 1 if anything is off; docs/accuracy.md has the results.
 
-The weights: normal, with norms whose weights differ by factors, so that some columns are much larger than others. Logits
-are near normal with a standard deviation of 4.5, for distributions about as sharp as those of language models: the
-entropy of a softmax of n such logits is about ln n - 4.5^2 / 2, somewhat more for finite n. It is printed.
+The weights: normal, with norms whose weights differ by factors, so that some columns are much larger than others.
+Logits are near normal with a standard deviation of 4.5, for distributions about as sharp as those of language models:
+the entropy of a softmax of n such logits is about ln n - 4.5^2 / 2, somewhat more for finite n. It is printed.
 """
 
 import argparse
@@ -50,51 +50,81 @@ TOKENS = 64  # of a prompt
 
 # ---- lines -------------------------------------------------------------------------------------------------------
 
-ENGLISH = """The people of Nineveh developed a theory of everything.
-Isopropyl alcohol and a soprano's aria: what do they have in common?
-It's what they'd've said; we're sure you'll agree, won't you?
-deopt, eop, sop, SOP and EOP: standard operating procedures
-"Quoted," she said -- then (in brackets) [1] {2} <3>...
-Naïve café façade, coöperate, Zürich, smörgåsbord, señor, Łódź
-WHY ARE YOU SHOUTING? i am NoT sHoUtInG
-Antidisestablishmentarianism is pneumonoultramicroscopicsilicovolcanoconiosis
-https://example.org/a/b?c=d&e=%20f#g and mailto:someone@example.org
-a b c d e f g h i j k l m n o p q r s t u v w x y z""".split("\n")
-CHINESE = """人工智能正在改变世界，你觉得呢？
-床前明月光，疑是地上霜。举头望明月，低头思故乡。
-北京大学、清华大学和中国科学院的研究人员发布了新模型。
-臺灣的繁體字與大陸的简体字：龍龙、體体、國国
-《红楼梦》「引号」『双引号』【方括号】——破折号……省略号
-请用 Python 写一个快速排序（quicksort），时间复杂度是 O(n log n)。
-全角ＡＢＣ１２３！半角ABC123!
-王 参考 的 了 是 在 不 有 我 他 这 个
-生僻字：龘靐齉爩鱻麤灪 𠮷野家 㐂
-日本語のカタカナとひらがな、한국어 문장도 있습니다.""".split("\n")
-CODE = """def quicksort(items: list[int]) -> list[int]:\n    return sorted(items)  # not really
-for (int i = 0; i < n; ++i) { a[i] += b[i] * c; }
-#include <stdio.h>\nint main(void) { printf("%d\\n", 42); return 0; }
-SELECT name, COUNT(*) FROM users WHERE age >= 18 GROUP BY name HAVING COUNT(*) > 1;
-\t\tif (x != nullptr && x->next == y) {\n\t\t\tdelete x;\n\t\t}
-<div class="a b" id='c'><p>text</p></div><!-- comment -->
-{"key": [1, 2.5, -3e-7, null, true], "nested": {"a": "b\\u00e9"}}
-$ grep -rn 'foo|bar' --include=*.py . | sort -u > /dev/null 2>&1
-const f = async (x) => await Promise.all([...x].map(y => y ?? z));
-\\frac{1}{\\sqrt{2\\pi\\sigma^2}} \\int_{-\\infty}^{\\infty} e^{-x^2} dx""".split("\n")
-CODE = [line.replace("\\n", "\n").replace("\\t", "\t") if i in (0, 2, 4) else line for i, line in enumerate(CODE)]
-EMOJI = """😀 😃😄 🤣👍🏽 👨‍👩‍👧‍👦 🏳️‍🌈 🇨🇳🇺🇸
-I ❤️ NY ☃️ 1️⃣2️⃣ ✅❌ →←↑↓ ∑∏∫√∞≠≤≥
-🎉party🎉time 中🎉文
-ʇxəʇ pəddılɟ ﷺ ﬁ ½ ™ Å ０""".split("\n")
-NUMBERS = """3.14159265358979 2.718281828 1,000,000.00 -17 +4 1e-9
-12345678901234567890 007 0xDEADBEEF 0b1010 1_000
-2024-06-05 12:34:56.789 +08:00; 1/2, 3:4, 50%, $9.99, ¥100, €5
-1 22 333 4444 55555 666666 7777777 88888888
-IPv4 192.168.0.1, IPv6 fe80::1, v1.2.3-rc4, A4, 3D, x86_64
-一二三四五六七八九十 ① ② Ⅲ ⅳ ٣٤٥ १२३""".split("\n")
-SPACES = [" ", "  ", "   ", " " * 17, " " * 80, "\n", "\n\n", "\n\n\n", "\r\n", "\t", "\t\t", " \n ", "\t \n", " a", "a "]
+ENGLISH = [
+    "The people of Nineveh developed a theory of everything.",
+    "Isopropyl alcohol and a soprano's aria: what do they have in common?",
+    "It's what they'd've said; we're sure you'll agree, won't you?",
+    "deopt, eop, sop, SOP and EOP: standard operating procedures",
+    '"Quoted," she said -- then (in brackets) [1] {2} <3>...',
+    "Naïve café façade, coöperate, Zürich, smörgåsbord, señor, Łódź",
+    "WHY ARE YOU SHOUTING? i am NoT sHoUtInG",
+    "Antidisestablishmentarianism is pneumonoultramicroscopicsilicovolcanoconiosis",
+    "https://example.org/a/b?c=d&e=%20f#g and mailto:someone@example.org",
+    "a b c d e f g h i j k l m n o p q r s t u v w x y z",
+]
+CHINESE = [
+    "人工智能正在改变世界，你觉得呢？",
+    "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
+    "北京大学、清华大学和中国科学院的研究人员发布了新模型。",
+    "臺灣的繁體字與大陸的简体字：龍龙、體体、國国",
+    "《红楼梦》「引号」『双引号』【方括号】——破折号……省略号",
+    "请用 Python 写一个快速排序（quicksort），时间复杂度是 O(n log n)。",
+    "全角ＡＢＣ１２３！半角ABC123!",
+    "王 参考 的 了 是 在 不 有 我 他 这 个",
+    "生僻字：龘靐齉爩鱻麤灪 𠮷野家 㐂",
+    "日本語のカタカナとひらがな、한국어 문장도 있습니다.",
+]
+CODE = [
+    "def quicksort(items: list[int]) -> list[int]:",
+    "    return sorted(items)  # not really",
+    "for (int i = 0; i < n; ++i) { a[i] += b[i] * c; }",
+    "#include <stdio.h>",
+    'int main(void) { printf("%d\n", 42); return 0; }',
+    "SELECT name, COUNT(*) FROM users WHERE age >= 18 GROUP BY name HAVING COUNT(*) > 1;",
+    "\t\tif (x != nullptr && x->next == y) {",
+    "\t\t\tdelete x;",
+    "\t\t}",
+    "<div class=\"a b\" id='c'><p>text</p></div><!-- comment -->",
+    '{"key": [1, 2.5, -3e-7, null, true], "nested": {"a": "b\\u00e9"}}',
+    "$ grep -rn 'foo|bar' --include=*.py . | sort -u > /dev/null 2>&1",
+    "const f = async (x) => await Promise.all([...x].map(y => y ?? z));",
+    "\\frac{1}{\\sqrt{2\\pi\\sigma^2}} \\int_{-\\infty}^{\\infty} e^{-x^2} dx",
+]
+EMOJI = [
+    "😀 😃😄 🤣👍🏽 👨\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 🇨🇳🇺🇸",
+    "I ❤️ NY ☃️ 1️⃣2️⃣ ✅❌ →←↑↓ ∑∏∫√∞≠≤≥",
+    "🎉party🎉time 中🎉文",
+    "ʇxəʇ pəddılɟ ﷺ ﬁ ½ ™ Å ０",
+]
+NUMBERS = [
+    "3.14159265358979 2.718281828 1,000,000.00 -17 +4 1e-9",
+    "12345678901234567890 007 0xDEADBEEF 0b1010 1_000",
+    "2024-06-05 12:34:56.789 +08:00; 1/2, 3:4, 50%, $9.99, ¥100, €5",
+    "1 22 333 4444 55555 666666 7777777 88888888",
+    "IPv4 192.168.0.1, IPv6 fe80::1, v1.2.3-rc4, A4, 3D, x86_64",
+    "一二三四五六七八九十 ① ② Ⅲ ⅳ ٣٤٥ १२३",
+]
+SPACES = [
+    " ",
+    "  ",
+    "   ",
+    " " * 17,
+    " " * 80,
+    "\n",
+    "\n\n",
+    "\n\n\n",
+    "\r\n",
+    "\t",
+    "\t\t",
+    " \n ",
+    "\t \n",
+    " a",
+    "a ",
+]
 SPACES += ["  two  spaces  ", "\n\nparagraph\n\n", "tab\tbed\ttext\t", "line\r\nline\r\n", "\u3000全角空格\u3000"]
 TURNS = ["[gMASK]<sop>", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>", "[MASK]", "[sMASK]<sop>"]
-TURNS += ["[gMASK]<sop><|user|>\n你好<|assistant|>", "<|user|>\nHi<|assistant|>\nHello!<|user|>\n", "<|user", "|>", "[gMASK"]
+TURNS += ["[gMASK]<sop><|user|>\n你好<|assistant|>", "<|user|>\nHi<|assistant|>\nHello!<|user|>\n"]
+TURNS += ["<|user", "|>", "[gMASK"]
 OTHERS = ["مرحبا بالعالم", "שלום עולם", "ไทย ภาษา", "Привет, мир!", "Γειά σου", "नमस्ते", "Xin chào", "e\u0301 n\u0303"]
 GROUPS = [ENGLISH, CHINESE, CODE, EMOJI, NUMBERS, SPACES, TURNS, OTHERS]
 
@@ -200,13 +230,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first N prompts")
-    parser.add_argument("--store", type=pathlib.Path, help="write the lines and their ids, which tests/test_convert.py reads")
+    parser.add_argument(
+        "--store", type=pathlib.Path, help="write the lines and their ids, which tests/test_convert.py reads"
+    )
     arguments = parser.parse_args()
     import llama_cpp
 
     stored = {"llama_cpp": llama_cpp.__version__, "lines": lines(), "ids": {}}
     wrong = []
-    print("| case | type | quantized by | ours | llama.cpp | ratio | positions | entropy |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| case | type | quantized by | ours | llama.cpp | ratio | positions | entropy |\n|---|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for case in arguments.cases:
             wrong += compare(case, pathlib.Path(folder), PROMPTS[: arguments.prompts], stored)

@@ -1,8 +1,8 @@
 """Stores LoRA adapters as PEFT writes them, and what PEFT merges them to: tests/data/peft/<case>/.
 
 Run with an interpreter that has torch and peft: `python tests/oracles/peft_lora.py`.
-A folder has PEFT's own adapter_config.json and adapter_model.*, and want.json: how to make the base again (form and arguments
-of tests/checkpoints.py and tiny.model), and of each weight that PEFT changed the product with a fixed vector.
+A folder has PEFT's own adapter_config.json and adapter_model.*, and want.json: how to make the base again (form and
+arguments of tests/checkpoints.py and tiny.model), and of each weight that PEFT changed the product with a fixed vector.
 """
 
 import json
@@ -16,8 +16,8 @@ import torch
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
-import checkpoints
-import tiny
+import checkpoints  # noqa: E402
+import tiny  # noqa: E402
 
 SIZES = {"vocab": 24, "layers": 2, "head_dim": 16}
 # case -> form, architecture, arguments of LoraConfig, whether it is saved as safetensors

@@ -1,8 +1,8 @@
 """Stores how transformers saves small models, and their logits: tests/data/checkpoints/<case>.npz.
 
-Run with an interpreter that has torch, transformers and safetensors: `python tests/oracles/transformers_checkpoints.py`.
-A file holds the config.json as transformers writes it, the names and shapes of the tensors in model.safetensors (a tensor's
-values are tiny.tensor's of its name), tokens and logits.
+Run with an interpreter that has torch and transformers: `python tests/oracles/transformers_checkpoints.py`.
+A file holds the config.json as transformers writes it, the names and shapes of the tensors in model.safetensors (a
+tensor's values are tiny.tensor's of its name), tokens and logits.
 """
 
 import json
@@ -32,7 +32,11 @@ CASES = {
     "glm-4-9b-hf": ("Glm", {"attention_bias": True, "rms_norm_eps": 1.5625e-7, "rope_parameters": HALF}),
     "glm-edge": (
         "Glm",
-        {"tie_word_embeddings": True, "rope_parameters": {**HALF, "partial_rotary_factor": 1.0}, "attention_bias": False},
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": {**HALF, "partial_rotary_factor": 1.0},
+            "attention_bias": False,
+        },
     ),
     "glm-4-9b-0414": ("Glm4", {"attention_bias": True, "rms_norm_eps": 1e-5, "rope_parameters": HALF}),
     "glm-4-32b-0414": ("Glm4", {"num_attention_heads": 6, "attention_bias": False, "rope_parameters": HALF}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,10 +36,10 @@ class Config:
         return value
 
     def number(self, *keys: str, default: float | None = None) -> float:
-        """A finite number above zero."""
+        """A number above zero that f32 can hold."""
         key, value = self._first(keys, default)
         ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not ok or not 0 < value < math.inf:
+        if not ok or not 1e-37 < value < 3e38:
             raise self.error(key, value, "a positive number")
         return float(value)
 
@@ -185,7 +184,7 @@ def layers_of(source: Source, config: Config, pattern: str, *keys: str) -> int:
 
 def head_columns(config: Config, total: int, heads: int, key: str = "") -> int:
     """Columns of a head: the config's `key` if it has one, else a part of `total`."""
-    if config.get(key) is not None:
+    if key and config.get(key) is not None:
         return config.count(key)
     if total % heads:
         raise FormatError(f"{config.path}: {heads} heads do not divide {total} columns")
