@@ -18,6 +18,7 @@ import glmlite
 from glmlite.convert import convert
 from glmlite.convert.checkpoint import Checkpoint
 from glmlite.convert.sources import Adapted, Unpacked
+from glmlite.convert.vocab import from_folder
 from glmlite.errors import FormatError
 from glmlite.tokenizer import Tokenizer
 
@@ -193,12 +194,23 @@ def test_adapters_that_are_more_than_lora(tmp_path, change, message):
 # ---- llama.cpp's ids ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["chatglm3-6b", "glm-4-9b-chat", "glm-4-9b-chat-hf"])
-def test_ids_are_those_of_llama_cpp(name):
+@pytest.mark.parametrize(
+    "case, name, chatglm",
+    [
+        ("chatglm3", "chatglm3-6b", True),
+        ("glm-4-9b", "glm-4-9b-chat", True),
+        ("glm-4-0414", "glm-4-9b-chat-hf", True),
+        ("llama", "chatglm3-6b", False),  # the same pieces in a Llama, which has no special tokens beside them
+    ],
+)
+def test_ids_are_those_of_llama_cpp(case, name, chatglm):
     """200 mixed lines, as llama.cpp tokenizes them with files that we converted (tests/oracles/llamacpp_convert.py)."""
     stored = json.loads((DATA / "llamacpp_convert.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.from_metadata(vocab.metadata(name))
-    lines, ids = stored["lines"], stored["ids"][name]
+    folder = vocab.folder(name)
+    metadata = from_folder(folder, vocab_size=vocab.VOCAB_SIZES[name], chatglm=chatglm)
+    tokenizer = Tokenizer.from_metadata(metadata)
+    lines, ids = stored["lines"], stored["ids"][case]
+    ids = stored["ids"][ids] if isinstance(ids, str) else ids
     assert len(lines) == len(ids) == 200
     for line, want in zip(lines, ids):
         assert tokenizer.encode(line) == want, repr(line)

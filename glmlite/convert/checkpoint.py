@@ -175,7 +175,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, Stored]:
     shards: dict[str, list[str]] = {}
     for name, file in wanted.items():
         check_name(index, name)
-        if not isinstance(file, str) or not file or re.search(r"[/\\:]|^\.+$", file):
+        if not isinstance(file, str) or not 0 < len(file.encode()) < 256 or re.search(r"[/\\:\0-\x1f]|^\.+$", file):
             raise FormatError(f"{index}: {name!r} is in {_short(file)}, expected the name of a file in the same folder")
         shards.setdefault(file, []).append(name)
     tensors: dict[str, Stored] = {}

@@ -363,7 +363,7 @@ def main():
                 first = wrong.strip().splitlines()
                 key = first[-1][:60] + first[-2 if len(first) > 1 else 0][:60]
                 if failures.setdefault(key, number) == number:
-                    print(f"case {number}:\n{wrong}", flush=True)
+                    print(f"case {number}:\n{wrong[-3000:]}", flush=True)
             number += 1
     print(f"{number - arguments.seed} cases, {len(failures)} kinds of failure")
     sys.exit(bool(failures))
