@@ -419,6 +419,22 @@ def test_chatglm2_is_told_from_chatglm3_by_its_tokenizers_code(tmp_path):
     assert chat_format() is None
 
 
+def test_chatglm3_has_brackets_around_sop(tmp_path):
+    """In its vocabulary and its template: other programs find the bare letters in the middle of "people"."""
+    pieces = [("<unk>", 0.0, 2), *((f"<0x{b:02X}>", 0.0, 6) for b in range(256)), ("people", -1.0, 1)]
+    (tmp_path / "tokenizer.model").write_bytes(checkpoints.sentencepiece_model(pieces, model_type=2))
+    template = "[gMASK]sop<|user|>\n {{ messages[0].content }}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    metadata = text.text_metadata(tmp_path, Config({}, tmp_path / "config.json"), "chatglm", 65024)
+    assert metadata["tokenizer.chat_template"].startswith("[gMASK]<sop><|user|>\n {{")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert tokens[64790:64795] == ["[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>"]
+    assert "sop" not in tokens and "eop" not in tokens
+    tokenizer = Tokenizer.from_metadata(metadata)
+    assert tokenizer.prefix_ids == (64790, 64792)
+    assert tokenizer.encode("[gMASK]sop") == tokenizer.encode("[gMASK]<sop>") == [64790, 64792]
+
+
 def test_recognised_by_tensors_never_by_name(tmp_path):
     _, folder = make(tmp_path / "llama-7b", "chatglm3", config={"model_type": "llama", "architectures": ["Mine"]})
     assert planned(folder)["general.architecture"] == "chatglm"
