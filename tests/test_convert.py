@@ -659,7 +659,7 @@ def test_weights_that_are_no_numbers(tmp_path, value, message):
 def refused(folder, match):
     with pytest.raises(FormatError, match=match) as error:
         convert(folder, folder / "out.gguf", "f16")
-    assert "\n" not in str(error.value) and not (folder / "out.gguf").exists()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000 and not (folder / "out.gguf").exists()
 
 
 @pytest.mark.parametrize(
@@ -903,9 +903,9 @@ ADDED = {"content": "<|user|>", "id": 262, "special": True}
             {"model": {"vocab": {"a": 10**12}, "merges": []}},
             "'a' has the id 1000000000000",
         ),
-        ("chatglm3", "tokenizer.json", {"model": {"vocab": {"a": "x"}, "merges": []}}, "'a' has the id x"),
+        ("chatglm3", "tokenizer.json", {"model": {"vocab": {"a": "x"}, "merges": []}}, "'a' has the id 'x'"),
         ("chatglm3", "tokenizer.json", {"added_tokens": [ADDED | {"id": -1}]}, "'<|user|>' has the id -1"),
-        ("chatglm3", "tokenizer.json", {"added_tokens": [ADDED | {"content": 5}]}, "'5' has the id 262"),
+        ("chatglm3", "tokenizer.json", {"added_tokens": [ADDED | {"content": 5}]}, "5 has the id 262"),
         (
             "chatglm3",
             "tokenizer.json",
@@ -922,6 +922,7 @@ ADDED = {"content": "<|user|>", "id": 262, "special": True}
         ),
         ("chatglm3", "generation_config.json", b'{"top_k": "many"}', "'top_k' is 'many'"),
         ("chatglm3", "chat_template.jinja", b"\xff", r"chat_template\.jinja: not UTF-8"),
+        ("chatglm3", "tokenizer.json", {"model": {"type": ["x"] * 999}}, r"a \['x', .* model, expected BPE"),
         ("glm-10b", "merges.txt", b"\xff", r"merges\.txt: not UTF-8"),
         ("glm-10b", "vocab.json", b'{"a": []}', r"vocab\.json: token 'a' has the id \[\]"),
         ("glm-10b", "added_tokens.json", b'{"[MASK]": 4194304}', r"added_tokens\.json: token '\[MASK\]'"),

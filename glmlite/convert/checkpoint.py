@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import FormatError
 
-__all__ = ["DTYPES", "Checkpoint", "Rows", "Stored", "load_json", "load_text"]
+__all__ = ["DTYPES", "Checkpoint", "Rows", "Stored", "load_json", "load_text", "short"]
 
 # As safetensors names them -> how numpy reads them, little-endian. numpy has no bfloat16: its bits are read.
 DTYPES = {
@@ -176,7 +176,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, Stored]:
     for name, file in wanted.items():
         check_name(index, name)
         if not isinstance(file, str) or not 0 < len(file.encode()) < 256 or re.search(r"[/\\:\0-\x1f]|^\.+$", file):
-            raise FormatError(f"{index}: {name!r} is in {_short(file)}, expected the name of a file in the same folder")
+            raise FormatError(f"{index}: {name!r} is in {short(file)}, expected the name of a file in the same folder")
         shards.setdefault(file, []).append(name)
     tensors: dict[str, Stored] = {}
     for file, names in sorted(shards.items()):
@@ -240,13 +240,13 @@ def _read_safetensors(path: Path) -> dict[str, Stored]:
 def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
     where = f"{path}: {name!r}"
     if not isinstance(entry, dict):
-        raise FormatError(f"{where}: {_short(entry)}, expected dtype, shape and data_offsets")
+        raise FormatError(f"{where}: {short(entry)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"{where}: dtype {_short(dtype)}, expected one of {', '.join(DTYPES)}")
+        raise FormatError(f"{where}: dtype {short(dtype)}, expected one of {', '.join(DTYPES)}")
     check_shape(where, shape)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(_is_count(n) for n in offsets)):
-        raise FormatError(f"{where}: data_offsets {_short(offsets)}, expected a begin and an end")
+        raise FormatError(f"{where}: data_offsets {short(offsets)}, expected a begin and an end")
     begin, end = offsets
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
@@ -258,19 +258,20 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
 
 def check_name(path: Path, name: Any) -> None:
     if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
-        raise FormatError(f"{path}: a tensor's name is {_short(name)}, expected 1 to {_MAX_NAME} characters")
+        raise FormatError(f"{path}: a tensor's name is {short(name)}, expected 1 to {_MAX_NAME} characters")
 
 
 def check_shape(where: str, shape: Any) -> None:
     if not isinstance(shape, (list, tuple)) or len(shape) > _MAX_DIMS or not all(_is_count(n) for n in shape):
-        raise FormatError(f"{where}: shape {_short(shape)}, expected at most {_MAX_DIMS} sizes")
+        raise FormatError(f"{where}: shape {short(shape)}, expected at most {_MAX_DIMS} sizes")
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """For messages: what a value looks like, in at most 60 characters."""
     text = repr(value) if isinstance(value, (str, int, float, list, tuple, type(None))) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import FormatError
-from .checkpoint import Checkpoint, Rows, load_json
+from .checkpoint import Checkpoint, Rows, load_json, short
 
 __all__ = ["Adapted", "Source", "Unpacked", "prefix_table"]
 
@@ -44,7 +44,7 @@ class Unpacked:
         if self.packed and not (isinstance(bits, int) and bits in (4, 8)):
             raise FormatError(
                 f"{checkpoint.where(min(self.packed))} is packed, but the config's 'quantization_bit' is "
-                f"{bits!r}, expected 4 or 8"
+                f"{short(bits)}, expected 4 or 8"
             )
         self.bits = bits
         for name in self.packed:
@@ -105,13 +105,13 @@ class Adapted:
             raise FormatError(f"{folder}: no adapter_config.json, expected a LoRA folder of PEFT")
         config = load_json(config_path)
         if config.get("peft_type", "LORA") != "LORA":
-            raise FormatError(f"{config_path}: 'peft_type' is {config['peft_type']!r}, expected 'LORA'")
+            raise FormatError(f"{config_path}: 'peft_type' is {short(config['peft_type'])}, expected 'LORA'")
         if other := next((key for key in _OTHER_KINDS if config.get(key)), None):
             raise FormatError(f"{config_path}: {other!r} is set, expected plain LoRA")
         if config.get("init_lora_weights") not in _INITIAL:
             raise FormatError(
-                f"{config_path}: 'init_lora_weights' is {config['init_lora_weights']!r}, which changes the model's own "
-                "weights; expected an adapter that was saved as plain LoRA (path_initial_model_for_weight_conversion)"
+                f"{config_path}: 'init_lora_weights' is {short(config['init_lora_weights'])}, which changes the model's "
+                "own weights; expected an adapter that was saved as plain LoRA (path_initial_model_for_weight_conversion)"
             )
         self.adapter = Checkpoint(folder)
         self.transposed = bool(config.get("fan_in_fan_out"))
@@ -149,7 +149,7 @@ class Adapted:
         # The first pattern that is a module's name or the end of one counts.
         alpha = next((value for ends, value in self.alphas.items() if f".{module}".endswith(f".{ends}")), default)
         if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or rank == 0:
-            raise FormatError(f"{config_path}: 'lora_alpha' is {alpha!r}, expected a number")
+            raise FormatError(f"{config_path}: 'lora_alpha' is {short(alpha)}, expected a number")
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         # (vocab, r) and (r, dim) of an embedding stand the other way round: its rows are A's columns.
         self.pairs[target] = (b, name, scale) if embedding or self.transposed else (name, b, scale)
@@ -159,7 +159,7 @@ class Adapted:
         """PEFT takes them as regular expressions; those in use are names, and a hostile one could run forever."""
         patterns = config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
-            raise FormatError(f"{config_path}: 'alpha_pattern' is {str(patterns)[:60]}, expected names of modules")
+            raise FormatError(f"{config_path}: 'alpha_pattern' is {short(list(patterns))}, expected names of modules")
         return patterns
 
     def _check(self, name: str, target: str, shape: tuple[int, ...]) -> None:
@@ -216,7 +216,8 @@ def prefix_table(source: Source, name: str = "transformer.prefix_encoder") -> np
 def _linear(source: Source, x: np.ndarray, name: str) -> np.ndarray:
     for part in ("weight", "bias"):
         if f"{name}.{part}" not in source:
-            raise FormatError(f"prefix encoder: no tensor {f'{name}.{part}'!r}")
+            table = source.where(f"{name.rpartition('.trans')[0]}.embedding.weight")
+            raise FormatError(f"{table}: no {f'{name}.{part}'!r} beside it")
     w = source.read(f"{name}.weight")
     if w.ndim != 2 or w.shape[1] != x.shape[-1]:
         raise FormatError(f"{source.where(f'{name}.weight')} is {w.shape}, expected {x.shape[-1]} columns")

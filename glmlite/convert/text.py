@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import FormatError
 from . import vocab
 from .architectures import Config
-from .checkpoint import load_json, load_text
+from .checkpoint import load_json, load_text, short
 
 __all__ = ["text_metadata"]
 
@@ -52,7 +52,7 @@ def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[st
             value = values.get(key)
             for i in value if isinstance(value, list) else [] if value is None else [value]:
                 if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < rows:
-                    raise FormatError(f"{path}: {key!r} has {i!r}, expected ids below {rows}")
+                    raise FormatError(f"{path}: {key!r} has {short(i)}, expected ids below {rows}")
                 if i not in found:
                     found.append(i)
         return found

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import FormatError
 from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
 from ..tokenizer.vocabulary import TokenType
-from .checkpoint import load_json, load_text
+from .checkpoint import load_json, load_text, short
 
 # ChatGLM2/3's own code appends these to the 64789 pieces of its sentencepiece model. It calls two of them `sop` and
 # `eop`, and never takes them from a text; llama.cpp does, out of every "people". So they get the brackets that GLM-4's
@@ -92,7 +92,7 @@ def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
     try:
         model, added_tokens = data["model"], data.get("added_tokens", [])
         if model.get("type", "BPE") != "BPE":
-            raise FormatError(f"{path}: a {model['type']} model, expected BPE")
+            raise FormatError(f"{path}: a {short(model['type'])} model, expected BPE")
         patterns = _patterns_of(data.get("pre_tokenizer"))
         ignore = model.get("ignore_merges", False)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -171,7 +171,7 @@ def _ids(path: Path, items: Iterable[tuple[Any, Any]]) -> dict[str, int]:
     for text, i in items:
         ok = isinstance(text, str) and isinstance(i, int) and not isinstance(i, bool)
         if not ok or not 0 <= i < _MAX_TOKENS:
-            raise FormatError(f"{path}: token {str(text)[:60]!r} has the id {str(i)[:60]}, expected 0 to {_MAX_TOKENS}")
+            raise FormatError(f"{path}: token {short(text)} has the id {short(i)}, expected 0 to {_MAX_TOKENS - 1}")
         out[text] = i
     return out
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FormatError
+from ..checkpoint import short
 from ..sources import Source, prefix_table
 
 _LARGEST = 2**31 - 1
@@ -50,10 +51,7 @@ class Config:
             raise self.error(key, value, " or ".join(map(repr, known)))
 
     def error(self, key: str, value: Any, expected: str) -> FormatError:
-        text = repr(value)
-        return FormatError(
-            f"{self.path}: {key!r} is {text if len(text) <= 60 else text[:57] + '...'}, expected {expected}"
-        )
+        return FormatError(f"{self.path}: {key!r} is {short(value)}, expected {expected}")
 
     def _first(self, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
         for key in keys:
