@@ -287,6 +287,14 @@ def test_ptuning_beside_the_model(tmp_path, opened, case, projected):
                 assert np.max(np.abs(x - want)) <= 1e-5 * max(1, np.abs(want).max())
 
 
+def test_a_prefix_that_is_no_number(tmp_path):
+    model, folder = make(tmp_path / "base", "chatglm-ptuning")
+    named, _ = checkpoints.chatglm(model)
+    name = "transformer.prefix_encoder.embedding.weight"
+    checkpoints.write_weights(folder, named | {name: named[name] * np.float32("nan")})
+    refused(folder, rf"model\.safetensors: '{name}': .* values are NaN or infinite")
+
+
 def test_ptuning_of_another_model(tmp_path):
     _, folder = make(tmp_path / "base")
     (tmp_path / "p").mkdir()

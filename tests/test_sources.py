@@ -169,7 +169,10 @@ def test_what_peft_merges(tmp_path, case):
         ({"use_qalora": True}, "'use_qalora' is set"),
         ({"alora_invocation_tokens": [1, 2]}, "'alora_invocation_tokens' is set"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "'layer_replication' is set"),
-        ({"init_lora_weights": "pissa_niter_4"}, "'init_lora_weights' is 'pissa_niter_4', which changes the model's"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "'init_lora_weights' is 'pissa_niter_4', which changes the model's own",
+        ),
         ({"init_lora_weights": "loftq"}, "'init_lora_weights' is 'loftq'"),
         ({"alpha_pattern": {"(a+)+$": 3}}, r"'alpha_pattern' is .*, expected names of modules"),
         ({"alpha_pattern": ["q_proj"]}, "'alpha_pattern' is"),

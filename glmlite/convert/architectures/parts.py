@@ -129,10 +129,10 @@ class Builder:
         else:
             self.take("output.weight", source_name)
 
-    def add(self, name: str, x: np.ndarray) -> None:
-        """A small tensor that is computed."""
+    def add(self, name: str, x: np.ndarray, origin: str) -> None:
+        """A small tensor that is computed. origin: for messages, from what."""
         x = np.ascontiguousarray(x, np.float32)
-        self.tensors.append(Tensor(name, x.shape, lambda begin, end: x[begin:end]))
+        self.tensors.append(Tensor(name, x.shape, lambda begin, end: x[begin:end], origin))
 
     def add_prefix(self, layers: int, kv_heads: int, head_dim: int) -> None:
         """P-Tuning v2's keys and values, if there are any (docs/formats.md)."""
@@ -150,9 +150,10 @@ class Builder:
                 f"{2 * layers * width}: keys and values of {layers} layers, {kv_heads} heads of {head_dim}"
             )
         parts = table.reshape(len(table), layers, 2, width)
+        origin = self.prefix_source.where("transformer.prefix_encoder.embedding.weight")
         for i in range(layers):
-            self.add(f"blk.{i}.prefix_k.weight", parts[:, i, 0])
-            self.add(f"blk.{i}.prefix_v.weight", parts[:, i, 1])
+            self.add(f"blk.{i}.prefix_k.weight", parts[:, i, 0], origin)
+            self.add(f"blk.{i}.prefix_v.weight", parts[:, i, 1], origin)
 
     def finish(self) -> Model:
         """Raises FormatError for a tensor of the checkpoint that nobody has taken: it is another model then."""
