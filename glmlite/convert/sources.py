@@ -111,7 +111,7 @@ class Adapted:
         if config.get("init_lora_weights") not in _INITIAL:
             raise FormatError(
                 f"{config_path}: 'init_lora_weights' is {short(config['init_lora_weights'])}, which changes the "
-                "model's own weights; expected an adapter saved as plain LoRA (path_initial_model_for_weight_conversion)"
+                "model's own weights; expected it saved as plain LoRA (path_initial_model_for_weight_conversion)"
             )
         self.adapter = Checkpoint(folder)
         self.transposed = bool(config.get("fan_in_fan_out"))
