@@ -159,7 +159,8 @@ class Adapted:
         """PEFT takes them as regular expressions; those in use are names, and a hostile one could run forever."""
         patterns = config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
-            raise FormatError(f"{config_path}: 'alpha_pattern' is {short(list(patterns))}, expected names of modules")
+            patterns = list(patterns) if isinstance(patterns, dict) else patterns
+            raise FormatError(f"{config_path}: 'alpha_pattern' is {short(patterns)}, expected names of modules")
         return patterns
 
     def _check(self, name: str, target: str, shape: tuple[int, ...]) -> None:
