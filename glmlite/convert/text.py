@@ -13,7 +13,7 @@ from ..families import ENDS
 from ..tokenizer.vocabulary import TokenType
 from . import vocab
 from .architectures import Config
-from .checkpoint import load_json
+from .checkpoint import load_json, load_text, short
 
 __all__ = ["text_metadata"]
 
@@ -26,9 +26,9 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     Raises FormatError for a folder without a tokenizer, and for ids that it does not have.
     """
     tokenizer_config = _optional(folder / "tokenizer_config.json")
-    generation = _optional(folder / "generation_config.json")
+    generation = Config(_optional(folder / "generation_config.json"), folder / "generation_config.json")
     metadata = vocab.from_folder(folder, vocab_size=rows, chatglm=architecture == "chatglm")
-    metadata |= _special_ids(config, generation, metadata, rows)
+    metadata |= _special_ids(config, generation.values, metadata, rows)
     if architecture == "llama":
         metadata["tokenizer.ggml.add_bos_token"] = _begins_with_bos(folder, tokenizer_config, metadata)
     metadata |= _templates(folder, tokenizer_config)
@@ -36,12 +36,16 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
         ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
         if (template := for_file(metadata, architecture, ids)) is not None:
             metadata["tokenizer.chat_template"] = template
+    if architecture == "chatglm" and metadata["tokenizer.ggml.model"] == "llama":
+        for key in [key for key in metadata if key.startswith("tokenizer.chat_template")]:
+            metadata[key] = metadata[key].replace("[gMASK]sop", "[gMASK]<sop>")  # as `vocab` calls ChatGLM3's token
     if architecture == "chatglm" and _is_chatglm2(folder, tokenizer_config, metadata):
         metadata["glmlite.chat_format"] = "chatglm2"
     if generation.get("do_sample", True):
         for key, name in _SAMPLING.items():
-            if isinstance(generation.get(key), (int, float)):
-                metadata[f"general.sampling.{name}"] = generation[key]
+            if generation.get(key):  # 0 switches a rule off, as leaving it out does
+                value = generation.number(key)
+                metadata[f"general.sampling.{name}"] = int(value) if name == "top_k" else value
     return metadata
 
 
@@ -56,7 +60,7 @@ def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[st
             value = values.get(key)
             for i in value if isinstance(value, list) else [] if value is None else [value]:
                 if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < rows:
-                    raise FormatError(f"{path}: {key!r} has {i!r}, expected ids below {rows}")
+                    raise FormatError(f"{path}: {key!r} has {short(i)}, expected ids below {rows}")
                 if i not in found:
                     found.append(i)
         return found
@@ -88,15 +92,21 @@ def _begins_with_bos(folder: Path, tokenizer_config: dict[str, Any], vocabulary:
         return told
     if vocabulary["tokenizer.ggml.model"] == "llama":
         return True
-    post = _optional(folder / "tokenizer.json").get("post_processor") or {}
-    steps = [post, *(post.get("processors") or [])]
-    return any("SpecialToken" in (step.get("single") or [{}])[0] for step in steps if isinstance(step, dict))
+    post = _optional(folder / "tokenizer.json").get("post_processor")
+    more = post.get("processors") if isinstance(post, dict) else None
+    steps = [post, *(more if isinstance(more, list) else [])]
+    singles = [step.get("single") for step in steps if isinstance(step, dict)]
+    return any(
+        "SpecialToken" in single[0]
+        for single in singles
+        if isinstance(single, list) and single and isinstance(single[0], dict)
+    )
 
 
 def _templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
     """`chat_template` is a text, or a list of named ones; newer copies have it in a file of its own."""
     if (path := folder / "chat_template.jinja").is_file():
-        return {"tokenizer.chat_template": path.read_text(encoding="utf-8")}
+        return {"tokenizer.chat_template": load_text(path)}
     template = tokenizer_config.get("chat_template")
     if isinstance(template, str):
         return {"tokenizer.chat_template": template}
