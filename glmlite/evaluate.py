@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -215,7 +216,7 @@ class Reader:
             rows = list(range(end - begin)) if begin >= chunk.first else []
             logits = self.run(
                 lambda cancel, work=work, rows=rows: self.engine.step([work], rows, cancel),
-                lambda done, begin=begin, end=end: waiting(begin + int(done * (end - begin))),
+                lambda part, at=begin, size=end - begin: waiting(at + int(part * size)),
             )
             if rows:
                 yield logits
@@ -286,7 +287,7 @@ class Scores:
         compared = not np.isnan(divergence[0])
         edges = np.linspace(index.min(), index.max() + 1, min(BUCKETS, np.ptp(index) + 1) + 1).round().astype(int)
         positions = []
-        for begin, end in zip(edges[:-1], edges[1:]):
+        for begin, end in pairwise(edges):
             here = (index >= begin) & (index < end)
             kl, top = (float(divergence[here].mean()), float(same[here].mean())) if compared else (None, None)
             positions.append(Bucket(int(begin), int(end), int(here.sum()), float(np.exp(nll[here].mean())), kl, top))

@@ -12,8 +12,10 @@ from . import console, options
 from .bench import bench
 from .chat import chat
 from .converting import convert
+from .imatrix import imatrix
 from .infill import infill
 from .inspect import inspect
+from .perplexity import perplexity
 from .run import run
 
 app = typer.Typer(
@@ -98,5 +100,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, infill, convert, inspect, bench):
+for command in (run, chat, infill, convert, imatrix, perplexity, inspect, bench):
     app.command(command.__name__)(options.grouped(command))

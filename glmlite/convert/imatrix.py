@@ -95,7 +95,7 @@ def collect(
                 rows = list(range(end - begin)) if output else []
                 sums = reader.run(
                     lambda cancel, step=step, rows=rows: reader.engine.squares([step], rows, list(inputs), cancel),
-                    lambda part, begin=begin, end=end: report(count + begin + int(part * (end - begin))),
+                    lambda part, at=count + begin, size=end - begin: report(at + int(part * size)),
                 )
                 for value, columns in sums.items():
                     inputs[value] += columns
@@ -145,24 +145,6 @@ def read(path: str | os.PathLike[str]) -> ImportanceMatrix:
             at = int(np.argmin(good))
             raise FormatError(f"{path}: '{name}', column {at} is {sums[at]:g}, expected a finite sum of squares")
     return ImportanceMatrix(entries, datasets, chunks, chunk_size)
-
-
-def missing(matrix: Mapping[str, NDArray], tensors: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The tensors (name -> shape) that the weights `matrix` have nothing for.
-
-    Raises ValueError where they have another width, or nothing for any: they are another model's.
-    """
-    absent = []
-    for name, shape in tensors.items():
-        if name not in matrix:
-            absent.append(name)
-        elif matrix[name].shape != shape[-1:]:
-            raise ValueError(
-                f"importance: '{name}' has {len(matrix[name])} columns, expected {shape[-1]}: it is another model's"
-            )
-    if tensors and len(absent) == len(tensors):
-        raise ValueError(f"importance: has nothing for '{absent[0]}' or any other tensor: it is another model's")
-    return absent
 
 
 def _read_gguf(path: Path) -> tuple[dict[str, Entry], list[str], int, int]:
