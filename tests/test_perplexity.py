@@ -51,19 +51,19 @@ def chunks_of(model, context=CONTEXT, text=TEXT, prefix=True):
     return found
 
 
-def numpy_logits(model, tokens, context):
-    """(T, vocab) after each token, by the numpy executor."""
+def numpy_trace(model, tokens, context):
+    """The values of every op by its id, (T, width), by the numpy executor."""
     recording = record(model.metadata, model.shapes)
     layout = recording.layout(tokens, lambda text: tiny.token_id(model, text))
     assert layout.context == context
     reference = Reference(recording.ops, model.tensors, kv_dtype=np.float16)
     sequence = reference.new_sequence()
-    rows = []
+    steps = []
     for begin, end, visible in ((0, context, context), (context, len(tokens), 0)):
         if begin < end:
             work = Work(sequence, tokens[begin:end], layout.positions[begin:end], visible)
-            rows.append(reference.step([work], range(end - begin)))
-    return np.concatenate(rows)
+            steps.append(reference.trace([work], range(end - begin)))
+    return {ops[0][0].out.id: np.concatenate([value for _, value in ops]) for ops in zip(*steps)}
 
 
 def log_softmax(row):
@@ -71,6 +71,11 @@ def log_softmax(row):
     largest = max(row)
     total = math.fsum(math.exp(x - largest) for x in row)
     return [x - largest - math.log(total) for x in row]
+
+
+@pytest.fixture
+def native():
+    return pytest.importorskip("glmlite._native", reason="the native module is not built")
 
 
 def close(got, want, relative=1e-9):
@@ -88,7 +93,7 @@ def test_equals_the_numpy_executor(executor, tiny_file, architecture):
     assert len(chunks) >= 3
     for tokens, first, context in chunks:
         assert len(tokens) == CONTEXT
-        logits = numpy_logits(model, tokens, context)
+        logits = numpy_trace(model, tokens, context)[record(model.metadata, model.shapes).ops[-1].out.id]
         for i in range(first, len(tokens)):
             nll.append(-log_softmax(logits[i - 1])[tokens[i]])
             # The token's own logit and the logarithm of the sum are each off by no more than the row's worst logit.
@@ -136,16 +141,14 @@ def test_every_figure_against_plain_loops(executor, tiny_file):
         assert close(b.divergence, np.mean(divergence[here])) and close(b.same_top, np.mean(same[here]))
 
 
-def test_a_model_does_not_differ_from_itself(tiny_file):
-    pytest.importorskip("glmlite._native", reason="the native module is not built")
+def test_a_model_does_not_differ_from_itself(native, tiny_file):
     path = tiny_file("llama")
     got = perplexity(path, TEXT, against=path, context=CONTEXT)
     d = got.divergence
     assert (d.perplexity, d.mean, d.max, d.same_top) == (got.value, 0, 0, 1)
 
 
-def test_pieces_change_nothing(tiny_file, monkeypatch):
-    pytest.importorskip("glmlite._native", reason="the native module is not built")
+def test_pieces_change_nothing(native, tiny_file, monkeypatch):
     for architecture in ("chatglm", "glm"):
         whole = perplexity(tiny_file(architecture), TEXT, context=CONTEXT, threads=1)
         with monkeypatch.context() as patch:
@@ -154,7 +157,7 @@ def test_pieces_change_nothing(tiny_file, monkeypatch):
             assert perplexity(tiny_file(architecture), TEXT, context=CONTEXT, threads=2) == whole
 
 
-def test_without_prefix_chunks_begin_with_the_text(executor, tiny_file):
+def test_without_prefix_chunks_begin_with_the_text(native, tiny_file):
     chunks = chunks_of(tiny.model("chatglm"), prefix=False)
     with glmlite.load(tiny_file("chatglm")) as model:
         rows = [(model.logits(tokens, all=True)[i - 1], tokens[i]) for tokens, i, _ in chunks for i in range(i, 64)]
@@ -167,7 +170,7 @@ def test_without_prefix_chunks_begin_with_the_text(executor, tiny_file):
 # ---- the edges ---------------------------------------------------------------------------------------------------
 
 
-def test_only_the_first_chunks(executor, tiny_file):
+def test_only_the_first_chunks(native, tiny_file):
     got = perplexity(tiny_file(), TEXT, context=CONTEXT, chunks=2)
     assert (got.chunks, got.of) == (2, 2)
     assert got.tokens == 2 * (CONTEXT // 2 - 1)
@@ -183,12 +186,12 @@ def test_only_the_first_chunks(executor, tiny_file):
         (TEXT, {"chunks": 0}, "chunks is 0, expected at least 1"),
     ],
 )
-def test_bad_arguments_are_named(executor, tiny_file, text, options, error):
+def test_bad_arguments_are_named(native, tiny_file, text, options, error):
     with pytest.raises(ValueError, match=error):
         perplexity(tiny_file(), text, **{"context": CONTEXT} | options)
 
 
-def test_vocabularies_that_differ(executor, tiny_file):
+def test_vocabularies_that_differ(native, tiny_file):
     with pytest.raises(ValueError, match=r"has a vocabulary of 400 tokens, .* of 384: only models of one vocabulary"):
         perplexity(tiny_file(), TEXT, context=CONTEXT, against=tiny_file(vocab=400))
     tokens = tiny.model("chatglm").metadata["tokenizer.ggml.tokens"]
@@ -209,7 +212,7 @@ def test_progress_has_the_figures_so_far(executor, tiny_file):
     assert (first.chunks, first.of, first.tokens) == (1, final.of, CONTEXT // 2 - 1)
 
 
-def test_progress_cancels(executor, tiny_file):
+def test_progress_cancels(native, tiny_file):
     with pytest.raises(Cancelled):
         perplexity(tiny_file(), TEXT, context=CONTEXT, progress=lambda *_: False)
 
@@ -242,7 +245,7 @@ def text_file(tmp_path):
     return str(path)
 
 
-def test_command(executor, tiny_file, text_file, capsys):
+def test_command(native, tiny_file, text_file, capsys):
     model, other = str(tiny_file()), str(tiny_file(seed=1))
     assert main(["perplexity", model, text_file, "-c", "64"]) == 0
     out = capsys.readouterr().out
@@ -257,7 +260,7 @@ def test_command(executor, tiny_file, text_file, capsys):
     assert ["33-40", "24", f"{b.perplexity:.4f}", f"{b.divergence:.6f}", f"{b.same_top:.2%}"] in lines
 
 
-def test_command_json(executor, tiny_file, capsys, monkeypatch):
+def test_command_json(native, tiny_file, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode()), encoding="utf-8"))
     model = str(tiny_file())
     assert main(["perplexity", model, "-", "-c", "64", "--chunks", "1", "--against", model, "--json"]) == 0
@@ -268,7 +271,7 @@ def test_command_json(executor, tiny_file, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("chunks", [0, 1])
-def test_command_stopped_prints_what_is_known(executor, tiny_file, text_file, capsys, monkeypatch, chunks):
+def test_command_stopped_prints_what_is_known(native, tiny_file, text_file, capsys, monkeypatch, chunks):
     """Ctrl-C: the figures of whole chunks; nothing if there is none."""
     first = perplexity(tiny_file(), TEXT, context=CONTEXT, chunks=1)
     real = evaluate.Reader.logits
@@ -290,7 +293,7 @@ def test_command_stopped_prints_what_is_known(executor, tiny_file, text_file, ca
         assert (out, err) == ("", "")
 
 
-def test_command_errors_are_one_line(tiny_file, tmp_path, capsys):
+def test_command_errors_are_one_line(tmp_path, capsys):
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
     assert main(["perplexity", "model.gguf", str(tmp_path / "bad.txt")]) == 1
     assert capsys.readouterr().err.endswith("bad.txt: byte 3 is not UTF-8\n")
