@@ -139,6 +139,8 @@ def work_off(
     """Write the file of a plan, as `convert` does."""
     if importance is not None:
         unweighted(work, importance)
+        if not can_quantize():
+            raise RuntimeError("importance: quantizing with one needs numba: pip install 'glmlite[convert]'")
 
     def report(done: int, total: int) -> None:
         if progress is not None and progress(done, total) is False:
