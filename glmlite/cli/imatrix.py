@@ -33,7 +33,7 @@ def imatrix(
     """Make an importance matrix, with which `glmlite convert --imatrix` quantizes better.
 
     The model reads the text in chunks, and the squares of what enters each weight matrix are summed by column. Take the
-    model unquantized (or q8_0) and a text of the kind that it is to work with; 100 chunks are plenty. The file has
+    model unquantized (or q8_0) and a text of the kind that it is to work with; 50 chunks are plenty. The file has
     llama.cpp's form.
 
     \b
