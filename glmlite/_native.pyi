@@ -188,6 +188,11 @@ class Engine:
         """
     def trace(self, works: Sequence[Work], rows: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """A step as `step` runs it; the value of every op by its id."""
+    def squares(
+        self, works: Sequence[Work], rows: Sequence[int], values: Sequence[int], cancel: Cancel | None = None
+    ) -> dict[int, NDArray[np.float64]]:
+        """A step as `step` runs it; of each value in `values`, by its op's id, the sums of its columns' squares,
+        (width,). An id that no op has gets none, (0,)."""
     def scratch_bytes(self) -> int:
         """Bytes of activations and scratch held now."""
     def progress(self) -> float:

@@ -493,9 +493,9 @@ def test_importance_reaches_the_quantizer(tmp_path, monkeypatch):
     _, folder = make(tmp_path)
     seen = {}
     monkeypatch.setattr(converting, "encode", lambda x, kind, where, weights: seen.update({where: weights}) or real(x))
-    real = lambda x: formats.encode(x, "F16" if x.ndim == 2 else "F32", "")  # noqa: E731
+    real = lambda x: formats.encode(x, "Q8_0" if x.ndim == 2 else "F32", "")  # noqa: E731
     weights = np.arange(64, dtype=np.float32)
-    convert(folder, tmp_path / "out.gguf", "f16", importance={"blk.1.ffn_up.weight": weights})
+    convert(folder, tmp_path / "out.gguf", "q8_0", importance={"blk.1.ffn_up.weight": weights})
     given = {where: w for where, w in seen.items() if w is not None}
     assert list(given.values()) == [weights] and "layers.1.mlp.dense_h_to_4h" in next(iter(given))
 
@@ -507,6 +507,8 @@ def test_without_numba(tmp_path, monkeypatch):
     convert(folder, tmp_path / "out.gguf", "q8_0")
     with pytest.raises(RuntimeError, match="q4_0: quantizing needs numba: pip install"):
         convert(folder, tmp_path / "no.gguf", "q4_0")
+    with pytest.raises(RuntimeError, match="importance: quantizing with one needs numba: pip install"):
+        convert(folder, tmp_path / "no.gguf", "q8_0", importance={"blk.1.ffn_up.weight": np.ones(64)})
 
 
 def test_q8_0_is_the_published_one(monkeypatch):

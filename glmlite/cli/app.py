@@ -13,8 +13,10 @@ from .bench import bench
 from .chat import chat
 from .converting import convert
 from .examining import doctor
+from .imatrix import imatrix
 from .infill import infill
 from .inspect import inspect
+from .perplexity import perplexity
 from .run import run
 
 app = typer.Typer(
@@ -100,5 +102,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, infill, convert, doctor, inspect, bench):
+for command in (run, chat, infill, convert, imatrix, perplexity, doctor, inspect, bench):
     app.command(command.__name__)(options.grouped(command))
