@@ -18,13 +18,15 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from .._native import dequantize
 from ..errors import FormatError
 
-__all__ = ["DTYPES", "Checkpoint", "Rows", "Stored", "load_json"]
+__all__ = ["DTYPES", "Checkpoint", "Files", "Rows", "Stored", "load_json"]
 
 # As safetensors names them -> how numpy reads them, little-endian. numpy has no bfloat16: its bits are read.
 DTYPES = {
@@ -56,6 +58,30 @@ class Stored:
     strides: tuple[int, ...] | None = None
 
 
+class Files:
+    """Files that several threads read pieces of. Read, not mapped: mapped pages would count as this process's memory."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, BinaryIO] = {}
+        self._lock = Lock()
+
+    def read(self, path: Path, offset: int, out: np.ndarray) -> None:
+        """Fills `out` (n,) with the bytes at `offset`. Raises FormatError where the file ends before."""
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = path.open("rb")
+            file = self._files[path]
+            file.seek(offset)
+            count = file.readinto(out.view(np.uint8))
+        if count != out.nbytes:
+            raise FormatError(f"{path}: it became shorter while it was read")
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
 class Checkpoint:
     """The tensors of a folder (or of one file). FormatError names the file, and the tensor if it is at fault.
 
@@ -64,7 +90,7 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._files: dict[Path, BinaryIO] = {}
+        self._files = Files()
         self._tensors = _open(self.path)
 
     @property
@@ -89,9 +115,10 @@ class Checkpoint:
         """The rows as f32 (all if None), in the order asked for. Raises FormatError if the tensor's are no floats."""
         x = self.raw(name, rows)
         dtype = self.dtype(name)
-        if dtype == "BF16":
-            return (x.astype(np.uint32) << 16).view(np.float32)
-        if dtype not in ("F64", "F32", "F16"):
+        if dtype in ("BF16", "F16"):
+            flat = np.ascontiguousarray(x).reshape(-1)
+            return dequantize(dtype, flat.view(np.uint8)[None]).reshape(x.shape)
+        if dtype not in ("F64", "F32"):
             raise FormatError(f"{self.where(name)} is {dtype}, expected F32, F16 or BF16")
         return x.astype(np.float32, copy=False)
 
@@ -116,9 +143,7 @@ class Checkpoint:
         return out
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._files.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -138,13 +163,8 @@ class Checkpoint:
 
     def _bytes(self, t: Stored, first: int, count: int) -> np.ndarray:
         """`count` elements from the element `first` on."""
-        if t.path not in self._files:
-            self._files[t.path] = t.path.open("rb")
         out = np.empty(count, DTYPES[t.dtype])
-        file = self._files[t.path]
-        file.seek(t.offset + first * out.itemsize)
-        if file.readinto(out.view(np.uint8)) != out.nbytes:
-            raise FormatError(f"{t.path}: it became shorter while it was read")
+        self._files.read(t.path, t.offset + first * out.itemsize, out)
         return out
 
 
