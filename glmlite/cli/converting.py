@@ -40,6 +40,15 @@ def convert(
     ptuning: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Store this P-Tuning v2 prefix.", show_default=False)
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Threads to quantize with [default: the physical cores]; the file does not depend on it.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Write over OUT.gguf if it is there.")] = False,
 ) -> None:
     """Make a GGUF file from a checkpoint, in little memory and without torch.
@@ -63,8 +72,11 @@ def convert(
     try:
         rows = [(role, kind.lower(), count, console.size(nbytes)) for role, kind, count, nbytes in work.roles()]
         console.note(console.columns([("role", "type", "tensors", "size"), *rows], right=[2, 3]).rstrip())
-        with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})") as show:
-            conversion.work_off(work, out, progress=show)
+        with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})", rate=True) as show:
+            conversion.work_off(work, out, progress=show, threads=threads)
+    except KeyboardInterrupt:
+        console.note(f"glmlite: {out}: stopped, nothing is left of it")
+        raise
     finally:
         work.close()
     console.write(f"{out}\n")

@@ -126,7 +126,7 @@ class Checkpoint:
         """The rows as stored (BF16: its bits)."""
         t = self._tensors[name]
         if t.strides is not None:
-            return self._strided(t)[slice(None) if rows is None else np.asarray(rows)]
+            return self._strided(t, np.arange(t.shape[0]) if rows is None else np.asarray(rows))
         if rows is None or not t.shape:
             return self._contiguous(t, 0, t.shape[0] if t.shape else 1).reshape(t.shape)
         rows = np.asarray(rows)
@@ -156,10 +156,16 @@ class Checkpoint:
         data = self._bytes(t, first * row, count * row)
         return data.reshape(count, *t.shape[1:])
 
-    def _strided(self, t: Stored) -> np.ndarray:
-        span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.strides)) if all(t.shape) else 0
+    def _strided(self, t: Stored, rows: np.ndarray) -> np.ndarray:
+        """Reads all from the first to the last element of the rows: of a transposed matrix, nearly all of it."""
+        if not len(rows):
+            return np.empty((0, *t.shape[1:]), DTYPES[t.dtype])
+        first = int(rows.min())
+        shape = (int(rows.max()) + 1 - first, *t.shape[1:])
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, t.strides))
         size = DTYPES[t.dtype].itemsize
-        return np.ndarray(t.shape, DTYPES[t.dtype], self._bytes(t, 0, span), strides=[s * size for s in t.strides])
+        data = self._bytes(t, first * t.strides[0], span)
+        return np.ndarray(shape, data.dtype, data, strides=[s * size for s in t.strides])[rows - first]
 
     def _bytes(self, t: Stored, first: int, count: int) -> np.ndarray:
         """`count` elements from the element `first` on."""
