@@ -59,7 +59,7 @@ class Stored:
 
 
 class Files:
-    """Files that several threads read pieces of. Read, not mapped: mapped pages would count as this process's memory."""
+    """Files that several threads read pieces of. Read, not mapped: mapped pages count as memory of the process."""
 
     def __init__(self) -> None:
         self._files: dict[Path, BinaryIO] = {}
