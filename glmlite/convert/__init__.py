@@ -28,7 +28,7 @@ from .text import text_metadata
 
 __all__ = ["Plan", "convert", "plan"]
 
-_CHUNK = 1 << 18  # values that a thread has in hand; their f32 stay in its cache from step to step
+_CHUNK = 1 << 19  # values that a thread has in hand; their f32 stay in a cache from step to step
 _AHEAD = 4  # pieces of each thread that may wait to be written
 _SIMPLE = ("F32", "F16", "BF16", "Q8_0")  # what needs no quantizer
 _QUANTIZATION_VERSION = 2  # of the block formats, as GGUF counts them

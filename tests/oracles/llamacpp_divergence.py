@@ -30,7 +30,6 @@ import llamacpp  # noqa: E402
 import llamacpp_quantize  # noqa: E402
 
 CALIBRATION = 4, 512  # texts, tokens of each
-ROWS = 128  # of logits in f64 at a time
 
 
 def recorded(gguf):
@@ -92,15 +91,27 @@ class Engine:
         return rows
 
 
+class Exact:
+    """Predictions that others are compared with. Sums are f64; they are made once, and the rest is few passes in f32."""
+
+    def __init__(self, logits):
+        logs = logits - logits.max(-1, keepdims=True)
+        self.p = np.exp(logs)
+        total = self.p.sum(-1, dtype=np.float64)
+        self.p /= total[:, None].astype(np.float32)
+        self.negative_entropy = (self.p * logs).sum(-1, dtype=np.float64) - np.log(total)
+        self.top = logits.argmax(-1)
+
+    def compare(self, logits):
+        """(2, positions): the KL divergence sum p (log p - log q), and whether the likeliest token is equal."""
+        logs = logits - logits.max(-1, keepdims=True)
+        cross = (self.p * logs).sum(-1, dtype=np.float64) - np.log(np.exp(logs).sum(-1, dtype=np.float64))
+        return np.stack([self.negative_entropy - cross, logits.argmax(-1) == self.top])
+
+
 def compare(exact, path, texts):
-    """(2, positions): KL divergence from `exact`, the logits of each text, and whether the likeliest token is equal."""
-    engine, results = Engine(path), []
-    for ids, want in zip(texts, exact):
-        got = engine.logits(ids)
-        for at in range(0, len(ids), ROWS):
-            p, q = want[at : at + ROWS], got[at : at + ROWS]
-            results.append(np.stack([llamacpp.divergence(p, q), p.argmax(-1) == q.argmax(-1)]))
-    return np.concatenate(results, axis=1)
+    engine = Engine(path)
+    return np.concatenate([want.compare(engine.logits(ids)) for ids, want in zip(texts, exact)], axis=1)
 
 
 def main():
@@ -118,7 +129,7 @@ def main():
         llamacpp.widen(gguf, source)
         wide = _native.Gguf(str(source))
         engine = Engine(source)
-        exact = [engine.logits(ids) for ids in texts]
+        exact = [Exact(engine.logits(ids)) for ids in texts]
         del engine
         weights = importances(wide, tokenizer)
         print(f"{sum(map(len, texts))} positions; KL divergence of ours, of llama.cpp's, ratio, difference of both and")
