@@ -12,9 +12,11 @@ error of the difference. Needs llama-cpp-python, gguf, numba and the built modul
 """
 
 import argparse
+import os
 import pathlib
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -58,12 +60,21 @@ def importances(gguf, tokenizer):
     texts, size = CALIBRATION
     docs = sorted((TESTS.parent / "docs").glob("*.md"))
     ids = tokenizer.encode("".join(path.read_text(encoding="utf-8") for path in docs))
-    executor = Calibration(recorded(gguf).ops, {name: gguf.dequantize(name) for name in gguf.tensors})
+    # In f64 already, which the executor would otherwise make of them in every step.
+    weights = {name: gguf.dequantize(name).astype(np.float64) for name in gguf.tensors}
+    executor = Calibration(recorded(gguf).ops, weights)
     for begin in range(0, texts * size, size):
         work = reference.Work(executor.new_sequence(), ids[begin : begin + size], llamacpp.causal(size))
         executor.step([work], range(size))
         executor.free(work.sequence)
     return {name: (total / executor.rows[name]).astype(np.float32) for name, total in executor.sums.items()}
+
+
+def theirs(x, type, importance):
+    """llama.cpp's quantizer, on all cores."""
+    parts = np.array_split(x, os.cpu_count() or 1)
+    with ThreadPoolExecutor() as pool:
+        return np.concatenate(list(pool.map(lambda part: llamacpp_quantize.quantize(part, type, importance), parts)))
 
 
 def write(path, gguf, type, quantizer, weights):
@@ -92,7 +103,7 @@ class Engine:
 
 
 class Exact:
-    """Predictions that others are compared with. Sums are f64; they are made once, and the rest is few passes in f32."""
+    """Predictions that others are compared with; sums over the vocabulary are f64."""
 
     def __init__(self, logits):
         logs = logits - logits.max(-1, keepdims=True)
@@ -118,6 +129,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a GGUF file: SmolLM2's Q4_1")
     parser.add_argument("types", nargs="*", default=llamacpp_quantize.TYPES)
+    parser.add_argument("--importance", type=pathlib.Path, help="an .npz to keep it in; read if it is there")
     parser.add_argument("--prompts", type=int, help="only the first N prompts")
     arguments = parser.parse_args()
     gguf = _native.Gguf(arguments.model)
@@ -131,7 +143,12 @@ def main():
         engine = Engine(source)
         exact = [Exact(engine.logits(ids)) for ids in texts]
         del engine
-        weights = importances(wide, tokenizer)
+        if arguments.importance is None or not arguments.importance.exists():
+            weights = importances(wide, tokenizer)
+            if arguments.importance is not None:
+                np.savez(arguments.importance, **weights)
+        else:
+            weights = dict(np.load(arguments.importance))
         print(f"{sum(map(len, texts))} positions; KL divergence of ours, of llama.cpp's, ratio, difference of both and")
         print("its standard error; agreement of ours and of llama.cpp's about the likeliest token\n")
         print("| type | importance | ours | llama.cpp | ratio | difference | top ours | top llama.cpp |")
@@ -139,14 +156,14 @@ def main():
         for type in arguments.types:
             for case, given in (("no", {}), ("yes", weights)):
                 results = []
-                for quantizer in (quantize, llamacpp_quantize.quantize):
+                for quantizer in (quantize, theirs):
                     write(target, wide, type, quantizer, given)
                     results.append(compare(exact, target, texts))
-                (ours, top), (theirs, their_top) = results
-                difference, error = (ours - theirs).mean(), (ours - theirs).std() / len(ours) ** 0.5
-                ratio = ours.mean() / theirs.mean()
+                (ours, top), (others, their_top) = results
+                difference, error = (ours - others).mean(), (ours - others).std() / len(ours) ** 0.5
+                ratio = ours.mean() / others.mean()
                 print(
-                    f"| {type.upper()} | {case} | {ours.mean():.6f} | {theirs.mean():.6f} | {ratio:.3f} "
+                    f"| {type.upper()} | {case} | {ours.mean():.6f} | {others.mean():.6f} | {ratio:.3f} "
                     f"| {difference:+.6f} ± {error:.6f} | {top.mean():.4f} | {their_top.mean():.4f} |",
                     flush=True,
                 )
