@@ -27,7 +27,8 @@ import glmlite.convert as converting
 from glmlite.cli import main
 from glmlite.convert import convert, formats, recipes, text
 from glmlite.convert.architectures import KINDS, Config
-from glmlite.convert.checkpoint import Checkpoint, load_json
+from glmlite.convert.checkpoint import Checkpoint
+from glmlite.convert.files import load_json
 from glmlite.errors import Cancelled, FormatError
 from glmlite.models import record
 from glmlite.reference import Reference, Work

@@ -21,7 +21,8 @@ from .._native import default_threads
 from ..errors import Cancelled, FormatError
 from . import imatrix, recipes, writer
 from .architectures import Config, Model, Tensor, build
-from .checkpoint import Checkpoint, load_json
+from .checkpoint import Checkpoint
+from .files import load_json
 from .formats import TYPES, can_quantize, encode, tensor_bytes
 from .sources import Adapted, Source, Unpacked
 from .text import text_metadata

@@ -11,76 +11,22 @@ checked against the file's size before it is used.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any, BinaryIO
 
 import numpy as np
 
 from .._native import dequantize
 from ..errors import FormatError
+from . import safetensors, torchfile
+from .files import Files, load_json, short
+from .stored import DTYPES, Stored, check_name
 
-__all__ = ["DTYPES", "Checkpoint", "Files", "Rows", "Stored", "load_json", "load_text", "short"]
-
-# As safetensors names them -> how numpy reads them, little-endian. numpy has no bfloat16: its bits are read.
-DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("u1"),
-}
-_MAX_JSON = 100_000_000  # bytes; safetensors' own limit for a header
-_MAX_DIMS = 8
-_MAX_NAME = 512  # characters of a tensor's name; the longest in use have some 100
+__all__ = ["Checkpoint", "Rows"]
 
 Rows = Sequence[int] | np.ndarray  # indices along the first dimension
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor's bytes are: `offset` from the beginning of the file; strides in elements, None if C order."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    strides: tuple[int, ...] | None = None
-
-
-class Files:
-    """Files that several threads read pieces of. Read, not mapped: mapped pages count as memory of the process."""
-
-    def __init__(self) -> None:
-        self._files: dict[Path, BinaryIO] = {}
-        self._lock = Lock()
-
-    def read(self, path: Path, offset: int, out: np.ndarray) -> None:
-        """Fills `out` (n,) with the bytes at `offset`. Raises FormatError where the file ends before."""
-        with self._lock:
-            if path not in self._files:
-                self._files[path] = path.open("rb")
-            file = self._files[path]
-            file.seek(offset)
-            count = file.readinto(out.view(np.uint8))
-        if count != out.nbytes:
-            raise FormatError(f"{path}: it became shorter while it was read")
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
 
 
 class Checkpoint:
@@ -235,115 +181,4 @@ def _merge(tensors: dict[str, Stored], more: dict[str, Stored]) -> None:
 
 
 def _read_file(path: Path) -> dict[str, Stored]:
-    from . import torchfile
-
-    return _read_safetensors(path) if path.suffix == ".safetensors" else torchfile.read(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Stored]:
-    """Eight bytes: the length of a JSON header; the header; the data."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(size - 8, _MAX_JSON):
-            raise FormatError(f"{path}: a header of {length} bytes in a file of {size}: not safetensors, or cut off")
-        header = parse_json(file.read(length), path)
-    data = 8 + length
-    tensors: dict[str, Stored] = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            check_name(path, name)
-            tensors[name] = _entry(path, name, entry, data, size)
-    end, before = data, None
-    for name, t in sorted(tensors.items(), key=lambda item: item[1].offset):
-        if t.offset < end and math.prod(t.shape):
-            raise FormatError(f"{path}: {name!r} overlaps {before!r}")
-        end, before = max(end, t.offset + math.prod(t.shape) * DTYPES[t.dtype].itemsize), name
-    return tensors
-
-
-def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
-    where = f"{path}: {name!r}"
-    if not isinstance(entry, dict):
-        raise FormatError(f"{where}: {short(entry)}, expected dtype, shape and data_offsets")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"{where}: dtype {short(dtype)}, expected one of {', '.join(DTYPES)}")
-    check_shape(where, shape)
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(_is_count(n) for n in offsets)):
-        raise FormatError(f"{where}: data_offsets {short(offsets)}, expected a begin and an end")
-    begin, end = offsets
-    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
-    if end - begin != nbytes:
-        raise FormatError(f"{where}: {end - begin} bytes, expected {nbytes} for {dtype} of shape {tuple(shape)}")
-    if data + end > size:
-        raise FormatError(f"{where}: ends at byte {data + end}, the file is cut off at {size}")
-    return Stored(path, dtype, tuple(shape), data + begin)
-
-
-def check_name(path: Path, name: Any) -> None:
-    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
-        raise FormatError(f"{path}: a tensor's name is {short(name)}, expected 1 to {_MAX_NAME} characters")
-
-
-def check_shape(where: str, shape: Any) -> None:
-    if not isinstance(shape, (list, tuple)) or len(shape) > _MAX_DIMS or not all(_is_count(n) for n in shape):
-        raise FormatError(f"{where}: shape {short(shape)}, expected at most {_MAX_DIMS} sizes")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
-
-
-def short(value: Any) -> str:
-    """For messages: what a value looks like, in at most 60 characters."""
-    text = repr(value) if isinstance(value, (str, int, float, list, tuple, type(None))) else type(value).__name__
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ---- JSON --------------------------------------------------------------------------------------------------------
-
-
-def load_text(path: Path) -> str:
-    """The text in a file. Raises FormatError for what is not UTF-8."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8: {error}") from None
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FormatError for what is no object, no text, too large, too deep, or has a key
-    twice."""
-    path = Path(path)
-    if path.stat().st_size > _MAX_JSON:
-        raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {_MAX_JSON}")
-    return parse_json(path.read_bytes(), path)
-
-
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise FormatError(f"{path}: {twice!r} is there twice")
-        return found
-
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
-        if _SURROGATE.search(data):
-            json.dumps(value, ensure_ascii=False).encode()  # a lone one raises; a pair has become a character
-    except RecursionError:
-        raise FormatError(f"{path}: JSON nested too deep") from None
-    except FormatError:
-        raise
-    except ValueError as error:  # not UTF-8, not JSON, a number of thousands of digits
-        raise FormatError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: a JSON {type(value).__name__}, expected an object")
-    return value
+    return (safetensors if path.suffix == ".safetensors" else torchfile).read(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .architectures import Model, Tensor
-from .checkpoint import Files
+from .files import Files
 
 __all__ = ["read_gguf"]
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import FormatError
-from .checkpoint import Checkpoint, Rows, load_json, short
+from .checkpoint import Checkpoint, Rows
+from .files import load_json, short
 
 __all__ = ["Adapted", "Source", "Unpacked", "prefix_table"]
 

@@ -13,7 +13,7 @@ from ..families import ENDS
 from ..tokenizer.vocabulary import TokenType
 from . import vocab
 from .architectures import Config
-from .checkpoint import load_json, load_text, short
+from .files import load_json, load_text, short
 
 __all__ = ["text_metadata"]
 

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError
-from .checkpoint import DTYPES, Stored, check_name, check_shape
+from .stored import DTYPES, Stored, check_name, check_shape
 
 __all__ = ["read"]
 

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import FormatError
 from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
 from ..tokenizer.vocabulary import TokenType
-from .checkpoint import load_json, load_text, short
+from .files import load_json, load_text, short
 
 # ChatGLM2/3's own code appends these to the 64789 pieces of its sentencepiece model. It calls two of them `sop` and
 # `eop`, and never takes them from a text; llama.cpp does, out of every "people". So they get the brackets that GLM-4's

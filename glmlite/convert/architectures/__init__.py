@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...errors import FormatError
 from ...models import record
-from ..checkpoint import short
+from ..files import short
 from ..sources import Source
 from . import chatglm, chatglm1, glm, hf, llama
 from .parts import Builder, Config, Model, Tensor

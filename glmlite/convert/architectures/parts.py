@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FormatError
-from ..checkpoint import short
+from ..files import short
 from ..sources import Source, prefix_table
 
 _LARGEST = 2**31 - 1
