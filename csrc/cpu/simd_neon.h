@@ -139,11 +139,5 @@ inline float max_lanes(F32x16 x) {
   return vgetq_lane_f32(max(y, vextq_f32(y, y, 1)), 0);
 }
 
-#if defined(_MSC_VER) && !defined(__clang__)
-inline void prefetch(const void* p) { __prefetch(p); }
-#else
-inline void prefetch(const void* p) { GLMLITE_PREFETCH(p); }
-#endif
-
 }  // namespace
 }  // namespace glmlite

@@ -166,8 +166,5 @@ inline float max_lanes(F32x16 x) {
   return x.v[0];
 }
 
-// A hint that the line at p will be read soon.
-inline void prefetch(const void*) {}
-
 }  // namespace
 }  // namespace glmlite
