@@ -201,8 +201,8 @@ def test_every_op_equals_numpy_in_every_form(case, architecture, sizes, kv_type)
 
 @pytest.mark.parametrize("architecture", CAUSAL + BIDIRECTIONAL)
 def test_q8_pages_are_as_good_as_f16(case, architecture):
-    """A code's rounding is 1 / (127 sqrt(12)) of its row's largest, or 0.7 % of the row's rms where the largest is 3 rms.
-    Queries, keys and values of 3 layers, independent: 3 times that in the logits if all of their size is attention's."""
+    """A code is off by 1 / (127 sqrt(12)) of its row's largest: 0.7 % of the row's rms, where the largest is 3 rms.
+    Queries, keys and values of 3 layers, independent: 3 times that in the logits, were all of them attention's."""
     c = case(architecture, layers=3, heads=4, head_dim=64)
     ids, more = prompt(c, 80), [5, 77, 200]
     rows = []
@@ -508,7 +508,12 @@ def test_programs_that_no_recorder_makes_are_refused(case):
     ]:
         with pytest.raises(error, match=message):
             _native.Engine(c.gguf, bad, kv_tokens=64)
-    for arguments in ({"kv_tokens": 0}, {"kv_tokens": 64, "threads": -1}, {"kv_tokens": 64, "isa": "none"}, {"kv_tokens": 64, "kv_type": "q4"}):
+    for arguments in (
+        {"kv_tokens": 0},
+        {"kv_tokens": 64, "threads": -1},
+        {"kv_tokens": 64, "isa": "none"},
+        {"kv_tokens": 64, "kv_type": "q4"},
+    ):
         with pytest.raises(ValueError):
             _native.Engine(c.gguf, ops, **arguments)
     with pytest.raises(MemoryError, match="memory could not be had"):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
 from twins_rows import rotate, stored_q8
 
 from glmlite import reference

@@ -83,7 +83,7 @@ def stored(x) -> Array:
 
 
 def rotate(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., head_dim) turned by Hadamard matrices of n columns, n the largest power of two in head_dim: exact, in f32."""
+    """(..., head_dim) turned by Hadamard matrices of n columns, n the largest power of two in head_dim. Exact."""
     head_dim = x.shape[-1]
     n, apart = head_dim & -head_dim, 1
     y = x.astype(np.float32)
@@ -95,7 +95,7 @@ def rotate(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def codes(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(..., head_dim) -> whole numbers in -127..127 and the scale (..., 1) that a q8 page keeps of a row: exact, in f32."""
+    """(..., head_dim) -> whole numbers in -127..127 and the scale (..., 1) that a q8 page keeps of a row. Exact."""
     scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
     largest = scale * np.float32(127)
     factor = np.divide(np.float32(127), largest, where=largest >= 2.0**-100, out=np.zeros_like(largest))
@@ -124,10 +124,11 @@ def attend(q, k, v, visible, scale: float, kv_type: str = "f16") -> tuple[Array,
     weight = p / p.sum(1, keepdims=True)
     y = weight @ v
 
-    # A score: head_dim fma and the scale; in q8 the dot product is exact, and the scales of q and k are rounded with it.
-    # Then the difference to the maximum and exp; then per merge a difference (together not more than `below`), exp,
-    # product and fma.
-    score_off = {"f16": head_dim, "q8": 4}[kv_type] * U * abs(scale) * (np.abs(q) @ np.abs(k).T) + U * np.abs(np.where(sees, scores, 0))
+    # A score: head_dim fma and the scale; in q8 the dot product is exact, and the scales of q and k are rounded into
+    # it. Then the difference to the maximum and exp; then per merge a difference (together not more than `below`),
+    # exp, product and fma.
+    roundings = {"f16": head_dim, "q8": 4}[kv_type]
+    score_off = roundings * U * abs(scale) * (np.abs(q) @ np.abs(k).T) + U * np.abs(np.where(sees, scores, 0))
     below = np.where(sees, below, 0)
     weight_off = np.where(sees, np.expm1(score_off + 2 * U * below + EXP + chunks * (EXP + 2 * U)), 0)
     # A weight that is off moves the sum and the divisor; each then has its own additions, and underflow.
