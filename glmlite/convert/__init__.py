@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import Cancelled, FormatError
-from . import recipes, writer
+from . import imatrix, recipes, writer
 from .architectures import Config, Model, Tensor, build
 from .checkpoint import Checkpoint, load_json
 from .formats import TYPES, can_quantize, encode, tensor_bytes
 from .sources import Adapted, Source, Unpacked
 from .text import text_metadata
 
-__all__ = ["Plan", "convert", "plan"]
+__all__ = ["Plan", "convert", "imatrix", "plan", "unweighted", "work_off"]
 
 _CHUNK = 1 << 21  # values that are in memory at a time; their bytes stay in the cache from step to step
 _SIMPLE = ("F32", "F16", "BF16", "Q8_0")  # what needs no quantizer
@@ -66,7 +66,8 @@ def convert(
     """Write the GGUF file of a checkpoint; options are those of `plan`. Returns `out`.
 
     progress: called with the bytes written and those in all; returning False cancels (Cancelled).
-    importance: tensor name -> weights of its columns, for the quantized types (an imatrix).
+    importance: tensor name -> weights of its columns, for the quantized types: `imatrix.read(path).weights()`.
+        Tensors that it has nothing for are quantized without.
 
     Whatever goes wrong leaves no file. Raises FormatError (the checkpoint's fault: file and tensor), ValueError,
     OSError, Cancelled.
@@ -136,6 +137,10 @@ def work_off(
     importance: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write the file of a plan, as `convert` does."""
+    if importance is not None:
+        unweighted(work, importance)
+        if not can_quantize():
+            raise RuntimeError("importance: quantizing with one needs numba: pip install 'glmlite[convert]'")
 
     def report(done: int, total: int) -> None:
         if progress is not None and progress(done, total) is False:
@@ -147,6 +152,26 @@ def work_off(
     ]
     writer.write(out, work.metadata, entries, report)
     return out
+
+
+def unweighted(work: Plan, importance: Mapping[str, np.ndarray]) -> list[str]:
+    """The tensors that the plan quantizes and `importance` has nothing for.
+
+    Raises ValueError where they have another width, or nothing for any (another model's), or nothing is quantized.
+    """
+    shapes = {tensor.name: tensor.shape for tensor, kind in work.tensors if kind not in ("F32", "F16", "BF16")}
+    if not shapes:
+        raise ValueError("importance: only types that quantize have a use for it; this plan has none")
+    for name in shapes.keys() & importance.keys():
+        if np.shape(importance[name]) != shapes[name][-1:]:
+            raise ValueError(
+                f"importance: '{name}' has {np.size(importance[name])} columns, expected {shapes[name][-1]}: "
+                "it is another model's"
+            )
+    absent = [name for name in shapes if name not in importance]
+    if len(absent) == len(shapes):
+        raise ValueError(f"importance: has nothing for '{absent[0]}' or any other tensor: it is another model's")
+    return absent
 
 
 def _pieces(tensor: Tensor, kind: str, weights: np.ndarray | None) -> Callable[[], Iterator[np.ndarray]]:

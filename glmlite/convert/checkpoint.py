@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import FormatError
 
-__all__ = ["DTYPES", "Checkpoint", "Rows", "Stored", "load_json"]
+__all__ = ["DTYPES", "Checkpoint", "Rows", "Stored", "load_json", "load_text", "short"]
 
 # As safetensors names them -> how numpy reads them, little-endian. numpy has no bfloat16: its bits are read.
 DTYPES = {
@@ -41,6 +41,7 @@ DTYPES = {
 }
 _MAX_JSON = 100_000_000  # bytes; safetensors' own limit for a header
 _MAX_DIMS = 8
+_MAX_NAME = 512  # characters of a tensor's name; the longest in use have some 100
 
 Rows = Sequence[int] | np.ndarray  # indices along the first dimension
 
@@ -173,8 +174,9 @@ def _sharded(folder: Path, index: Path) -> dict[str, Stored]:
         raise FormatError(f"{index}: no 'weight_map', expected an object of tensor names and files")
     shards: dict[str, list[str]] = {}
     for name, file in wanted.items():
-        if not isinstance(file, str) or not file or re.search(r"[/\\:]|^\.+$", file):
-            raise FormatError(f"{index}: {name!r} is in {_short(file)}, expected the name of a file in the same folder")
+        check_name(index, name)
+        if not isinstance(file, str) or not 0 < len(file.encode()) < 256 or re.search(r"[/\\:\0-\x1f]|^\.+$", file):
+            raise FormatError(f"{index}: {name!r} is in {short(file)}, expected the name of a file in the same folder")
         shards.setdefault(file, []).append(name)
     tensors: dict[str, Stored] = {}
     for file, names in sorted(shards.items()):
@@ -225,6 +227,7 @@ def _read_safetensors(path: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for name, entry in header.items():
         if name != "__metadata__":
+            check_name(path, name)
             tensors[name] = _entry(path, name, entry, data, size)
     end, before = data, None
     for name, t in sorted(tensors.items(), key=lambda item: item[1].offset):
@@ -237,13 +240,13 @@ def _read_safetensors(path: Path) -> dict[str, Stored]:
 def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
     where = f"{path}: {name!r}"
     if not isinstance(entry, dict):
-        raise FormatError(f"{where}: {_short(entry)}, expected dtype, shape and data_offsets")
+        raise FormatError(f"{where}: {short(entry)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"{where}: dtype {_short(dtype)}, expected one of {', '.join(DTYPES)}")
+        raise FormatError(f"{where}: dtype {short(dtype)}, expected one of {', '.join(DTYPES)}")
     check_shape(where, shape)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(_is_count(n) for n in offsets)):
-        raise FormatError(f"{where}: data_offsets {_short(offsets)}, expected a begin and an end")
+        raise FormatError(f"{where}: data_offsets {short(offsets)}, expected a begin and an end")
     begin, end = offsets
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
@@ -253,16 +256,22 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
     return Stored(path, dtype, tuple(shape), data + begin)
 
 
+def check_name(path: Path, name: Any) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+        raise FormatError(f"{path}: a tensor's name is {short(name)}, expected 1 to {_MAX_NAME} characters")
+
+
 def check_shape(where: str, shape: Any) -> None:
     if not isinstance(shape, (list, tuple)) or len(shape) > _MAX_DIMS or not all(_is_count(n) for n in shape):
-        raise FormatError(f"{where}: shape {_short(shape)}, expected at most {_MAX_DIMS} sizes")
+        raise FormatError(f"{where}: shape {short(shape)}, expected at most {_MAX_DIMS} sizes")
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """For messages: what a value looks like, in at most 60 characters."""
     text = repr(value) if isinstance(value, (str, int, float, list, tuple, type(None))) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -270,12 +279,24 @@ def _short(value: Any) -> str:
 # ---- JSON --------------------------------------------------------------------------------------------------------
 
 
+def load_text(path: Path) -> str:
+    """The text in a file. Raises FormatError for what is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8: {error}") from None
+
+
 def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FormatError for what is no object, too large, too deep, or has a key twice."""
+    """The object in a JSON file. Raises FormatError for what is no object, no text, too large, too deep, or has a key
+    twice."""
     path = Path(path)
     if path.stat().st_size > _MAX_JSON:
         raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {_MAX_JSON}")
     return parse_json(path.read_bytes(), path)
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
@@ -289,6 +310,8 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
 
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()  # a lone one raises; a pair has become a character
     except RecursionError:
         raise FormatError(f"{path}: JSON nested too deep") from None
     except FormatError:

@@ -11,7 +11,7 @@ from .architectures import Model, Tensor
 
 __all__ = ["read_gguf"]
 
-_DROPPED = ("split.", "general.file_type", "general.quantization_version", "general.alignment")
+_DROPPED = ("split.", "general.file_type", "general.quantization_version", "general.alignment", "quantize.imatrix.")
 
 
 def read_gguf(path: Path, opened: ExitStack) -> Model:

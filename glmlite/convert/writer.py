@@ -22,12 +22,26 @@ _ARRAYS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "b1": 
 
 
 class Entry(NamedTuple):
-    """A tensor: its name, shape (numpy order), type ("Q4_K"), and its bytes in any number of pieces."""
+    """A tensor: its name, shape (numpy order), type ("Q4_K"), and its bytes in any number of pieces.
+
+    stored: GGUF's number of the type and the bytes in all, of tensors that are copied: their type may be any.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     pieces: Callable[[], Iterable[np.ndarray]]
+    stored: tuple[int, int] | None = None
+
+    @property
+    def type_id(self) -> int:
+        """GGUF's number of the type."""
+        return self.stored[0] if self.stored else TYPES[self.type].id
+
+    @property
+    def nbytes(self) -> int:
+        """Of all pieces."""
+        return self.stored[1] if self.stored else tensor_bytes(self.shape, self.type)
 
 
 def write(
@@ -43,7 +57,7 @@ def write(
     """
     path = Path(path)
     head = _head(metadata, entries)
-    sizes = [tensor_bytes(entry.shape, entry.type) for entry in entries]
+    sizes = [entry.nbytes for entry in entries]
     total = len(head) + sum(map(_padded, sizes))
     free = shutil.disk_usage(path.absolute().parent).free
     if free < total:
@@ -84,8 +98,8 @@ def _head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
     for entry in entries:
         dims = entry.shape[::-1]
         out += _string(entry.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
-        out += struct.pack("<IQ", TYPES[entry.type].id, offset)
-        offset += _padded(tensor_bytes(entry.shape, entry.type))
+        out += struct.pack("<IQ", entry.type_id, offset)
+        offset += _padded(entry.nbytes)
     return bytes(out) + bytes(_padded(len(out)) - len(out))
 
 
