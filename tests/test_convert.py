@@ -6,10 +6,14 @@ import json
 import math
 import os
 import shutil
+import signal
 import struct
+import subprocess
 import sys
+import time
 import tracemalloc
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import checkpoints
@@ -538,6 +542,19 @@ def test_same_bytes_in_pieces_of_any_size(tmp_path, monkeypatch):
     first = convert(folder, tmp_path / "a.gguf", "q8_0").read_bytes()
     monkeypatch.setattr(converting, "_CHUNK", 100)
     assert convert(folder, tmp_path / "b.gguf", "q8_0").read_bytes() == first
+
+
+@pytest.mark.parametrize("recipe", ["f16", "q4_k_m", "q4_0"])
+def test_same_bytes_with_any_number_of_threads(tmp_path, monkeypatch, recipe):
+    if recipe != "f16":
+        pytest.importorskip("numba", reason="quantizing needs numba")
+    monkeypatch.setattr(converting, "_CHUNK", 10_000)
+    folder = checkpoints.write(tmp_path / "wide", tiny.wide("chatglm", layers=3, ffn=160, vocab=512), "chatglm")
+    first = convert(folder, tmp_path / "1.gguf", recipe, threads=1).read_bytes()
+    for threads in (2, 5):
+        assert convert(folder, tmp_path / f"{threads}.gguf", recipe, threads=threads).read_bytes() == first
+    with pytest.raises(ValueError, match="threads is 0, expected at least 1"):
+        convert(folder, tmp_path / "0.gguf", recipe, threads=0)
 
 
 def test_reads_no_more_than_it_needs(tmp_path, monkeypatch):
@@ -1096,13 +1113,46 @@ def test_a_path_never_goes_to_a_hub(tmp_path, monkeypatch, capsys, source):
     assert "No such file or directory" in capsys.readouterr().err
 
 
-def test_command_stopped_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def command(folder, first, *arguments):
+    """`glmlite convert` in `folder` in a process of its own, which runs the code `first` before."""
+    code = f"import sys\n{first}\nfrom glmlite.cli import main\nsys.exit(main(['convert', *sys.argv[1:]]))"
+    path = os.pathsep.join([str(Path(converting.__file__).parents[2]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
+def test_ctrl_c_leaves_nothing_and_says_so(tmp_path):
     make(tmp_path / "mine")
+    slowly = """if True:
+        import time, glmlite.convert as converting
+        encode = converting.encode
+        converting.encode = lambda *x: time.sleep(0.2) or encode(*x)
+    """
+    process = command(tmp_path, slowly, "mine", "--type", "f16")
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("*.part")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "glmlite: mine-f16.gguf: stopped, nothing is left of it"
+    assert left(tmp_path) == ["mine"]
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(converting, "encode", interrupted)
-    assert main(["convert", "mine"]) == 130
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_failed_writes_leave_nothing_and_say_so(tmp_path):
+    """As on a full disk, a write stores less than it was given and the next one fails."""
+    make(tmp_path / "mine")
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))"
+    process = command(tmp_path, full, "mine", "--type", "f16")
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert error.splitlines()[-1] == f"glmlite: mine-f16.gguf: {os.strerror(errno.EFBIG)}; nothing is left of it"
     assert left(tmp_path) == ["mine"]

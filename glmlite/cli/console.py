@@ -61,19 +61,30 @@ def size(nbytes: int) -> str:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[..., None]]:
+def progress(title: str, rate: bool = False) -> Iterator[Callable[..., None]]:
     """A function of (done, total[, another title]) that shows a bar on a terminal, from half a second on; elsewhere
-    nothing."""
+    nothing.
+
+    rate: `done` counts bytes, and their rate is shown too.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total, title=title: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
+        *([TransferSpeedColumn()] if rate else []),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

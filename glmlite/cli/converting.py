@@ -44,6 +44,15 @@ def convert(
         Path | None,
         typer.Option(metavar="FILE", help="Quantize with this importance matrix.", show_default=False),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Threads to quantize with [default: the physical cores]; the file does not depend on it.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Write over OUT.gguf if it is there.")] = False,
 ) -> None:
     """Make a GGUF file from a checkpoint, in little memory and without torch.
@@ -71,8 +80,11 @@ def convert(
         console.note(console.columns([("role", "type", "tensors", "size"), *rows], right=[2, 3]).rstrip())
         if importance is not None:
             _note_unweighted(conversion.unweighted(work, importance), imatrix)
-        with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})") as show:
-            conversion.work_off(work, out, progress=show, importance=importance)
+        with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})", rate=True) as show:
+            conversion.work_off(work, out, progress=show, importance=importance, threads=threads)
+    except KeyboardInterrupt:
+        console.note(f"glmlite: {out}: stopped, nothing is left of it")
+        raise
     finally:
         work.close()
     console.write(f"{out}\n")

@@ -18,13 +18,15 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from .._native import dequantize
 from ..errors import FormatError
 
-__all__ = ["DTYPES", "Checkpoint", "Rows", "Stored", "load_json", "load_text", "short"]
+__all__ = ["DTYPES", "Checkpoint", "Files", "Rows", "Stored", "load_json", "load_text", "short"]
 
 # As safetensors names them -> how numpy reads them, little-endian. numpy has no bfloat16: its bits are read.
 DTYPES = {
@@ -57,6 +59,30 @@ class Stored:
     strides: tuple[int, ...] | None = None
 
 
+class Files:
+    """Files that several threads read pieces of. Read, not mapped: mapped pages count as memory of the process."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, BinaryIO] = {}
+        self._lock = Lock()
+
+    def read(self, path: Path, offset: int, out: np.ndarray) -> None:
+        """Fills `out` (n,) with the bytes at `offset`. Raises FormatError where the file ends before."""
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = path.open("rb")
+            file = self._files[path]
+            file.seek(offset)
+            count = file.readinto(out.view(np.uint8))
+        if count != out.nbytes:
+            raise FormatError(f"{path}: it became shorter while it was read")
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
 class Checkpoint:
     """The tensors of a folder (or of one file). FormatError names the file, and the tensor if it is at fault.
 
@@ -65,7 +91,7 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._files: dict[Path, BinaryIO] = {}
+        self._files = Files()
         self._tensors = _open(self.path)
 
     @property
@@ -90,9 +116,10 @@ class Checkpoint:
         """The rows as f32 (all if None), in the order asked for. Raises FormatError if the tensor's are no floats."""
         x = self.raw(name, rows)
         dtype = self.dtype(name)
-        if dtype == "BF16":
-            return (x.astype(np.uint32) << 16).view(np.float32)
-        if dtype not in ("F64", "F32", "F16"):
+        if dtype in ("BF16", "F16"):
+            flat = np.ascontiguousarray(x).reshape(-1)
+            return dequantize(dtype, flat.view(np.uint8)[None]).reshape(x.shape)
+        if dtype not in ("F64", "F32"):
             raise FormatError(f"{self.where(name)} is {dtype}, expected F32, F16 or BF16")
         return x.astype(np.float32, copy=False)
 
@@ -100,7 +127,7 @@ class Checkpoint:
         """The rows as stored (BF16: its bits)."""
         t = self._tensors[name]
         if t.strides is not None:
-            return self._strided(t)[slice(None) if rows is None else np.asarray(rows)]
+            return self._strided(t, np.arange(t.shape[0]) if rows is None else np.asarray(rows))
         if rows is None or not t.shape:
             return self._contiguous(t, 0, t.shape[0] if t.shape else 1).reshape(t.shape)
         rows = np.asarray(rows)
@@ -117,9 +144,7 @@ class Checkpoint:
         return out
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._files.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -132,20 +157,21 @@ class Checkpoint:
         data = self._bytes(t, first * row, count * row)
         return data.reshape(count, *t.shape[1:])
 
-    def _strided(self, t: Stored) -> np.ndarray:
-        span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.strides)) if all(t.shape) else 0
+    def _strided(self, t: Stored, rows: np.ndarray) -> np.ndarray:
+        """Reads all from the first to the last element of the rows: of a transposed matrix, nearly all of it."""
+        if not len(rows):
+            return np.empty((0, *t.shape[1:]), DTYPES[t.dtype])
+        first = int(rows.min())
+        shape = (int(rows.max()) + 1 - first, *t.shape[1:])
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, t.strides))
         size = DTYPES[t.dtype].itemsize
-        return np.ndarray(t.shape, DTYPES[t.dtype], self._bytes(t, 0, span), strides=[s * size for s in t.strides])
+        data = self._bytes(t, first * t.strides[0], span)
+        return np.ndarray(shape, data.dtype, data, strides=[s * size for s in t.strides])[rows - first]
 
     def _bytes(self, t: Stored, first: int, count: int) -> np.ndarray:
         """`count` elements from the element `first` on."""
-        if t.path not in self._files:
-            self._files[t.path] = t.path.open("rb")
         out = np.empty(count, DTYPES[t.dtype])
-        file = self._files[t.path]
-        file.seek(t.offset + first * out.itemsize)
-        if file.readinto(out.view(np.uint8)) != out.nbytes:
-            raise FormatError(f"{t.path}: it became shorter while it was read")
+        self._files.read(t.path, t.offset + first * out.itemsize, out)
         return out
 
 

@@ -187,10 +187,12 @@ class Adapted:
         w = self.adapter.read(self.replaced[name], rows) if name in self.replaced else self.source.read(name, rows)
         if name in self.pairs:
             a, b, scale = self.pairs[name]
-            a, b = self.adapter.read(a), self.adapter.read(b)
-            if a.shape[1] != w.shape[1]:  # transposed: the weight is A' B'
-                a, b = a.T, b.T
-            b = b if rows is None else b[np.asarray(rows)]
+            a = self.adapter.read(a)
+            if a.shape[1] == w.shape[1]:
+                b = self.adapter.read(b, rows)
+            else:  # transposed: the weight is A' B'
+                a, b = a.T, self.adapter.read(b).T
+                b = b if rows is None else b[np.asarray(rows)]
             # One rank after another: the sum's order is the same whatever BLAS and however many threads.
             delta = np.zeros_like(w)
             for column, row in zip(b.T, a):

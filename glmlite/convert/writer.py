@@ -8,7 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -64,25 +64,35 @@ def write(
         raise OSError(errno.ENOSPC, f"the disk has {free} bytes free, the file needs {total}", str(path))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("xb") as file:
-            file.write(head)
+        with part.open("xb", buffering=0) as file:
+            _put(file, head, path)
             done = len(head)
             for entry, size in zip(entries, sizes):
                 written = 0
                 for piece in entry.pieces():
-                    file.write(memoryview(np.ascontiguousarray(piece)).cast("B"))
+                    _put(file, np.ascontiguousarray(piece), path)
                     written += piece.nbytes
                     if progress:
                         progress(done + written, total)
                 if written != size:
                     raise ValueError(f"{entry.name}: {written} bytes, expected {size} for {entry.type} {entry.shape}")
-                file.write(bytes(_padded(size) - size))
+                _put(file, bytes(_padded(size) - size), path)
                 done += _padded(size)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     return total
+
+
+def _put(file: BinaryIO, data: bytes | np.ndarray, path: Path) -> None:
+    """All of the data. Raises OSError in the name of `path`, which the file is to get."""
+    rest = memoryview(data).cast("B")
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; nothing is left of it", str(path)) from None
 
 
 def _padded(size: int) -> int:
