@@ -101,6 +101,7 @@ def perplexity(
     context: int = 512,
     chunks: int | None = None,
     prefix: bool = True,
+    kv_type: str = "f16",
     threads: int | None = None,
     loading: Callable[[float], Any] | None = None,
     progress: Callable[[int, int, Perplexity | None], Any] | None = None,
@@ -111,7 +112,7 @@ def perplexity(
         are in memory; of their logits, what some tokens have.
     context: tokens of a chunk. chunks: only the first so many. prefix: begin each chunk as the model's texts begin;
         False: with the text, as llama.cpp does for ChatGLM and GLM-4.
-    threads, loading: as `threads` and `progress` of `glmlite.load`.
+    kv_type, threads, loading: as `kv_type`, `threads` and `progress` of `glmlite.load`. The model of `against` has f16.
     progress: called with the tokens read, those to read, and the figures of the chunks that are done (None before the
         first); returning False cancels (Cancelled).
 
@@ -119,7 +120,7 @@ def perplexity(
     long a context, vocabularies that differ) and RuntimeError (numbers that are not finite).
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(Reader(model, context, threads=threads, loading=loading))
+        reader = stack.enter_context(Reader(model, context, kv_type=kv_type, threads=threads, loading=loading))
         readers = [reader]
         if against is not None:
             other = stack.enter_context(Reader(against, context, threads=threads, loading=loading))
@@ -158,6 +159,7 @@ class Reader:
         path: str | os.PathLike[str],
         context: int,
         *,
+        kv_type: str = "f16",
         threads: int | None = None,
         loading: Callable[[float], Any] | None = None,
     ):
@@ -165,7 +167,7 @@ class Reader:
             raise ValueError(f"context is {context}, expected at least {LEAST_CONTEXT}")
         self.context = context
         self._native = engines.executor("cpu")
-        self.model = load(path, context=context, parallel=1, threads=threads, progress=loading)
+        self.model = load(path, context=context, parallel=1, kv_type=kv_type, threads=threads, progress=loading)
         self.engine = self.model.engine
         gguf = self._native.Gguf(path)
         try:

@@ -48,13 +48,17 @@ struct Tile {
 };
 
 constexpr int64_t kTileQueries = 64;
+constexpr int kChunkPages = kChunkTokens / kPageTokens;
 constexpr uint64_t kPackBytes = 16 << 20;  // of the file, packed and let go at a time
 
 class CpuExecutor final : public Executor {
  public:
-  CpuExecutor(const Gguf& file, Program program, int64_t pages, int threads, const char* isa,
+  CpuExecutor(const Gguf& file, Program program, int64_t pages, KvType kv_type, int threads, const char* isa,
               const LoadProgress& progress)
-      : program_(std::move(program)), kernels_(cpu_kernels(isa)), team_(threads > 0 ? threads : default_threads()) {
+      : program_(std::move(program)),
+        kernels_(cpu_kernels(isa)),
+        team_(threads > 0 ? threads : default_threads()),
+        kv_type_(kv_type) {
     plan_weights();
     plan_cache(pages);
     plan_buffers();
@@ -67,10 +71,7 @@ class CpuExecutor final : public Executor {
 
   const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) override;
   void copy_page(int32_t from, int32_t to) override {
-    for (const Cache& c : caches_) {
-      const size_t bytes = c.page_values * sizeof(uint16_t);
-      std::memcpy(cache_.data() + c.offset + to * bytes, cache_.data() + c.offset + from * bytes, bytes);
-    }
+    for (const Cache& c : caches_) std::memcpy(k_page(c, to, 0), k_page(c, from, 0), c.page_bytes);
   }
   void write_prefix(const std::vector<int32_t>& pages) override;
   size_t weight_bytes() const override { return weights_.size(); }
@@ -83,11 +84,11 @@ class CpuExecutor final : public Executor {
   }
 
  private:
-  // KV geometry of one attention op: `page_values` f16 values per page, keys of all KV heads and then values.
+  // KV geometry of one attention op: a page has keys of all KV heads and then values.
   struct Cache {
     size_t offset;  // bytes into cache_
-    size_t page_values;
-    size_t head_values;  // of one KV head in a page, keys or values
+    size_t page_bytes;
+    size_t head_bytes;  // of one KV head in a page, keys or values
     int kv_heads;
   };
   // The weights of one op.
@@ -118,11 +119,11 @@ class CpuExecutor final : public Executor {
   int64_t rows_of(int id) const {
     return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : tokens_;
   }
-  uint16_t* k_page(const Cache& c, int32_t page, int head) const {
-    return cache_.as<uint16_t>(c.offset) + page * c.page_values + head * c.head_values;
+  uint8_t* k_page(const Cache& c, int32_t page, int head) const {
+    return cache_.data() + c.offset + page * c.page_bytes + head * c.head_bytes;
   }
-  uint16_t* v_page(const Cache& c, int32_t page, int head) const {
-    return k_page(c, page, head) + c.kv_heads * c.head_values;
+  uint8_t* v_page(const Cache& c, int32_t page, int head) const {
+    return k_page(c, page, head) + c.kv_heads * c.head_bytes;
   }
 
   // Each is run by all threads of the team; barriers are where they need one, and one after each op.
@@ -132,7 +133,10 @@ class CpuExecutor final : public Executor {
   void linear(const Op& op, int thread);
   void attention(const Op& op, int thread);
   void turn_and_store(const Op& op, int thread);
-  void attend_chunk(const Op& op, const Tile& tile, int64_t chunk, float* out, uint8_t* scratch);
+  bool store_kv(const Cache& cache, int32_t page, int64_t index, float* keys, const float* values, int64_t head_dim);
+  void attend_chunk(const Op& op, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
+                    uint8_t* scratch);
+  void find_keys(const Op& op, const Tile& tile, int64_t chunk, const uint8_t** pages) const;
   void attend_tile(const Op& op, const Tile& tile, uint8_t* scratch);
   void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
@@ -156,6 +160,7 @@ class CpuExecutor final : public Executor {
   Memory weights_;
 
   // KV cache.
+  const KvType kv_type_;
   std::vector<Cache> caches_;
   size_t page_bytes_ = 0;  // over all caches
   Memory cache_;
@@ -225,10 +230,10 @@ void CpuExecutor::plan_cache(int64_t pages) {
     if (op.kind != OpKind::kAttention) continue;
     Cache c;
     c.kv_heads = op.kv_heads;
-    c.head_values = static_cast<size_t>(kPageTokens) * op.head_dim;
-    c.page_values = 2 * c.head_values * op.kv_heads;
+    c.head_bytes = glmlite::kv_bytes(kv_type_, op.head_dim);
+    c.page_bytes = 2 * c.head_bytes * op.kv_heads;
     c.offset = page_bytes_ * pages;
-    page_bytes_ += c.page_values * sizeof(uint16_t);
+    page_bytes_ += c.page_bytes;
     caches_.push_back(c);
   }
 }
@@ -349,23 +354,31 @@ void CpuExecutor::bind_weights() {
 }
 
 void CpuExecutor::write_prefix(const std::vector<int32_t>& pages) {
-  const float* from = prefix_.data();
+  float* from = prefix_.data();
   for (const Op& op : program_.ops) {
     if (op.kind != OpKind::kAttention) continue;
     const Cache& c = caches_[op.cache];
     const int64_t columns = int64_t{op.kv_heads} * op.head_dim;
-    const float *keys = from, *values = from + program_.prefix * columns;
+    float *keys = from, *values = from + program_.prefix * columns;
     from = values + program_.prefix * columns;
     for (int64_t e = 0; e < program_.prefix; ++e) {
-      const int32_t page = pages[e / kPageTokens];
-      for (int h = 0; h < op.kv_heads; ++h) {
-        const int64_t at = e * columns + int64_t{h} * op.head_dim;
-        if (!kernels_.store_kv(keys + at, values + at, op.head_dim, k_page(c, page, h), v_page(c, page, h),
-                               e % kPageTokens))
-          throw FormatError("the prefix of layer " + std::to_string(op.cache) + " has a value that is not finite");
-      }
+      if (!store_kv(c, pages[e / kPageTokens], e % kPageTokens, keys + e * columns, values + e * columns, op.head_dim))
+        throw FormatError("the prefix of layer " + std::to_string(op.cache) + " has a value that is not finite");
     }
   }
+  prefix_ = {};
+}
+
+// Keys and values of all KV heads at one position; q8 turns the keys first, in place.
+bool CpuExecutor::store_kv(const Cache& cache, int32_t page, int64_t index, float* keys, const float* values,
+                           int64_t head_dim) {
+  bool finite = true;
+  for (int h = 0; h < cache.kv_heads; ++h) {
+    if (kv_type_ == KvType::kQ8) kernels_.rotate(keys + h * head_dim, head_dim);
+    finite &= kernels_.store_kv[static_cast<int>(kv_type_)](keys + h * head_dim, values + h * head_dim, head_dim,
+                                                            k_page(cache, page, h), v_page(cache, page, h), index);
+  }
+  return finite;
 }
 
 // Makes room for a step: all that may fail for want of memory fails here, before anything is computed.
@@ -640,11 +653,17 @@ void CpuExecutor::attention(const Op& op, int thread) {
   const int64_t longest = chunks(tiles[0].context);
   const size_t stride = partial_values(op, tile_queries(op, tiles));
   const auto count = static_cast<int64_t>(tiles.size());
-  while (team_.take(count * longest, &task)) {
+  // A thread takes its next task before it does one, so that it knows which keys to fetch meanwhile.
+  for (bool more = team_.take(count * longest, &task); more;) {
     const Tile& tile = tiles[task % count];
     const int64_t chunk = task / count;
+    int64_t next;
+    more = team_.take(count * longest, &next);
+    const uint8_t* ahead[kChunkPages];
+    find_keys(op, more ? tiles[next % count] : tile, more ? next / count : chunk, ahead);
     if (chunk < chunks(tile.context))
-      attend_chunk(op, tile, chunk, partials_.as<float>() + (task % count * longest + chunk) * stride, scratch);
+      attend_chunk(op, tile, chunk, ahead, partials_.as<float>() + (task % count * longest + chunk) * stride, scratch);
+    task = next;
   }
   team_.barrier();
   while (team_.take(count, &task)) merge_tile(op, tiles[task], partials_.as<float>() + task * longest * stride, stride);
@@ -668,21 +687,26 @@ void CpuExecutor::turn_and_store(const Op& op, int thread) {
       if (const float* norm = h < op.heads ? weights(op).q_norm : weights(op).k_norm)
         kernels_.rms_norm(head, norm, nullptr, head, op.head_dim, op.eps);
       if (op.rope >= 0) kernels_.rope(head, pairs, cos_[op.rope] + t * pairs.count, sin_[op.rope] + t * pairs.count);
+      if (kv_type_ == KvType::kQ8 && h < op.heads) kernels_.rotate(head, op.head_dim);
     }
     const int64_t entry = step_->entry[t];
     const int32_t page = run->pages[entry / kPageTokens];
-    const float* keys = row + int64_t{op.heads} * op.head_dim;
-    const float* values = keys + int64_t{op.kv_heads} * op.head_dim;
-    for (int h = 0; h < op.kv_heads; ++h) {
-      if (!kernels_.store_kv(keys + int64_t{h} * op.head_dim, values + int64_t{h} * op.head_dim, op.head_dim,
-                             k_page(cache, page, h), v_page(cache, page, h), entry % kPageTokens))
-        bad_[t] = 1;
-    }
+    float* keys = row + int64_t{op.heads} * op.head_dim;
+    if (!store_kv(cache, page, entry % kPageTokens, keys, keys + int64_t{op.kv_heads} * op.head_dim, op.head_dim))
+      bad_[t] = 1;
   });
 }
 
-// (max, sum, acc) of the tile's queries over one chunk, into out.
-void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, float* out, uint8_t* scratch) {
+// The pages of keys that a chunk begins with; beyond the context, the last again.
+void CpuExecutor::find_keys(const Op& op, const Tile& tile, int64_t chunk, const uint8_t** pages) const {
+  const int64_t last = (tile.context - 1) / kPageTokens;
+  for (int64_t i = 0; i < kChunkPages; ++i)
+    pages[i] = k_page(caches_[op.cache], tile.run->pages[std::min(chunk * kChunkPages + i, last)], tile.kv_head);
+}
+
+// (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched.
+void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
+                               uint8_t* scratch) {
   const int64_t queries = (tile.end - tile.begin) * group(op);
   const int64_t width = program_.values[op.x].width;
   auto** q = reinterpret_cast<const float**>(scratch);
@@ -694,27 +718,26 @@ void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, fl
       visible[i] = step_->visible[t];
     }
   }
-  const uint16_t *k[kChunkTokens / kPageTokens], *v[kChunkTokens / kPageTokens];
+  const uint8_t *k[kChunkPages], *v[kChunkPages];
+  find_keys(op, tile, chunk, k);
+  const Cache& cache = caches_[op.cache];
+  for (int i = 0; i < kChunkPages; ++i) v[i] = k[i] + cache.kv_heads * cache.head_bytes;
   AttendArgs args;
   args.begin = chunk * kChunkTokens;
   args.end = std::min(args.begin + kChunkTokens, tile.context);
-  for (int64_t e = args.begin; e < args.end; e += kPageTokens) {
-    const int32_t page = tile.run->pages[e / kPageTokens];
-    k[(e - args.begin) / kPageTokens] = k_page(caches_[op.cache], page, tile.kv_head);
-    v[(e - args.begin) / kPageTokens] = v_page(caches_[op.cache], page, tile.kv_head);
-  }
   args.q = q;
   args.queries = queries;
   args.head_dim = op.head_dim;
   args.scale = op.scale;
   args.k = k;
   args.v = v;
+  args.ahead = ahead;
   args.visible = visible;
   args.max = out;
   args.sum = out + queries;
   args.acc = out + 2 * queries;
   args.scratch = scratch + align64(max_queries(op) * 16);
-  kernels_.attend(args);
+  kernels_.attend[static_cast<int>(kv_type_)](args);
 }
 
 void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) {
@@ -722,10 +745,11 @@ void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) 
   auto* state = reinterpret_cast<float*>(scratch);
   float* chunk = state + partial_values(op, max_queries(op));
   scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(op, max_queries(op)));
-  attend_chunk(op, tile, 0, state, scratch);
-  for (int64_t c = 1; c < chunks(tile.context); ++c) {
-    attend_chunk(op, tile, c, chunk, scratch);
-    for (int64_t i = 0; i < queries; ++i)
+  const uint8_t* ahead[kChunkPages];
+  for (int64_t c = 0; c < chunks(tile.context); ++c) {
+    find_keys(op, tile, std::min(c + 1, chunks(tile.context) - 1), ahead);
+    attend_chunk(op, tile, c, ahead, c == 0 ? state : chunk, scratch);
+    for (int64_t i = 0; c > 0 && i < queries; ++i)
       kernels_.attend_merge(state + i, state + queries + i, state + 2 * queries + i * op.head_dim, chunk[i],
                             chunk[queries + i], chunk + 2 * queries + i * op.head_dim, op.head_dim);
   }
@@ -758,9 +782,9 @@ void CpuExecutor::finish_tile(const Op& op, const Tile& tile, const float* state
 
 }  // namespace
 
-std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, int threads,
-                                            const char* isa, const LoadProgress& progress) {
-  return std::make_unique<CpuExecutor>(file, std::move(program), pages, threads, isa, progress);
+std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, KvType kv_type,
+                                            int threads, const char* isa, const LoadProgress& progress) {
+  return std::make_unique<CpuExecutor>(file, std::move(program), pages, kv_type, threads, isa, progress);
 }
 
 }  // namespace glmlite

@@ -24,3 +24,12 @@
 #else
 #define GLMLITE_PREFETCH(p) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0)
 #endif
+
+// Tiles live in registers only if their loops are unrolled early; without this GCC keeps them in memory.
+#if defined(__clang__)
+#define GLMLITE_UNROLL_TILE _Pragma("unroll")
+#elif defined(__GNUC__)
+#define GLMLITE_UNROLL_TILE _Pragma("GCC unroll 16")
+#else
+#define GLMLITE_UNROLL_TILE
+#endif

@@ -44,20 +44,30 @@ struct RopePairs {
   int64_t count;
 };
 
+// A page keeps, of each KV head, keys and values of kPageTokens positions, kv_bytes(type, head_dim) bytes each, 64-byte
+// aligned:
+//   f16 keys    [position / 16][head_dim][16]
+//   f16 values  [position][head_dim]
+//   q8 keys     [position / 16][dim / 4][16][4] codes, then f32 scales [position]; dim = head_dim in whole sixteens
+//   q8 values   [position / 4][dim / 16][16][4] codes, then f32 scales [position]
+// Codes are as the kernel set's dot product wants them, so pages are read by the set that wrote them.
+size_t kv_bytes(KvType, int64_t head_dim);
+
 // Attention of M queries that share a KV head over the positions [begin, end) of one chunk.
 struct AttendArgs {
-  const float* const* q;     // M pointers to head_dim floats each
-  int64_t queries;           // M
-  int64_t head_dim;          // any; lanes beyond it are not read
-  float scale;               // of q . k
-  const uint16_t* const* k;  // one pointer per page from the page of `begin` on: [page / 16][head_dim][16] f16
-  const uint16_t* const* v;  // likewise: [page][head_dim] f16
-  int64_t begin, end;        // begin % kChunkTokens == 0, end - begin <= kChunkTokens
-  const int64_t* visible;    // (M) query i sees the positions below visible[i]
-  float* max;                // (M) out: largest score, -inf if it sees none
-  float* sum;                // (M) out: sum of exp(score - max), 0 if it sees none
-  float* acc;                // (M, head_dim) out: sum of exp(score - max) * v, 0 if it sees none
-  void* scratch;             // 64-byte aligned, attend_scratch_bytes(M, head_dim) bytes, one per thread
+  const float* const* q;        // M pointers to head_dim floats each
+  int64_t queries;              // M
+  int64_t head_dim;             // any; lanes beyond it are not read
+  float scale;                  // of q . k
+  const uint8_t* const* k;      // keys: one pointer per page from the page of `begin` on
+  const uint8_t* const* v;      // values, likewise
+  const uint8_t* const* ahead;  // as many pages of keys, which the thread will want next and are fetched meanwhile
+  int64_t begin, end;           // begin % kChunkTokens == 0, end - begin <= kChunkTokens
+  const int64_t* visible;       // (M) query i sees the positions below visible[i]
+  float* max;                   // (M) out: largest score, -inf if it sees none
+  float* sum;                   // (M) out: sum of exp(score - max), 0 if it sees none
+  float* acc;                   // (M, head_dim) out: sum of exp(score - max) * v, 0 if it sees none
+  void* scratch;                // 64-byte aligned, attend_scratch_bytes(M, head_dim) bytes, one per thread
 };
 
 struct CpuKernels {
@@ -92,12 +102,22 @@ struct CpuKernels {
   // Turns pairs in place: (a, b) -> (a cos - b sin, a sin + b cos), each as fma(a, cos, -(b * sin)), fma(a, sin, b *
   // cos).
   void (*rope)(float* head, const RopePairs&, const float* cos, const float* sin);
-  // Writes one position of one KV head into its page, as f16 (nearest even; beyond +-65504 saturates, NaN becomes 0).
-  // Returns false if a value was NaN or infinite.
-  bool (*store_kv)(const float* k, const float* v, int64_t head_dim, uint16_t* k_page, uint16_t* v_page, int64_t index);
-  // score = scale * dot, dot = fma over head_dim in order from 0. max over what is visible. p = exp(score - max),
+  // Writes one position of one KV head into its page. Returns false if a value was NaN or infinite.
+  // f16: to nearest even; beyond +-65504 saturates, NaN becomes 0.
+  // q8: a row of keys or values is scale * code, scale = max|x| / 127, code = x * (127 / max|x|) to nearest even; all 0
+  // where max|x| < 2^-100, or where a value is not finite.
+  bool (*store_kv[kKvTypeCount])(const float* k, const float* v, int64_t head_dim, uint8_t* k_page, uint8_t* v_page,
+                                 int64_t index);
+  // f16: score = scale * dot, dot = fma over head_dim in order from 0. max over what is visible. p = exp(score - max),
   // summed in 16 lanes by position. acc = fma(p, v, acc) in order of position over visible ones.
-  void (*attend)(const AttendArgs&);
+  // q8: the query is rounded as a key is. score = (float(exact dot of codes) * key scale) * (query scale * scale). max,
+  // p and sum as in f16. w = p * value scale, top = the largest of them; weight = w * (16256 / top) to nearest even,
+  // all 0 where top < 2^-100; acc = float(exact sum of weight * code) * (top / 16256).
+  void (*attend[kKvTypeCount])(const AttendArgs&);
+  // Turns a key or a query by a Hadamard matrix, in place: outliers spread over all columns, so that one scale serves a
+  // row, and q . k stays. Blocks of n columns, n the largest power of two that divides head_dim; (a, b) -> (a + b, a -
+  // b) for columns 1, 2, 4, ... apart, then * float(1 / sqrt(n)). Keys of q8 pages and their queries are turned so.
+  void (*rotate)(float* head, int64_t head_dim);
   // Adds a later chunk's (max, sum, acc) to a state; a chunk with sum = 0 leaves the state untouched, a state with
   // sum = 0 becomes the chunk. new max m; s = exp(max - m): sum = fma(sum, s, other.sum * s'), acc likewise.
   void (*attend_merge)(float* max, float* sum, float* acc, float other_max, float other_sum, const float* other_acc,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console, running
-from .options import Chunk, Chunks, Json, ModelName, Text, Threads, find
+from .options import Chunk, Chunks, Json, KvType, ModelName, Text, Threads, find
 
 
 def perplexity(
@@ -26,6 +26,7 @@ def perplexity(
             help="Begin each chunk as the model's texts begin ([gMASK]<sop>); llama.cpp does not for GLM.",
         ),
     ] = True,
+    kv_type: KvType = "f16",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -45,6 +46,7 @@ def perplexity(
     Examples:
       glmlite perplexity model.gguf wiki.test.txt
       glmlite perplexity model-q4_k_m.gguf text.txt --against model-f16.gguf --chunks 20
+      glmlite perplexity model.gguf text.txt --kv-type q8 --against model.gguf
       glmlite perplexity model.gguf text.txt --json >> figures.jsonl
     """
     from .. import evaluate
@@ -67,6 +69,7 @@ def perplexity(
                 context=context,
                 chunks=chunks,
                 prefix=prefix,
+                kv_type=kv_type,
                 threads=threads,
                 loading=lambda done: loading(done, 1),
                 progress=show,
