@@ -112,9 +112,10 @@ bool cpu_has_neon() {
 #endif
 
 size_t linear_scratch_bytes(int64_t k, int64_t tokens) {
-  // Per token: sums of the rows of two panels; per 256 columns the activations, 8 scales and 16 prepared sums.
+  // Sums of the rows of two panels for each token; or what is prepared of each token's sums, two for a block.
   const int64_t at_once = tokens < kMaxTokens ? tokens : kMaxTokens;
-  return static_cast<size_t>(at_once * (2 * kLanes * 4 + (k + 255) / 256 * (256 + 8 * 4 + 16 * 4)));
+  const int64_t tiles = at_once * 2 * kLanes * 4, direct = tokens <= 8 ? (k + 255) / 256 * tokens * 16 * 4 : 0;
+  return static_cast<size_t>(tiles > direct ? tiles : direct);
 }
 
 const CpuKernels* const* cpu_kernel_sets(int* count) {

@@ -270,10 +270,7 @@ void CpuExecutor::plan_buffers() {
     const int last_use = std::max(v.last_use, static_cast<int>(id));
     const size_t columns = (static_cast<size_t>(v.width) + 15) / 16 * 16;
     places_[id].slot = take(columns, last_use);
-    if (v.quantized) {  // int8 values, then f32 scales by 32, then int32 sums by 16
-      const auto k = static_cast<size_t>(v.width);
-      places_[id].quantized_slot = take(k / 4 + k / kActBlock + k / 16, last_use);
-    }
+    if (v.quantized) places_[id].quantized_slot = take(align64(act_bytes(v.width, 1)) / sizeof(float), last_use);
   }
   slots_.resize(slot_columns_.size());
 }
@@ -443,16 +440,8 @@ void CpuExecutor::reserve(const Step& step) {
 }
 
 Activations CpuExecutor::activations(int id) const {
-  Activations act{value(id), nullptr, nullptr, nullptr};
-  if (places_[id].quantized_slot >= 0) {
-    const int64_t k = program_.values[id].width;
-    auto* q = reinterpret_cast<int8_t*>(slots_[places_[id].quantized_slot]);
-    auto* d = reinterpret_cast<float*>(q + capacity_ * k);
-    act.q = q;
-    act.d = d;
-    act.sums = reinterpret_cast<int32_t*>(d + capacity_ * (k / kActBlock));
-  }
-  return act;
+  const int slot = places_[id].quantized_slot;
+  return {value(id), slot >= 0 ? reinterpret_cast<const uint8_t*>(slots_[slot]) : nullptr};
 }
 
 const float* CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) {
@@ -558,10 +547,9 @@ void CpuExecutor::run_op(const Op& op, int thread) {
 
 void CpuExecutor::quantize_rows(int id, int thread) {
   const int64_t k = program_.values[id].width;
-  const Activations act = activations(id);
-  each_row(thread, rows_of(id), [&](int64_t t) {
-    kernels_.quantize(act.x + t * k, k, const_cast<int8_t*>(act.q) + t * k,
-                      const_cast<float*>(act.d) + t * (k / kActBlock), const_cast<int32_t*>(act.sums) + t * (k / 16));
+  const int64_t rows = rows_of(id);
+  each_row(thread, rows, [&](int64_t t) {
+    kernels_.quantize(value(id) + t * k, k, t, rows, reinterpret_cast<uint8_t*>(slots_[places_[id].quantized_slot]));
   });
 }
 
@@ -587,10 +575,7 @@ void CpuExecutor::linear(const Op& op, int thread) {
   const float* add = op.add >= 0 ? value(op.add) : nullptr;
   int64_t panels = 0;
   for (const Packed* w : weights(op).w) panels += w->panel_count();
-  // Enough tasks to balance the threads; but a kernel arranges the activations anew in each, which many tokens make
-  // dear.
-  const int64_t tasks_per_thread = rows > 16 ? 2 : 8;
-  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * tasks_per_thread));
+  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * 8));  // small enough to balance the threads
   int64_t task;
   while (team_.take((panels + per_task - 1) / per_task, &task)) {
     int64_t begin = task * per_task, end = std::min(begin + per_task, panels);
