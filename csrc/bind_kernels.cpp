@@ -104,7 +104,7 @@ Array<float> kernel_linear(const std::string& isa, const std::string& format_nam
     for (int64_t t = 0; t < tokens; ++t) kernels.quantize(xs + t * k, k, t, tokens, act.data());
   }
   auto work = [&](int64_t begin, int64_t end) {
-    Aligned<uint8_t> scratch(linear_scratch_bytes(k, tokens));
+    Aligned<uint8_t> scratch(linear_scratch_bytes(tokens));
     kernels.linear[static_cast<int>(format)](
         {packed.data(), k, n, begin, end, {xs, act.data()}, tokens, to, n, scratch.data()});
   };
@@ -130,9 +130,12 @@ py::tuple kernel_quantize(const std::string& isa, const Array<float>& x) {
     for (int64_t b = 0; b < blocks; ++b) {
       const uint8_t* super = act.data() + b / 8 * kActSuperBytes;
       std::memcpy(q.mutable_data(t, b * kActBlock), super + b % 8 * kActBlock, kActBlock);
-      std::memcpy(d.mutable_data(t, b), super + 256 + b % 8 * 4, 4);
+      const auto field = [&](int i) { return super + 256 + (8 * i + b % 8) * 4; };
+      std::memcpy(d.mutable_data(t, b), field(kActScale), 4);
       for (int half = 0; half < 2; ++half) {
-        std::memcpy(sums.mutable_data(t, 2 * b + half), super + 288 + (8 * half + b % 8) * 4, 4);
+        int32_t sum;
+        std::memcpy(&sum, field(kActSums + 1 + half), 4);
+        *sums.mutable_data(t, 2 * b + half) = sum / -4;
       }
     }
   }

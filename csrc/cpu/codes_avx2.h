@@ -48,10 +48,9 @@ GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
           _mm256_blendv_epi8(c.hi, fill, _mm256_castps_si256(hi))};
 }
 
-GLMLITE_INLINE F32x16 add_bits(F32x16 x, int32_t n) {
-  const __m256i v = _mm256_set1_epi32(n);
-  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.lo), v)),
-          _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.hi), v))};
+GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.lo), n.lo)),
+          _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.hi), n.hi))};
 }
 GLMLITE_INLINE F32x16 to_f32(Bytes16 b) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b.v)),
@@ -68,6 +67,7 @@ GLMLITE_INLINE Ints set1(int32_t x) {
   const __m256i v = _mm256_set1_epi32(x);
   return {v, v};
 }
+GLMLITE_INLINE Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 GLMLITE_INLINE Quad load_quad(const int8_t* q) {
   int32_t bits;
   memcpy(&bits, q, 4);

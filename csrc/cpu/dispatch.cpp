@@ -111,11 +111,8 @@ bool cpu_has_neon() {
 
 #endif
 
-size_t linear_scratch_bytes(int64_t k, int64_t tokens) {
-  // Sums of the rows of two panels for each token; or what is prepared of each token's sums, two for a block.
-  const int64_t at_once = tokens < kMaxTokens ? tokens : kMaxTokens;
-  const int64_t tiles = at_once * 2 * kLanes * 4, direct = tokens <= 8 ? (k + 255) / 256 * tokens * 16 * 4 : 0;
-  return static_cast<size_t>(tiles > direct ? tiles : direct);
+size_t linear_scratch_bytes(int64_t tokens) {
+  return static_cast<size_t>((tokens < kMaxTokens ? tokens : kMaxTokens) * 2 * kLanes) * sizeof(float);
 }
 
 const CpuKernels* const* cpu_kernel_sets(int* count) {

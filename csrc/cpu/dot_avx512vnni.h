@@ -41,8 +41,8 @@ GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
   return {_mm512_mask_blend_epi32(zero, c.v, _mm512_set1_epi8(static_cast<char>(code)))};
 }
 
-GLMLITE_INLINE F32x16 add_bits(F32x16 x, int32_t n) {
-  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(n)))};
+GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), n.v))};
 }
 GLMLITE_INLINE F32x16 to_f32(Bytes16 b) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b.v))}; }
 GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
@@ -51,6 +51,7 @@ GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
 }
 
 GLMLITE_INLINE Ints set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+GLMLITE_INLINE Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 GLMLITE_INLINE Quad load_quad(const int8_t* q) {
   int32_t bits;
   memcpy(&bits, q, 4);
@@ -64,7 +65,7 @@ constexpr int kTileBits = 8;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
+  GLMLITE_INLINE void start(Ints first) { sum = first; }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     sum.v = _mm512_dpbusd_epi32(sum.v, c.v, q.v);

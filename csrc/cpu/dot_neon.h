@@ -60,8 +60,8 @@ GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
   return c;
 }
 
-GLMLITE_INLINE F32x16 add_bits(F32x16 x, int32_t n) {
-  for (int i = 0; i < 4; ++i) x.v[i] = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x.v[i]), vdupq_n_s32(n)));
+GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
+  for (int i = 0; i < 4; ++i) x.v[i] = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x.v[i]), n.v[i]));
   return x;
 }
 GLMLITE_INLINE Bytes16 load_bytes(const uint8_t* p) { return {vld1q_u8(p)}; }
@@ -90,6 +90,10 @@ GLMLITE_INLINE Ints set1(int32_t x) {
   const int32x4_t v = vdupq_n_s32(x);
   return {{v, v, v, v}};
 }
+GLMLITE_INLINE Ints add(Ints a, Ints b) {
+  for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
+  return a;
+}
 GLMLITE_INLINE Quad load_quad(const int8_t* q) {
   int32_t bits;
   memcpy(&bits, q, 4);
@@ -103,7 +107,7 @@ constexpr int kTileBits = 8;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
+  GLMLITE_INLINE void start(Ints first) { sum = first; }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     for (int i = 0; i < 4; ++i) sum.v[i] = vdotq_s32(sum.v[i], vreinterpretq_s8_u8(c.v[i]), q.v);

@@ -60,11 +60,11 @@ GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
   return c;
 }
 
-GLMLITE_INLINE F32x16 add_bits(F32x16 x, int32_t n) {
+GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
   for (int i = 0; i < 16; ++i) {
     uint32_t bits;
     memcpy(&bits, x.v + i, 4);
-    bits += static_cast<uint32_t>(n);
+    bits += static_cast<uint32_t>(n.v[i]);
     memcpy(x.v + i, &bits, 4);
   }
   return x;
@@ -108,6 +108,10 @@ GLMLITE_INLINE Ints set1(int32_t x) {
   for (int i = 0; i < 16; ++i) r.v[i] = x;
   return r;
 }
+GLMLITE_INLINE Ints add(Ints a, Ints b) {
+  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+  return a;
+}
 GLMLITE_INLINE Quad load_quad(const int8_t* q) {
   Quad r;
   memcpy(r.v, q, 4);
@@ -121,7 +125,7 @@ constexpr int kTileBits = kBits == 8 ? 8 : 6;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
+  GLMLITE_INLINE void start(Ints first) { sum = first; }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     for (int r = 0; r < 16; ++r) {

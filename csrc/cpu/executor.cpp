@@ -396,8 +396,8 @@ void CpuExecutor::reserve(const Step& step) {
     }
     size_t scratch = 0;
     for (const Op& op : program_.ops) {
-      if (op.kind == OpKind::kLinear)
-        scratch = std::max(scratch, linear_scratch_bytes(program_.values[op.x].width, capacity));
+      if (op.kind == OpKind::kLinear) scratch = std::max(scratch, linear_scratch_bytes(capacity));
+      if (!op.positions.empty()) scratch = std::max(scratch, static_cast<size_t>(op.width) * sizeof(float));
       if (op.kind == OpKind::kAttention) {
         // A state, a chunk, pointers to queries with their limits, and what the kernel wants.
         scratch =

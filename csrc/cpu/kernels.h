@@ -18,17 +18,25 @@ constexpr int kChunkTokens = 256;  // positions whose scores are made at once: w
                                    // a context over threads. A constant of the results: merging goes chunk by chunk.
 
 // Quantized activations: T rows of k values, k % 32 == 0, in superblocks of 256 columns (the last one filled up with
-// zeros). All rows of a superblock lie together, in groups of `tile_tokens` rows that a kernel multiplies at once (a last
-// group of what is left), so that it reads them one after the other. A group of M rows:
-//   int8 q[8 blocks][M][32], float d[8][M], int32 sums[2 halves][8][M]: of 16 values of q each
-// Value i of a block is q[i] * d. d has kScaleBits bits after the leading one, so that its product with any weights'
-// scale is exact.
+// zeros). All rows of a superblock lie together, in groups of so many as a kernel multiplies at once (and a last group
+// of what is left), so that it reads them one after the other. A group of M rows: int8 q[8 blocks][M][32], then the
+// fields below, [8][M] each. Value i of a block is q[i] * d. d has kScaleBits bits after the leading one, so that its
+// product with any weights' scale is exact.
 struct Activations {
-  const float* x;        // (T, k) the f32 rows themselves: what kernels of float formats read
+  const float* x;         // (T, k) the f32 rows themselves: what kernels of float formats read
   const uint8_t* blocks;  // act_bytes(k, T), 64-byte aligned
 };
 constexpr int kScaleBits = 4;
-constexpr int64_t kActSuperBytes = 256 + 8 * 4 + 16 * 4;  // of a row and superblock
+constexpr int kScales = 1 << kScaleBits;
+enum ActField {
+  kActScale,     // f32 d
+  kActExponent,  // int32: the exponent of d, at its place in the bits of a float
+  kActMantissa,  // int32: 64 times the bits of d after the leading one; 64 kScales for NaN
+  kActSums,      // int32: -4 times the sum of q, for zero points; of the first half of q; of the second
+  kActProducts = kActSums + 3,  // f32: d times the sum of q, for minimums; of the first half of q; of the second
+  kActFields = kActProducts + 3
+};
+constexpr int64_t kActSuperBytes = 256 + kActFields * 8 * 4;  // of a row and superblock
 constexpr int64_t act_bytes(int64_t k, int64_t tokens) { return (k + 255) / 256 * tokens * kActSuperBytes; }
 
 struct LinearArgs {
@@ -40,7 +48,7 @@ struct LinearArgs {
   int64_t tokens;  // T
   float* y;        // y[t * y_stride + row]
   int64_t y_stride;
-  void* scratch;  // 64-byte aligned, linear_scratch_bytes(k, T) bytes, one per thread
+  void* scratch;  // 64-byte aligned, linear_scratch_bytes(T) bytes, one per thread
 };
 
 // The turn of the rotary pairs of one head; cos and sin already scaled by the magnitude.
@@ -118,7 +126,8 @@ struct CpuKernels {
   int64_t (*dot_rounds)(int64_t rounds, int32_t* result);
 };
 
-size_t linear_scratch_bytes(int64_t k, int64_t tokens);
+// Room for the sums of the rows of two panels.
+size_t linear_scratch_bytes(int64_t tokens);
 size_t attend_scratch_bytes(int64_t queries, int64_t head_dim);
 
 // All sets built into this module, best first; the last, `scalar`, runs anywhere.
