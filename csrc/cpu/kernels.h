@@ -32,8 +32,13 @@ enum ActField {
   kActScale,     // f32 d
   kActExponent,  // int32: the exponent of d, at its place in the bits of a float
   kActMantissa,  // int32: 64 times the bits of d after the leading one; 64 kScales for NaN
-  kActSums,      // int32: -4 times the sum of q, for zero points; of the first half of q; of the second
-  kActProducts = kActSums + 3,  // f32: d times the sum of q, for minimums; of the first half of q; of the second
+  // int32: the sum of q, times what zero points are: -8 and -128; of each half of q, -4 and -32
+  kActSums8,
+  kActSums128,
+  kActSums4,
+  kActSums32 = kActSums4 + 2,
+  // f32: d times the sum of q, for minimums; of each half of q
+  kActProducts = kActSums32 + 2,
   kActFields = kActProducts + 3
 };
 constexpr int64_t kActSuperBytes = 256 + kActFields * 8 * 4;  // of a row and superblock
