@@ -67,7 +67,6 @@ GLMLITE_INLINE Ints set1(int32_t x) {
   const __m256i v = _mm256_set1_epi32(x);
   return {v, v};
 }
-GLMLITE_INLINE Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 GLMLITE_INLINE Quad load_quad(const int8_t* q) {
   int32_t bits;
   memcpy(&bits, q, 4);

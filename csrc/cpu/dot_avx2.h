@@ -21,11 +21,11 @@ constexpr int kTileBits = kBits < 4 ? 4 : kBits;
 template <int kBits>
 struct Dot {
   static constexpr int kRun = kBits <= 4 ? 8 : kBits == 5 ? 4 : 2;
-  Ints first;
+  int32_t first;
   bool has_sum;
   Ints sum;
   __m256i lo, hi;
-  GLMLITE_INLINE void start(Ints value) {
+  GLMLITE_INLINE void start(int32_t value) {
     first = value;
     has_sum = false;
   }
@@ -44,7 +44,7 @@ struct Dot {
     GLMLITE_PIN_XMM(hi);
   }
   GLMLITE_INLINE void settle() {
-    const Ints before = has_sum ? sum : first;
+    const Ints before = has_sum ? sum : set1(first);
     sum.lo = _mm256_add_epi32(before.lo, _mm256_madd_epi16(lo, _mm256_set1_epi16(1)));
     sum.hi = _mm256_add_epi32(before.hi, _mm256_madd_epi16(hi, _mm256_set1_epi16(1)));
     has_sum = true;
@@ -59,7 +59,7 @@ struct Dot {
 template <>
 struct Dot<8> {
   Ints sum;
-  GLMLITE_INLINE void start(Ints first) { sum = first; }
+  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
   GLMLITE_INLINE static __m256i dot(__m256i c, __m256i q) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(q, c)), _mm256_set1_epi16(1));
   }

@@ -51,7 +51,6 @@ GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
 }
 
 GLMLITE_INLINE Ints set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
-GLMLITE_INLINE Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 GLMLITE_INLINE Quad load_quad(const int8_t* q) {
   int32_t bits;
   memcpy(&bits, q, 4);
@@ -65,7 +64,7 @@ constexpr int kTileBits = 8;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(Ints first) { sum = first; }
+  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     sum.v = _mm512_dpbusd_epi32(sum.v, c.v, q.v);

@@ -21,7 +21,7 @@ constexpr int kTileBits = 8;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(Ints first) { sum = first; }
+  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     sum.lo = _mm256_dpbusd_avx_epi32(sum.lo, c.lo, q.v);

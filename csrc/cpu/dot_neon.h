@@ -90,10 +90,6 @@ GLMLITE_INLINE Ints set1(int32_t x) {
   const int32x4_t v = vdupq_n_s32(x);
   return {{v, v, v, v}};
 }
-GLMLITE_INLINE Ints add(Ints a, Ints b) {
-  for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
-  return a;
-}
 GLMLITE_INLINE Quad load_quad(const int8_t* q) {
   int32_t bits;
   memcpy(&bits, q, 4);
@@ -107,7 +103,7 @@ constexpr int kTileBits = 8;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(Ints first) { sum = first; }
+  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     for (int i = 0; i < 4; ++i) sum.v[i] = vdotq_s32(sum.v[i], vreinterpretq_s8_u8(c.v[i]), q.v);

@@ -108,10 +108,6 @@ GLMLITE_INLINE Ints set1(int32_t x) {
   for (int i = 0; i < 16; ++i) r.v[i] = x;
   return r;
 }
-GLMLITE_INLINE Ints add(Ints a, Ints b) {
-  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
-  return a;
-}
 GLMLITE_INLINE Quad load_quad(const int8_t* q) {
   Quad r;
   memcpy(r.v, q, 4);
@@ -125,7 +121,7 @@ constexpr int kTileBits = kBits == 8 ? 8 : 6;
 template <int kBits>
 struct Dot {
   Ints sum;
-  GLMLITE_INLINE void start(Ints first) { sum = first; }
+  GLMLITE_INLINE void start(int32_t first) { sum = set1(first); }
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     for (int r = 0; r < 16; ++r) {

@@ -32,8 +32,9 @@ enum ActField {
   kActScale,     // f32 d
   kActExponent,  // int32: the exponent of d, at its place in the bits of a float
   kActMantissa,  // int32: 64 times the bits of d after the leading one; 64 kScales for NaN
-  // int32: the sum of q, times what zero points are: -8 and -128; of each half of q, -4 and -32
+  // int32: the sum of q, times what zero points are: -8, -16 and -128; of each half of q, -4 and -32
   kActSums8,
+  kActSums16,
   kActSums128,
   kActSums4,
   kActSums32 = kActSums4 + 2,
@@ -85,8 +86,8 @@ struct CpuKernels {
 
   // Row `token` of T = `tokens` rows to its place in `blocks`. For each block of 32, d = max|x| / 127 rounded up to
   // kScaleBits, q = x * (1 / d) rounded half away from zero; where all |x| < 2^-90, q = 0 and d = 1. A NaN, an infinity
-  // or a value from 2^96 on gives d = NaN and q = 0, so that it stays visible downstream. Within these bounds no product
-  // d * (weights' scale) leaves the normal numbers.
+  // or a value from 2^96 on gives d = NaN and q = 0, so that it stays visible downstream. Within these bounds no
+  // product d * (weights' scale) leaves the normal numbers.
   void (*quantize)(const float* x, int64_t k, int64_t token, int64_t tokens, uint8_t* blocks);
 
   // y = x . W^T for every format, by index of Format. Quantized formats, for each block of 32 (or each half of it where
