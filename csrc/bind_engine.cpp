@@ -241,6 +241,31 @@ void bind_engine(py::module_& m) {
           },
           py::arg("works"), py::arg("rows"))
       .def(
+          "squares",
+          [](Engine& e, const py::sequence& works, const std::vector<int32_t>& rows, const std::vector<int>& values,
+             const CancelFlag* cancel) {
+            const auto w = to_works(works);
+            std::map<int, std::vector<double>> sums;
+            for (int value : values) sums[value] = {};
+            const Watch watch = [&](int value, const float* data, int64_t count, int64_t width) {
+              const auto found = sums.find(value);
+              if (found == sums.end()) return;
+              std::vector<double>& sum = found->second;
+              sum.assign(static_cast<size_t>(width), 0.0);
+              for (int64_t r = 0; r < count; ++r, data += width)
+                for (int64_t c = 0; c < width; ++c) sum[c] += static_cast<double>(data[c]) * data[c];
+            };
+            {
+              py::gil_scoped_release nogil;
+              e.step(w, rows, cancel, &watch);
+            }
+            py::dict result;
+            for (const auto& [value, sum] : sums)
+              result[py::int_(value)] = py::array_t<double>(static_cast<py::ssize_t>(sum.size()), sum.data());
+            return result;
+          },
+          py::arg("works"), py::arg("rows"), py::arg("values"), py::arg("cancel") = nullptr)
+      .def(
           "run",
           [sample](Engine& e, const py::sequence& works, double max_ms, const CancelFlag* cancel) {
             const auto w = to_works(works);

@@ -35,6 +35,7 @@ def machine_int8_peak(threads: int, isa: str = "") -> float:
 class TensorInfo:
     name: str
     type: str  # "Q4_0", ...; "type 42" for one that GGUF may know and we do not
+    type_id: int  # GGUF's number of the type
     shape: tuple[int, ...]  # numpy order: (rows, columns)
     nbytes: int
     supported: bool  # the engine has kernels for the type
@@ -187,6 +188,11 @@ class Engine:
         """
     def trace(self, works: Sequence[Work], rows: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """A step as `step` runs it; the value of every op by its id."""
+    def squares(
+        self, works: Sequence[Work], rows: Sequence[int], values: Sequence[int], cancel: Cancel | None = None
+    ) -> dict[int, NDArray[np.float64]]:
+        """A step as `step` runs it; of each value in `values`, by its op's id, the sums of its columns' squares,
+        (width,). An id that no op has gets none, (0,)."""
     def scratch_bytes(self) -> int:
         """Bytes of activations and scratch held now."""
     def progress(self) -> float:

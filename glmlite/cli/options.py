@@ -28,6 +28,12 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+Text = Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file; - reads what is piped in.")]
+Chunk = Annotated[int, typer.Option("--context", "-c", min=16, metavar="N", help="Tokens of a chunk.")]
+Chunks = Annotated[
+    int | None,
+    typer.Option("--chunks", min=1, metavar="N", help="Read only the first N chunks.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
