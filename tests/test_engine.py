@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny
+import twins
 from twin_engine import executor
 
 _native = pytest.importorskip("glmlite._native")
@@ -49,11 +50,8 @@ class QuantizedReference(reference.Reference):
     """The numpy executor with activations rounded as the kernels of quantized weights round them."""
 
     def _linear(self, step, x, w, alpha, b=None, add=0.0):
-        blocks = x.reshape(len(x), -1, 32)
-        largest = np.abs(blocks).max(-1, keepdims=True)
-        r = blocks * np.divide(np.float32(127), largest, where=largest > 0, out=np.zeros_like(largest))
-        q = np.trunc(r + np.copysign(np.float32(0.5), r))
-        return super()._linear(step, (q * (largest / np.float32(127))).reshape(x.shape), w, alpha, b, add)
+        q, d, _ = twins.quantize(x)
+        return super()._linear(step, q * np.repeat(d, 32, axis=1), w, alpha, b, add)
 
 
 @pytest.fixture(params=["f16", "q8"])

@@ -49,6 +49,7 @@ struct Tile {
 
 constexpr int64_t kTileQueries = 64;
 constexpr int kChunkPages = kChunkTokens / kPageTokens;
+constexpr int64_t kPieceValues = 1 << 17;
 constexpr uint64_t kPackBytes = 16 << 20;  // of the file, packed and let go at a time
 
 class CpuExecutor final : public Executor {
@@ -131,6 +132,8 @@ class CpuExecutor final : public Executor {
   void make_turns(int thread);
   void embed(const Op& op, int thread);
   void linear(const Op& op, int thread);
+  void linear_swiglu(const Op& op, const Op& next, int thread);
+  void multiply(const Op& op, int64_t begin, int64_t end, float* y, int64_t stride, int64_t first, int thread);
   void attention(const Op& op, int thread);
   void turn_and_store(const Op& op, int thread);
   bool store_kv(const Cache& cache, int32_t page, int64_t index, float* keys, const float* values, int64_t head_dim);
@@ -141,6 +144,11 @@ class CpuExecutor final : public Executor {
   void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
   void quantize_rows(int id, int thread);
+  void quantize_row(int id, int64_t row) {
+    const int64_t k = program_.values[id].width;
+    kernels_.quantize(value(id) + row * k, k, row, rows_of(id),
+                      reinterpret_cast<uint8_t*>(slots_[places_[id].quantized_slot]));
+  }
   template <class Fn>
   void each_row(int thread, int64_t rows, Fn fn) {
     for (int64_t t = rows * thread / team_.size(); t < rows * (thread + 1) / team_.size(); ++t) fn(t);
@@ -191,7 +199,15 @@ class CpuExecutor final : public Executor {
   std::vector<float*> cos_, sin_;
   Memory partials_;  // of attention split over the context
 
+  // Whether the result of an op, a linear, is only read by the swiglu that follows, so that both can be done in one
+  // pass over pieces that stay in the cache.
+  std::vector<char> feeds_swiglu_;                       // by op
+  static int64_t pieces(int64_t rows, int64_t panels) {  // panels of each half that make 512 KB, at most `panels`
+    return std::max<int64_t>(1, std::min(panels, kPieceValues / (2 * kLanes * rows)));
+  }
+
   // The step in progress.
+  bool fuse_ = true;  // not while somebody watches every value
   const Step* step_ = nullptr;
   int64_t tokens_ = 0;
   std::vector<std::vector<Tile>> tiles_;  // by attention op's cache
@@ -240,6 +256,19 @@ void CpuExecutor::plan_cache(int64_t pages) {
 
 // Gives every value a slot that no other living value has. A slot is as wide as its widest value.
 void CpuExecutor::plan_buffers() {
+  for (const Op& op : program_.ops) {
+    feeds_swiglu_.push_back(false);
+    const size_t next = static_cast<size_t>(op.out) + 1;
+    if (op.kind != OpKind::kLinear || op.add >= 0 || next >= program_.ops.size()) continue;
+    const Op& reader = program_.ops[next];
+    bool whole = reader.width % kLanes == 0;  // each half is whole panels
+    for (const Tensor* w : op.w) whole &= w->shape[0] % kLanes == 0;
+    if (!whole || reader.kind != OpKind::kSwiglu || program_.values[op.out].last_use != reader.out) continue;
+    feeds_swiglu_.back() = true;
+    // Read while the swiglu's result is already written.
+    int& last_use = program_.values[op.x].last_use;
+    last_use = std::max(last_use, reader.out);
+  }
   std::vector<int> free;
   std::vector<std::pair<int, int>> busy;  // last use, slot
   const auto take = [&](size_t columns, int last_use) {
@@ -275,10 +304,7 @@ void CpuExecutor::plan_buffers() {
     const int last_use = std::max(v.last_use, static_cast<int>(id));
     const size_t columns = (static_cast<size_t>(v.width) + 15) / 16 * 16;
     places_[id].slot = take(columns, last_use);
-    if (v.quantized) {  // int8 values, then f32 scales by 32, then int32 sums by 16
-      const auto k = static_cast<size_t>(v.width);
-      places_[id].quantized_slot = take(k / 4 + k / kActBlock + k / 16, last_use);
-    }
+    if (v.quantized) places_[id].quantized_slot = take(align64(act_bytes(v.width, 1)) / sizeof(float), last_use);
   }
   slots_.resize(slot_columns_.size());
 }
@@ -412,8 +438,11 @@ void CpuExecutor::reserve(const Step& step) {
     }
     size_t scratch = 0;
     for (const Op& op : program_.ops) {
-      if (op.kind == OpKind::kLinear)
-        scratch = std::max(scratch, linear_scratch_bytes(program_.values[op.x].width, capacity));
+      if (op.kind == OpKind::kLinear) {
+        const size_t piece = feeds_swiglu_[op.out] ? std::max(kPieceValues, 2 * kLanes * capacity) * sizeof(float) : 0;
+        scratch = std::max(scratch, align64(linear_scratch_bytes(capacity)) + piece);
+      }
+      if (!op.positions.empty()) scratch = std::max(scratch, static_cast<size_t>(op.width) * sizeof(float));
       if (op.kind == OpKind::kAttention) {
         // A state, a chunk, pointers to queries with their limits, and what the kernel wants.
         scratch =
@@ -456,21 +485,14 @@ void CpuExecutor::reserve(const Step& step) {
 }
 
 Activations CpuExecutor::activations(int id) const {
-  Activations act{value(id), nullptr, nullptr, nullptr};
-  if (places_[id].quantized_slot >= 0) {
-    const int64_t k = program_.values[id].width;
-    auto* q = reinterpret_cast<int8_t*>(slots_[places_[id].quantized_slot]);
-    auto* d = reinterpret_cast<float*>(q + capacity_ * k);
-    act.q = q;
-    act.d = d;
-    act.sums = reinterpret_cast<int32_t*>(d + capacity_ * (k / kActBlock));
-  }
-  return act;
+  const int slot = places_[id].quantized_slot;
+  return {value(id), slot >= 0 ? reinterpret_cast<const uint8_t*>(slots_[slot]) : nullptr};
 }
 
 const float* CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) {
   reserve(step);
   step_ = &step;
+  fuse_ = watch == nullptr;
   tokens_ = static_cast<int64_t>(step.tokens.size());
   bad_.assign(step.tokens.size(), 0);
   done_.store(0, std::memory_order_relaxed);
@@ -524,6 +546,7 @@ void CpuExecutor::run_op(const Op& op, int thread) {
   const int64_t rows = rows_of(op.out);
   const int64_t width = op.width;
   float* y = value(op.out);
+  const bool quantized = places_[op.out].quantized_slot >= 0;
   switch (op.kind) {
     case OpKind::kEmbed:
       embed(op, thread);
@@ -533,28 +556,41 @@ void CpuExecutor::run_op(const Op& op, int thread) {
       each_row(thread, rows, [&](int64_t t) {
         kernels_.rms_norm(x + t * width, weights(op).norm, add ? add + t * width : nullptr, y + t * width, width,
                           op.eps);
+        if (quantized) quantize_row(op.out, t);
       });
-      break;
+      return;
     }
     case OpKind::kLayerNorm:
       each_row(thread, rows, [&](int64_t t) {
         kernels_.layer_norm(value(op.x) + t * width, weights(op).norm, weights(op).bias[0], y + t * width, width,
                             op.eps);
+        if (quantized) quantize_row(op.out, t);
       });
-      break;
+      return;
     case OpKind::kSwiglu:
-      each_row(thread, rows, [&](int64_t t) { kernels_.swiglu(value(op.x) + t * 2 * width, y + t * width, width); });
-      break;
+      if (fuse_ && feeds_swiglu_[op.x]) break;  // the linear has done it
+      each_row(thread, rows, [&](int64_t t) {
+        kernels_.swiglu(value(op.x) + t * 2 * width, y + t * width, width);
+        if (quantized) quantize_row(op.out, t);
+      });
+      return;
     case OpKind::kGelu:
-      each_row(thread, rows, [&](int64_t t) { kernels_.gelu(value(op.x) + t * width, y + t * width, width); });
-      break;
+      each_row(thread, rows, [&](int64_t t) {
+        kernels_.gelu(value(op.x) + t * width, y + t * width, width);
+        if (quantized) quantize_row(op.out, t);
+      });
+      return;
     case OpKind::kSelect:
       each_row(thread, rows, [&](int64_t r) {
         std::memcpy(y + r * width, value(op.x) + step_->rows[r] * width, width * sizeof(float));
       });
       break;
     case OpKind::kLinear:
-      linear(op, thread);
+      if (fuse_ && feeds_swiglu_[op.out]) {
+        linear_swiglu(op, program_.ops[op.out + 1], thread);
+      } else {
+        linear(op, thread);
+      }
       break;
     case OpKind::kAttention:
       attention(op, thread);
@@ -563,19 +599,14 @@ void CpuExecutor::run_op(const Op& op, int thread) {
   }
   // A linear's result is split by columns, so its rows are whole only after a barrier; all others' rows are the
   // thread's own.
-  if (places_[op.out].quantized_slot >= 0) {
+  if (quantized) {
     if (op.kind == OpKind::kLinear) team_.barrier();
     quantize_rows(op.out, thread);
   }
 }
 
 void CpuExecutor::quantize_rows(int id, int thread) {
-  const int64_t k = program_.values[id].width;
-  const Activations act = activations(id);
-  each_row(thread, rows_of(id), [&](int64_t t) {
-    kernels_.quantize(act.x + t * k, k, const_cast<int8_t*>(act.q) + t * k,
-                      const_cast<float*>(act.d) + t * (k / kActBlock), const_cast<int32_t*>(act.sums) + t * (k / 16));
-  });
+  each_row(thread, rows_of(id), [&](int64_t t) { quantize_row(id, t); });
 }
 
 void CpuExecutor::embed(const Op& op, int thread) {
@@ -593,50 +624,66 @@ void CpuExecutor::embed(const Op& op, int thread) {
   });
 }
 
-void CpuExecutor::linear(const Op& op, int thread) {
+// The op's panels [begin, end), counted over all of its matrices: column c of its result goes to y[t * stride + c -
+// first].
+void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, int64_t stride, int64_t first,
+                           int thread) {
   const int64_t rows = rows_of(op.out);
-  const Activations act = activations(op.x);
-  float* y = value(op.out);
   const float* add = op.add >= 0 ? value(op.add) : nullptr;
+  int64_t column = 0;
+  for (size_t i = 0; i < weights(op).w.size(); ++i) {
+    const Packed& w = *weights(op).w[i];
+    const int64_t from = std::max<int64_t>(begin, 0), to = std::min(end, w.panel_count());
+    if (from < to) {
+      LinearArgs args;
+      args.panels = w.panels;
+      args.k = w.k;
+      args.n = w.n;
+      args.panel_begin = from;
+      args.panel_end = to;
+      args.act = activations(op.x);
+      args.tokens = rows;
+      args.y = y + (column - first);
+      args.y_stride = stride;
+      args.scratch = scratch_.data() + scratch_per_thread_ * thread;
+      kernels_.linear[static_cast<int>(w.format)](args);
+      if (add || !weights(op).bias.empty()) {
+        const int64_t at = from * kLanes, count = std::min(to * kLanes, w.n) - at;
+        const float* bias = weights(op).bias.empty() ? nullptr : weights(op).bias[i] + at;
+        for (int64_t t = 0; t < rows; ++t)
+          kernels_.epilogue(args.y + t * stride + at, bias, add ? add + t * op.width + column + at : nullptr, op.alpha,
+                            count);
+      }
+    }
+    begin -= w.panel_count();
+    end -= w.panel_count();
+    column += w.n;
+  }
+}
+
+void CpuExecutor::linear(const Op& op, int thread) {
   int64_t panels = 0;
   for (const Packed* w : weights(op).w) panels += w->panel_count();
-  // Enough tasks to balance the threads; but a kernel arranges the activations anew in each, which many tokens make
-  // dear.
-  const int64_t tasks_per_thread = rows > 16 ? 2 : 8;
-  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * tasks_per_thread));
+  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * 8));  // small enough to balance the threads
   int64_t task;
   while (team_.take((panels + per_task - 1) / per_task, &task)) {
-    int64_t begin = task * per_task, end = std::min(begin + per_task, panels);
-    int64_t column = 0;
-    for (size_t i = 0; i < weights(op).w.size(); ++i) {
-      const Packed& w = *weights(op).w[i];
-      const int64_t from = std::max<int64_t>(begin, 0), to = std::min(end, w.panel_count());
-      if (from < to) {
-        LinearArgs args;
-        args.panels = w.panels;
-        args.k = w.k;
-        args.n = w.n;
-        args.panel_begin = from;
-        args.panel_end = to;
-        args.act = act;
-        args.tokens = rows;
-        args.y = y + column;
-        args.y_stride = op.width;
-        args.scratch = scratch_.data() + scratch_per_thread_ * thread;
-        kernels_.linear[static_cast<int>(w.format)](args);
-        if (add || !weights(op).bias.empty()) {
-          const int64_t first = from * kLanes, count = std::min(to * kLanes, w.n) - first;
-          const float* bias = weights(op).bias.empty() ? nullptr : weights(op).bias[i] + first;
-          for (int64_t t = 0; t < rows; ++t) {
-            const int64_t at = t * op.width + column + first;
-            kernels_.epilogue(y + at, bias, add ? add + at : nullptr, op.alpha, count);
-          }
-        }
-      }
-      begin -= w.panel_count();
-      end -= w.panel_count();
-      column += w.n;
-    }
+    const int64_t begin = task * per_task;
+    multiply(op, begin, std::min(begin + per_task, panels), value(op.out), op.width, 0, thread);
+  }
+}
+
+void CpuExecutor::linear_swiglu(const Op& op, const Op& next, int thread) {
+  const int64_t rows = rows_of(op.out), panels = next.width / kLanes;
+  const int64_t per_task = pieces(rows, std::max<int64_t>(1, panels / (team_.size() * 8)));
+  auto* piece = reinterpret_cast<float*>(scratch_.data() + scratch_per_thread_ * thread +
+                                         align64(linear_scratch_bytes(capacity_)));
+  int64_t task;
+  while (team_.take((panels + per_task - 1) / per_task, &task)) {
+    const int64_t begin = task * per_task, end = std::min(begin + per_task, panels), columns = (end - begin) * kLanes;
+    multiply(op, begin, end, piece, 2 * columns, begin * kLanes, thread);
+    multiply(op, panels + begin, panels + end, piece + columns, 2 * columns, (panels + begin) * kLanes, thread);
+    for (int64_t t = 0; t < rows; ++t)
+      kernels_.swiglu(piece + t * 2 * columns, value(next.out) + t * next.width + begin * kLanes, columns);
   }
 }
 

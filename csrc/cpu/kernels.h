@@ -17,13 +17,33 @@ constexpr int kActBlock = 32;      // activations that share one scale
 constexpr int kChunkTokens = 256;  // positions whose scores are made at once: whole pages, and the unit of the split of
                                    // a context over threads. A constant of the results: merging goes chunk by chunk.
 
-// Quantized rows of activations, k values each, k % 32 == 0. Value i = q[i] * d[i / 32].
+// Quantized activations: T rows of k values, k % 32 == 0, in superblocks of 256 columns (the last one filled up with
+// zeros). All rows of a superblock lie together, in groups of so many as a kernel multiplies at once (and a last group
+// of what is left), so that it reads them one after the other. A group of M rows: int8 q[8 blocks][M][32], then the
+// fields below, [8][M] each. Value i of a block is q[i] * d. d has kScaleBits bits after the leading one, so that its
+// product with any weights' scale is exact.
 struct Activations {
-  const float* x;       // (T, k) the f32 rows themselves: what kernels of float formats read
-  const int8_t* q;      // (T, k) in -127..127
-  const float* d;       // (T, k / 32)
-  const int32_t* sums;  // (T, k / 16): sum of 16 values of q; two for each block
+  const float* x;         // (T, k) the f32 rows themselves: what kernels of float formats read
+  const uint8_t* blocks;  // act_bytes(k, T), 64-byte aligned
 };
+constexpr int kScaleBits = 4;
+constexpr int kScales = 1 << kScaleBits;
+enum ActField {
+  kActScale,     // f32 d
+  kActExponent,  // int32: the exponent of d, at its place in the bits of a float
+  kActMantissa,  // int32: 64 times the bits of d after the leading one; 64 kScales for NaN
+  // int32: the sum of q, times what zero points are: -8, -16 and -128; of each half of q, -4 and -32
+  kActSums8,
+  kActSums16,
+  kActSums128,
+  kActSums4,
+  kActSums32 = kActSums4 + 2,
+  // f32: d times the sum of q, for minimums; of each half of q
+  kActProducts = kActSums32 + 2,
+  kActFields = kActProducts + 3
+};
+constexpr int64_t kActSuperBytes = 256 + kActFields * 8 * 4;  // of a row and superblock
+constexpr int64_t act_bytes(int64_t k, int64_t tokens) { return (k + 255) / 256 * tokens * kActSuperBytes; }
 
 struct LinearArgs {
   const uint8_t* panels;           // packed by pack.h, 64-byte aligned: panels of 16 rows, k columns
@@ -34,7 +54,7 @@ struct LinearArgs {
   int64_t tokens;  // T
   float* y;        // y[t * y_stride + row]
   int64_t y_stride;
-  void* scratch;  // 64-byte aligned, linear_scratch_bytes(k, T) bytes, one per thread
+  void* scratch;  // 64-byte aligned, linear_scratch_bytes(T) bytes, one per thread
 };
 
 // The turn of the rotary pairs of one head; cos and sin already scaled by the magnitude.
@@ -74,15 +94,17 @@ struct CpuKernels {
   const char* name;     // what GLMLITE_ISA accepts
   bool (*supported)();  // by this CPU and operating system, now
 
-  // Row to activation row: for each block of 32, d = max|x| / 127, q = x * (127 / max|x|) rounded half away from zero
-  // (all 0 where max|x| < 2^-100: 127 / max|x| must not overflow), sums of q by 16. A NaN or infinity gives d = NaN, so
-  // that it stays visible downstream.
-  void (*quantize)(const float* x, int64_t k, int8_t* q, float* d, int32_t* sums);
+  // Row `token` of T = `tokens` rows to its place in `blocks`. For each block of 32, d = max|x| / 127 rounded up to
+  // kScaleBits, q = x * (1 / d) rounded half away from zero; where all |x| < 2^-90, q = 0 and d = 1. A NaN, an infinity
+  // or a value from 2^96 on gives d = NaN and q = 0, so that it stays visible downstream. Within these bounds no
+  // product d * (weights' scale) leaves the normal numbers.
+  void (*quantize)(const float* x, int64_t k, int64_t token, int64_t tokens, uint8_t* blocks);
 
   // y = x . W^T for every format, by index of Format. Quantized formats, for each block of 32 (or each half of it where
   // the format's scales are per 16), in order of k: acc = exact integer dot of (code - zero) with q, y = fma(ws * d,
-  // float(acc), y); then, where the format has minimums, y = fma(-(wm * d), float(sum), y). Float formats:
-  // y = fma(w, x, y) in order of k. The result for a token does not depend on T or on the other tokens.
+  // float(acc), y); then, where the format has minimums, y = fma(wm, d * float(sum), y), wm negative in the K formats.
+  // ws * d and d * sum are exact. Float formats: y = fma(w, x, y) in order of k. The result for a token does not depend
+  // on T or on the other tokens.
   void (*linear[kFormatCount])(const LinearArgs&);
 
   // Row of a packed tensor as f32: x[i] = w[row, i]. Exactly dequantize_row's values.
@@ -130,7 +152,8 @@ struct CpuKernels {
   int64_t (*dot_rounds)(int64_t rounds, int32_t* result);
 };
 
-size_t linear_scratch_bytes(int64_t k, int64_t tokens);
+// Room for the sums of the rows of two panels.
+size_t linear_scratch_bytes(int64_t tokens);
 size_t attend_scratch_bytes(int64_t queries, int64_t head_dim);
 
 // All sets built into this module, best first; the last, `scalar`, runs anywhere.

@@ -99,17 +99,22 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
 
 
 def work_per_token(gguf: Any) -> Work:
-    """Counted over the matrices of the program; the embedding's table is looked up, not multiplied."""
+    """Counted over the matrices of the program; the embedding's table is looked up, not multiplied.
+
+    Reading multiplies no token with what comes after `select`: the output's matrix is for rows whose logits are wanted.
+    """
     from ..models import record
 
     nbytes = operations = 0
+    selected = False
     tensors = gguf.tensors
     for op in record(gguf.metadata, {name: tensor.shape for name, tensor in tensors.items()}).ops:
+        selected |= op.kind == "select"
         if op.kind == "linear":
             for name in op.weights["w"]:
                 rows, columns = tensors[name].shape
                 nbytes += tensors[name].nbytes
-                operations += 2 * rows * columns
+                operations += 0 if selected else 2 * rows * columns
     return Work(nbytes, operations)
 
 
