@@ -23,7 +23,7 @@ def peaks(threads):
     return {"int8": _native.machine_int8_peak(threads), "f32": _native.machine_f32_peak(threads)}
 
 
-@pytest.fixture(params=THREADS, ids="threads={}".format)
+@pytest.fixture(params=THREADS, ids="threads{}".format)
 def threads(request):
     return request.param
 

@@ -1,7 +1,7 @@
 """Speed of the kernels of matrix products and attention; each result is checked against its numpy twin first.
 
     pytest benchmarks/ --benchmark-json=kernels.json
-    pytest benchmarks/ -k "Q4_0 and T=1"
+    pytest benchmarks/ -k "Q4_0 and T512"
     pytest benchmarks/ --benchmark-disable          # only checks, on small sizes
 
 What is read once per token (products with a few tokens, attention of one token) lies in memory, random, several times
@@ -29,7 +29,7 @@ def assert_within(got, want, bound):
     assert (np.abs(got - want) <= bound).all()  # false for NaN
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 8, 64, 512], ids="T={}".format)
+@pytest.mark.parametrize("tokens", [1, 4, 8, 64, 512], ids="T{}".format)
 @pytest.mark.parametrize("format", FORMATS)
 def test_linear(format, tokens, threads, quick, measure):
     block, size, _ = twins.FORMATS[format]
