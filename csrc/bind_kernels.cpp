@@ -123,8 +123,8 @@ class PackedMatrix {
     }
     team_.run([&](int thread) {
       if (k_ % kActBlock == 0) {
-        for (int64_t t = tokens * thread / team_.size(); t < tokens * (thread + 1) / team_.size(); ++t)
-          kernels_.quantize(from + t * k_, k_, t, tokens, act_.data());
+        kernels_.quantize(from, k_, tokens * thread / team_.size(), tokens * (thread + 1) / team_.size(), tokens,
+                          act_.data());
       }
       team_.barrier();
       const int64_t step = std::max<int64_t>(1, count() / (team_.size() * 8));  // as the engine splits them
@@ -181,7 +181,7 @@ py::tuple kernel_quantize(const std::string& isa, const Array<float>& x) {
   Array<int32_t> sums({tokens, 2 * blocks});
   Aligned<uint8_t> act(static_cast<size_t>(act_bytes(k, 1)));
   for (int64_t t = 0; t < tokens; ++t) {
-    kernels.quantize(x.data(t, 0), k, 0, 1, act.data());
+    kernels.quantize(x.data(t, 0), k, 0, 1, 1, act.data());
     for (int64_t b = 0; b < blocks; ++b) {
       const uint8_t* super = act.data() + b / 8 * kActSuperBytes;
       std::memcpy(q.mutable_data(t, b * kActBlock), super + b % 8 * kActBlock, kActBlock);

@@ -116,24 +116,31 @@ struct Dot {
   }
 };
 
-GLMLITE_INLINE uint32_t max_magnitude(const float* x) {
-  uint32x4_t m = vdupq_n_u32(0);
-  for (int i = 0; i < 32; i += 4) {
-    m = vmaxq_u32(m, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), vdupq_n_u32(0x7fffffff)));
-  }
-  return vmaxvq_u32(m);
-}
-GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t* q, int32_t* sums) {
-  for (int h = 0; h < 2; ++h) {
-    int32x4_t v[4];
-    for (int i = 0; i < 4; ++i) {
-      const float32x4_t r = vmulq_n_f32(vld1q_f32(x + 16 * h + 4 * i), factor);
-      v[i] = vcvtq_s32_f32(vaddq_f32(r, vbslq_f32(vdupq_n_u32(0x80000000), r, vdupq_n_f32(half))));
+GLMLITE_INLINE void max_magnitudes(const float* x, int64_t blocks, int32_t* largest) {
+  for (int64_t b = 0; b < 8; ++b) {
+    uint32x4_t m = vdupq_n_u32(0);
+    for (int i = 0; i < 32 && b < blocks; i += 4) {
+      m = vmaxq_u32(m, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + 32 * b + i)), vdupq_n_u32(0x7fffffff)));
     }
-    const int16x8_t lo = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1])),
-                    hi = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
-    vst1q_s8(q + 16 * h, vcombine_s8(vmovn_s16(lo), vmovn_s16(hi)));
-    sums[h] = vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3])));
+    largest[b] = static_cast<int32_t>(vmaxvq_u32(m));
+  }
+}
+GLMLITE_INLINE void round_blocks(const float* x, const float* factor, float half, int8_t* q, int64_t q_stride,
+                                 int32_t* sums) {
+  for (int b = 0; b < 8; ++b, x += 32, q += q_stride) {
+    for (int h = 0; h < 2; ++h) {
+      int32x4_t v[4];
+      for (int i = 0; i < 4; ++i) {
+        v[i] = vdupq_n_s32(0);
+        if (factor[b] == 0) continue;
+        const float32x4_t r = vmulq_n_f32(vld1q_f32(x + 16 * h + 4 * i), factor[b]);
+        v[i] = vcvtq_s32_f32(vaddq_f32(r, vbslq_f32(vdupq_n_u32(0x80000000), r, vdupq_n_f32(half))));
+      }
+      const int16x8_t lo = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1])),
+                      hi = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
+      vst1q_s8(q + 16 * h, vcombine_s8(vmovn_s16(lo), vmovn_s16(hi)));
+      sums[8 * h + b] = vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3])));
+    }
   }
 }
 

@@ -137,24 +137,29 @@ struct Dot {
   }
 };
 
-GLMLITE_INLINE uint32_t max_magnitude(const float* x) {
-  uint32_t max = 0;
-  for (int i = 0; i < 32; ++i) {
-    uint32_t bits;
-    memcpy(&bits, x + i, 4);
-    bits &= 0x7fffffff;
-    max = bits > max ? bits : max;
+GLMLITE_INLINE void max_magnitudes(const float* x, int64_t blocks, int32_t* largest) {
+  for (int64_t b = 0; b < 8; ++b) {
+    largest[b] = 0;
+    for (int64_t i = 32 * b; i < 32 * b + 32 && b < blocks; ++i) {
+      int32_t bits;
+      memcpy(&bits, x + i, 4);
+      bits &= 0x7fffffff;
+      largest[b] = bits > largest[b] ? bits : largest[b];
+    }
   }
-  return max;
 }
-GLMLITE_INLINE void round_block(const float* x, float factor, float half, int8_t* q, int32_t* sums) {
-  for (int h = 0; h < 2; ++h) {
-    sums[h] = 0;
-    for (int i = 16 * h; i < 16 * h + 16; ++i) {
-      const float r = x[i] * factor;
-      const int v = static_cast<int>(r + (r < 0 ? -half : half));
+GLMLITE_INLINE void round_blocks(const float* x, const float* factor, float half, int8_t* q, int64_t q_stride,
+                                 int32_t* sums) {
+  for (int b = 0; b < 8; ++b, x += 32, q += q_stride) {
+    sums[b] = sums[8 + b] = 0;
+    for (int i = 0; i < 32; ++i) {
+      int v = 0;
+      if (factor[b] != 0) {
+        const float r = x[i] * factor[b];
+        v = static_cast<int>(r + (r < 0 ? -half : half));
+      }
       q[i] = static_cast<int8_t>(v);
-      sums[h] += v;
+      sums[i / 16 * 8 + b] += v;
     }
   }
 }

@@ -50,6 +50,7 @@ struct Tile {
 constexpr int64_t kTileQueries = 64;
 constexpr int kChunkPages = kChunkTokens / kPageTokens;
 constexpr int64_t kPieceValues = 1 << 17;
+constexpr int64_t kRowsAtOnce = 16;
 // Of the file: what a thread packs and lets go at a time, and what is packed between two reports of progress.
 constexpr uint64_t kTaskBytes = 2 << 20, kRoundBytes = 32 << 20;
 
@@ -144,15 +145,25 @@ class CpuExecutor final : public Executor {
   void attend_tile(const Op& op, const Tile& tile, uint8_t* scratch);
   void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
-  void quantize_rows(int id, int thread);
-  void quantize_row(int id, int64_t row) {
-    const int64_t k = program_.values[id].width;
-    kernels_.quantize(value(id) + row * k, k, row, rows_of(id),
+  void quantize_rows(int id, int64_t begin, int64_t end) {
+    if (places_[id].quantized_slot < 0) return;
+    kernels_.quantize(value(id), program_.values[id].width, begin, end, rows_of(id),
                       reinterpret_cast<uint8_t*>(slots_[places_[id].quantized_slot]));
   }
+  int64_t first_row(int thread, int64_t rows) const { return rows * thread / team_.size(); }
   template <class Fn>
   void each_row(int thread, int64_t rows, Fn fn) {
-    for (int64_t t = rows * thread / team_.size(); t < rows * (thread + 1) / team_.size(); ++t) fn(t);
+    for (int64_t t = first_row(thread, rows); t < first_row(thread + 1, rows); ++t) fn(t);
+  }
+  // The thread's rows of the op's result, quantized some at a time, while they are in the cache.
+  template <class Fn>
+  void make_rows(const Op& op, int thread, Fn make) {
+    const int64_t rows = rows_of(op.out), last = first_row(thread + 1, rows);
+    for (int64_t begin = first_row(thread, rows); begin < last; begin += kRowsAtOnce) {
+      const int64_t end = std::min(begin + kRowsAtOnce, last);
+      for (int64_t t = begin; t < end; ++t) make(t);
+      quantize_rows(op.out, begin, end);
+    }
   }
 
   Program program_;
@@ -549,45 +560,38 @@ void CpuExecutor::run_op(const Op& op, int thread) {
   const int64_t rows = rows_of(op.out);
   const int64_t width = op.width;
   float* y = value(op.out);
-  const bool quantized = places_[op.out].quantized_slot >= 0;
   switch (op.kind) {
     case OpKind::kEmbed:
       embed(op, thread);
-      break;
+      return;
     case OpKind::kRmsNorm: {
       const float *x = value(op.x), *add = op.add >= 0 ? value(op.add) : nullptr;
-      each_row(thread, rows, [&](int64_t t) {
+      make_rows(op, thread, [&](int64_t t) {
         kernels_.rms_norm(x + t * width, weights(op).norm, add ? add + t * width : nullptr, y + t * width, width,
                           op.eps);
-        if (quantized) quantize_row(op.out, t);
       });
       return;
     }
     case OpKind::kLayerNorm:
-      each_row(thread, rows, [&](int64_t t) {
+      make_rows(op, thread, [&](int64_t t) {
         kernels_.layer_norm(value(op.x) + t * width, weights(op).norm, weights(op).bias[0], y + t * width, width,
                             op.eps);
-        if (quantized) quantize_row(op.out, t);
       });
       return;
     case OpKind::kSwiglu:
-      if (fuse_ && feeds_swiglu_[op.x]) break;  // the linear has done it
-      each_row(thread, rows, [&](int64_t t) {
+      make_rows(op, thread, [&](int64_t t) {
+        if (fuse_ && feeds_swiglu_[op.x]) return;  // the linear has done it
         kernels_.swiglu(value(op.x) + t * 2 * width, y + t * width, width);
-        if (quantized) quantize_row(op.out, t);
       });
       return;
     case OpKind::kGelu:
-      each_row(thread, rows, [&](int64_t t) {
-        kernels_.gelu(value(op.x) + t * width, y + t * width, width);
-        if (quantized) quantize_row(op.out, t);
-      });
+      make_rows(op, thread, [&](int64_t t) { kernels_.gelu(value(op.x) + t * width, y + t * width, width); });
       return;
     case OpKind::kSelect:
-      each_row(thread, rows, [&](int64_t r) {
+      make_rows(op, thread, [&](int64_t r) {
         std::memcpy(y + r * width, value(op.x) + step_->rows[r] * width, width * sizeof(float));
       });
-      break;
+      return;
     case OpKind::kLinear:
       if (fuse_ && feeds_swiglu_[op.out]) {
         linear_swiglu(op, program_.ops[op.out + 1], thread);
@@ -597,32 +601,26 @@ void CpuExecutor::run_op(const Op& op, int thread) {
       break;
     case OpKind::kAttention:
       attention(op, thread);
-      team_.barrier();  // rows of the result are written by several threads
       break;
   }
-  // A linear's result is split by columns, so its rows are whole only after a barrier; all others' rows are the
-  // thread's own.
-  if (quantized) {
-    if (op.kind == OpKind::kLinear) team_.barrier();
-    quantize_rows(op.out, thread);
+  // Parts of a row are written by several threads: it is whole only after a barrier.
+  if (places_[op.out].quantized_slot >= 0) {
+    team_.barrier();
+    quantize_rows(op.out, first_row(thread, rows), first_row(thread + 1, rows));
   }
-}
-
-void CpuExecutor::quantize_rows(int id, int thread) {
-  each_row(thread, rows_of(id), [&](int64_t t) { quantize_row(id, t); });
 }
 
 void CpuExecutor::embed(const Op& op, int thread) {
   const Packed& table = *weights(op).w[0];
   float* y = value(op.out);
-  each_row(thread, tokens_, [&](int64_t t) {
+  make_rows(op, thread, [&](int64_t t) {
     float* row = y + t * op.width;
     kernels_.unpack_row[static_cast<int>(table.format)](table.panels, table.k, step_->tokens[t], row);
     auto* added = reinterpret_cast<float*>(scratch_.data() + scratch_per_thread_ * thread);
     for (size_t a = 0; a < weights(op).positions.size(); ++a) {
       const Packed& p = *weights(op).positions[a];
       kernels_.unpack_row[static_cast<int>(p.format)](p.panels, p.k, step_->positions[a][t], added);
-      kernels_.epilogue(row, added, nullptr, 1, op.width);
+      kernels_.add(row, added, op.width);
     }
   });
 }
@@ -632,7 +630,6 @@ void CpuExecutor::embed(const Op& op, int thread) {
 void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, int64_t stride, int64_t first,
                            int thread) {
   const int64_t rows = rows_of(op.out);
-  const float* add = op.add >= 0 ? value(op.add) : nullptr;
   int64_t column = 0;
   for (size_t i = 0; i < weights(op).w.size(); ++i) {
     const Packed& w = *weights(op).w[i];
@@ -648,15 +645,14 @@ void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, i
       args.tokens = rows;
       args.y = y + (column - first);
       args.y_stride = stride;
+      if (!weights(op).bias.empty()) args.bias = weights(op).bias[i];
+      if (op.add >= 0) {
+        args.add = value(op.add) + column;
+        args.add_stride = op.width;
+        args.alpha = op.alpha;
+      }
       args.scratch = scratch_.data() + scratch_per_thread_ * thread;
       kernels_.linear[static_cast<int>(w.format)](args);
-      if (add || !weights(op).bias.empty()) {
-        const int64_t at = from * kLanes, count = std::min(to * kLanes, w.n) - at;
-        const float* bias = weights(op).bias.empty() ? nullptr : weights(op).bias[i] + at;
-        for (int64_t t = 0; t < rows; ++t)
-          kernels_.epilogue(args.y + t * stride + at, bias, add ? add + t * op.width + column + at : nullptr, op.alpha,
-                            count);
-      }
     }
     begin -= w.panel_count();
     end -= w.panel_count();

@@ -20,7 +20,7 @@ constexpr int kChunkTokens = 256;  // positions whose scores are made at once: w
 // Quantized activations: T rows of k values, k % 32 == 0, in superblocks of 256 columns (the last one filled up with
 // zeros). All rows of a superblock lie together, in groups of so many as a kernel multiplies at once (and a last group
 // of what is left), so that it reads them one after the other. A group of M rows: int8 q[8 blocks][M][32], then the
-// fields below, [8][M] each. Value i of a block is q[i] * d. d has kScaleBits bits after the leading one, so that its
+// fields below, [M][8] each. Value i of a block is q[i] * d. d has kScaleBits bits after the leading one, so that its
 // product with any weights' scale is exact.
 struct Activations {
   const float* x;         // (T, k) the f32 rows themselves: what kernels of float formats read
@@ -54,7 +54,11 @@ struct LinearArgs {
   int64_t tokens;  // T
   float* y;        // y[t * y_stride + row]
   int64_t y_stride;
-  void* scratch;  // 64-byte aligned, linear_scratch_bytes(T) bytes, one per thread
+  void* scratch;                // 64-byte aligned, linear_scratch_bytes(T) bytes, one per thread
+  const float* bias = nullptr;  // (n), or null
+  const float* add = nullptr;   // add[t * add_stride + row], or null
+  int64_t add_stride = 0;
+  float alpha = 1;
 };
 
 // The turn of the rotary pairs of one head; cos and sin already scaled by the magnitude.
@@ -94,17 +98,17 @@ struct CpuKernels {
   const char* name;     // what GLMLITE_ISA accepts
   bool (*supported)();  // by this CPU and operating system, now
 
-  // Row `token` of T = `tokens` rows to its place in `blocks`. For each block of 32, d = max|x| / 127 rounded up to
-  // kScaleBits, q = x * (1 / d) rounded half away from zero; where all |x| < 2^-90, q = 0 and d = 1. A NaN, an infinity
-  // or a value from 2^96 on gives d = NaN and q = 0, so that it stays visible downstream. Within these bounds no
-  // product d * (weights' scale) leaves the normal numbers.
-  void (*quantize)(const float* x, int64_t k, int64_t token, int64_t tokens, uint8_t* blocks);
+  // Rows [begin, end) of T = `tokens` rows x to their places in `blocks`. For each block of 32, d = max|x| / 127
+  // rounded up to kScaleBits, q = x * (1 / d) rounded half away from zero; where all |x| < 2^-90, q = 0 and d = 1. A
+  // NaN, an infinity or a value from 2^96 on gives d = NaN and q = 0, so that it stays visible downstream. Within these
+  // bounds no product d * (weights' scale) leaves the normal numbers.
+  void (*quantize)(const float* x, int64_t k, int64_t begin, int64_t end, int64_t tokens, uint8_t* blocks);
 
   // y = x . W^T for every format, by index of Format. Quantized formats, for each block of 32 (or each half of it where
   // the format's scales are per 16), in order of k: acc = exact integer dot of (code - zero) with q, y = fma(ws * d,
   // float(acc), y); then, where the format has minimums, y = fma(wm, d * float(sum), y), wm negative in the K formats.
-  // ws * d and d * sum are exact. Float formats: y = fma(w, x, y) in order of k. The result for a token does not depend
-  // on T or on the other tokens.
+  // ws * d and d * sum are exact. Float formats: y = fma(w, x, y) in order of k. Then y = y + bias, and y = fma(alpha,
+  // add, y). The result for a token does not depend on T or on the other tokens.
   void (*linear[kFormatCount])(const LinearArgs&);
 
   // Row of a packed tensor as f32: x[i] = w[row, i]. Exactly dequantize_row's values.
@@ -118,8 +122,8 @@ struct CpuKernels {
   void (*swiglu)(const float* x, float* y, int64_t n);
   // y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). y may be x.
   void (*gelu)(const float* x, float* y, int64_t n);
-  // y = y + bias, then y = fma(alpha, add, y). bias or add may be null.
-  void (*epilogue)(float* y, const float* bias, const float* add, float alpha, int64_t n);
+  // y = y + x
+  void (*add)(float* y, const float* x, int64_t n);
 
   // Turns pairs in place: (a, b) -> (a cos - b sin, a sin + b cos), each as fma(a, cos, -(b * sin)), fma(a, sin, b *
   // cos).

@@ -1,5 +1,6 @@
 // Compares every kernel set that this machine runs with `scalar`, bit for bit, over random rows of every format; and
 // the size of packed tensors with their size in a file. Needs no Python, so it also runs under an emulator.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -70,7 +71,7 @@ T* align(std::vector<T>& v) {
 
 std::vector<uint8_t> quantize(const CpuKernels& kernels, const std::vector<float>& x, int64_t tokens, int64_t k) {
   std::vector<uint8_t> act(act_bytes(k, tokens) + 64);
-  for (int64_t t = 0; t < tokens; ++t) kernels.quantize(&x[t * k], k, t, tokens, align(act));
+  kernels.quantize(x.data(), k, 0, tokens, tokens, align(act));
   return act;
 }
 
@@ -98,6 +99,37 @@ void compare(const CpuKernels& kernels, const CpuKernels& scalar, Format format,
   args.act.blocks = align(b);
   scalar.linear[static_cast<int>(format)](args);
   check(same(got, want), "linear differs", kernels.name, format, n, k, tokens);
+
+  // Rows quantized in any parts lie the same.
+  std::vector<uint8_t> parts(act_bytes(k, tokens) + 64);
+  for (int64_t t = tokens / 3; t < tokens; ++t) kernels.quantize(x.data(), k, t, t + 1, tokens, align(parts));
+  kernels.quantize(x.data(), k, 0, tokens / 3, tokens, align(parts));
+  check(std::memcmp(align(parts), align(a), act_bytes(k, tokens)) == 0, "parts differ", kernels.name, format, n, k,
+        tokens);
+
+  // What is added to the sums, for a part of the panels only.
+  std::vector<float> bias(n), added(tokens * (n + 3)), sums = want;
+  for (float& v : bias) v = std::normal_distribution<float>()(rng);
+  for (float& v : added) v = std::normal_distribution<float>()(rng);
+  for (int use = 1; use < 4; ++use) {
+    args.y = got.data();
+    args.act.blocks = align(a);
+    args.panel_begin = panels / 2;
+    args.bias = use & 1 ? bias.data() : nullptr;
+    args.add = use & 2 ? added.data() : nullptr;
+    args.add_stride = n + 3;
+    args.alpha = 0.3f;
+    kernels.linear[static_cast<int>(format)](args);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t row = args.panel_begin * kLanes; row < n; ++row) {
+        float y = sums[t * n + row];
+        if (args.bias) y += bias[row];
+        if (args.add) y = std::fma(0.3f, added[t * (n + 3) + row], y);
+        want[t * n + row] = y;
+      }
+    }
+    check(same(got, want), "what is added differs", kernels.name, format, n, k, tokens);
+  }
 }
 
 }  // namespace

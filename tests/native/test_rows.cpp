@@ -1,5 +1,5 @@
 // Row, RoPE and attention kernels: every set that runs here against scalar, bit for bit, and what Python does not
-// reach: exp itself, the epilogue, the store into pages, merging, and that nothing beyond a row is written.
+// reach: exp itself, add, the store into pages, merging, and that nothing beyond a row is written.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -208,21 +208,15 @@ TEST(norms_work_in_place) {
   }
 }
 
-TEST(epilogue_adds_bias_then_alpha_times_add) {
+TEST(add_is_the_same_in_all_sets) {
   for (int n : kWidths) {
     const size_t size = static_cast<size_t>(n);
-    const Floats x = normal(size, 1), bias = normal(size, 2), add = normal(size, 3);
-    for (int use = 0; use < 4; ++use) {
-      const float *b = use & 1 ? bias.data() : nullptr, *a = use & 2 ? add.data() : nullptr, alpha = 0.3f;
-      const Floats y = same_in_all_sets("epilogue", size, [&](const CpuKernels& set, float* out) {
-        std::memcpy(out, x.data(), size * sizeof(float));
-        set.epilogue(out, b, a, alpha, n);
-      });
-      for (size_t i = 0; i < size; ++i) {
-        const float biased = b ? x[i] + bias[i] : x[i];
-        CHECK(y[i] == (a ? std::fma(alpha, add[i], biased) : biased));
-      }
-    }
+    const Floats x = normal(size, 1), more = normal(size, 2);
+    const Floats y = same_in_all_sets("add", size, [&](const CpuKernels& set, float* out) {
+      std::memcpy(out, x.data(), size * sizeof(float));
+      set.add(out, more.data(), n);
+    });
+    for (size_t i = 0; i < size; ++i) CHECK(y[i] == x[i] + more[i]);
   }
 }
 
