@@ -6,14 +6,16 @@
 
 Files of random weights come from benchmarks/random_model.py. Needs llama-cpp-python, built from its source package so
 that it uses this machine's instructions; or, instead, any number of `llama-bench` programs by path. Prints medians and
-ratios, and the bandwidth and the int8 peak measured in the same run. With --depth, both speeds are those after so many
-tokens, which each engine reads once (llama-bench: each time). Results of a machine that does other work meanwhile mean
-nothing: look at the spread. --plot needs matplotlib.
+ratios; the fractions of the read bandwidth and of the int8 peak, which are measured in every repetition; and how long a
+step of four tokens takes, in steps of one. With --depth, all are those after so many tokens, which each engine reads
+once (llama-bench: each time). Results of a machine that does other work meanwhile mean nothing: look at the spread.
+--plot needs matplotlib. GLMLITE_ISA=avx2 measures another set of glmlite's kernels.
 """
 
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import time
@@ -21,6 +23,7 @@ import time
 import numpy as np
 
 from glmlite import _native, models
+from glmlite.cli.bench import work_per_token
 from glmlite.engine import kv_bytes_per_token, native_ops
 
 
@@ -37,8 +40,7 @@ class Ours:
             kv_type=kv_type,
             threads=threads,
         )
-        matrices = [name for op in recording.ops if op.kind == "linear" for name in op.weights["w"]]
-        self.weight_bytes = sum(gguf.tensors[name].nbytes for name in matrices)
+        self.work = work_per_token(gguf)
         self.kv_bytes_per_token = kv_bytes_per_token(recording.ops, kv_type)
         self.sequence = self.engine.new_sequence()
 
@@ -53,6 +55,14 @@ class Ours:
             part = ids[i : i + 512]
             last = [len(part) - 1] if i + 512 >= len(ids) else []
             self.engine.step([self._work(part, at + i)], last)
+
+    def seconds_per_step(self, tokens, at, steps=16):
+        """Of steps that enter so many tokens after the first `at` and want all their logits."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.engine.truncate(self.sequence, at)
+            self.engine.step([self._work(list(range(1, tokens + 1)), at)], list(range(tokens)))
+        return (time.perf_counter() - start) / steps
 
     def generate(self, n, at):
         """Generates n tokens after the first `at`."""
@@ -105,20 +115,36 @@ class Timed:
 
 
 class LlamaBench:
-    """The same from a llama-bench program."""
+    """The same from a llama-bench program; `command` may have options of its own."""
 
-    def __init__(self, program, path, threads, depth, prompt, generate):
-        self.name = program
-        sizes = {"-p": prompt, "-n": generate, "-d": depth, "-t": threads, "-fa": 1, "-r": 1, "-m": path, "-o": "json"}
-        self.command = [program, *(str(part) for item in sizes.items() for part in item)]
+    def __init__(self, command, path, threads, depth, prompt, generate):
+        self.name = command
+        sizes = {"-p": prompt, "-n": generate, "-t": threads, "-fa": 1, "-r": 1, "-m": path, "-o": "json"}
+        if depth:
+            sizes["-d"] = depth
+        self.command = [*shlex.split(command), *(str(part) for item in sizes.items() for part in item)]
 
     def speeds(self):
         rows = json.loads(subprocess.run(self.command, check=True, stdout=subprocess.PIPE).stdout)
         return tuple(next(r["avg_ts"] for r in rows if r[key] > 0) for key in ("n_prompt", "n_gen"))
 
 
+def short(name):
+    """A command without its folders."""
+    return " ".join(os.path.basename(part) for part in name.split(" "))
+
+
+def spread(values):
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
 def compare(path, arguments):
-    """Speeds of all engines with one file: {engine: {"prompt" or "generate": median, min and max of tokens/s}}."""
+    """Speeds of all engines with one file, each as median, min and max.
+
+    {engine: {"prompt", "generate": tokens/s}, "machine": {"bandwidth": GB/s, "int8_peak": GOPS},
+    "fractions": {"prompt", "generate": of the machine's, in the same repetition},
+    "four_tokens": time of such a step over that of one}
+    """
     sizes = (arguments.depth, arguments.prompt, arguments.generate)
     context = arguments.depth + max(arguments.prompt, arguments.generate) + 64
     ours = Ours(path, arguments.threads, context, arguments.kv_type)
@@ -128,32 +154,47 @@ def compare(path, arguments):
     else:
         engines.append(Timed(LlamaCpp(path, arguments.threads, context), *sizes))
     speeds = {engine.name: [] for engine in engines}
+    machine, four = [], []
     for repeat in range(arguments.repeat + 1):
+        limits = _native.machine_bandwidth(arguments.threads), _native.machine_int8_peak(arguments.threads)
         for engine in engines:
             both = engine.speeds()
             if repeat:  # the first is to warm up
                 speeds[engine.name].append(both)
-    cache = ours.kv_bytes_per_token * (arguments.depth + arguments.generate / 2)
-    result = {"file": path, "bytes": ours.weight_bytes + cache}
+        one = ours.seconds_per_step(1, arguments.depth)
+        if repeat:
+            machine.append(limits)
+            four.append(ours.seconds_per_step(4, arguments.depth) / one)
+    result = {"file": path, "four_tokens": spread(four)}
     for name, rows in speeds.items():
-        columns = {key: sorted(column) for key, column in zip(("prompt", "generate"), zip(*rows))}
-        result[name] = {key: {"median": statistics.median(c), "min": c[0], "max": c[-1]} for key, c in columns.items()}
+        result[name] = {key: spread(column) for key, column in zip(("prompt", "generate"), zip(*rows))}
+    result["machine"] = {key: spread(column) for key, column in zip(("bandwidth", "int8_peak"), zip(*machine))}
+    nbytes = ours.work.bytes + ours.kv_bytes_per_token * (arguments.depth + arguments.generate / 2)
+    rows = list(zip(speeds[ours.name], machine))
+    result["fractions"] = {
+        "prompt": spread([read * ours.work.operations / 1e9 / peak for (read, _), (_, peak) in rows]),
+        "generate": spread([wrote * nbytes / 1e9 / bandwidth for (_, wrote), (bandwidth, _) in rows]),
+    }
     return result
 
 
-def show(result, names, bandwidth):
-    print(result["file"])
-    for key in ("prompt", "generate"):
+def show(result, names):
+    machine = result["machine"]
+    print(
+        f"{result['file']}: {machine['bandwidth']['median']:.1f} GB/s, {machine['int8_peak']['median']:.0f} GOPS int8; "
+        f"a step of 4 tokens takes {result['four_tokens']['median']:.2f} x one of 1"
+    )
+    for key, limit in (("prompt", "int8 peak"), ("generate", "bandwidth, weights and cache")):
         for name in names:
             speed = result[name][key]
-            ratio = result["glmlite"][key]["median"] / speed["median"]
-            more = f"  glmlite is {ratio:.2f} x as fast" if name != "glmlite" else ""
+            if name == "glmlite":
+                more = f"{result['fractions'][key]['median']:.0%} of the {limit}"
+            else:
+                more = f"glmlite is {result['glmlite'][key]['median'] / speed['median']:.2f} x as fast"
             print(
-                f"  {key:9}{os.path.basename(name):12}{speed['median']:8.1f} tokens/s"
-                f"  ({speed['min']:.1f} to {speed['max']:.1f}){more}"
+                f"  {key:9}{short(name):12}{speed['median']:8.1f} tokens/s"
+                f"  ({speed['min']:.1f} to {speed['max']:.1f})  {more}"
             )
-    used = result["glmlite"]["generate"]["median"] * result["bytes"] / 1e9
-    print(f"  weights and cache read while generating: {used:.1f} GB/s, {used / bandwidth:.0%} of the bandwidth")
 
 
 def plot(results, names, arguments):
@@ -169,9 +210,9 @@ def plot(results, names, arguments):
         for i, name in enumerate(names):
             speeds = [result[name][key] for result in results]
             medians = [s["median"] for s in speeds]
-            spread = [[s["median"] - s["min"] for s in speeds], [s["max"] - s["median"] for s in speeds]]
+            arms = [[s["median"] - s["min"] for s in speeds], [s["max"] - s["median"] for s in speeds]]
             places = np.arange(len(results)) * (len(names) + 1) + i
-            bars = axis.barh(places, medians, 0.9, xerr=spread, label=os.path.basename(name))
+            bars = axis.barh(places, medians, 0.9, xerr=arms, label=short(name))
             axis.bar_label(bars, fmt="%.4g", padding=12)
         axis.set_yticks(
             np.arange(len(results)) * (len(names) + 1) + (len(names) - 1) / 2,
@@ -193,22 +234,20 @@ def main():
     parser.add_argument("--kv-type", choices=["f16", "q8"], default="f16", help="of glmlite; llama.cpp's is f16")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=_native.default_threads())
-    parser.add_argument("--llama-bench", action="append", metavar="PROGRAM", help="instead of llama-cpp-python")
+    parser.add_argument("--llama-bench", action="append", metavar="COMMAND", help="instead of llama-cpp-python")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", metavar="FILE.png")
     arguments = parser.parse_args()
-    bandwidth = _native.machine_bandwidth(arguments.threads)
-    peak = _native.machine_int8_peak(arguments.threads)
     if not arguments.json:
-        print(f"{arguments.threads} threads, {bandwidth:.1f} GB/s, {peak:.0f} GOPS int8 ({_native.default_isa()})")
+        print(f"{arguments.threads} threads, {_native.default_isa()}")
     names = ["glmlite", *(arguments.llama_bench or ["llama.cpp"])]
     results = []
     for path in arguments.files:
         results.append(compare(path, arguments))
         if arguments.json:
-            print(json.dumps(results[-1] | {"bandwidth": bandwidth, "int8_peak": peak}))
+            print(json.dumps(results[-1]))
         else:
-            show(results[-1], names, bandwidth)
+            show(results[-1], names)
     if arguments.plot:
         plot(results, names, arguments)
 

@@ -51,6 +51,7 @@ constexpr int64_t kTileQueries = 64;
 constexpr int kChunkPages = kChunkTokens / kPageTokens;
 constexpr int64_t kPieceValues = 1 << 17;
 constexpr int64_t kRowsAtOnce = 16;
+constexpr int64_t kUnitPanels = 2;  // of parts of a matrix: tiles are up to two panels wide
 // Of the file: what a thread packs and lets go at a time, and what is packed between two reports of progress.
 constexpr uint64_t kTaskBytes = 2 << 20, kRoundBytes = 32 << 20;
 
@@ -216,6 +217,21 @@ class CpuExecutor final : public Executor {
   std::vector<char> feeds_swiglu_;                       // by op
   static int64_t pieces(int64_t rows, int64_t panels) {  // panels of each half that make 512 KB, at most `panels`
     return std::max<int64_t>(1, std::min(panels, kPieceValues / (2 * kLanes * rows)));
+  }
+
+  // Calls work(begin, end) for parts of `panels`, until the team has done them all. A thread reads memory fastest in
+  // long stretches, but all wait for the last one: so each takes a long one and then short ones.
+  template <class Work>
+  void share_panels(int64_t panels, Work work) {
+    const int64_t threads = team_.size(),
+                  large = threads > 1 ? panels * 3 / (4 * threads) / kUnitPanels * kUnitPanels : panels;
+    const int64_t small = std::max(kUnitPanels, panels / (threads * 32) / kUnitPanels * kUnitPanels),
+                  rest = panels - threads * large;
+    for (int64_t task; team_.take(threads + (rest + small - 1) / small, &task);) {
+      const int64_t begin = task < threads ? task * large : threads * large + (task - threads) * small;
+      const int64_t end = std::min(begin + (task < threads ? large : small), panels);
+      if (begin < end) work(begin, end);
+    }
   }
 
   // The step in progress.
@@ -663,27 +679,24 @@ void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, i
 void CpuExecutor::linear(const Op& op, int thread) {
   int64_t panels = 0;
   for (const Packed* w : weights(op).w) panels += w->panel_count();
-  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * 8));  // small enough to balance the threads
-  int64_t task;
-  while (team_.take((panels + per_task - 1) / per_task, &task)) {
-    const int64_t begin = task * per_task;
-    multiply(op, begin, std::min(begin + per_task, panels), value(op.out), op.width, 0, thread);
-  }
+  share_panels(panels,
+               [&](int64_t begin, int64_t end) { multiply(op, begin, end, value(op.out), op.width, 0, thread); });
 }
 
 void CpuExecutor::linear_swiglu(const Op& op, const Op& next, int thread) {
   const int64_t rows = rows_of(op.out), panels = next.width / kLanes;
-  const int64_t per_task = pieces(rows, std::max<int64_t>(1, panels / (team_.size() * 8)));
   auto* piece = reinterpret_cast<float*>(scratch_.data() + scratch_per_thread_ * thread +
                                          align64(linear_scratch_bytes(capacity_)));
-  int64_t task;
-  while (team_.take((panels + per_task - 1) / per_task, &task)) {
-    const int64_t begin = task * per_task, end = std::min(begin + per_task, panels), columns = (end - begin) * kLanes;
-    multiply(op, begin, end, piece, 2 * columns, begin * kLanes, thread);
-    multiply(op, panels + begin, panels + end, piece + columns, 2 * columns, (panels + begin) * kLanes, thread);
-    for (int64_t t = 0; t < rows; ++t)
-      kernels_.swiglu(piece + t * 2 * columns, value(next.out) + t * next.width + begin * kLanes, columns);
-  }
+  share_panels(panels, [&](int64_t from, int64_t to) {
+    const int64_t step = pieces(rows, to - from);
+    for (int64_t begin = from; begin < to; begin += step) {
+      const int64_t end = std::min(begin + step, to), columns = (end - begin) * kLanes;
+      multiply(op, begin, end, piece, 2 * columns, begin * kLanes, thread);
+      multiply(op, panels + begin, panels + end, piece + columns, 2 * columns, (panels + begin) * kLanes, thread);
+      for (int64_t t = 0; t < rows; ++t)
+        kernels_.swiglu(piece + t * 2 * columns, value(next.out) + t * next.width + begin * kLanes, columns);
+    }
+  });
 }
 
 void CpuExecutor::attention(const Op& op, int thread) {
