@@ -51,7 +51,9 @@ constexpr int64_t kTileQueries = 64;
 constexpr int kChunkPages = kChunkTokens / kPageTokens;
 constexpr int64_t kPieceValues = 1 << 17;
 constexpr int64_t kRowsAtOnce = 16;
-constexpr int64_t kUnitPanels = 2;  // of parts of a matrix: tiles are up to two panels wide
+constexpr size_t kAheadBytes = 256 << 10;  // of weights that a waiting thread fetches: a part of its cache
+constexpr int64_t kMemoryBoundRows = 32;   // for more, weights are read faster than multiplied with
+constexpr int64_t kUnitPanels = 2;         // of parts of a matrix: tiles are up to two panels wide
 // Of the file: what a thread packs and lets go at a time, and what is packed between two reports of progress.
 constexpr uint64_t kTaskBytes = 2 << 20, kRoundBytes = 32 << 20;
 
@@ -219,20 +221,28 @@ class CpuExecutor final : public Executor {
     return std::max<int64_t>(1, std::min(panels, kPieceValues / (2 * kLanes * rows)));
   }
 
-  // Calls work(begin, end) for parts of `panels`, until the team has done them all. A thread reads memory fastest in
-  // long stretches, but all wait for the last one: so each takes a long one and then short ones.
-  template <class Work>
-  void share_panels(int64_t panels, Work work) {
-    const int64_t threads = team_.size(),
-                  large = threads > 1 ? panels * 3 / (4 * threads) / kUnitPanels * kUnitPanels : panels;
-    const int64_t small = std::max(kUnitPanels, panels / (threads * 32) / kUnitPanels * kUnitPanels),
-                  rest = panels - threads * large;
-    for (int64_t task; team_.take(threads + (rest + small - 1) / small, &task);) {
-      const int64_t begin = task < threads ? task * large : threads * large + (task - threads) * small;
-      const int64_t end = std::min(begin + (task < threads ? large : small), panels);
-      if (begin < end) work(begin, end);
-    }
+  // Panels of a matrix that a thread begins with. It reads memory fastest in long stretches, but all wait for the last
+  // one: so each has a long one, and short ones are taken by whoever is free.
+  int64_t first_panels(int64_t panels) const {
+    return team_.size() > 1 ? panels * 3 / (4 * team_.size()) / kUnitPanels * kUnitPanels : panels;
   }
+  // Calls work(begin, end) for parts of `panels`, until the team has done them all.
+  template <class Work>
+  void share_panels(int thread, int64_t panels, Work work) {
+    const int64_t threads = team_.size(), large = first_panels(panels), shared = threads * large;
+    const int64_t small = std::max(kUnitPanels, panels / (threads * 32) / kUnitPanels * kUnitPanels);
+    if (large > 0) work(thread * large, (thread + 1) * large);
+    for (int64_t task; team_.take((panels - shared + small - 1) / small, &task);)
+      work(shared + task * small, std::min(shared + (task + 1) * small, panels));
+  }
+
+  // What each thread fetches while it waits for others: the first weights of the next linear.
+  struct alignas(64) NextWeights : Ahead {
+    int op = -1;
+  };
+  std::vector<NextWeights> next_weights_{static_cast<size_t>(team_.size())};
+  std::vector<int> next_linear_;  // by op: the first linear from it on, or -1; one more at the end
+  void wait_after(int op, int thread);
 
   // The step in progress.
   bool fuse_ = true;  // not while somebody watches every value
@@ -336,6 +346,9 @@ void CpuExecutor::plan_buffers() {
     if (v.quantized) places_[id].quantized_slot = take(align64(act_bytes(v.width, 1)) / sizeof(float), last_use);
   }
   slots_.resize(slot_columns_.size());
+  next_linear_.assign(program_.ops.size() + 1, -1);
+  for (size_t i = program_.ops.size(); i-- > 0;)
+    next_linear_[i] = program_.ops[i].kind == OpKind::kLinear ? static_cast<int>(i) : next_linear_[i + 1];
 }
 
 void CpuExecutor::load(const Gguf& file, const LoadProgress& progress) {
@@ -531,14 +544,14 @@ const float* CpuExecutor::run(const Step& step, const CancelFlag* cancel, const 
   std::atomic<int> leave_after{-1};
   team_.run([&](int thread) {
     make_turns(thread);
-    team_.barrier();
+    wait_after(-1, thread);
     for (const Op& op : program_.ops) {
       if (rows_of(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
         if (cancel && cancel->set.load(std::memory_order_relaxed)) leave_after.store(op.out, std::memory_order_relaxed);
         done_.fetch_add(1, std::memory_order_relaxed);
       }
-      team_.barrier();
+      wait_after(op.out, thread);
       if (leave_after.load(std::memory_order_relaxed) == op.out) return;
       if (watch) {
         if (thread == 0) (*watch)(op.out, value(op.out), rows_of(op.out), op.width);
@@ -621,7 +634,7 @@ void CpuExecutor::run_op(const Op& op, int thread) {
   }
   // Parts of a row are written by several threads: it is whole only after a barrier.
   if (places_[op.out].quantized_slot >= 0) {
-    team_.barrier();
+    wait_after(op.out, thread);
     quantize_rows(op.out, first_row(thread, rows), first_row(thread + 1, rows));
   }
 }
@@ -639,6 +652,33 @@ void CpuExecutor::embed(const Op& op, int thread) {
       kernels_.add(row, added, op.width);
     }
   });
+}
+
+// A barrier, after an op or in it.
+void CpuExecutor::wait_after(int op, int thread) {
+  if (tokens_ > kMemoryBoundRows) return team_.barrier();
+  NextWeights& next = next_weights_[thread];
+  const int linear = next_linear_[op + 1];
+  if (next.op != linear) {
+    next = {};
+    next.op = linear;
+    int64_t panels = 0;
+    if (linear >= 0) {
+      for (const Packed* w : bound_[linear].w) panels += w->panel_count();
+      if (fuse_ && feeds_swiglu_[linear]) panels /= 2;
+      int64_t first = thread * first_panels(panels);
+      for (const Packed* w : bound_[linear].w) {
+        if (first < w->panel_count()) {
+          const size_t size = packed_bytes(w->format, w->n, w->k), bytes = size / w->panel_count();
+          next.begin = w->panels + first * bytes;
+          next.end = std::min(w->panels + size, next.begin + std::min(first_panels(panels) * bytes, kAheadBytes));
+          break;
+        }
+        first -= w->panel_count();
+      }
+    }
+  }
+  team_.barrier(&next);
 }
 
 // The op's panels [begin, end), counted over all of its matrices: column c of its result goes to y[t * stride + c -
@@ -679,7 +719,7 @@ void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, i
 void CpuExecutor::linear(const Op& op, int thread) {
   int64_t panels = 0;
   for (const Packed* w : weights(op).w) panels += w->panel_count();
-  share_panels(panels,
+  share_panels(thread, panels,
                [&](int64_t begin, int64_t end) { multiply(op, begin, end, value(op.out), op.width, 0, thread); });
 }
 
@@ -687,7 +727,7 @@ void CpuExecutor::linear_swiglu(const Op& op, const Op& next, int thread) {
   const int64_t rows = rows_of(op.out), panels = next.width / kLanes;
   auto* piece = reinterpret_cast<float*>(scratch_.data() + scratch_per_thread_ * thread +
                                          align64(linear_scratch_bytes(capacity_)));
-  share_panels(panels, [&](int64_t from, int64_t to) {
+  share_panels(thread, panels, [&](int64_t from, int64_t to) {
     const int64_t step = pieces(rows, to - from);
     for (int64_t begin = from; begin < to; begin += step) {
       const int64_t end = std::min(begin + step, to), columns = (end - begin) * kLanes;
@@ -701,7 +741,7 @@ void CpuExecutor::linear_swiglu(const Op& op, const Op& next, int thread) {
 
 void CpuExecutor::attention(const Op& op, int thread) {
   turn_and_store(op, thread);
-  team_.barrier();
+  wait_after(op.out, thread);
   const auto& tiles = tiles_[op.cache];
   uint8_t* scratch = scratch_.data() + scratch_per_thread_ * thread;
   int64_t task;
@@ -724,7 +764,7 @@ void CpuExecutor::attention(const Op& op, int thread) {
       attend_chunk(op, tile, chunk, ahead, partials_.as<float>() + (task % count * longest + chunk) * stride, scratch);
     task = next;
   }
-  team_.barrier();
+  wait_after(op.out, thread);
   while (team_.take(count, &task)) merge_tile(op, tiles[task], partials_.as<float>() + task * longest * stride, stride);
 }
 

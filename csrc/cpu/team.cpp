@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "inline.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -34,7 +36,11 @@ constexpr int kSpins = 2000;
 
 // Spins for `done`, then gives the core to whoever needs it (there may be more threads than cores).
 template <class Done>
-void spin_until(Done done) {
+void spin_until(Done done, Ahead* ahead = nullptr) {
+  while (ahead && ahead->begin < ahead->end && !done()) {
+    GLMLITE_PREFETCH(ahead->begin);
+    ahead->begin += 64;
+  }
   for (int i = 0; !done(); ++i) {
     if (i < kSpins)
       pause();
@@ -105,14 +111,14 @@ void Team::worker(int thread) {
   }
 }
 
-void Team::barrier() {
+void Team::barrier(Ahead* ahead) {
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
     next_.store(0, std::memory_order_relaxed);
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
   } else {
-    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; }, ahead);
   }
 }
 

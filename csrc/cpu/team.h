@@ -10,6 +10,12 @@
 
 namespace glmlite {
 
+// Memory that a thread will read next: it fetches it into its cache while it waits for others.
+struct Ahead {
+  const uint8_t* begin = nullptr;  // moves on to what is not fetched yet
+  const uint8_t* end = nullptr;
+};
+
 // The caller of `run` is thread 0. Workers spin shortly after work, then sleep: an idle team burns no CPU.
 class Team {
  public:
@@ -25,7 +31,7 @@ class Team {
   void run(const std::function<void(int)>& work);
 
   // Inside `run`: waits until every thread is here, then makes `take` start from 0 again.
-  void barrier();
+  void barrier(Ahead* ahead = nullptr);
 
   // Inside `run`: the next of `count` tasks nobody has taken since the last barrier; false when there is none.
   bool take(int64_t count, int64_t* task) {
