@@ -213,15 +213,16 @@ def plot(results, names, arguments):
             arms = [[s["median"] - s["min"] for s in speeds], [s["max"] - s["median"] for s in speeds]]
             places = np.arange(len(results)) * (len(names) + 1) + i
             bars = axis.barh(places, medians, 0.9, xerr=arms, label=short(name))
-            axis.bar_label(bars, fmt="%.4g", padding=12)
+            axis.bar_label(bars, fmt="%.3g", padding=14)
         axis.set_yticks(
             np.arange(len(results)) * (len(names) + 1) + (len(names) - 1) / 2,
             [os.path.basename(result["file"]) for result in results],
         )
         axis.invert_yaxis()
-        axis.margins(x=0.2)
-        axis.set_title(f"{title} at {arguments.depth}, tokens/s")
-    axes[0].legend()
+        axis.margins(x=0.3)
+        axis.set_title(f"{title}, tokens/s" + (f", after {arguments.depth}" if arguments.depth else ""))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(names))
     figure.savefig(arguments.plot, dpi=110)
 
 
