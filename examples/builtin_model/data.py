@@ -9,12 +9,12 @@ import random
 import re
 import zlib
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
-
 from computed import COMPUTED
+
 from glmlite.chat.formats import chatglm
 
 HERE = Path(__file__).parent
@@ -27,7 +27,16 @@ ASKS = {
     "zh": re.compile("[吗呢什谁哪几多怎啥么何]"),
 }
 CONTRACTIONS = [("what is", "what's"), ("it is", "it's"), ("do not", "don't"), ("i am ", "i'm "), ("'", "")]
-OTHER_WORDS = [("什么", "啥"), ("怎么", "咋"), ("你", "您"), ("哪里", "哪儿"), ("，", " "), ("，", ","), ("的", "")]
+OTHER_WORDS = [
+    ("什么", "啥"),
+    ("怎么", "咋"),
+    ("怎么", "该怎么"),
+    ("你", "您"),
+    ("哪里", "哪儿"),
+    ("，", " "),
+    ("，", ","),
+]
+OTHER_WORDS += [("的", ""), ("是", "到底是"), ("能", "还能"), ("我", "我们"), ("可以", "能"), ("有", "还有")]
 SPACES = ["<n>", "<|tab|>", *(f"<|blank_{n}|>" for n in range(2, 81))]
 
 
@@ -67,7 +76,7 @@ class Templates:
             poem = {"title": title, "author": author, "text": text}
             self.tables["poems"].append(poem)
             parts = re.findall("[^，。]+", text)
-            self.tables["lines"] += [poem | {"line": a, "following": b} for a, b in zip(parts, parts[1:])]
+            self.tables["lines"] += [poem | {"line": a, "following": b} for a, b in pairwise(parts)]
         self.intents = {use: self._intents(f"{use}.txt") for use in [*USES, "text"]}
         self.held_out = {normalised(p["prompt"]) for p in held_out_prompts()}
 
@@ -135,7 +144,14 @@ class Templates:
 
     def spoken(self, question, use, language, r):
         """A question as people type: other words before it, contractions, case, punctuation, typing errors."""
+        facts = use in ("assistant", "tutor")  # every word counts
         if language == "en":
+            words = question.split(" ")
+            if not facts and len(words) > 3 and r.random() < 0.1:
+                words.pop(r.randrange(len(words)))
+            if len(words) > 2 and r.random() < 0.12:
+                words.insert(r.randrange(1, len(words)), r.choice(self.words["filler_en"]))
+            question = " ".join(words)
             if use == "customer" and r.random() < 0.12:
                 question = self.fill(r.choice(self.words["about_en"]), {}, r) + " " + question
             if r.random() < 0.15:
@@ -156,6 +172,9 @@ class Templates:
                     wrong = r.choice([pair[::-1], pair[0], pair[1], pair[0] + pair])
                     question = question[:at] + wrong + question[at + 2 :]
             return question
+        if not facts and len(question) > 5 and r.random() < 0.1:
+            at = r.randrange(len(question))
+            question = question[:at] + question[at + 1 :]
         if use == "customer" and r.random() < 0.12:
             question = self.fill(r.choice(self.words["about_zh"]), {}, r) + question
         if r.random() < 0.15:
@@ -247,7 +266,7 @@ class Encoder:
         return self.pack(context, [(len(context) - 1, self(turns[-1][1]))])
 
     def blanks(self, text, r):
-        """GLM's objective (Du et al. 2022): the tail after `[gMASK]`, or short spans in shuffled order after `[MASK]`s."""
+        """GLM's objective (Du et al. 2022): the tail for `[gMASK]`, or short spans, shuffled, for `[MASK]`s."""
         words = re.findall(r"\d|[A-Za-z']+|\s|.", text)
         kind = r.random()
         if kind < 0.25 or len(words) < 4:
@@ -274,7 +293,7 @@ class Encoder:
         return self.pack(context, r.sample(pieces, len(pieces)))
 
     def pack(self, context, pieces):
-        """ids (L,), positions (L, 2), tokens of context, targets (L,): what follows each token, -1 where none counts."""
+        """ids (L,), positions (L, 2), tokens of context, targets (L,): what follows a token, -1 where none counts."""
         ids, targets = list(context), [-1] * len(context)
         places = [(i, 0) for i in range(len(context))]
         for mask, piece in pieces:

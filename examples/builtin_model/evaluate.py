@@ -1,4 +1,4 @@
-"""Asks the held-out prompts, measures blanks and quantization, and writes evaluation.md.
+"""Asks the held-out prompts, measures blanks and quantization, and writes evaluation.md, and answers.json for tests.
 
     python examples/builtin_model/evaluate.py FILE.gguf CHECKPOINT
 
@@ -6,6 +6,7 @@ Needs no torch. CHECKPOINT: the folder that export.py wrote, for the divergence 
 """
 
 import hashlib
+import json
 import math
 import random
 import re
@@ -116,18 +117,21 @@ def evaluate(file, checkpoint, out):
                 divergences[kind] = (path.stat().st_size, divergence(exact, other, rows))
         exact.close()
     verdicts = [fits(prompt, *done) for prompt, done in zip(prompts, answers)]
-    report(file, out, prompts, answers, verdicts, perplexities, divergences)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    golden = {"file": digest, "answers": [text for text, _ in answers]}
+    out.with_name("answers.json").write_text(json.dumps(golden, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    report(file, digest, out, prompts, answers, verdicts, perplexities, divergences)
     return sum(verdicts)
 
 
-def report(file, out, prompts, answers, verdicts, perplexities, divergences):
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+def report(file, digest, out, prompts, answers, verdicts, perplexities, divergences):
     lines = ["# Evaluation of the built-in model", "", "Made by `evaluate.py`; how it was measured stands there.", ""]
     lines += [f"File: sha256 `{digest}`, {Path(file).stat().st_size} bytes.", "", "## Blanks", ""]
     lines += ["| | blanks | perplexity, both sides | left side alone | lower by |", "|---|---|---|---|---|"]
     for key, (count, both, alone) in sorted(perplexities.items()):
         lines.append(f"| {key} | {count} | {both:.2f} | {alone:.2f} | {1 - both / alone:.0%} |")
-    lines += ["", "## Quantization", "", "Mean KL divergence from f32, over the tokens of the prompts and answers below.", ""]
+    lines += ["", "## Quantization", ""]
+    lines += ["Mean KL divergence from f32, over the tokens of the prompts and answers below.", ""]
     lines += ["| type | bytes | nats |", "|---|---|---|"]
     lines += [f"| {kind} | {size} | {kl:.5f} |" for kind, (size, kl) in divergences.items()]
     lines += ["", "## Held-out prompts", "", "Greedy answers. The rule of each is in `prompts.tsv`.", ""]

@@ -76,7 +76,6 @@ def train(folder, steps, seed, threads):
         model.load_state_dict(state["model"])
         for optimizer, values in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(values)
-    log = open(folder / "log.txt", "a", encoding="utf-8")
     begin, total, count = time.time(), 0.0, 0
     while step < steps:
         r = random.Random(f"{seed} train {group}")
@@ -99,7 +98,8 @@ def train(folder, steps, seed, threads):
             held_out = sum(float(x) for x, _ in sums) / sum(n for _, n in sums)
             spent, begin = spent + time.time() - begin, time.time()
             line = f"step {step} loss {total / count:.4f} held-out {held_out:.4f} seconds {spent:.0f}"
-            print(line, file=log, flush=True)
+            with open(folder / "log.txt", "a", encoding="utf-8") as log:
+                print(line, file=log)
             total, count = 0.0, 0
             state = {"group": group, "step": step, "seconds": spent, "model": model.state_dict()}
             torch.save(state | {"optimizers": [o.state_dict() for o in optimizers]}, folder / "state.part")

@@ -2,11 +2,37 @@
 
 import random
 
-MONTHS = "January February March April May June July August September October November December".split()
-ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
-MONTHS_ZH = "一月 二月 三月 四月 五月 六月 七月 八月 九月 十月 十一月 十二月".split()
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+ORDINALS = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+]
+MONTHS_ZH = ["一月", "二月", "三月", "四月", "五月", "六月", "七月", "八月", "九月", "十月", "十一月", "十二月"]
 MONTH_DAYS = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 UNITS = [  # from and to in both languages, factor, largest number
     ("kilometres|km", "metres|m|meters", "千米|公里", "米", 1000, 20),
     ("metres|m", "centimetres|cm", "米", "厘米", 100, 20),
@@ -72,14 +98,24 @@ def month(r: random.Random) -> dict:
     following = (i + 1) % 12
     spelled = MONTHS_ZH if r.random() < 0.5 else [f"{j}月" for j in range(1, 13)]
     return {
-        **{"month_en": MONTHS[i], "next_en": MONTHS[following], "month_zh": spelled[i], "next_zh": spelled[following]},
-        **{"days": MONTH_DAYS[i], "number": i + 1, "ordinal": ORDINALS[i]},
+        "month_en": MONTHS[i],
+        "next_en": MONTHS[following],
+        "month_zh": spelled[i],
+        "next_zh": spelled[following],
+        "days": MONTH_DAYS[i],
+        "number": i + 1,
+        "ordinal": ORDINALS[i],
     }
 
 
 def date(r: random.Random) -> dict:
     m = r.randrange(12)
-    return {"year": r.randint(2020, 2035), "m": m + 1, "month_en": MONTHS[m], "d": r.randint(1, MONTH_DAYS[m])} | weekday(r)
+    return {
+        "year": r.randint(2020, 2035),
+        "m": m + 1,
+        "month_en": MONTHS[m],
+        "d": r.randint(1, MONTH_DAYS[m]),
+    } | weekday(r)
 
 
 COMPUTED = {f.__name__: f for f in (add, multiply, number, two, unit, weekday, month, date)}
