@@ -1,34 +1,46 @@
 """Prompt and generation speed against llama.cpp, both in one run, taking turns.
 
     python benchmarks/peers.py edge-q4_0.gguf edge-q8_0.gguf --prompt 512 --generate 64 --repeat 5
+    python benchmarks/peers.py edge-q4_0.gguf --depth 8192 --generate 32
+    python benchmarks/peers.py edge-q4_0.gguf --llama-bench ik_llama.cpp/build/bin/llama-bench --plot docs/peers.png
 
 Files of random weights come from benchmarks/random_model.py. Needs llama-cpp-python, built from its source package so
-that it uses this machine's instructions. Prints medians and ratios, and the bandwidth and the int8 peak measured in
-the same run. Results of a machine that does other work meanwhile mean nothing: look at the spread.
+that it uses this machine's instructions; or, instead, any number of `llama-bench` programs by path. Prints medians and
+ratios, and the bandwidth and the int8 peak measured in the same run. With --depth, both speeds are those after so many
+tokens, which each engine reads once (llama-bench: each time). Results of a machine that does other work meanwhile mean
+nothing: look at the spread. --plot needs matplotlib.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import time
 
 import numpy as np
 
 from glmlite import _native, models
-from glmlite.engine import native_ops
+from glmlite.engine import kv_bytes_per_token, native_ops
 
 
 class Ours:
     name = "glmlite"
 
-    def __init__(self, path, threads, context):
+    def __init__(self, path, threads, context, kv_type="f16"):
         gguf = _native.Gguf(path)
         recording = models.record(gguf.metadata, {n: t.shape for n, t in gguf.tensors.items()})
         self.engine = _native.Engine(
-            gguf, native_ops(recording.ops, gguf.dequantize), kv_tokens=context, threads=threads
+            gguf,
+            native_ops(recording.ops, gguf.dequantize),
+            kv_tokens=-(-context // 64) * 64,
+            kv_type=kv_type,
+            threads=threads,
         )
-        self.bytes = self.engine.weight_bytes
-        self.sequence = None
+        matrices = [name for op in recording.ops if op.kind == "linear" for name in op.weights["w"]]
+        self.weight_bytes = sum(gguf.tensors[name].nbytes for name in matrices)
+        self.kv_bytes_per_token = kv_bytes_per_token(recording.ops, kv_type)
+        self.sequence = self.engine.new_sequence()
 
     def _work(self, ids, start, **more):
         positions = np.stack([np.arange(start, start + len(ids)), np.zeros(len(ids))], 1).astype(np.int32)
@@ -36,8 +48,6 @@ class Ours:
 
     def read(self, ids, at=0):
         """Enters ids after the first `at` tokens of the sequence."""
-        if self.sequence is None:
-            self.sequence = self.engine.new_sequence()
         self.engine.truncate(self.sequence, at)
         for i in range(0, len(ids), 512):
             part = ids[i : i + 512]
@@ -45,6 +55,8 @@ class Ours:
             self.engine.step([self._work(part, at + i)], last)
 
     def generate(self, n, at):
+        """Generates n tokens after the first `at`."""
+        self.engine.truncate(self.sequence, at)
         work = self._work([1], at, sampler=_native.Sampler(), budget=n, next_position=(at + 1, 0))
         (samples,) = self.engine.run([work], max_ms=1e9)
         assert len(samples) == n
@@ -72,36 +84,104 @@ class LlamaCpp:
             self.model.eval([1])
 
 
-def measure(engine, prompt, generate, depth, rng):
-    """Seconds of reading `prompt` tokens and of generating `generate`, both after `depth` tokens."""
-    ids = [int(i) for i in rng.integers(300, 2000, depth + prompt)]
-    if depth:
-        engine.read(ids[:depth])
-    start = time.perf_counter()
-    engine.read(ids[depth:], depth)
-    read = time.perf_counter() - start
-    start = time.perf_counter()
-    engine.generate(generate, depth + prompt)
-    return read, time.perf_counter() - start
+class Timed:
+    """An engine of this process: tokens/s of reading `prompt` and of generating `generate` tokens at `depth`."""
+
+    def __init__(self, engine, depth, prompt, generate):
+        self.name, self.engine = engine.name, engine
+        self.depth, self.generate = depth, generate
+        ids = [int(i) for i in np.random.default_rng(0).integers(300, 2000, depth + prompt)]
+        self.prompt = ids[depth:]
+        if depth:
+            engine.read(ids[:depth])
+
+    def speeds(self):
+        start = time.perf_counter()
+        self.engine.read(self.prompt, self.depth)
+        middle = time.perf_counter()
+        self.engine.generate(self.generate, self.depth)
+        end = time.perf_counter()
+        return len(self.prompt) / (middle - start), self.generate / (end - middle)
+
+
+class LlamaBench:
+    """The same from a llama-bench program."""
+
+    def __init__(self, program, path, threads, depth, prompt, generate):
+        self.name = program
+        sizes = {"-p": prompt, "-n": generate, "-d": depth, "-t": threads, "-fa": 1, "-r": 1, "-m": path, "-o": "json"}
+        self.command = [program, *(str(part) for item in sizes.items() for part in item)]
+
+    def speeds(self):
+        rows = json.loads(subprocess.run(self.command, check=True, stdout=subprocess.PIPE).stdout)
+        return tuple(next(r["avg_ts"] for r in rows if r[key] > 0) for key in ("n_prompt", "n_gen"))
 
 
 def compare(path, arguments):
-    """Rows of the table for one file: engine, tokens/s read and generated: medians and spread, ratios of medians."""
-    context = arguments.depth + arguments.prompt + arguments.generate + 64
-    engines = [kind(path, arguments.threads, context) for kind in (Ours, LlamaCpp)]
-    times = {engine.name: [] for engine in engines}
-    rng = np.random.default_rng(0)
+    """Speeds of all engines with one file: {engine: {"prompt" or "generate": median, min and max of tokens/s}}."""
+    sizes = (arguments.depth, arguments.prompt, arguments.generate)
+    context = arguments.depth + max(arguments.prompt, arguments.generate) + 64
+    ours = Ours(path, arguments.threads, context, arguments.kv_type)
+    engines = [Timed(ours, *sizes)]
+    if arguments.llama_bench:
+        engines += [LlamaBench(program, path, arguments.threads, *sizes) for program in arguments.llama_bench]
+    else:
+        engines.append(Timed(LlamaCpp(path, arguments.threads, context), *sizes))
+    speeds = {engine.name: [] for engine in engines}
     for repeat in range(arguments.repeat + 1):
         for engine in engines:
-            seconds = measure(engine, arguments.prompt, arguments.generate, arguments.depth, rng)
+            both = engine.speeds()
             if repeat:  # the first is to warm up
-                times[engine.name].append(seconds)
-    result = {"file": path, "bytes": engines[0].bytes}
-    for name, rows in times.items():
-        for key, n, column in (("prompt", arguments.prompt, 0), ("generate", arguments.generate, 1)):
-            speeds = sorted(n / row[column] for row in rows)
-            result[f"{name} {key}"] = {"median": statistics.median(speeds), "min": speeds[0], "max": speeds[-1]}
+                speeds[engine.name].append(both)
+    cache = ours.kv_bytes_per_token * (arguments.depth + arguments.generate / 2)
+    result = {"file": path, "bytes": ours.weight_bytes + cache}
+    for name, rows in speeds.items():
+        columns = {key: sorted(column) for key, column in zip(("prompt", "generate"), zip(*rows))}
+        result[name] = {key: {"median": statistics.median(c), "min": c[0], "max": c[-1]} for key, c in columns.items()}
     return result
+
+
+def show(result, names, bandwidth):
+    print(result["file"])
+    for key in ("prompt", "generate"):
+        for name in names:
+            speed = result[name][key]
+            ratio = result["glmlite"][key]["median"] / speed["median"]
+            more = f"  glmlite is {ratio:.2f} x as fast" if name != "glmlite" else ""
+            print(
+                f"  {key:9}{os.path.basename(name):12}{speed['median']:8.1f} tokens/s"
+                f"  ({speed['min']:.1f} to {speed['max']:.1f}){more}"
+            )
+    used = result["glmlite"]["generate"]["median"] * result["bytes"] / 1e9
+    print(f"  weights and cache read while generating: {used:.1f} GB/s, {used / bandwidth:.0%} of the bandwidth")
+
+
+def plot(results, names, arguments):
+    """Bars of the medians, with lines from the least to the most, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = {"prompt": f"reading {arguments.prompt}", "generate": f"generating {arguments.generate}"}
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 1.2 + 0.35 * len(results) * len(names)), layout="constrained")
+    for axis, (key, title) in zip(axes, titles.items()):
+        for i, name in enumerate(names):
+            speeds = [result[name][key] for result in results]
+            medians = [s["median"] for s in speeds]
+            spread = [[s["median"] - s["min"] for s in speeds], [s["max"] - s["median"] for s in speeds]]
+            places = np.arange(len(results)) * (len(names) + 1) + i
+            bars = axis.barh(places, medians, 0.9, xerr=spread, label=os.path.basename(name))
+            axis.bar_label(bars, fmt="%.4g", padding=12)
+        axis.set_yticks(
+            np.arange(len(results)) * (len(names) + 1) + (len(names) - 1) / 2,
+            [os.path.basename(result["file"]) for result in results],
+        )
+        axis.invert_yaxis()
+        axis.margins(x=0.2)
+        axis.set_title(f"{title} at {arguments.depth}, tokens/s")
+    axes[0].legend()
+    figure.savefig(arguments.plot, dpi=110)
 
 
 def main():
@@ -109,28 +189,28 @@ def main():
     parser.add_argument("files", nargs="+")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--depth", type=int, default=0)
+    parser.add_argument("--depth", type=int, default=0, help="tokens in the cache before either")
+    parser.add_argument("--kv-type", choices=["f16", "q8"], default="f16", help="of glmlite; llama.cpp's is f16")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=_native.default_threads())
+    parser.add_argument("--llama-bench", action="append", metavar="PROGRAM", help="instead of llama-cpp-python")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", metavar="FILE.png")
     arguments = parser.parse_args()
     bandwidth = _native.machine_bandwidth(arguments.threads)
     peak = _native.machine_int8_peak(arguments.threads)
     if not arguments.json:
         print(f"{arguments.threads} threads, {bandwidth:.1f} GB/s, {peak:.0f} GOPS int8 ({_native.default_isa()})")
+    names = ["glmlite", *(arguments.llama_bench or ["llama.cpp"])]
+    results = []
     for path in arguments.files:
-        result = compare(path, arguments) | {"bandwidth": bandwidth, "int8_peak": peak}
+        results.append(compare(path, arguments))
         if arguments.json:
-            print(json.dumps(result))
-            continue
-        print(path)
-        for key in ("prompt", "generate"):
-            ours, theirs = result[f"glmlite {key}"], result[f"llama.cpp {key}"]
-            for name, speed in (("glmlite", ours), ("llama.cpp", theirs)):
-                print(f"  {key:9}{name:10}{speed['median']:8.1f} tokens/s  ({speed['min']:.1f} to {speed['max']:.1f})")
-            print(f"  {key:9}ratio     {ours['median'] / theirs['median']:8.2f}")
-        used = result["glmlite generate"]["median"] * result["bytes"] / 1e9
-        print(f"  weights read while generating: {used:.1f} GB/s, {used / bandwidth:.0%} of the bandwidth")
+            print(json.dumps(results[-1] | {"bandwidth": bandwidth, "int8_peak": peak}))
+        else:
+            show(results[-1], names, bandwidth)
+    if arguments.plot:
+        plot(results, names, arguments)
 
 
 if __name__ == "__main__":

@@ -118,12 +118,14 @@ py::array_t<float> to_rows(const std::vector<float>& values, size_t rows, int64_
   return y;
 }
 
-std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens, int threads,
-                                    const std::string& isa, const py::object& progress) {
+std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens,
+                                    const std::string& kv_type, int threads, const std::string& isa,
+                                    const py::object& progress) {
   std::vector<OpSpec> specs;
   for (const auto& op : ops) specs.push_back(to_op(op.cast<py::tuple>()));
   EngineOptions options;
   options.kv_tokens = kv_tokens;
+  options.kv_type = kv_type_named(kv_type.c_str());
   options.threads = threads;
   options.isa = kernels_named(isa).name;
   LoadProgress report;
@@ -190,7 +192,7 @@ void bind_engine(py::module_& m) {
 
   py::class_<Engine>(m, "Engine", "A program with its packed weights and KV cache.")
       .def(py::init(&make_engine), py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("kv_tokens"),
-           py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none())
+           py::arg("kv_type") = "f16", py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none())
       .def_property_readonly("threads", [](const Engine& e) { return e.info().threads; })
       .def_property_readonly("isa", [](const Engine& e) { return e.info().isa; })
       .def_property_readonly("vocab", [](const Engine& e) { return e.info().vocab; })
@@ -240,6 +242,31 @@ void bind_engine(py::module_& m) {
             return result;
           },
           py::arg("works"), py::arg("rows"))
+      .def(
+          "squares",
+          [](Engine& e, const py::sequence& works, const std::vector<int32_t>& rows, const std::vector<int>& values,
+             const CancelFlag* cancel) {
+            const auto w = to_works(works);
+            std::map<int, std::vector<double>> sums;
+            for (int value : values) sums[value] = {};
+            const Watch watch = [&](int value, const float* data, int64_t count, int64_t width) {
+              const auto found = sums.find(value);
+              if (found == sums.end()) return;
+              std::vector<double>& sum = found->second;
+              sum.assign(static_cast<size_t>(width), 0.0);
+              for (int64_t r = 0; r < count; ++r, data += width)
+                for (int64_t c = 0; c < width; ++c) sum[c] += static_cast<double>(data[c]) * data[c];
+            };
+            {
+              py::gil_scoped_release nogil;
+              e.step(w, rows, cancel, &watch);
+            }
+            py::dict result;
+            for (const auto& [value, sum] : sums)
+              result[py::int_(value)] = py::array_t<double>(static_cast<py::ssize_t>(sum.size()), sum.data());
+            return result;
+          },
+          py::arg("works"), py::arg("rows"), py::arg("values"), py::arg("cancel") = nullptr)
       .def(
           "run",
           [sample](Engine& e, const py::sequence& works, double max_ms, const CancelFlag* cancel) {

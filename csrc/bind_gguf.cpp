@@ -22,6 +22,7 @@ using Contents = Gguf::Contents;
 
 struct TensorInfo {
   std::string name, type;
+  uint32_t type_id;
   py::tuple shape;
   uint64_t nbytes;
   bool supported;
@@ -131,10 +132,10 @@ py::dict make_tensors(const Contents& contents) {
     py::tuple shape(tensor.shape.size());
     for (size_t i = 0; i < tensor.shape.size(); ++i) shape[i] = py::int_(tensor.shape[i]);
     tensors[py::str(tensor.name)] =
-        TensorInfo{tensor.name,      info != nullptr ? info->name : "type " + std::to_string(tensor.type),
-                   std::move(shape), tensor.bytes,
-                   tensor.known,     paths[tensor.part],
-                   tensor.offset};
+        TensorInfo{tensor.name,        info != nullptr ? info->name : "type " + std::to_string(tensor.type),
+                   tensor.type,        std::move(shape),
+                   tensor.bytes,       tensor.known,
+                   paths[tensor.part], tensor.offset};
   }
   return tensors;
 }
@@ -211,6 +212,7 @@ void bind_gguf(py::module_& m) {
   py::class_<TensorInfo>(m, "TensorInfo", "What the file says of a tensor.")
       .def_readonly("name", &TensorInfo::name)
       .def_readonly("type", &TensorInfo::type)
+      .def_readonly("type_id", &TensorInfo::type_id)
       .def_readonly("shape", &TensorInfo::shape)
       .def_readonly("nbytes", &TensorInfo::nbytes)
       .def_readonly("supported", &TensorInfo::supported)

@@ -96,21 +96,17 @@ Array<float> kernel_linear(const std::string& isa, const std::string& format_nam
   float* to = y.mutable_data();
 
   py::gil_scoped_release release;
-  const int64_t panels = (n + kLanes - 1) / kLanes, blocks = k / kActBlock;
+  const int64_t panels = (n + kLanes - 1) / kLanes;
   Aligned<uint8_t> packed(packed_bytes(format, n, k));
   pack_panels(format, from, n, k, 0, panels, packed.data());
-  std::vector<int8_t> q(static_cast<size_t>(tokens * k));
-  std::vector<float> d(static_cast<size_t>(tokens * blocks));
-  std::vector<int32_t> sums(static_cast<size_t>(tokens * blocks * 2));
+  Aligned<uint8_t> act(static_cast<size_t>(act_bytes(k, tokens)));
   if (k % kActBlock == 0) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      kernels.quantize(xs + t * k, k, q.data() + t * k, d.data() + t * blocks, sums.data() + t * blocks * 2);
-    }
+    for (int64_t t = 0; t < tokens; ++t) kernels.quantize(xs + t * k, k, t, tokens, act.data());
   }
   auto work = [&](int64_t begin, int64_t end) {
-    Aligned<uint8_t> scratch(linear_scratch_bytes(k, tokens));
+    Aligned<uint8_t> scratch(linear_scratch_bytes(tokens));
     kernels.linear[static_cast<int>(format)](
-        {packed.data(), k, n, begin, end, {xs, q.data(), d.data(), sums.data()}, tokens, to, n, scratch.data()});
+        {packed.data(), k, n, begin, end, {xs, act.data()}, tokens, to, n, scratch.data()});
   };
   std::vector<std::thread> team;
   for (int i = 1; i < threads; ++i) team.emplace_back(work, panels * i / threads, panels * (i + 1) / threads);
@@ -124,13 +120,24 @@ py::tuple kernel_quantize(const std::string& isa, const Array<float>& x) {
   if (x.ndim() != 2 || x.shape(1) % kActBlock) {
     throw std::invalid_argument("kernel_quantize: x is " + shape(x) + ", expected (T, k) with k a multiple of 32");
   }
-  const int64_t tokens = x.shape(0), k = x.shape(1);
+  const int64_t tokens = x.shape(0), k = x.shape(1), blocks = k / kActBlock;
   Array<int8_t> q({tokens, k});
-  Array<float> d({tokens, k / kActBlock});
-  Array<int32_t> sums({tokens, k / 16});
+  Array<float> d({tokens, blocks});
+  Array<int32_t> sums({tokens, 2 * blocks});
+  Aligned<uint8_t> act(static_cast<size_t>(act_bytes(k, 1)));
   for (int64_t t = 0; t < tokens; ++t) {
-    kernels.quantize(x.data() + t * k, k, q.mutable_data() + t * k, d.mutable_data() + t * (k / kActBlock),
-                     sums.mutable_data() + t * (k / 16));
+    kernels.quantize(x.data(t, 0), k, 0, 1, act.data());
+    for (int64_t b = 0; b < blocks; ++b) {
+      const uint8_t* super = act.data() + b / 8 * kActSuperBytes;
+      std::memcpy(q.mutable_data(t, b * kActBlock), super + b % 8 * kActBlock, kActBlock);
+      const auto field = [&](int i) { return super + 256 + (8 * i + b % 8) * 4; };
+      std::memcpy(d.mutable_data(t, b), field(kActScale), 4);
+      for (int half = 0; half < 2; ++half) {
+        int32_t sum;
+        std::memcpy(&sum, field(kActSums4 + half), 4);
+        *sums.mutable_data(t, 2 * b + half) = sum / -4;
+      }
+    }
   }
   return py::make_tuple(q, d, sums);
 }

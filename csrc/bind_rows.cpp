@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -117,28 +118,44 @@ Rows kernel_rope(const std::string& isa, Rows x, Array<int32_t> first, Array<int
 
 // What one KV head keeps of a context. What nobody has written is large but finite, so that a kernel shows it reads it.
 struct HeadPages {
-  std::vector<uint16_t> k, v;
-  std::vector<const uint16_t*> k_pages, v_pages;
+  std::vector<Line> k, v;
+  std::vector<const uint8_t*> k_pages, v_pages;
 
-  HeadPages(const CpuKernels& kernels, const float* k_rows, const float* v_rows, int64_t ctx, int64_t head_dim) {
-    const int64_t pages = (ctx + kPageTokens - 1) / kPageTokens, page = kPageTokens * head_dim;
-    const uint16_t largest = 0x7bff;
-    k.assign(static_cast<size_t>(pages * page), largest);
-    v.assign(static_cast<size_t>(pages * page), largest);
-    for (int64_t i = 0; i < ctx; ++i) {
-      uint16_t *k_page = k.data() + i / kPageTokens * page, *v_page = v.data() + i / kPageTokens * page;
-      if (!kernels.store_kv(k_rows + i * head_dim, v_rows + i * head_dim, head_dim, k_page, v_page, i % kPageTokens))
-        throw std::invalid_argument("attend: position " + std::to_string(i) + " of k or v is not finite");
-    }
+  HeadPages(const CpuKernels& kernels, KvType type, const float* k_rows, const float* v_rows, int64_t ctx,
+            int64_t head_dim) {
+    const int64_t pages = (ctx + kPageTokens - 1) / kPageTokens;
+    const size_t lines = kv_bytes(type, head_dim) / sizeof(Line);
+    k.resize(static_cast<size_t>(pages) * lines);
+    std::memset(k.data(), 0x7b, k.size() * sizeof(Line));  // 61216 as f16
+    v = k;
     for (int64_t p = 0; p < pages; ++p) {
-      k_pages.push_back(k.data() + p * page);
-      v_pages.push_back(v.data() + p * page);
+      auto* k_page = reinterpret_cast<uint8_t*>(k.data() + p * lines);
+      auto* v_page = reinterpret_cast<uint8_t*>(v.data() + p * lines);
+      for (int64_t i = p * kPageTokens; i < ctx && i < (p + 1) * kPageTokens; ++i) {
+        if (!kernels.store_kv[static_cast<int>(type)](k_rows + i * head_dim, v_rows + i * head_dim, head_dim, k_page,
+                                                      v_page, i % kPageTokens))
+          throw std::invalid_argument("attend: position " + std::to_string(i) + " of k or v is not finite");
+      }
+      k_pages.push_back(k_page);
+      v_pages.push_back(v_page);
     }
+    k_pages.resize(k_pages.size() + kChunkTokens / kPageTokens, k_pages.back());  // what a last chunk may fetch ahead
   }
 };
 
-Rows kernel_attend(const std::string& isa, Rows q, Rows k, Rows v, Array<int64_t> visible, float scale) {
+// The rows as the executor gives them to the kernels of a type of page.
+std::vector<float> turned(const CpuKernels& kernels, KvType type, const Rows& rows) {
+  std::vector<float> x(rows.data(), rows.data() + rows.size());
+  if (type == KvType::kQ8) {
+    for (py::ssize_t i = 0; i < rows.shape(0); ++i) kernels.rotate(x.data() + i * rows.shape(1), rows.shape(1));
+  }
+  return x;
+}
+
+Rows kernel_attend(const std::string& isa, Rows q, Rows k, Rows v, Array<int64_t> visible, float scale,
+                   const std::string& kv_type) {
   const CpuKernels& kernels = cpu_kernels(isa.c_str());
+  const KvType type = kv_type_named(kv_type.c_str());
   expect_dims("q", q, 2);
   expect_dims("k", k, 2);
   const py::ssize_t queries = q.shape(0), head_dim = q.shape(1), ctx = k.shape(0);
@@ -151,20 +168,35 @@ Rows kernel_attend(const std::string& isa, Rows q, Rows k, Rows v, Array<int64_t
                                   std::to_string(ctx));
   Rows y({queries, head_dim});
   float* out = y.mutable_data();
-  const float *in = q.data(), *k_rows = k.data(), *v_rows = v.data();
+  const std::vector<float> q_rows = turned(kernels, type, q), k_rows = turned(kernels, type, k);
+  const float* v_rows = v.data();
   const int64_t* sees = visible.data();
 
   py::gil_scoped_release release;
-  HeadPages pages(kernels, k_rows, v_rows, ctx, head_dim);
+  HeadPages pages(kernels, type, k_rows.data(), v_rows, ctx, head_dim);
   const size_t m = static_cast<size_t>(queries), size = m * static_cast<size_t>(head_dim);
   std::vector<const float*> heads;
-  for (py::ssize_t i = 0; i < queries; ++i) heads.push_back(in + i * head_dim);
+  for (py::ssize_t i = 0; i < queries; ++i) heads.push_back(q_rows.data() + i * head_dim);
   std::vector<float> max(m, -INFINITY), sum(m, 0.0f), acc(size, 0.0f), chunk_max(m), chunk_sum(m), chunk_acc(size);
   std::vector<Line> scratch(attend_scratch_bytes(queries, head_dim) / sizeof(Line) + 1);
   for (int64_t begin = 0; begin < ctx; begin += kChunkTokens) {
     const int64_t end = begin + kChunkTokens < ctx ? begin + kChunkTokens : ctx, page = begin / kPageTokens;
-    kernels.attend({heads.data(), queries, head_dim, scale, pages.k_pages.data() + page, pages.v_pages.data() + page,
-                    begin, end, sees, chunk_max.data(), chunk_sum.data(), chunk_acc.data(), scratch.data()});
+    AttendArgs args;
+    args.q = heads.data();
+    args.queries = queries;
+    args.head_dim = head_dim;
+    args.scale = scale;
+    args.k = pages.k_pages.data() + page;
+    args.v = pages.v_pages.data() + page;
+    args.ahead = args.k + (end - begin + kPageTokens - 1) / kPageTokens;
+    args.begin = begin;
+    args.end = end;
+    args.visible = sees;
+    args.max = chunk_max.data();
+    args.sum = chunk_sum.data();
+    args.acc = chunk_acc.data();
+    args.scratch = scratch.data();
+    kernels.attend[static_cast<int>(type)](args);
     for (py::ssize_t i = 0; i < queries; ++i)
       kernels.attend_merge(&max[i], &sum[i], acc.data() + i * head_dim, chunk_max[i], chunk_sum[i],
                            chunk_acc.data() + i * head_dim, head_dim);
@@ -186,7 +218,7 @@ void bind_rows(py::module_& m) {
   m.def("kernel_rope", kernel_rope, py::arg("isa"), array("x"), array("first"), array("second"), array("cos"),
         array("sin"));
   m.def("kernel_attend", kernel_attend, py::arg("isa"), array("q"), array("k"), array("v"), array("visible"),
-        py::arg("scale"));
+        py::arg("scale"), py::arg("kv_type") = "f16");
 }
 
 }  // namespace glmlite

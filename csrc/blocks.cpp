@@ -1,5 +1,9 @@
 #include "blocks.h"
 
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
 namespace glmlite {
 
 static const FormatInfo kFormats[kFormatCount] = {
@@ -29,6 +33,12 @@ bool format_from_gguf(uint32_t type, Format* format) {
     }
   }
   return false;
+}
+
+KvType kv_type_named(const char* name) {
+  if (std::strcmp(name, "f16") == 0) return KvType::kF16;
+  if (std::strcmp(name, "q8") == 0) return KvType::kQ8;
+  throw std::invalid_argument("kv_type: '" + std::string(name) + "', expected 'f16' or 'q8'");
 }
 
 const FormatInfo* gguf_type_info(uint32_t type) {

@@ -43,4 +43,10 @@ const FormatInfo* gguf_type_info(uint32_t type);
 // Tokens whose keys and values share a page of the KV cache.
 constexpr int kPageTokens = 64;
 
+// What keys and values are rounded to when they are cached.
+enum class KvType : int { kF16, kQ8 };
+constexpr int kKvTypeCount = 2;
+// "f16" or "q8"; throws std::invalid_argument for another.
+KvType kv_type_named(const char*);
+
 }  // namespace glmlite

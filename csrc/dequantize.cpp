@@ -174,11 +174,12 @@ void dequantize_row(Format format, const uint8_t* row, int64_t k, float* y) {
     memcpy(y, row, static_cast<size_t>(k) * 4);
     return;
   }
-  if (format == Format::kF16 || format == Format::kBF16) {
-    for (int64_t i = 0; i < k; ++i) {
-      const uint16_t h = load16(row + 2 * i);
-      y[i] = format == Format::kF16 ? half_to_float(h) : bfloat_to_float(h);
-    }
+  if (format == Format::kF16) {
+    for (int64_t i = 0; i < k; ++i) y[i] = half_to_float(load16(row + 2 * i));
+    return;
+  }
+  if (format == Format::kBF16) {
+    for (int64_t i = 0; i < k; ++i) y[i] = bfloat_to_float(load16(row + 2 * i));
     return;
   }
   const FormatInfo& info = format_info(format);

@@ -54,7 +54,8 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   const int64_t pages = (partial + options.kv_tokens + kPageTokens - 1) / kPageTokens;
   const int64_t total = pages + (prefix + kPageTokens - 1) / kPageTokens;
   trim_heap();  // what reading the file's metadata left, before the weights come on top of it
-  executor_ = make_cpu_executor(file, std::move(program), total, options.threads, options.isa.c_str(), progress);
+  executor_ = make_cpu_executor(file, std::move(program), total, options.kv_type, options.threads, options.isa.c_str(),
+                                progress);
   table_ = std::make_unique<PageTable>(total, kPageTokens);
   base_ = table_->create();
   if (prefix > 0) {

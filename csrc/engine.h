@@ -26,6 +26,7 @@ struct Work {
 
 struct EngineOptions {
   int64_t kv_tokens = 0;
+  KvType kv_type = KvType::kF16;
   int threads = 0;
   std::string isa;
 };

@@ -57,7 +57,7 @@ class Executor {
 // progress(done, total) in bytes of the file; false cancels the load (Cancelled).
 using LoadProgress = std::function<bool(uint64_t done, uint64_t total)>;
 
-std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, int threads,
-                                            const char* isa, const LoadProgress& progress);
+std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, KvType kv_type,
+                                            int threads, const char* isa, const LoadProgress& progress);
 
 }  // namespace glmlite

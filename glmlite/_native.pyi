@@ -35,6 +35,7 @@ def machine_int8_peak(threads: int, isa: str = "") -> float:
 class TensorInfo:
     name: str
     type: str  # "Q4_0", ...; "type 42" for one that GGUF may know and we do not
+    type_id: int  # GGUF's number of the type
     shape: tuple[int, ...]  # numpy order: (rows, columns)
     nbytes: int
     supported: bool  # the engine has kernels for the type
@@ -134,7 +135,8 @@ class Engine:
 
     ops: (kind, out id, width, {slot: value id}, {slot: [tensor names]}, {slot: attribute}) per op, see
     `glmlite.engine.native_ops`. kv_tokens: capacity of the cache in tokens over all sequences, in whole pages of
-    `page_tokens`. threads: 0 = as many as the machine's physical cores allow. isa: "" = default.
+    `page_tokens`. kv_type: "f16" or "q8", what keys and values are rounded to in it. threads: 0 = as many as the
+    machine's physical cores allow. isa: "" = default.
     progress(done_bytes, total_bytes) -> False cancels the load.
     """
 
@@ -146,6 +148,7 @@ class Engine:
         ops: Sequence[tuple],
         *,
         kv_tokens: int,
+        kv_type: str = "f16",
         threads: int = 0,
         isa: str = "",
         progress: Callable[[int, int], Any] | None = None,
@@ -187,6 +190,11 @@ class Engine:
         """
     def trace(self, works: Sequence[Work], rows: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """A step as `step` runs it; the value of every op by its id."""
+    def squares(
+        self, works: Sequence[Work], rows: Sequence[int], values: Sequence[int], cancel: Cancel | None = None
+    ) -> dict[int, NDArray[np.float64]]:
+        """A step as `step` runs it; of each value in `values`, by its op's id, the sums of its columns' squares,
+        (width,). An id that no op has gets none, (0,)."""
     def scratch_bytes(self) -> int:
         """Bytes of activations and scratch held now."""
     def progress(self) -> float:
@@ -221,8 +229,12 @@ def kernel_attend(
     v: NDArray[np.float32],
     visible: NDArray[np.int64],
     scale: float,
+    kv_type: str = "f16",
 ) -> NDArray[np.float32]:
-    """q (M, head_dim), k and v (ctx, head_dim) of one KV head -> (M, head_dim), stored in f16 pages, chunk by chunk."""
+    """q (M, head_dim), k and v (ctx, head_dim) of one KV head -> (M, head_dim), stored in pages, chunk by chunk.
+
+    q8: queries and keys are turned by the Hadamard matrix first.
+    """
 
 def kernel_rope(
     isa: str,

@@ -10,7 +10,12 @@ import numpy as np
 
 from .program import Op, Rope
 
-KV_BYTES = 2  # of a cached value, f16
+# What keys and values are rounded to when they are cached: bytes of a row of head_dim. q8: a byte per value, in whole
+# sixteens, and an f32 scale.
+KV_TYPES: dict[str, Callable[[int], int]] = {
+    "f16": lambda head_dim: 2 * head_dim,
+    "q8": lambda head_dim: -(-head_dim // 16) * 16 + 4,
+}
 
 
 def executor(device: str) -> ModuleType:
@@ -55,10 +60,12 @@ def _attribute(value: Any, tensor: Callable[[str], np.ndarray]) -> Any:
     return value.table(None if value.factors is None else tensor(value.factors))._asdict()
 
 
-def kv_bytes_per_token(ops: Sequence[Op]) -> int:
+def kv_bytes_per_token(ops: Sequence[Op], kv_type: str = "f16") -> int:
     """Bytes of KV cache that a token takes in all layers."""
+    if kv_type not in KV_TYPES:
+        raise ValueError(f"kv_type is {kv_type!r}, expected {' or '.join(map(repr, KV_TYPES))}")
     layers = (op.attrs for op in ops if op.kind == "attention")
-    return sum(2 * a["kv_heads"] * a["head_dim"] * KV_BYTES for a in layers)
+    return sum(2 * a["kv_heads"] * KV_TYPES[kv_type](a["head_dim"]) for a in layers)
 
 
 def prefix_tokens(ops: Sequence[Op], shape: Callable[[str], tuple[int, ...]]) -> int:

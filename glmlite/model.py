@@ -33,6 +33,7 @@ def load(
     context: int | None = None,
     parallel: int = 4,
     kv_tokens: int | None = None,
+    kv_type: str = "f16",
     threads: int | None = None,
     device: str = "cpu",
     progress: Callable[[float], Any] | None = None,
@@ -44,6 +45,8 @@ def load(
     parallel: requests that run at the same time; more wait in line.
     kv_tokens: room of the KV cache, shared by all requests and by what is kept for reuse. Default: `context`; a
         request that finds no room waits, or starts over later, so give `parallel * context` to serve several long ones.
+    kv_type: "f16", or "q8", which takes half the memory, reads a long context faster and is as good as exact:
+        keys (turned by a Hadamard matrix) and values in 8 bits, with one scale per token and head.
     threads: of the engine; default: the machine's physical cores.
     device: "cpu", "auto" (the best there is) or "cuda".
     progress: called with 0 to 1 while loading; returning False cancels (Cancelled).
@@ -66,7 +69,8 @@ def load(
         defaults = sampling_defaults(metadata)
         for key in OF_THE_TOKENIZER:
             metadata.pop(f"tokenizer.ggml.{key}", None)
-        context = _context(context, recording, gguf.nbytes, native.available_memory())
+        per_token = engines.kv_bytes_per_token(recording.ops, kv_type)
+        context = _context(context, recording, gguf.nbytes, per_token, native.available_memory())
         kv_tokens = _kv_tokens(kv_tokens, context)
         page = native.Engine.page_tokens
         # A sequence begins in the prefix's last page, of which it needs a copy.
@@ -75,6 +79,7 @@ def load(
             gguf,
             engines.native_ops(recording.ops, gguf.dequantize),
             kv_tokens=-(-room // page) * page,
+            kv_type=kv_type,
             threads=threads or 0,
             progress=None if progress is None else lambda done, total: progress(done / total if total else 1.0),
         )
@@ -279,14 +284,14 @@ def infiller(architecture: str, tokenizer: Tokenizer) -> Infiller | None:
     return Infiller(architecture, tokenizer) if architecture in BLANKS else None
 
 
-def _context(asked: int | None, recording: models.Recording, weight_bytes: int, free: int) -> int:
-    """Tokens of one request: what was asked for, or else what fits into `free` bytes beside the weights."""
+def _context(asked: int | None, recording: models.Recording, weight_bytes: int, per_token: int, free: int) -> int:
+    """Tokens of one request, `per_token` bytes each: what was asked for, or else what fits into `free` bytes beside the
+    weights."""
     if asked is not None:
         if asked > recording.context:
             raise ValueError(f"context is {asked}, the model was trained for {recording.context} tokens")
         return asked
     context = min(recording.context, DEFAULT_CONTEXT)
-    per_token = engines.kv_bytes_per_token(recording.ops)
     while context > LEAST_CONTEXT and weight_bytes + context * per_token > free:
         context = max(context // 2, LEAST_CONTEXT)
     return context

@@ -253,8 +253,11 @@ class Reference:
             cached = self._append(sequence, layer, k[mine], v[mine])
             keys, values = (np.concatenate([p, c]).astype(self.dtype) for p, c in zip(before, cached))
             visible = len(before[0]) + step.visible[mine]
-            y[mine] = attend(q[mine].astype(self.dtype), keys, values, visible, scale)
+            y[mine] = self._attend(q[mine].astype(self.dtype), keys, values, visible, scale)
         return y.reshape(len(y), -1)
+
+    def _attend(self, q, k, v, visible, scale):
+        return attend(q, k, v, visible, scale)
 
     def _append(self, sequence: int, layer: int, k: np.ndarray, v: np.ndarray) -> Cached:
         """The layer's cache of a sequence, with the step's keys and values after what it held."""

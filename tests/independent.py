@@ -16,16 +16,18 @@ def chatglm(model, tokens):
     heads, kv_heads, width = get("attention.head_count"), get("attention.head_count_kv"), get("attention.key_length")
     turned, base = get("rope.dimension_count"), get("rope.freq_base")
     eps = get("attention.layer_norm_rms_epsilon")
+    divisor = model.metadata.get("chatglm.rope.scaling.factor", 1)  # of positions
     w = _Weights(model)
 
     def norm(x, name):
         return np.array([row / math.sqrt(sum(row**2) / len(row) + eps) for row in x]) * w[name]
 
     def rotate(head, position):
-        """Columns 2i and 2i+1 are a complex number, which turns by position * base^(-2i/turned)."""
+        """Columns i and i+1 are a complex number, which turns by position / divisor * base^(-i/turned)."""
         head = head.copy()
         for i in range(0, turned, 2):
-            z = complex(head[i], head[i + 1]) * cmath.exp(1j * position * base ** (-i / turned))
+            angle = position / divisor * base ** (-i / turned)
+            z = complex(head[i], head[i + 1]) * cmath.exp(1j * angle)
             head[i], head[i + 1] = z.real, z.imag
         return head
 

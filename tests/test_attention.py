@@ -10,9 +10,14 @@ QUERIES = [1, 2, 5, 16, 33]
 CONTEXTS = [1, 31, 32, 33, 255, 256, 257, 700]
 
 
-def attend(q, k, v, visible, scale=None, isa="scalar"):
+@pytest.fixture(params=["f16", "q8"])
+def kv_type(request):
+    return request.param
+
+
+def attend(q, k, v, visible, scale=None, isa="scalar", kv_type="f16"):
     scale = 1 / np.sqrt(q.shape[1]) if scale is None else scale
-    return _native.kernel_attend(isa, q, k, v, np.asarray(visible, np.int64), scale)
+    return _native.kernel_attend(isa, q, k, v, np.asarray(visible, np.int64), scale, kv_type)
 
 
 def assert_same_bits(a, b, **why):
@@ -35,37 +40,38 @@ def case(seed, m, head_dim, ctx, scale=1.0):
 
 @pytest.mark.parametrize("ctx", CONTEXTS)
 @pytest.mark.parametrize("head_dim", [1, 32, 64, 80, 100, 128, 256])
-def test_attend(head_dim, ctx):
+def test_attend(head_dim, ctx, kv_type):
     for m in QUERIES:
         q, k, v, visible = case(m, m, head_dim, ctx)
-        scalar = attend(q, k, v, visible)
-        assert_within(scalar, twins.attend(q, k, v, visible, 1 / np.sqrt(head_dim)))
+        scalar = attend(q, k, v, visible, kv_type=kv_type)
+        assert_within(scalar, twins.attend(q, k, v, visible, 1 / np.sqrt(head_dim), kv_type))
         for isa in _native.isas():
-            assert_same_bits(attend(q, k, v, visible, isa=isa), scalar, err_msg=f"{isa}, {m} queries")
+            got = attend(q, k, v, visible, isa=isa, kv_type=kv_type)
+            assert_same_bits(got, scalar, err_msg=f"{isa}, {m} queries")
 
 
 @pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("head_dim", [80, 128])
-def test_a_query_depends_on_no_other(isa, head_dim):
+def test_a_query_depends_on_no_other(isa, head_dim, kv_type):
     q, k, v, visible = case(0, 33, head_dim, 700)
-    together = attend(q, k, v, visible, isa=isa)
+    together = attend(q, k, v, visible, isa=isa, kv_type=kv_type)
     for i in range(33):
-        alone = attend(q[i : i + 1], k, v, visible[i : i + 1], isa=isa)
+        alone = attend(q[i : i + 1], k, v, visible[i : i + 1], isa=isa, kv_type=kv_type)
         assert_same_bits(together[i : i + 1], alone, err_msg=f"query {i}")
 
 
 @pytest.mark.parametrize("isa", _native.isas())
-def test_what_is_not_visible_has_no_influence(isa):
+def test_what_is_not_visible_has_no_influence(isa, kv_type):
     """Neither its values, nor how far the context goes on: a chunk of which a query sees nothing merges as nothing."""
     q, k, v, visible = case(1, 16, 64, 700)
     visible[:] = np.minimum(visible, 300)
     visible[0] = 10
-    short = attend(q, k[:300], v[:300], visible, isa=isa)
-    assert_same_bits(attend(q, k, v, visible, isa=isa), short)
+    short = attend(q, k[:300], v[:300], visible, isa=isa, kv_type=kv_type)
+    assert_same_bits(attend(q, k, v, visible, isa=isa, kv_type=kv_type), short)
     for i, n in enumerate(visible):
         garbage_k, garbage_v = k.copy(), v.copy()
         garbage_k[n:], garbage_v[n:] = -65504, 65504
-        assert_same_bits(attend(q, garbage_k, garbage_v, visible, isa=isa)[i], short[i])
+        assert_same_bits(attend(q, garbage_k, garbage_v, visible, isa=isa, kv_type=kv_type)[i], short[i])
 
 
 @pytest.mark.parametrize("isa", _native.isas())
@@ -88,6 +94,30 @@ def test_one_position_gives_its_value_as_f16(isa):
 
 
 @pytest.mark.parametrize("isa", _native.isas())
+def test_one_position_gives_its_codes(isa):
+    """p = 1, so the weight is the value's scale in whole numbers: the largest one, and so exact but for its factor."""
+    v = np.random.default_rng(6).standard_normal((1, 256)).astype(np.float32)
+    v[0, :3] = 3.5, 0, -3.5
+    for x in (v, v * np.float32(1e-20), v * np.float32(1e30)):
+        y = attend(np.ones_like(x), np.zeros_like(x), x, [1], isa=isa, kv_type="q8")
+        want = twins.stored_q8(x).astype(np.float64)
+        assert (np.abs(y - want) <= 6 * twins.U * np.abs(want)).all()
+    assert (attend(v, v, np.zeros_like(v), [1], isa=isa, kv_type="q8") == 0).all()
+
+
+def test_rotation_keeps_products_and_spreads_an_outlier():
+    rng = np.random.default_rng(7)
+    for head_dim in (1, 7, 64, 80, 128):
+        q, k = rng.standard_normal((2, 9, head_dim)).astype(np.float32)
+        kept = twins.rotate(q).astype(np.float64) @ twins.rotate(k).astype(np.float64).T
+        size = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(k, axis=1)
+        assert (np.abs(kept - q.astype(np.float64) @ k.T) <= 20 * twins.U * size).all()
+    outlier = np.zeros((1, 128), np.float32)
+    outlier[0, 5] = 8
+    np.testing.assert_allclose(np.abs(twins.rotate(outlier)), 8 / np.sqrt(128), rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", _native.isas())
 def test_weights_are_exponentials(isa):
     """Two positions, head_dim 1: e^s / (1 + e^s), over all scores down to where it is 0."""
     for s in -np.linspace(0, 120, 700).astype(np.float16).astype(np.float32):
@@ -97,7 +127,7 @@ def test_weights_are_exponentials(isa):
 
 
 @pytest.mark.parametrize("size", [100.0, 1e4])
-def test_extreme_scores(size):
+def test_extreme_scores(size, kv_type):
     """Scores up to +-size, equal or far apart, the largest in any chunk: no NaN, and still within the bound."""
     rng = np.random.default_rng(2)
     q = np.ones((4, 64), np.float32)
@@ -106,20 +136,20 @@ def test_extreme_scores(size):
     v = rng.standard_normal((700, 64)).astype(np.float32)
     visible = np.full(4, 700)
     visible[3] = 256
-    scalar = attend(q, k, v, visible, 1.0)
+    scalar = attend(q, k, v, visible, 1.0, kv_type=kv_type)
     assert np.isfinite(scalar).all()
-    assert_within(scalar, twins.attend(q, k, v, visible, 1.0))
+    assert_within(scalar, twins.attend(q, k, v, visible, 1.0, kv_type))
     for isa in _native.isas():
-        assert_same_bits(attend(q, k, v, visible, 1.0, isa), scalar, err_msg=isa)
+        assert_same_bits(attend(q, k, v, visible, 1.0, isa, kv_type), scalar, err_msg=isa)
 
 
 @pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_bad_query_shows_and_stays_alone(isa, bad):
+def test_a_bad_query_shows_and_stays_alone(isa, bad, kv_type):
     q, k, v, visible = case(3, 7, 64, 300)
-    want = attend(q, k, v, visible, isa=isa)
+    want = attend(q, k, v, visible, isa=isa, kv_type=kv_type)
     q[4, 33] = bad
-    got = attend(q, k, v, visible, isa=isa)
+    got = attend(q, k, v, visible, isa=isa, kv_type=kv_type)
     assert np.isnan(got[4]).all()
     assert_same_bits(np.delete(got, 4, 0), np.delete(want, 4, 0))
 
@@ -127,11 +157,11 @@ def test_a_bad_query_shows_and_stays_alone(isa, bad):
 @pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("side", [1, 2])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_bad_value_is_reported_when_stored(isa, side, bad):
+def test_a_bad_value_is_reported_when_stored(isa, side, bad, kv_type):
     args = list(case(4, 1, 40, 70))
     args[side][66, 37] = bad
     with pytest.raises(ValueError, match="position 66"):
-        attend(*args, isa=isa)
+        attend(*args, isa=isa, kv_type=kv_type)
 
 
 @pytest.mark.parametrize("visible", [0, 34])

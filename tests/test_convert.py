@@ -6,9 +6,14 @@ import json
 import math
 import os
 import shutil
+import signal
 import struct
+import subprocess
 import sys
+import time
+import tracemalloc
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import checkpoints
@@ -22,7 +27,8 @@ import glmlite.convert as converting
 from glmlite.cli import main
 from glmlite.convert import convert, formats, recipes, text
 from glmlite.convert.architectures import KINDS, Config
-from glmlite.convert.checkpoint import Checkpoint, load_json
+from glmlite.convert.checkpoint import Checkpoint
+from glmlite.convert.files import load_json
 from glmlite.errors import Cancelled, FormatError
 from glmlite.models import record
 from glmlite.reference import Reference, Work
@@ -245,8 +251,8 @@ def test_lora_of_llama_follows_the_rows(tmp_path, opened):
     [
         ({"transformer.encoder.layers.9.mlp.dense_4h_to_h": (64, 96)}, {}, "the model has no 'transformer.encoder.l"),
         ({"transformer.encoder.layers.0.mlp.dense_4h_to_h": (64, 95)}, {}, r"adapts \(64, 95\), but"),
-        ({}, {"use_dora": True}, "a DoRA adapter, expected LoRA"),
-        ({}, {"peft_type": "IA3"}, "a IA3 adapter, expected LoRA"),
+        ({}, {"use_dora": True}, "'use_dora' is set, expected plain LoRA"),
+        ({}, {"peft_type": "IA3"}, "'peft_type' is 'IA3', expected 'LORA'"),
         ({"transformer.output_layer": (384, 64)}, {"lora_alpha": "x"}, "'lora_alpha' is 'x'"),
     ],
 )
@@ -284,6 +290,14 @@ def test_ptuning_beside_the_model(tmp_path, opened, case, projected):
                 want = table[token, at : at + kv_heads * head_dim]
                 x = got[f"blk.{layer}.prefix_{'kv'[part]}.weight"][token]
                 assert np.max(np.abs(x - want)) <= 1e-5 * max(1, np.abs(want).max())
+
+
+def test_a_prefix_that_is_no_number(tmp_path):
+    model, folder = make(tmp_path / "base", "chatglm-ptuning")
+    named, _ = checkpoints.chatglm(model)
+    name = "transformer.prefix_encoder.embedding.weight"
+    checkpoints.write_weights(folder, named | {name: named[name] * np.float32("nan")})
+    refused(folder, rf"model\.safetensors: '{name}': .* values are NaN or infinite")
 
 
 def test_ptuning_of_another_model(tmp_path):
@@ -418,6 +432,22 @@ def test_chatglm2_is_told_from_chatglm3_by_its_tokenizers_code(tmp_path):
     assert chat_format() is None
 
 
+def test_chatglm3_has_brackets_around_sop(tmp_path):
+    """In its vocabulary and its template: other programs find the bare letters in the middle of "people"."""
+    pieces = [("<unk>", 0.0, 2), *((f"<0x{b:02X}>", 0.0, 6) for b in range(256)), ("people", -1.0, 1)]
+    (tmp_path / "tokenizer.model").write_bytes(checkpoints.sentencepiece_model(pieces, model_type=2))
+    template = "[gMASK]sop<|user|>\n {{ messages[0].content }}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    metadata = text.text_metadata(tmp_path, Config({}, tmp_path / "config.json"), "chatglm", 65024)
+    assert metadata["tokenizer.chat_template"].startswith("[gMASK]<sop><|user|>\n {{")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert tokens[64790:64795] == ["[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>"]
+    assert "sop" not in tokens and "eop" not in tokens
+    tokenizer = Tokenizer.from_metadata(metadata)
+    assert tokenizer.prefix_ids == (64790, 64792)
+    assert tokenizer.encode("[gMASK]sop") == tokenizer.encode("[gMASK]<sop>") == [64790, 64792]
+
+
 def test_recognised_by_tensors_never_by_name(tmp_path):
     _, folder = make(tmp_path / "llama-7b", "chatglm3", config={"model_type": "llama", "architectures": ["Mine"]})
     assert planned(folder)["general.architecture"] == "chatglm"
@@ -468,9 +498,9 @@ def test_importance_reaches_the_quantizer(tmp_path, monkeypatch):
     _, folder = make(tmp_path)
     seen = {}
     monkeypatch.setattr(converting, "encode", lambda x, kind, where, weights: seen.update({where: weights}) or real(x))
-    real = lambda x: formats.encode(x, "F16" if x.ndim == 2 else "F32", "")  # noqa: E731
+    real = lambda x: formats.encode(x, "Q8_0" if x.ndim == 2 else "F32", "")  # noqa: E731
     weights = np.arange(64, dtype=np.float32)
-    convert(folder, tmp_path / "out.gguf", "f16", importance={"blk.1.ffn_up.weight": weights})
+    convert(folder, tmp_path / "out.gguf", "q8_0", importance={"blk.1.ffn_up.weight": weights})
     given = {where: w for where, w in seen.items() if w is not None}
     assert list(given.values()) == [weights] and "layers.1.mlp.dense_h_to_4h" in next(iter(given))
 
@@ -482,6 +512,8 @@ def test_without_numba(tmp_path, monkeypatch):
     convert(folder, tmp_path / "out.gguf", "q8_0")
     with pytest.raises(RuntimeError, match="q4_0: quantizing needs numba: pip install"):
         convert(folder, tmp_path / "no.gguf", "q4_0")
+    with pytest.raises(RuntimeError, match="importance: quantizing with one needs numba: pip install"):
+        convert(folder, tmp_path / "no.gguf", "q8_0", importance={"blk.1.ffn_up.weight": np.ones(64)})
 
 
 def test_q8_0_is_the_published_one(monkeypatch):
@@ -511,6 +543,19 @@ def test_same_bytes_in_pieces_of_any_size(tmp_path, monkeypatch):
     first = convert(folder, tmp_path / "a.gguf", "q8_0").read_bytes()
     monkeypatch.setattr(converting, "_CHUNK", 100)
     assert convert(folder, tmp_path / "b.gguf", "q8_0").read_bytes() == first
+
+
+@pytest.mark.parametrize("recipe", ["f16", "q4_k_m", "q4_0"])
+def test_same_bytes_with_any_number_of_threads(tmp_path, monkeypatch, recipe):
+    if recipe != "f16":
+        pytest.importorskip("numba", reason="quantizing needs numba")
+    monkeypatch.setattr(converting, "_CHUNK", 10_000)
+    folder = checkpoints.write(tmp_path / "wide", tiny.wide("chatglm", layers=3, ffn=160, vocab=512), "chatglm")
+    first = convert(folder, tmp_path / "1.gguf", recipe, threads=1).read_bytes()
+    for threads in (2, 5):
+        assert convert(folder, tmp_path / f"{threads}.gguf", recipe, threads=threads).read_bytes() == first
+    with pytest.raises(ValueError, match="threads is 0, expected at least 1"):
+        convert(folder, tmp_path / "0.gguf", recipe, threads=0)
 
 
 def test_reads_no_more_than_it_needs(tmp_path, monkeypatch):
@@ -642,7 +687,7 @@ def test_weights_that_are_no_numbers(tmp_path, value, message):
 def refused(folder, match):
     with pytest.raises(FormatError, match=match) as error:
         convert(folder, folder / "out.gguf", "f16")
-    assert "\n" not in str(error.value) and not (folder / "out.gguf").exists()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000 and not (folder / "out.gguf").exists()
 
 
 @pytest.mark.parametrize(
@@ -776,7 +821,7 @@ def test_shards(tmp_path):
     shard.write_bytes((folder / "model-00001-of-00003.safetensors").read_bytes())
     refused(folder, r"'.*' is in model-00001-of-00003\.safetensors already")
     shard.write_bytes(data)
-    for name in ("../x.safetensors", "..", "a\\b", "C:x", "", 5, None):
+    for name in ("../x.safetensors", "..", "a\\b", "C:x", "", "x\0", "x" * 300, 5, None):
         index.write_text(json.dumps({"weight_map": {"w": name}}))
         refused(folder, r"index\.json: 'w' is in .*, expected the name of a file in the same folder")
     for bad in ({}, {"weight_map": []}, {"weight_map": {}}):
@@ -870,6 +915,102 @@ def test_no_tokenizer(tmp_path):
     _, folder = make(tmp_path)
     (folder / "tokenizer.json").unlink()
     refused(folder, "no ice_text.model, tokenizer.json")
+
+
+DEEP = b'{"model": ' + b"[" * 100_000
+ADDED = {"content": "<|user|>", "id": 262, "special": True}
+
+
+@pytest.mark.parametrize(
+    "case, file, data, match",
+    [
+        ("chatglm3", "tokenizer.json", DEEP, r"tokenizer\.json: (JSON nested too deep|not JSON)"),
+        (
+            "chatglm3",
+            "tokenizer.json",
+            {"model": {"vocab": {"a": 10**12}, "merges": []}},
+            "'a' has the id 1000000000000",
+        ),
+        ("chatglm3", "tokenizer.json", {"model": {"vocab": {"a": "x"}, "merges": []}}, "'a' has the id 'x'"),
+        ("chatglm3", "tokenizer.json", {"added_tokens": [ADDED | {"id": -1}]}, "'<|user|>' has the id -1"),
+        ("chatglm3", "tokenizer.json", {"added_tokens": [ADDED | {"content": 5}]}, "5 has the id 262"),
+        (
+            "chatglm3",
+            "tokenizer.json",
+            {"added_tokens": [ADDED | {"id": 384}]},
+            "has 385 tokens, the model only 384 rows",
+        ),
+        ("chatglm3", "tokenizer.json", {"added_tokens": [ADDED | {"content": "\ud800"}]}, "not JSON: .*surrogates"),
+        ("chatglm3", "tokenizer.json", {"pre_tokenizer": {"type": "x" * 5000}}, "that glmlite does not know"),
+        (
+            "chatglm3",
+            "generation_config.json",
+            b'{"temperature": 1e39}',
+            "'temperature' is 1e\\+39, expected a positive",
+        ),
+        ("chatglm3", "generation_config.json", b'{"top_k": "many"}', "'top_k' is 'many'"),
+        ("chatglm3", "chat_template.jinja", b"\xff", r"chat_template\.jinja: not UTF-8"),
+        ("chatglm3", "tokenizer.json", {"model": {"type": ["x"] * 999}}, r"a \['x', .* model, expected BPE"),
+        ("glm-10b", "merges.txt", b"\xff", r"merges\.txt: not UTF-8"),
+        ("glm-10b", "vocab.json", b'{"a": []}', r"vocab\.json: token 'a' has the id \[\]"),
+        ("glm-10b", "added_tokens.json", b'{"[MASK]": 4194304}', r"added_tokens\.json: token '\[MASK\]'"),
+        ("glm-10b", "tokenizer_config.json", b'{"added_tokens_decoder": 5}', "'added_tokens_decoder' is not an object"),
+        (
+            "chatglm-6b",
+            "ice_text.model",
+            b"\x0a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\1",
+            "not a sentencepiece model",
+        ),
+        ("chatglm-6b", "ice_text.model", b"\x0a\x05\x0a\x01a\x18\x63", "not a sentencepiece model"),
+    ],
+)
+def test_tokenizers_that_lie(tmp_path, case, file, data, match):
+    _, folder = make(tmp_path, case)
+    if isinstance(data, dict):
+        data = json.dumps(json.loads((folder / file).read_text()) | data).encode()
+    (folder / file).write_bytes(data)
+    refused(folder, match)
+
+
+@pytest.mark.parametrize("line", [b"x", b"YQ== x", b"YQ== 7", b"!! 0", b"QUFB" * 1000 + b" 0"])
+def test_rank_files_that_lie(tmp_path, line):
+    _, folder = make(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"YQ== 0\n" + line + b"\n")
+    refused(folder, r"tokenizer\.model: (line 2 is|the ranks are not 0 to)")
+
+
+def test_pickles_that_ask_for_memory(tmp_path):
+    """A note under the number 2^31 and an array of 2^40 bytes cost the unpickler in C as much memory."""
+    path = tmp_path / "pytorch_model.bin"
+    note = b"r" + struct.pack("<I", 2**31)
+    good = checkpoints.torch_pickle({"x": np.zeros(2, np.float32)})
+    checkpoints.write_torch(path, {"x": np.zeros(2, np.float32)}, good[:-1] + note + b".")
+    tracemalloc.start()
+    with Checkpoint(path) as checkpoint:
+        assert checkpoint.names == ["x"]
+    checkpoints.write_torch(path, {}, b"\x80\5\x96" + struct.pack("<Q", 2**40) + b".")
+    with pytest.raises(FormatError, match="the pickle is not one of tensors"):
+        Checkpoint(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_a_name_twice_in_a_pickle(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    x = np.zeros(2, np.float32)
+    body = checkpoints.torch_pickle({"x": x, "y": x}).replace(b"X\1\0\0\0y", b"X\1\0\0\0x")
+    checkpoints.write_torch(path, {"x": x, "y": x}, body)
+    with pytest.raises(FormatError, match=r"pytorch_model\.bin: .*'x' is there twice"):
+        Checkpoint(path)
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    for write, file in ((checkpoints.write_safetensors, "model.safetensors"), (checkpoints.write_torch, "model.bin")):
+        write(tmp_path / file, {"x" * 1000: np.zeros(2, np.float32)})
+        with pytest.raises(FormatError, match=rf"{file}: a tensor's name is 'xxx.*expected 1 to 512") as refusal:
+            Checkpoint(tmp_path / file)
+        assert len(str(refusal.value)) < 500
 
 
 @pytest.mark.parametrize("name, seed", [("model.safetensors", 1), ("pytorch_model.bin", 2)])
@@ -973,13 +1114,46 @@ def test_a_path_never_goes_to_a_hub(tmp_path, monkeypatch, capsys, source):
     assert "No such file or directory" in capsys.readouterr().err
 
 
-def test_command_stopped_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def command(folder, first, *arguments):
+    """`glmlite convert` in `folder` in a process of its own, which runs the code `first` before."""
+    code = f"import sys\n{first}\nfrom glmlite.cli import main\nsys.exit(main(['convert', *sys.argv[1:]]))"
+    path = os.pathsep.join([str(Path(converting.__file__).parents[2]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
+def test_ctrl_c_leaves_nothing_and_says_so(tmp_path):
     make(tmp_path / "mine")
+    slowly = """if True:
+        import time, glmlite.convert as converting
+        encode = converting.encode
+        converting.encode = lambda *x: time.sleep(0.2) or encode(*x)
+    """
+    process = command(tmp_path, slowly, "mine", "--type", "f16")
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("*.part")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "glmlite: mine-f16.gguf: stopped, nothing is left of it"
+    assert left(tmp_path) == ["mine"]
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(converting, "encode", interrupted)
-    assert main(["convert", "mine"]) == 130
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_failed_writes_leave_nothing_and_say_so(tmp_path):
+    """As on a full disk, a write stores less than it was given and the next one fails."""
+    make(tmp_path / "mine")
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))"
+    process = command(tmp_path, full, "mine", "--type", "f16")
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert error.splitlines()[-1] == f"glmlite: mine-f16.gguf: {os.strerror(errno.EFBIG)}; nothing is left of it"
     assert left(tmp_path) == ["mine"]

@@ -88,15 +88,18 @@ def test_context_is_halved_until_it_fits():
     r = Recorder({"e": (9, 8), "w": (24, 8)})
     r.attention(r.linear(r.embed("e"), "w"), 0, heads=1, kv_heads=1, head_dim=8, rope=None)
     assert engines.kv_bytes_per_token(r.ops) == 2 * 8 * 2
+    assert engines.kv_bytes_per_token(r.ops, "q8") == 2 * (16 + 4)
+    with pytest.raises(ValueError, match="kv_type is 'q4', expected 'f16' or 'q8'"):
+        engines.kv_bytes_per_token(r.ops, "q4")
 
     class Recording:
         ops, context = r.ops, 100_000
 
     for free, want in [(2**64 - 1, 4096), (10**9, 4096), (1000 + 32 * 4095, 2048), (0, 512)]:
-        assert models._context(None, Recording, 1000, free) == want
+        assert models._context(None, Recording, 1000, 32, free) == want
     Recording.context = 300
-    assert models._context(None, Recording, 1000, 0) == 300
-    assert models._context(200, Recording, 1000, 0) == 200
+    assert models._context(None, Recording, 1000, 32, 0) == 300
+    assert models._context(200, Recording, 1000, 32, 0) == 200
 
 
 def test_native_ops():

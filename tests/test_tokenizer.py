@@ -118,12 +118,13 @@ class Reference:
 
 
 class ChatGLM3(Reference):
-    """The sentencepiece file, and the tokens that the official code appends to it."""
+    """The sentencepiece file, and the tokens that the official code appends to it; `sop` is `<sop>` as well."""
 
     def __init__(self, folder: Path):
         self.sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         appended = items("[MASK] [gMASK] [sMASK] sop eop <|system|> <|user|> <|assistant|> <|observation|>")
         self.specials = {text: i for i, text in enumerate(appended, self.sp.get_piece_size())} | {"<s>": 1, "</s>": 2}
+        self.specials |= {f"<{text}>": self.specials[text] for text in ("sop", "eop")}
 
     def plain(self, text: str) -> list[int]:
         return self.sp.encode(text)
@@ -226,7 +227,8 @@ def test_round_trip_keeps_what_the_vocabulary_keeps(pair):
         kept = reference.normalize(line) if name == "chatglm-6b" else line
         assert ours.decode(ours.encode(line, special=False)) == kept, repr(line)
         if name != "chatglm-6b":
-            assert ours.decode(ours.encode(line)) == line
+            spelled = re.sub(r"(?<=MASK\])(sop|eop)", r"<\1>", line) if name == "chatglm3-6b" else line
+            assert ours.decode(ours.encode(line)) == spelled
 
 
 def test_streamed_text_is_the_whole_text(pair):
@@ -299,6 +301,16 @@ def test_a_special_token_of_letters_counts_only_behind_a_mask(small):
     assert tokenizer.encode("[gMASK]sop") == [gmask, sop]
     for text in ("sop", "isopropyl", "[gMASK] sop", "<|user|>sop"):
         assert sop not in tokenizer.encode(text), text
+
+
+def test_sop_of_chatglm3_in_either_spelling():
+    metadata = vocab.small_sentencepiece()
+    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens[tokens.index("sop")] = "<other>"
+    tokenizer = Tokenizer.from_metadata(metadata)
+    prefix = [tokenizer.id_of("[gMASK]"), tokenizer.id_of("<sop>")]
+    assert tokenizer.encode("[gMASK]sop") == tokenizer.encode("[gMASK]<sop>") == prefix
+    assert prefix[1] not in tokenizer.encode("sop people")
 
 
 def test_the_longest_special_token_wins():

@@ -115,7 +115,7 @@ def model(
         shapes["output.weight"] = (vocab, dim)
     if architecture == "glm":
         shapes["position_embd.weight"] = shapes["block_position_embd.weight"] = (context + 1, dim)
-    tensors = {name: _tensor(name, shape, seed) for name, shape in shapes.items()}
+    tensors = {name: tensor(name, shape, seed) for name, shape in shapes.items()}
     if factors is not None:
         tensors["rope_freqs.weight"] = np.asarray(factors, np.float32)
 
@@ -200,7 +200,7 @@ def checksum(model):
 
 def token_id(model, token):
     """The id of a token by its text, None if there is none: the lookup that layouts ask for."""
-    tokens = model.metadata["tokenizer.ggml.tokens"]
+    tokens = model.metadata.get("tokenizer.ggml.tokens", ())
     return tokens.index(token) if token in tokens else None
 
 
@@ -210,7 +210,8 @@ def byte_symbol(byte):
     return chr(byte) if byte in prints else chr(256 + [b for b in range(256) if b not in prints].index(byte))
 
 
-def _tensor(name, shape, seed):
+def tensor(name, shape, seed=0):
+    """Random f32 values, those of `model`; by the name they are as large as such a tensor's usually are."""
     # The sum of four uniform numbers is nearly normal, and needs no function whose last bit depends on the platform.
     uniform = np.random.RandomState(zlib.crc32(f"{seed}/{name}".encode())).random_sample((4, *shape))
     x = (uniform.sum(axis=0) - 2) * np.sqrt(3)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from twins_rows import rotate, stored_q8
 
 from glmlite import reference
 from glmlite.errors import Cancelled, FormatError
@@ -193,11 +194,27 @@ def _ops(tuples):
         yield Op(kind, values[out], inputs, {slot: tuple(names) for slot, names in weights.items()}, attrs)
 
 
+class RoundedKv:
+    """Over a Reference: attention as with q8 pages."""
+
+    def _attend(self, q, k, v, visible, scale):
+        q, k, v = (x.astype(np.float32) for x in (q, k, v))
+        q, k, v = stored_q8(rotate(q)), stored_q8(rotate(k)), stored_q8(v)
+        return super()._attend(*(x.astype(self.dtype) for x in (q, k, v)), visible, scale)
+
+
+def executor(kind, ops, weights, kv_type):
+    """A numpy executor, a kind of Reference, that keeps keys and values as the type of page does."""
+    if kv_type == "f16":
+        return kind(ops, weights, kv_dtype=np.float16)
+    return type("Rounded", (RoundedKv, kind), {})(ops, weights)
+
+
 class Engine:
     page_tokens = 64
     delay = 0.0  # seconds a token takes at least, for tests that need a slow engine
 
-    def __init__(self, gguf, ops, *, kv_tokens, threads=0, isa="", progress=None):
+    def __init__(self, gguf, ops, *, kv_tokens, kv_type="f16", threads=0, isa="", progress=None):
         if kv_tokens % self.page_tokens:
             raise ValueError(f"kv_tokens is {kv_tokens}, expected whole pages of {self.page_tokens}")
         ops = list(_ops(ops))
@@ -206,7 +223,7 @@ class Engine:
         total = sum(w.nbytes for w in weights.values())
         if progress is not None and progress(total, total) is False:
             raise Cancelled("load cancelled")
-        self._reference = reference.Reference(ops, weights, kv_dtype=np.float16)
+        self._reference = executor(reference.Reference, ops, weights, kv_type)
         self._pages = {}  # sequence -> pages
         self._lock = threading.Lock()
         self.threads, self.isa, self.vocab = threads or 1, "numpy", ops[-1].out.width

@@ -132,14 +132,16 @@ def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(T, k) -> q (T, k) int8, d (T, k/32) f32, sums of 16 (T, k/16) int32. Exact."""
     b = x.reshape(len(x), -1, 32)
     top = np.abs(b).max(-1, keepdims=True)
-    finite = np.isfinite(top)
-    live = finite & (top >= np.float32(2.0**-100))  # smaller blocks are zero: 127 / top would overflow
-    safe = np.where(live, top, np.float32(1))
-    r = np.where(live, b, np.float32(0)) * (np.float32(127) / safe)
+    finite = top < np.float32(2.0**96)  # false for NaN
+    live = finite & (top >= np.float32(2.0**-90))
+    d = np.where(live, top, np.float32(127)) / np.float32(127)
+    last = 1 << 19  # of the 23 bits of a mantissa, the last that a scale has: 4 of them, rounded up
+    d = ((d.view(np.uint32) + np.uint32(last - 1)) & ~np.uint32(last - 1)).view(np.float32)
+    r = np.where(live, b, np.float32(0)) * (np.float32(1) / d)
     whole = np.trunc(r)
     q = whole + np.where(np.abs(r - whole) >= 0.5, np.copysign(np.float32(1), r), np.float32(0))  # half away from zero
     q = q.astype(np.int8)
-    d = np.where(live, top / np.float32(127), np.where(finite, np.float32(0), np.float32(np.nan)))[..., 0]
+    d = np.where(finite, d, np.float32(np.nan))[..., 0]
     return q.reshape(x.shape), d, q.reshape(len(x), -1, 16).astype(np.int32).sum(-1, dtype=np.int32)
 
 

@@ -82,9 +82,38 @@ def stored(x) -> Array:
     return np.clip(x, -65504, 65504).astype(np.float16).astype(np.float64)
 
 
-def attend(q, k, v, visible, scale: float) -> tuple[Array, Array]:
+def rotate(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(..., head_dim) turned by Hadamard matrices of n columns, n the largest power of two in head_dim. Exact."""
+    head_dim = x.shape[-1]
+    n, apart = head_dim & -head_dim, 1
+    y = x.astype(np.float32)
+    while apart < n:
+        a, b = np.moveaxis(y.reshape(*x.shape[:-1], -1, 2, apart), -2, 0)
+        y = np.stack([a + b, a - b], -2).reshape(x.shape)
+        apart *= 2
+    return y * (np.float32(1) / np.sqrt(np.float32(n)))
+
+
+def codes(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(..., head_dim) -> whole numbers in -127..127 and the scale (..., 1) that a q8 page keeps of a row. Exact."""
+    scale = np.abs(x).max(-1, keepdims=True) / np.float32(127)
+    largest = scale * np.float32(127)
+    factor = np.divide(np.float32(127), largest, where=largest >= 2.0**-100, out=np.zeros_like(largest))
+    return np.rint(x * factor), scale
+
+
+def stored_q8(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a q8 page keeps of values; of keys, rotate(keys)."""
+    whole, scale = codes(x)
+    return whole * scale
+
+
+def attend(q, k, v, visible, scale: float, kv_type: str = "f16") -> tuple[Array, Array]:
     """q (M, head_dim), k and v (ctx, head_dim), visible (M,) -> (M, head_dim)."""
-    q, k, v = q.astype(np.float64), stored(k), stored(v)
+    if kv_type == "q8":
+        q, k, v = (x.astype(np.float64) for x in (stored_q8(rotate(q)), stored_q8(rotate(k)), stored_q8(v)))
+    else:
+        q, k, v = q.astype(np.float64), stored(k), stored(v)
     scale = float(np.float32(scale))
     ctx, head_dim = k.shape
     chunks = -(-ctx // CHUNK)
@@ -95,12 +124,22 @@ def attend(q, k, v, visible, scale: float) -> tuple[Array, Array]:
     weight = p / p.sum(1, keepdims=True)
     y = weight @ v
 
-    # A score: head_dim fma and the scale. Then the difference to the maximum and exp; then per merge a difference
-    # (together not more than `below`), exp, product and fma.
-    score_off = head_dim * U * abs(scale) * (np.abs(q) @ np.abs(k).T) + U * np.abs(np.where(sees, scores, 0))
+    # A score: head_dim fma and the scale; in q8 the dot product is exact, and the scales of q and k are rounded into
+    # it. Then the difference to the maximum and exp; then per merge a difference (together not more than `below`),
+    # exp, product and fma.
+    roundings = {"f16": head_dim, "q8": 4}[kv_type]
+    score_off = roundings * U * abs(scale) * (np.abs(q) @ np.abs(k).T) + U * np.abs(np.where(sees, scores, 0))
     below = np.where(sees, below, 0)
     weight_off = np.where(sees, np.expm1(score_off + 2 * U * below + EXP + chunks * (EXP + 2 * U)), 0)
     # A weight that is off moves the sum and the divisor; each then has its own additions, and underflow.
     bound = (weight * weight_off) @ np.abs(v) + (weight * weight_off).sum(1, keepdims=True) * np.abs(y)
     bound += CHUNK * U * (weight @ np.abs(v)) + (_lane_sum(CHUNK) + U) * np.abs(y)
+    if kv_type == "q8":
+        # Weights times scales become whole numbers of up to 16256 in each chunk: off by half of one.
+        scales = np.abs(v).max(1) / 127
+        for begin in range(0, ctx, CHUNK):
+            part = slice(begin, begin + CHUNK)
+            step = (weight[:, part] * scales[part]).max(1, keepdims=True) / 16256
+            whole = np.abs(v[part]) / np.where(scales[part] > 0, scales[part], 1)[:, None]
+            bound += 0.5 * step * (sees[:, part] @ whole)
     return y, bound * SECOND_ORDER + ctx * 2 * TINY * (np.abs(v).max() + 1)

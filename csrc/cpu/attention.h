@@ -7,4 +7,7 @@ namespace glmlite {
 // Queries whose scores of one chunk are kept at once: 24 KB beside a page of K or V, so that both stay near.
 constexpr int64_t kQueryBlock = 24;
 
+// Columns of a row of q8 pages. static: each file, whatever flags it is compiled with, keeps its own copy.
+static constexpr int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
 }  // namespace glmlite

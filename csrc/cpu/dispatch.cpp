@@ -111,10 +111,8 @@ bool cpu_has_neon() {
 
 #endif
 
-size_t linear_scratch_bytes(int64_t k, int64_t tokens) {
-  // Per token: sums of the rows of two panels; per 256 columns the activations, 8 scales and 16 prepared sums.
-  const int64_t at_once = tokens < kMaxTokens ? tokens : kMaxTokens;
-  return static_cast<size_t>(at_once * (2 * kLanes * 4 + (k + 255) / 256 * (256 + 8 * 4 + 16 * 4)));
+size_t linear_scratch_bytes(int64_t tokens) {
+  return static_cast<size_t>((tokens < kMaxTokens ? tokens : kMaxTokens) * 2 * kLanes) * sizeof(float);
 }
 
 const CpuKernels* const* cpu_kernel_sets(int* count) {

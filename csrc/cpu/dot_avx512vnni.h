@@ -36,6 +36,14 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
 }
 GLMLITE_INLINE Codes offset_signed(Codes c) { return {_mm512_xor_si512(c.v, _mm512_set1_epi8(-128))}; }
 
+GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
+  const __mmask16 zero = _mm512_cmp_ps_mask(w.v, _mm512_setzero_ps(), _CMP_EQ_OQ);
+  return {_mm512_mask_blend_epi32(zero, c.v, _mm512_set1_epi8(static_cast<char>(code)))};
+}
+
+GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), n.v))};
+}
 GLMLITE_INLINE F32x16 to_f32(Bytes16 b) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b.v))}; }
 GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
   const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -60,6 +68,7 @@ struct Dot {
   template <int kStep>
   GLMLITE_INLINE void add(Codes c, Quad q) {
     sum.v = _mm512_dpbusd_epi32(sum.v, c.v, q.v);
+    GLMLITE_PIN_ZMM(sum.v);
   }
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 total() const { return {_mm512_cvtepi32_ps(sum.v)}; }

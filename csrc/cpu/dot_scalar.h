@@ -53,6 +53,22 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
 }
 GLMLITE_INLINE Codes offset_signed(Codes c) { return c; }
 
+GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
+  for (int i = 0; i < 64; ++i) {
+    if (w.v[i / 4] == 0) c.v[i] = static_cast<uint8_t>(code);
+  }
+  return c;
+}
+
+GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
+  for (int i = 0; i < 16; ++i) {
+    uint32_t bits;
+    memcpy(&bits, x.v + i, 4);
+    bits += static_cast<uint32_t>(n.v[i]);
+    memcpy(x.v + i, &bits, 4);
+  }
+  return x;
+}
 GLMLITE_INLINE Bytes16 load_bytes(const uint8_t* p) {
   Bytes16 r;
   memcpy(r.v, p, 16);

@@ -48,13 +48,18 @@ struct Tile {
 };
 
 constexpr int64_t kTileQueries = 64;
+constexpr int kChunkPages = kChunkTokens / kPageTokens;
+constexpr int64_t kPieceValues = 1 << 17;
 constexpr uint64_t kPackBytes = 16 << 20;  // of the file, packed and let go at a time
 
 class CpuExecutor final : public Executor {
  public:
-  CpuExecutor(const Gguf& file, Program program, int64_t pages, int threads, const char* isa,
+  CpuExecutor(const Gguf& file, Program program, int64_t pages, KvType kv_type, int threads, const char* isa,
               const LoadProgress& progress)
-      : program_(std::move(program)), kernels_(cpu_kernels(isa)), team_(threads > 0 ? threads : default_threads()) {
+      : program_(std::move(program)),
+        kernels_(cpu_kernels(isa)),
+        team_(threads > 0 ? threads : default_threads()),
+        kv_type_(kv_type) {
     plan_weights();
     plan_cache(pages);
     plan_buffers();
@@ -67,10 +72,7 @@ class CpuExecutor final : public Executor {
 
   const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) override;
   void copy_page(int32_t from, int32_t to) override {
-    for (const Cache& c : caches_) {
-      const size_t bytes = c.page_values * sizeof(uint16_t);
-      std::memcpy(cache_.data() + c.offset + to * bytes, cache_.data() + c.offset + from * bytes, bytes);
-    }
+    for (const Cache& c : caches_) std::memcpy(k_page(c, to, 0), k_page(c, from, 0), c.page_bytes);
   }
   void write_prefix(const std::vector<int32_t>& pages) override;
   size_t weight_bytes() const override { return weights_.size(); }
@@ -83,11 +85,11 @@ class CpuExecutor final : public Executor {
   }
 
  private:
-  // KV geometry of one attention op: `page_values` f16 values per page, keys of all KV heads and then values.
+  // KV geometry of one attention op: a page has keys of all KV heads and then values.
   struct Cache {
     size_t offset;  // bytes into cache_
-    size_t page_values;
-    size_t head_values;  // of one KV head in a page, keys or values
+    size_t page_bytes;
+    size_t head_bytes;  // of one KV head in a page, keys or values
     int kv_heads;
   };
   // The weights of one op.
@@ -118,11 +120,11 @@ class CpuExecutor final : public Executor {
   int64_t rows_of(int id) const {
     return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : tokens_;
   }
-  uint16_t* k_page(const Cache& c, int32_t page, int head) const {
-    return cache_.as<uint16_t>(c.offset) + page * c.page_values + head * c.head_values;
+  uint8_t* k_page(const Cache& c, int32_t page, int head) const {
+    return cache_.data() + c.offset + page * c.page_bytes + head * c.head_bytes;
   }
-  uint16_t* v_page(const Cache& c, int32_t page, int head) const {
-    return k_page(c, page, head) + c.kv_heads * c.head_values;
+  uint8_t* v_page(const Cache& c, int32_t page, int head) const {
+    return k_page(c, page, head) + c.kv_heads * c.head_bytes;
   }
 
   // Each is run by all threads of the team; barriers are where they need one, and one after each op.
@@ -130,13 +132,23 @@ class CpuExecutor final : public Executor {
   void make_turns(int thread);
   void embed(const Op& op, int thread);
   void linear(const Op& op, int thread);
+  void linear_swiglu(const Op& op, const Op& next, int thread);
+  void multiply(const Op& op, int64_t begin, int64_t end, float* y, int64_t stride, int64_t first, int thread);
   void attention(const Op& op, int thread);
   void turn_and_store(const Op& op, int thread);
-  void attend_chunk(const Op& op, const Tile& tile, int64_t chunk, float* out, uint8_t* scratch);
+  bool store_kv(const Cache& cache, int32_t page, int64_t index, float* keys, const float* values, int64_t head_dim);
+  void attend_chunk(const Op& op, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
+                    uint8_t* scratch);
+  void find_keys(const Op& op, const Tile& tile, int64_t chunk, const uint8_t** pages) const;
   void attend_tile(const Op& op, const Tile& tile, uint8_t* scratch);
   void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
   void quantize_rows(int id, int thread);
+  void quantize_row(int id, int64_t row) {
+    const int64_t k = program_.values[id].width;
+    kernels_.quantize(value(id) + row * k, k, row, rows_of(id),
+                      reinterpret_cast<uint8_t*>(slots_[places_[id].quantized_slot]));
+  }
   template <class Fn>
   void each_row(int thread, int64_t rows, Fn fn) {
     for (int64_t t = rows * thread / team_.size(); t < rows * (thread + 1) / team_.size(); ++t) fn(t);
@@ -156,6 +168,7 @@ class CpuExecutor final : public Executor {
   Memory weights_;
 
   // KV cache.
+  const KvType kv_type_;
   std::vector<Cache> caches_;
   size_t page_bytes_ = 0;  // over all caches
   Memory cache_;
@@ -186,7 +199,15 @@ class CpuExecutor final : public Executor {
   std::vector<float*> cos_, sin_;
   Memory partials_;  // of attention split over the context
 
+  // Whether the result of an op, a linear, is only read by the swiglu that follows, so that both can be done in one
+  // pass over pieces that stay in the cache.
+  std::vector<char> feeds_swiglu_;                       // by op
+  static int64_t pieces(int64_t rows, int64_t panels) {  // panels of each half that make 512 KB, at most `panels`
+    return std::max<int64_t>(1, std::min(panels, kPieceValues / (2 * kLanes * rows)));
+  }
+
   // The step in progress.
+  bool fuse_ = true;  // not while somebody watches every value
   const Step* step_ = nullptr;
   int64_t tokens_ = 0;
   std::vector<std::vector<Tile>> tiles_;  // by attention op's cache
@@ -225,16 +246,29 @@ void CpuExecutor::plan_cache(int64_t pages) {
     if (op.kind != OpKind::kAttention) continue;
     Cache c;
     c.kv_heads = op.kv_heads;
-    c.head_values = static_cast<size_t>(kPageTokens) * op.head_dim;
-    c.page_values = 2 * c.head_values * op.kv_heads;
+    c.head_bytes = glmlite::kv_bytes(kv_type_, op.head_dim);
+    c.page_bytes = 2 * c.head_bytes * op.kv_heads;
     c.offset = page_bytes_ * pages;
-    page_bytes_ += c.page_values * sizeof(uint16_t);
+    page_bytes_ += c.page_bytes;
     caches_.push_back(c);
   }
 }
 
 // Gives every value a slot that no other living value has. A slot is as wide as its widest value.
 void CpuExecutor::plan_buffers() {
+  for (const Op& op : program_.ops) {
+    feeds_swiglu_.push_back(false);
+    const size_t next = static_cast<size_t>(op.out) + 1;
+    if (op.kind != OpKind::kLinear || op.add >= 0 || next >= program_.ops.size()) continue;
+    const Op& reader = program_.ops[next];
+    bool whole = reader.width % kLanes == 0;  // each half is whole panels
+    for (const Tensor* w : op.w) whole &= w->shape[0] % kLanes == 0;
+    if (!whole || reader.kind != OpKind::kSwiglu || program_.values[op.out].last_use != reader.out) continue;
+    feeds_swiglu_.back() = true;
+    // Read while the swiglu's result is already written.
+    int& last_use = program_.values[op.x].last_use;
+    last_use = std::max(last_use, reader.out);
+  }
   std::vector<int> free;
   std::vector<std::pair<int, int>> busy;  // last use, slot
   const auto take = [&](size_t columns, int last_use) {
@@ -270,10 +304,7 @@ void CpuExecutor::plan_buffers() {
     const int last_use = std::max(v.last_use, static_cast<int>(id));
     const size_t columns = (static_cast<size_t>(v.width) + 15) / 16 * 16;
     places_[id].slot = take(columns, last_use);
-    if (v.quantized) {  // int8 values, then f32 scales by 32, then int32 sums by 16
-      const auto k = static_cast<size_t>(v.width);
-      places_[id].quantized_slot = take(k / 4 + k / kActBlock + k / 16, last_use);
-    }
+    if (v.quantized) places_[id].quantized_slot = take(align64(act_bytes(v.width, 1)) / sizeof(float), last_use);
   }
   slots_.resize(slot_columns_.size());
 }
@@ -349,23 +380,31 @@ void CpuExecutor::bind_weights() {
 }
 
 void CpuExecutor::write_prefix(const std::vector<int32_t>& pages) {
-  const float* from = prefix_.data();
+  float* from = prefix_.data();
   for (const Op& op : program_.ops) {
     if (op.kind != OpKind::kAttention) continue;
     const Cache& c = caches_[op.cache];
     const int64_t columns = int64_t{op.kv_heads} * op.head_dim;
-    const float *keys = from, *values = from + program_.prefix * columns;
+    float *keys = from, *values = from + program_.prefix * columns;
     from = values + program_.prefix * columns;
     for (int64_t e = 0; e < program_.prefix; ++e) {
-      const int32_t page = pages[e / kPageTokens];
-      for (int h = 0; h < op.kv_heads; ++h) {
-        const int64_t at = e * columns + int64_t{h} * op.head_dim;
-        if (!kernels_.store_kv(keys + at, values + at, op.head_dim, k_page(c, page, h), v_page(c, page, h),
-                               e % kPageTokens))
-          throw FormatError("the prefix of layer " + std::to_string(op.cache) + " has a value that is not finite");
-      }
+      if (!store_kv(c, pages[e / kPageTokens], e % kPageTokens, keys + e * columns, values + e * columns, op.head_dim))
+        throw FormatError("the prefix of layer " + std::to_string(op.cache) + " has a value that is not finite");
     }
   }
+  prefix_ = {};
+}
+
+// Keys and values of all KV heads at one position; q8 turns the keys first, in place.
+bool CpuExecutor::store_kv(const Cache& cache, int32_t page, int64_t index, float* keys, const float* values,
+                           int64_t head_dim) {
+  bool finite = true;
+  for (int h = 0; h < cache.kv_heads; ++h) {
+    if (kv_type_ == KvType::kQ8) kernels_.rotate(keys + h * head_dim, head_dim);
+    finite &= kernels_.store_kv[static_cast<int>(kv_type_)](keys + h * head_dim, values + h * head_dim, head_dim,
+                                                            k_page(cache, page, h), v_page(cache, page, h), index);
+  }
+  return finite;
 }
 
 // Makes room for a step: all that may fail for want of memory fails here, before anything is computed.
@@ -399,8 +438,11 @@ void CpuExecutor::reserve(const Step& step) {
     }
     size_t scratch = 0;
     for (const Op& op : program_.ops) {
-      if (op.kind == OpKind::kLinear)
-        scratch = std::max(scratch, linear_scratch_bytes(program_.values[op.x].width, capacity));
+      if (op.kind == OpKind::kLinear) {
+        const size_t piece = feeds_swiglu_[op.out] ? std::max(kPieceValues, 2 * kLanes * capacity) * sizeof(float) : 0;
+        scratch = std::max(scratch, align64(linear_scratch_bytes(capacity)) + piece);
+      }
+      if (!op.positions.empty()) scratch = std::max(scratch, static_cast<size_t>(op.width) * sizeof(float));
       if (op.kind == OpKind::kAttention) {
         // A state, a chunk, pointers to queries with their limits, and what the kernel wants.
         scratch =
@@ -443,21 +485,14 @@ void CpuExecutor::reserve(const Step& step) {
 }
 
 Activations CpuExecutor::activations(int id) const {
-  Activations act{value(id), nullptr, nullptr, nullptr};
-  if (places_[id].quantized_slot >= 0) {
-    const int64_t k = program_.values[id].width;
-    auto* q = reinterpret_cast<int8_t*>(slots_[places_[id].quantized_slot]);
-    auto* d = reinterpret_cast<float*>(q + capacity_ * k);
-    act.q = q;
-    act.d = d;
-    act.sums = reinterpret_cast<int32_t*>(d + capacity_ * (k / kActBlock));
-  }
-  return act;
+  const int slot = places_[id].quantized_slot;
+  return {value(id), slot >= 0 ? reinterpret_cast<const uint8_t*>(slots_[slot]) : nullptr};
 }
 
 const float* CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) {
   reserve(step);
   step_ = &step;
+  fuse_ = watch == nullptr;
   tokens_ = static_cast<int64_t>(step.tokens.size());
   bad_.assign(step.tokens.size(), 0);
   done_.store(0, std::memory_order_relaxed);
@@ -511,6 +546,7 @@ void CpuExecutor::run_op(const Op& op, int thread) {
   const int64_t rows = rows_of(op.out);
   const int64_t width = op.width;
   float* y = value(op.out);
+  const bool quantized = places_[op.out].quantized_slot >= 0;
   switch (op.kind) {
     case OpKind::kEmbed:
       embed(op, thread);
@@ -520,28 +556,41 @@ void CpuExecutor::run_op(const Op& op, int thread) {
       each_row(thread, rows, [&](int64_t t) {
         kernels_.rms_norm(x + t * width, weights(op).norm, add ? add + t * width : nullptr, y + t * width, width,
                           op.eps);
+        if (quantized) quantize_row(op.out, t);
       });
-      break;
+      return;
     }
     case OpKind::kLayerNorm:
       each_row(thread, rows, [&](int64_t t) {
         kernels_.layer_norm(value(op.x) + t * width, weights(op).norm, weights(op).bias[0], y + t * width, width,
                             op.eps);
+        if (quantized) quantize_row(op.out, t);
       });
-      break;
+      return;
     case OpKind::kSwiglu:
-      each_row(thread, rows, [&](int64_t t) { kernels_.swiglu(value(op.x) + t * 2 * width, y + t * width, width); });
-      break;
+      if (fuse_ && feeds_swiglu_[op.x]) break;  // the linear has done it
+      each_row(thread, rows, [&](int64_t t) {
+        kernels_.swiglu(value(op.x) + t * 2 * width, y + t * width, width);
+        if (quantized) quantize_row(op.out, t);
+      });
+      return;
     case OpKind::kGelu:
-      each_row(thread, rows, [&](int64_t t) { kernels_.gelu(value(op.x) + t * width, y + t * width, width); });
-      break;
+      each_row(thread, rows, [&](int64_t t) {
+        kernels_.gelu(value(op.x) + t * width, y + t * width, width);
+        if (quantized) quantize_row(op.out, t);
+      });
+      return;
     case OpKind::kSelect:
       each_row(thread, rows, [&](int64_t r) {
         std::memcpy(y + r * width, value(op.x) + step_->rows[r] * width, width * sizeof(float));
       });
       break;
     case OpKind::kLinear:
-      linear(op, thread);
+      if (fuse_ && feeds_swiglu_[op.out]) {
+        linear_swiglu(op, program_.ops[op.out + 1], thread);
+      } else {
+        linear(op, thread);
+      }
       break;
     case OpKind::kAttention:
       attention(op, thread);
@@ -550,19 +599,14 @@ void CpuExecutor::run_op(const Op& op, int thread) {
   }
   // A linear's result is split by columns, so its rows are whole only after a barrier; all others' rows are the
   // thread's own.
-  if (places_[op.out].quantized_slot >= 0) {
+  if (quantized) {
     if (op.kind == OpKind::kLinear) team_.barrier();
     quantize_rows(op.out, thread);
   }
 }
 
 void CpuExecutor::quantize_rows(int id, int thread) {
-  const int64_t k = program_.values[id].width;
-  const Activations act = activations(id);
-  each_row(thread, rows_of(id), [&](int64_t t) {
-    kernels_.quantize(act.x + t * k, k, const_cast<int8_t*>(act.q) + t * k,
-                      const_cast<float*>(act.d) + t * (k / kActBlock), const_cast<int32_t*>(act.sums) + t * (k / 16));
-  });
+  each_row(thread, rows_of(id), [&](int64_t t) { quantize_row(id, t); });
 }
 
 void CpuExecutor::embed(const Op& op, int thread) {
@@ -580,50 +624,66 @@ void CpuExecutor::embed(const Op& op, int thread) {
   });
 }
 
-void CpuExecutor::linear(const Op& op, int thread) {
+// The op's panels [begin, end), counted over all of its matrices: column c of its result goes to y[t * stride + c -
+// first].
+void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, int64_t stride, int64_t first,
+                           int thread) {
   const int64_t rows = rows_of(op.out);
-  const Activations act = activations(op.x);
-  float* y = value(op.out);
   const float* add = op.add >= 0 ? value(op.add) : nullptr;
+  int64_t column = 0;
+  for (size_t i = 0; i < weights(op).w.size(); ++i) {
+    const Packed& w = *weights(op).w[i];
+    const int64_t from = std::max<int64_t>(begin, 0), to = std::min(end, w.panel_count());
+    if (from < to) {
+      LinearArgs args;
+      args.panels = w.panels;
+      args.k = w.k;
+      args.n = w.n;
+      args.panel_begin = from;
+      args.panel_end = to;
+      args.act = activations(op.x);
+      args.tokens = rows;
+      args.y = y + (column - first);
+      args.y_stride = stride;
+      args.scratch = scratch_.data() + scratch_per_thread_ * thread;
+      kernels_.linear[static_cast<int>(w.format)](args);
+      if (add || !weights(op).bias.empty()) {
+        const int64_t at = from * kLanes, count = std::min(to * kLanes, w.n) - at;
+        const float* bias = weights(op).bias.empty() ? nullptr : weights(op).bias[i] + at;
+        for (int64_t t = 0; t < rows; ++t)
+          kernels_.epilogue(args.y + t * stride + at, bias, add ? add + t * op.width + column + at : nullptr, op.alpha,
+                            count);
+      }
+    }
+    begin -= w.panel_count();
+    end -= w.panel_count();
+    column += w.n;
+  }
+}
+
+void CpuExecutor::linear(const Op& op, int thread) {
   int64_t panels = 0;
   for (const Packed* w : weights(op).w) panels += w->panel_count();
-  // Enough tasks to balance the threads; but a kernel arranges the activations anew in each, which many tokens make
-  // dear.
-  const int64_t tasks_per_thread = rows > 16 ? 2 : 8;
-  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * tasks_per_thread));
+  const int64_t per_task = std::max<int64_t>(1, panels / (team_.size() * 8));  // small enough to balance the threads
   int64_t task;
   while (team_.take((panels + per_task - 1) / per_task, &task)) {
-    int64_t begin = task * per_task, end = std::min(begin + per_task, panels);
-    int64_t column = 0;
-    for (size_t i = 0; i < weights(op).w.size(); ++i) {
-      const Packed& w = *weights(op).w[i];
-      const int64_t from = std::max<int64_t>(begin, 0), to = std::min(end, w.panel_count());
-      if (from < to) {
-        LinearArgs args;
-        args.panels = w.panels;
-        args.k = w.k;
-        args.n = w.n;
-        args.panel_begin = from;
-        args.panel_end = to;
-        args.act = act;
-        args.tokens = rows;
-        args.y = y + column;
-        args.y_stride = op.width;
-        args.scratch = scratch_.data() + scratch_per_thread_ * thread;
-        kernels_.linear[static_cast<int>(w.format)](args);
-        if (add || !weights(op).bias.empty()) {
-          const int64_t first = from * kLanes, count = std::min(to * kLanes, w.n) - first;
-          const float* bias = weights(op).bias.empty() ? nullptr : weights(op).bias[i] + first;
-          for (int64_t t = 0; t < rows; ++t) {
-            const int64_t at = t * op.width + column + first;
-            kernels_.epilogue(y + at, bias, add ? add + at : nullptr, op.alpha, count);
-          }
-        }
-      }
-      begin -= w.panel_count();
-      end -= w.panel_count();
-      column += w.n;
-    }
+    const int64_t begin = task * per_task;
+    multiply(op, begin, std::min(begin + per_task, panels), value(op.out), op.width, 0, thread);
+  }
+}
+
+void CpuExecutor::linear_swiglu(const Op& op, const Op& next, int thread) {
+  const int64_t rows = rows_of(op.out), panels = next.width / kLanes;
+  const int64_t per_task = pieces(rows, std::max<int64_t>(1, panels / (team_.size() * 8)));
+  auto* piece = reinterpret_cast<float*>(scratch_.data() + scratch_per_thread_ * thread +
+                                         align64(linear_scratch_bytes(capacity_)));
+  int64_t task;
+  while (team_.take((panels + per_task - 1) / per_task, &task)) {
+    const int64_t begin = task * per_task, end = std::min(begin + per_task, panels), columns = (end - begin) * kLanes;
+    multiply(op, begin, end, piece, 2 * columns, begin * kLanes, thread);
+    multiply(op, panels + begin, panels + end, piece + columns, 2 * columns, (panels + begin) * kLanes, thread);
+    for (int64_t t = 0; t < rows; ++t)
+      kernels_.swiglu(piece + t * 2 * columns, value(next.out) + t * next.width + begin * kLanes, columns);
   }
 }
 
@@ -640,11 +700,17 @@ void CpuExecutor::attention(const Op& op, int thread) {
   const int64_t longest = chunks(tiles[0].context);
   const size_t stride = partial_values(op, tile_queries(op, tiles));
   const auto count = static_cast<int64_t>(tiles.size());
-  while (team_.take(count * longest, &task)) {
+  // A thread takes its next task before it does one, so that it knows which keys to fetch meanwhile.
+  for (bool more = team_.take(count * longest, &task); more;) {
     const Tile& tile = tiles[task % count];
     const int64_t chunk = task / count;
+    int64_t next;
+    more = team_.take(count * longest, &next);
+    const uint8_t* ahead[kChunkPages];
+    find_keys(op, more ? tiles[next % count] : tile, more ? next / count : chunk, ahead);
     if (chunk < chunks(tile.context))
-      attend_chunk(op, tile, chunk, partials_.as<float>() + (task % count * longest + chunk) * stride, scratch);
+      attend_chunk(op, tile, chunk, ahead, partials_.as<float>() + (task % count * longest + chunk) * stride, scratch);
+    task = next;
   }
   team_.barrier();
   while (team_.take(count, &task)) merge_tile(op, tiles[task], partials_.as<float>() + task * longest * stride, stride);
@@ -668,21 +734,26 @@ void CpuExecutor::turn_and_store(const Op& op, int thread) {
       if (const float* norm = h < op.heads ? weights(op).q_norm : weights(op).k_norm)
         kernels_.rms_norm(head, norm, nullptr, head, op.head_dim, op.eps);
       if (op.rope >= 0) kernels_.rope(head, pairs, cos_[op.rope] + t * pairs.count, sin_[op.rope] + t * pairs.count);
+      if (kv_type_ == KvType::kQ8 && h < op.heads) kernels_.rotate(head, op.head_dim);
     }
     const int64_t entry = step_->entry[t];
     const int32_t page = run->pages[entry / kPageTokens];
-    const float* keys = row + int64_t{op.heads} * op.head_dim;
-    const float* values = keys + int64_t{op.kv_heads} * op.head_dim;
-    for (int h = 0; h < op.kv_heads; ++h) {
-      if (!kernels_.store_kv(keys + int64_t{h} * op.head_dim, values + int64_t{h} * op.head_dim, op.head_dim,
-                             k_page(cache, page, h), v_page(cache, page, h), entry % kPageTokens))
-        bad_[t] = 1;
-    }
+    float* keys = row + int64_t{op.heads} * op.head_dim;
+    if (!store_kv(cache, page, entry % kPageTokens, keys, keys + int64_t{op.kv_heads} * op.head_dim, op.head_dim))
+      bad_[t] = 1;
   });
 }
 
-// (max, sum, acc) of the tile's queries over one chunk, into out.
-void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, float* out, uint8_t* scratch) {
+// The pages of keys that a chunk begins with; beyond the context, the last again.
+void CpuExecutor::find_keys(const Op& op, const Tile& tile, int64_t chunk, const uint8_t** pages) const {
+  const int64_t last = (tile.context - 1) / kPageTokens;
+  for (int64_t i = 0; i < kChunkPages; ++i)
+    pages[i] = k_page(caches_[op.cache], tile.run->pages[std::min(chunk * kChunkPages + i, last)], tile.kv_head);
+}
+
+// (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched.
+void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
+                               uint8_t* scratch) {
   const int64_t queries = (tile.end - tile.begin) * group(op);
   const int64_t width = program_.values[op.x].width;
   auto** q = reinterpret_cast<const float**>(scratch);
@@ -694,27 +765,26 @@ void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, fl
       visible[i] = step_->visible[t];
     }
   }
-  const uint16_t *k[kChunkTokens / kPageTokens], *v[kChunkTokens / kPageTokens];
+  const uint8_t *k[kChunkPages], *v[kChunkPages];
+  find_keys(op, tile, chunk, k);
+  const Cache& cache = caches_[op.cache];
+  for (int i = 0; i < kChunkPages; ++i) v[i] = k[i] + cache.kv_heads * cache.head_bytes;
   AttendArgs args;
   args.begin = chunk * kChunkTokens;
   args.end = std::min(args.begin + kChunkTokens, tile.context);
-  for (int64_t e = args.begin; e < args.end; e += kPageTokens) {
-    const int32_t page = tile.run->pages[e / kPageTokens];
-    k[(e - args.begin) / kPageTokens] = k_page(caches_[op.cache], page, tile.kv_head);
-    v[(e - args.begin) / kPageTokens] = v_page(caches_[op.cache], page, tile.kv_head);
-  }
   args.q = q;
   args.queries = queries;
   args.head_dim = op.head_dim;
   args.scale = op.scale;
   args.k = k;
   args.v = v;
+  args.ahead = ahead;
   args.visible = visible;
   args.max = out;
   args.sum = out + queries;
   args.acc = out + 2 * queries;
   args.scratch = scratch + align64(max_queries(op) * 16);
-  kernels_.attend(args);
+  kernels_.attend[static_cast<int>(kv_type_)](args);
 }
 
 void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) {
@@ -722,10 +792,11 @@ void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) 
   auto* state = reinterpret_cast<float*>(scratch);
   float* chunk = state + partial_values(op, max_queries(op));
   scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(op, max_queries(op)));
-  attend_chunk(op, tile, 0, state, scratch);
-  for (int64_t c = 1; c < chunks(tile.context); ++c) {
-    attend_chunk(op, tile, c, chunk, scratch);
-    for (int64_t i = 0; i < queries; ++i)
+  const uint8_t* ahead[kChunkPages];
+  for (int64_t c = 0; c < chunks(tile.context); ++c) {
+    find_keys(op, tile, std::min(c + 1, chunks(tile.context) - 1), ahead);
+    attend_chunk(op, tile, c, ahead, c == 0 ? state : chunk, scratch);
+    for (int64_t i = 0; c > 0 && i < queries; ++i)
       kernels_.attend_merge(state + i, state + queries + i, state + 2 * queries + i * op.head_dim, chunk[i],
                             chunk[queries + i], chunk + 2 * queries + i * op.head_dim, op.head_dim);
   }
@@ -758,9 +829,9 @@ void CpuExecutor::finish_tile(const Op& op, const Tile& tile, const float* state
 
 }  // namespace
 
-std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, int threads,
-                                            const char* isa, const LoadProgress& progress) {
-  return std::make_unique<CpuExecutor>(file, std::move(program), pages, threads, isa, progress);
+std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, KvType kv_type,
+                                            int threads, const char* isa, const LoadProgress& progress) {
+  return std::make_unique<CpuExecutor>(file, std::move(program), pages, kv_type, threads, isa, progress);
 }
 
 }  // namespace glmlite

@@ -17,13 +17,33 @@ constexpr int kActBlock = 32;      // activations that share one scale
 constexpr int kChunkTokens = 256;  // positions whose scores are made at once: whole pages, and the unit of the split of
                                    // a context over threads. A constant of the results: merging goes chunk by chunk.
 
-// Quantized rows of activations, k values each, k % 32 == 0. Value i = q[i] * d[i / 32].
+// Quantized activations: T rows of k values, k % 32 == 0, in superblocks of 256 columns (the last one filled up with
+// zeros). All rows of a superblock lie together, in groups of so many as a kernel multiplies at once (and a last group
+// of what is left), so that it reads them one after the other. A group of M rows: int8 q[8 blocks][M][32], then the
+// fields below, [8][M] each. Value i of a block is q[i] * d. d has kScaleBits bits after the leading one, so that its
+// product with any weights' scale is exact.
 struct Activations {
-  const float* x;       // (T, k) the f32 rows themselves: what kernels of float formats read
-  const int8_t* q;      // (T, k) in -127..127
-  const float* d;       // (T, k / 32)
-  const int32_t* sums;  // (T, k / 16): sum of 16 values of q; two for each block
+  const float* x;         // (T, k) the f32 rows themselves: what kernels of float formats read
+  const uint8_t* blocks;  // act_bytes(k, T), 64-byte aligned
 };
+constexpr int kScaleBits = 4;
+constexpr int kScales = 1 << kScaleBits;
+enum ActField {
+  kActScale,     // f32 d
+  kActExponent,  // int32: the exponent of d, at its place in the bits of a float
+  kActMantissa,  // int32: 64 times the bits of d after the leading one; 64 kScales for NaN
+  // int32: the sum of q, times what zero points are: -8, -16 and -128; of each half of q, -4 and -32
+  kActSums8,
+  kActSums16,
+  kActSums128,
+  kActSums4,
+  kActSums32 = kActSums4 + 2,
+  // f32: d times the sum of q, for minimums; of each half of q
+  kActProducts = kActSums32 + 2,
+  kActFields = kActProducts + 3
+};
+constexpr int64_t kActSuperBytes = 256 + kActFields * 8 * 4;  // of a row and superblock
+constexpr int64_t act_bytes(int64_t k, int64_t tokens) { return (k + 255) / 256 * tokens * kActSuperBytes; }
 
 struct LinearArgs {
   const uint8_t* panels;           // packed by pack.h, 64-byte aligned: panels of 16 rows, k columns
@@ -34,7 +54,7 @@ struct LinearArgs {
   int64_t tokens;  // T
   float* y;        // y[t * y_stride + row]
   int64_t y_stride;
-  void* scratch;  // 64-byte aligned, linear_scratch_bytes(k, T) bytes, one per thread
+  void* scratch;  // 64-byte aligned, linear_scratch_bytes(T) bytes, one per thread
 };
 
 // The turn of the rotary pairs of one head; cos and sin already scaled by the magnitude.
@@ -44,35 +64,47 @@ struct RopePairs {
   int64_t count;
 };
 
+// A page keeps, of each KV head, keys and values of kPageTokens positions, kv_bytes(type, head_dim) bytes each, 64-byte
+// aligned:
+//   f16 keys    [position / 16][head_dim][16]
+//   f16 values  [position][head_dim]
+//   q8 keys     [position / 16][dim / 4][16][4] codes, then f32 scales [position]; dim = head_dim in whole sixteens
+//   q8 values   [position / 4][dim / 16][16][4] codes, then f32 scales [position]
+// Codes are as the kernel set's dot product wants them, so pages are read by the set that wrote them.
+size_t kv_bytes(KvType, int64_t head_dim);
+
 // Attention of M queries that share a KV head over the positions [begin, end) of one chunk.
 struct AttendArgs {
-  const float* const* q;     // M pointers to head_dim floats each
-  int64_t queries;           // M
-  int64_t head_dim;          // any; lanes beyond it are not read
-  float scale;               // of q . k
-  const uint16_t* const* k;  // one pointer per page from the page of `begin` on: [page / 16][head_dim][16] f16
-  const uint16_t* const* v;  // likewise: [page][head_dim] f16
-  int64_t begin, end;        // begin % kChunkTokens == 0, end - begin <= kChunkTokens
-  const int64_t* visible;    // (M) query i sees the positions below visible[i]
-  float* max;                // (M) out: largest score, -inf if it sees none
-  float* sum;                // (M) out: sum of exp(score - max), 0 if it sees none
-  float* acc;                // (M, head_dim) out: sum of exp(score - max) * v, 0 if it sees none
-  void* scratch;             // 64-byte aligned, attend_scratch_bytes(M, head_dim) bytes, one per thread
+  const float* const* q;        // M pointers to head_dim floats each
+  int64_t queries;              // M
+  int64_t head_dim;             // any; lanes beyond it are not read
+  float scale;                  // of q . k
+  const uint8_t* const* k;      // keys: one pointer per page from the page of `begin` on
+  const uint8_t* const* v;      // values, likewise
+  const uint8_t* const* ahead;  // as many pages of keys, which the thread will want next and are fetched meanwhile
+  int64_t begin, end;           // begin % kChunkTokens == 0, end - begin <= kChunkTokens
+  const int64_t* visible;       // (M) query i sees the positions below visible[i]
+  float* max;                   // (M) out: largest score, -inf if it sees none
+  float* sum;                   // (M) out: sum of exp(score - max), 0 if it sees none
+  float* acc;                   // (M, head_dim) out: sum of exp(score - max) * v, 0 if it sees none
+  void* scratch;                // 64-byte aligned, attend_scratch_bytes(M, head_dim) bytes, one per thread
 };
 
 struct CpuKernels {
   const char* name;     // what GLMLITE_ISA accepts
   bool (*supported)();  // by this CPU and operating system, now
 
-  // Row to activation row: for each block of 32, d = max|x| / 127, q = x * (127 / max|x|) rounded half away from zero
-  // (all 0 where max|x| < 2^-100: 127 / max|x| must not overflow), sums of q by 16. A NaN or infinity gives d = NaN, so
-  // that it stays visible downstream.
-  void (*quantize)(const float* x, int64_t k, int8_t* q, float* d, int32_t* sums);
+  // Row `token` of T = `tokens` rows to its place in `blocks`. For each block of 32, d = max|x| / 127 rounded up to
+  // kScaleBits, q = x * (1 / d) rounded half away from zero; where all |x| < 2^-90, q = 0 and d = 1. A NaN, an infinity
+  // or a value from 2^96 on gives d = NaN and q = 0, so that it stays visible downstream. Within these bounds no
+  // product d * (weights' scale) leaves the normal numbers.
+  void (*quantize)(const float* x, int64_t k, int64_t token, int64_t tokens, uint8_t* blocks);
 
   // y = x . W^T for every format, by index of Format. Quantized formats, for each block of 32 (or each half of it where
   // the format's scales are per 16), in order of k: acc = exact integer dot of (code - zero) with q, y = fma(ws * d,
-  // float(acc), y); then, where the format has minimums, y = fma(-(wm * d), float(sum), y). Float formats:
-  // y = fma(w, x, y) in order of k. The result for a token does not depend on T or on the other tokens.
+  // float(acc), y); then, where the format has minimums, y = fma(wm, d * float(sum), y), wm negative in the K formats.
+  // ws * d and d * sum are exact. Float formats: y = fma(w, x, y) in order of k. The result for a token does not depend
+  // on T or on the other tokens.
   void (*linear[kFormatCount])(const LinearArgs&);
 
   // Row of a packed tensor as f32: x[i] = w[row, i]. Exactly dequantize_row's values.
@@ -92,12 +124,22 @@ struct CpuKernels {
   // Turns pairs in place: (a, b) -> (a cos - b sin, a sin + b cos), each as fma(a, cos, -(b * sin)), fma(a, sin, b *
   // cos).
   void (*rope)(float* head, const RopePairs&, const float* cos, const float* sin);
-  // Writes one position of one KV head into its page, as f16 (nearest even; beyond +-65504 saturates, NaN becomes 0).
-  // Returns false if a value was NaN or infinite.
-  bool (*store_kv)(const float* k, const float* v, int64_t head_dim, uint16_t* k_page, uint16_t* v_page, int64_t index);
-  // score = scale * dot, dot = fma over head_dim in order from 0. max over what is visible. p = exp(score - max),
+  // Writes one position of one KV head into its page. Returns false if a value was NaN or infinite.
+  // f16: to nearest even; beyond +-65504 saturates, NaN becomes 0.
+  // q8: a row of keys or values is scale * code, scale = max|x| / 127, code = x * (127 / max|x|) to nearest even; all 0
+  // where max|x| < 2^-100, or where a value is not finite.
+  bool (*store_kv[kKvTypeCount])(const float* k, const float* v, int64_t head_dim, uint8_t* k_page, uint8_t* v_page,
+                                 int64_t index);
+  // f16: score = scale * dot, dot = fma over head_dim in order from 0. max over what is visible. p = exp(score - max),
   // summed in 16 lanes by position. acc = fma(p, v, acc) in order of position over visible ones.
-  void (*attend)(const AttendArgs&);
+  // q8: the query is rounded as a key is. score = (float(exact dot of codes) * key scale) * (query scale * scale). max,
+  // p and sum as in f16. w = p * value scale, top = the largest of them; weight = w * (16256 / top) to nearest even,
+  // all 0 where top < 2^-100; acc = float(exact sum of weight * code) * (top / 16256).
+  void (*attend[kKvTypeCount])(const AttendArgs&);
+  // Turns a key or a query by a Hadamard matrix, in place: outliers spread over all columns, so that one scale serves a
+  // row, and q . k stays. Blocks of n columns, n the largest power of two that divides head_dim; (a, b) -> (a + b, a -
+  // b) for columns 1, 2, 4, ... apart, then * float(1 / sqrt(n)). Keys of q8 pages and their queries are turned so.
+  void (*rotate)(float* head, int64_t head_dim);
   // Adds a later chunk's (max, sum, acc) to a state; a chunk with sum = 0 leaves the state untouched, a state with
   // sum = 0 becomes the chunk. new max m; s = exp(max - m): sum = fma(sum, s, other.sum * s'), acc likewise.
   void (*attend_merge)(float* max, float* sum, float* acc, float other_max, float other_sum, const float* other_acc,
@@ -110,7 +152,8 @@ struct CpuKernels {
   int64_t (*dot_rounds)(int64_t rounds, int32_t* result);
 };
 
-size_t linear_scratch_bytes(int64_t k, int64_t tokens);
+// Room for the sums of the rows of two panels.
+size_t linear_scratch_bytes(int64_t tokens);
 size_t attend_scratch_bytes(int64_t queries, int64_t head_dim);
 
 // All sets built into this module, best first; the last, `scalar`, runs anywhere.

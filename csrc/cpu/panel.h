@@ -31,9 +31,9 @@ namespace {
 constexpr int kBlockColumns = 32, kSuperColumns = 256;
 constexpr int kSuperBlocks = kSuperColumns / kBlockColumns;
 
-// Tokens whose activations are arranged in scratch at once; weights are unpacked again for the next ones. A multiple of
-// every set's kTileTokens.
-constexpr int kMaxTokens = 288;
+// Tokens whose sums wait in scratch at once; weights are unpacked again for the next ones. A multiple of every set's
+// kTileTokens.
+constexpr int kMaxTokens = 576;
 
 constexpr int kPairs = 64, kPairsHigh = 192;     // offsets of pairs in a header
 constexpr int kQ2KScales = 64, kQ6KScales = 32;  // offsets of scales

@@ -64,6 +64,13 @@ inline void store_f16(uint16_t* p, F32x16 x, int n) {
   store_f16(lanes, x);
   for (int l = 0; l < n; ++l) p[l] = lanes[l];
 }
+inline void store_i8(int8_t* p, F32x16 x) {
+  // The packs work within 128-bit lanes; the permutation puts the fours back in order.
+  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
+  words = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
 
 inline F32x16 add(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
@@ -113,8 +120,6 @@ inline float max_lanes(F32x16 x) {
   z = _mm_max_ps(z, _mm_movehl_ps(z, z));
   return _mm_cvtss_f32(_mm_max_ss(z, _mm_movehdup_ps(z)));
 }
-
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace glmlite

@@ -34,6 +34,9 @@ inline F32x16 load_f16(const uint16_t* p, int n) {
 inline __m256i to_f16(F32x16 x) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline void store_f16(uint16_t* p, F32x16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16(x)); }
 inline void store_f16(uint16_t* p, F32x16 x, int n) { _mm256_mask_storeu_epi16(p, first_lanes(n), to_f16(x)); }
+inline void store_i8(int8_t* p, F32x16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
 
 inline F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -63,8 +66,6 @@ inline float max_lanes(F32x16 x) {
   z = _mm_max_ps(z, _mm_movehl_ps(z, z));
   return _mm_cvtss_f32(_mm_max_ss(z, _mm_movehdup_ps(z)));
 }
-
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace glmlite

@@ -72,6 +72,11 @@ inline void store_f16(uint16_t* p, F32x16 x, int n) {
   store_f16(lanes, x);
   for (int l = 0; l < n; ++l) p[l] = lanes[l];
 }
+inline void store_i8(int8_t* p, F32x16 x) {
+  int16x4_t v[4];
+  for (int i = 0; i < 4; ++i) v[i] = vmovn_s32(vcvtq_s32_f32(x.v[i]));
+  vst1q_s8(p, vcombine_s8(vmovn_s16(vcombine_s16(v[0], v[1])), vmovn_s16(vcombine_s16(v[2], v[3]))));
+}
 
 inline F32x16 add(F32x16 a, F32x16 b) {
   return each([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
@@ -133,12 +138,6 @@ inline float max_lanes(F32x16 x) {
   y = max(y, vextq_f32(y, y, 2));
   return vgetq_lane_f32(max(y, vextq_f32(y, y, 1)), 0);
 }
-
-#if defined(_MSC_VER) && !defined(__clang__)
-inline void prefetch(const void* p) { __prefetch(p); }
-#else
-inline void prefetch(const void* p) { GLMLITE_PREFETCH(p); }
-#endif
 
 }  // namespace
 }  // namespace glmlite

@@ -79,6 +79,11 @@ inline void store_f16(uint16_t* p, F32x16 x, int n = 16) {
   for (int l = 0; l < n; ++l) p[l] = f32_to_f16(x.v[l]);
 }
 
+// x: whole numbers in -128..127; what a NaN becomes is not said.
+inline void store_i8(int8_t* p, F32x16 x) {
+  for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(x.v[l] == x.v[l] ? x.v[l] : 0.0f);
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) {
   return each([&](int l) { return a.v[l] + b.v[l]; });
 }
@@ -160,9 +165,6 @@ inline float max_lanes(F32x16 x) {
     for (int l = 0; l < half; ++l) x.v[l] = x.v[l] > x.v[l + half] ? x.v[l] : x.v[l + half];
   return x.v[0];
 }
-
-// A hint that the line at p will be read soon.
-inline void prefetch(const void*) {}
 
 }  // namespace
 }  // namespace glmlite

@@ -12,8 +12,11 @@ from . import console, options
 from .bench import bench
 from .chat import chat
 from .converting import convert
+from .examining import doctor
+from .imatrix import imatrix
 from .infill import infill
 from .inspect import inspect
+from .perplexity import perplexity
 from .run import run
 
 app = typer.Typer(
@@ -82,6 +85,7 @@ def glmlite(
     With a model of yours:
       glmlite convert glm-4-9b-chat
       glmlite inspect glm-4-9b-chat-q4_k_m.gguf
+      glmlite doctor glm-4-9b-chat-q4_k_m.gguf
       glmlite chat glm-4-9b-chat-q4_k_m.gguf
     """
 
@@ -102,5 +106,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, infill, convert, inspect, bench):
+for command in (run, chat, infill, convert, imatrix, perplexity, doctor, inspect, bench):
     app.command(command.__name__)(options.grouped(command))

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from . import console, running
-from .options import Json, Loading, ModelName, Threads
+from .options import Json, KvType, Loading, ModelName, Threads
 
 CHUNK = 512  # tokens of the prompt in one step
 
@@ -23,6 +23,7 @@ def bench(
         int, typer.Option("--depth", "-d", min=0, metavar="N", help="Tokens in the cache before either.")
     ] = 0,
     repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, metavar="N", help="Times to measure each.")] = 5,
+    kv_type: KvType = "f16",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -39,10 +40,10 @@ def bench(
     """
     if not prompt and not generate:
         raise typer.BadParameter("nothing to measure: --prompt and --generate are 0")
-    loading = Loading(context=depth + max(prompt, 1) + generate + 1, threads=threads)
+    loading = Loading(context=depth + max(prompt, 1) + generate + 1, kv_type=kv_type, threads=threads)
     with running.opened(model, loading) as opened:
         facts = measure(opened, prompt, generate, depth, repeat)
-    facts = {"model": model, **facts}
+    facts = {"model": model, "kv_type": kv_type, **facts}
     console.write(json.dumps(facts) + "\n" if as_json else _text(facts))
 
 
@@ -98,17 +99,22 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
 
 
 def work_per_token(gguf: Any) -> Work:
-    """Counted over the matrices of the program; the embedding's table is looked up, not multiplied."""
+    """Counted over the matrices of the program; the embedding's table is looked up, not multiplied.
+
+    Reading multiplies no token with what comes after `select`: the output's matrix is for rows whose logits are wanted.
+    """
     from ..models import record
 
     nbytes = operations = 0
+    selected = False
     tensors = gguf.tensors
     for op in record(gguf.metadata, {name: tensor.shape for name, tensor in tensors.items()}).ops:
+        selected |= op.kind == "select"
         if op.kind == "linear":
             for name in op.weights["w"]:
                 rows, columns = tensors[name].shape
                 nbytes += tensors[name].nbytes
-                operations += 2 * rows * columns
+                operations += 0 if selected else 2 * rows * columns
     return Work(nbytes, operations)
 
 

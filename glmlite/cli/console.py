@@ -61,18 +61,30 @@ def size(nbytes: int) -> str:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[float, float], None]]:
-    """A function of (done, total) that shows a bar on a terminal, from half a second on; elsewhere nothing."""
+def progress(title: str, rate: bool = False) -> Iterator[Callable[..., None]]:
+    """A function of (done, total[, another title]) that shows a bar on a terminal, from half a second on; elsewhere
+    nothing.
+
+    rate: `done` counts bytes, and their rate is shown too.
+    """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, title=title: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
+        *([TransferSpeedColumn()] if rate else []),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -81,13 +93,13 @@ def progress(title: str) -> Iterator[Callable[[float, float], None]]:
     begin = time.monotonic()
     started = False
 
-    def show(done: float, total: float) -> None:
+    def show(done: float, total: float, title: str = title) -> None:
         nonlocal started
         if not started and time.monotonic() - begin > 0.5:
             bar.start()
             started = True
         if started:
-            bar.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total, description=title)
             if done >= total:
                 bar.stop()
 

@@ -40,6 +40,19 @@ def convert(
     ptuning: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Store this P-Tuning v2 prefix.", show_default=False)
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Quantize with this importance matrix.", show_default=False),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Threads to quantize with [default: the physical cores]; the file does not depend on it.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Write over OUT.gguf if it is there.")] = False,
 ) -> None:
     """Make a GGUF file from a checkpoint, in little memory and without torch.
@@ -51,6 +64,7 @@ def convert(
       glmlite convert zai-org/glm-edge-1.5b-chat
       glmlite convert chatglm-6b --ptuning checkpoint-3000 --type f16
       glmlite convert model-f16.gguf model-q4_0.gguf --type q4_0 --tensor-type attn_v=q6_k
+      glmlite convert model-f16.gguf --type q4_k_m --imatrix model-f16.imatrix.gguf
     """
     from .. import convert as conversion
     from .. import hub
@@ -58,16 +72,32 @@ def convert(
     out = out or _beside(source, type)
     if out.exists() and not force:
         raise FileExistsError(17, "it is there already; --force writes over it", str(out))
+    importance = None if imatrix is None else conversion.imatrix.read(imatrix).weights()
     folder = hub.fetch(source) if hub.is_name(source) else source
     work = conversion.plan(folder, type, tensor_types=_pairs(tensor_type or []), lora=lora, ptuning=ptuning)
     try:
         rows = [(role, kind.lower(), count, console.size(nbytes)) for role, kind, count, nbytes in work.roles()]
         console.note(console.columns([("role", "type", "tensors", "size"), *rows], right=[2, 3]).rstrip())
-        with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})") as show:
-            conversion.work_off(work, out, progress=show)
+        if importance is not None:
+            _note_unweighted(conversion.unweighted(work, importance), imatrix)
+        with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})", rate=True) as show:
+            conversion.work_off(work, out, progress=show, importance=importance, threads=threads)
+    except KeyboardInterrupt:
+        console.note(f"glmlite: {out}: stopped, nothing is left of it")
+        raise
     finally:
         work.close()
     console.write(f"{out}\n")
+
+
+def _note_unweighted(names: list[str], imatrix: Path) -> None:
+    """A word on tensors that one would expect to find in an importance matrix."""
+    unexpected = [name for name in names if name not in ("token_embd.weight", "output.weight")]
+    if unexpected:
+        console.note(
+            f"{imatrix}: has nothing for {len(unexpected)} of the tensors, which are quantized without it: "
+            f"{', '.join(unexpected[:3])}{', ...' if len(unexpected) > 3 else ''}"
+        )
 
 
 def _beside(source: str, type: str) -> Path:

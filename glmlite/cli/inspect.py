@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from . import console
-from .options import Json, ModelName, find
+from .options import Json, KvType, ModelName, find
 
 SHOWN = 8  # elements of an array
 
@@ -22,6 +22,7 @@ def inspect(
             "--context", "-c", min=1, metavar="N", help="Say what N tokens of context need.", show_default=False
         ),
     ] = None,
+    kv_type: KvType = "f16",
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -37,13 +38,13 @@ def inspect(
 
     gguf = Gguf(find(file))
     try:
-        facts = describe(gguf, context, tensors)
+        facts = describe(gguf, context, tensors, kv_type)
     finally:
         gguf.close()
     console.write(json.dumps(facts, ensure_ascii=False, indent=1) + "\n" if as_json else _text(facts))
 
 
-def describe(gguf: Any, context: int | None, tensors: bool) -> dict[str, Any]:
+def describe(gguf: Any, context: int | None, tensors: bool, kv_type: str = "f16") -> dict[str, Any]:
     """The facts of an open file, as JSON has them. Arrays of the metadata are shortened, their length given."""
     parameters = nbytes = 0
     types: Counter[str] = Counter()
@@ -60,7 +61,7 @@ def describe(gguf: Any, context: int | None, tensors: bool) -> dict[str, Any]:
         "architecture": _plain(gguf.metadata.get("general.architecture")),
         "parameters": parameters,
         "types": {name: {"tensors": counts[name], "bytes": types[name]} for name in types},
-        "memory": _memory(gguf, nbytes, context),
+        "memory": _memory(gguf, nbytes, context, kv_type),
         "metadata": {key: _plain(value) for key, value in gguf.metadata.items()},
     }
     if tensors:
@@ -71,7 +72,7 @@ def describe(gguf: Any, context: int | None, tensors: bool) -> dict[str, Any]:
     return facts
 
 
-def _memory(gguf: Any, weights: int, context: int | None) -> dict[str, Any]:
+def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[str, Any]:
     """Bytes of the weights and of the cache."""
     from ..engine import kv_bytes_per_token
     from ..errors import FormatError
@@ -81,10 +82,11 @@ def _memory(gguf: Any, weights: int, context: int | None) -> dict[str, Any]:
         recording = record(gguf.metadata, {name: tensor.shape for name, tensor in gguf.tensors.items()})
     except FormatError as error:
         return {"error": str(error)}
-    per_token = kv_bytes_per_token(recording.ops)
+    per_token = kv_bytes_per_token(recording.ops, kv_type)
     contexts = [context] if context else sorted({min(n, recording.context) for n in (2048, 8192, recording.context)})
     return {
         "weights": weights,
+        "kv_type": kv_type,
         "cache_per_token": per_token,
         "trained_context": recording.context,
         "contexts": [{"tokens": n, "bytes": weights + n * per_token} for n in contexts],

@@ -33,6 +33,14 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+KV_TYPE = "What the cache of the context keeps: f16, or q8, which takes half the memory [default: f16]."
+KvType = Annotated[str, typer.Option("--kv-type", metavar="TYPE", help=KV_TYPE, show_default=False)]
+Text = Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file; - reads what is piped in.")]
+Chunk = Annotated[int, typer.Option("--context", "-c", min=16, metavar="N", help="Tokens of a chunk.")]
+Chunks = Annotated[
+    int | None,
+    typer.Option("--chunks", min=1, metavar="N", help="Read only the first N chunks.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -54,6 +62,7 @@ class Loading(Group):
         int | None,
         _option("Tokens of context to make room for [default: at most 4096].", "--context", "-c", min=1, metavar="N"),
     ] = None
+    kv_type: Annotated[str | None, _option(KV_TYPE, "--kv-type", metavar="TYPE")] = None
     threads: Threads = None
 
 

@@ -93,6 +93,11 @@ def text_of(prompt: str | None, file: Path | None) -> str:
     return text
 
 
+def text_at(path: Path) -> str:
+    """What a TEXT argument means: a UTF-8 file, or `-`: what is piped in. Raises ValueError if it is not UTF-8."""
+    return _decode(sys.stdin.buffer.read(), "stdin") if str(path) == "-" else _decode(path.read_bytes(), str(path))
+
+
 def _decode(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")

@@ -6,26 +6,31 @@ convert("chatglm3-6b", "chatglm3-6b-q8_0.gguf", type="q8_0")
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._native import default_threads
 from ..errors import Cancelled, FormatError
-from . import recipes, writer
+from . import imatrix, recipes, writer
 from .architectures import Config, Model, Tensor, build
-from .checkpoint import Checkpoint, load_json
+from .checkpoint import Checkpoint
+from .files import load_json
 from .formats import TYPES, can_quantize, encode, tensor_bytes
 from .sources import Adapted, Source, Unpacked
 from .text import text_metadata
 
-__all__ = ["Plan", "convert", "plan"]
+__all__ = ["Plan", "convert", "imatrix", "plan", "unweighted", "work_off"]
 
-_CHUNK = 1 << 21  # values that are in memory at a time; their bytes stay in the cache from step to step
+_CHUNK = 1 << 19  # values that a thread has in hand; their f32 stay in a cache from step to step
+_AHEAD = 4  # pieces of each thread that may wait to be written
 _SIMPLE = ("F32", "F16", "BF16", "Q8_0")  # what needs no quantizer
 _QUANTIZATION_VERSION = 2  # of the block formats, as GGUF counts them
 
@@ -61,19 +66,22 @@ def convert(
     *,
     progress: Callable[[int, int], Any] | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
+    threads: int | None = None,
     **options: Any,
 ) -> Path:
     """Write the GGUF file of a checkpoint; options are those of `plan`. Returns `out`.
 
     progress: called with the bytes written and those in all; returning False cancels (Cancelled).
-    importance: tensor name -> weights of its columns, for the quantized types (an imatrix).
+    importance: tensor name -> weights of its columns, for the quantized types: `imatrix.read(path).weights()`.
+        Tensors that it has nothing for are quantized without.
+    threads: that read and quantize, by default one per core; the bytes do not depend on it.
 
     Whatever goes wrong leaves no file. Raises FormatError (the checkpoint's fault: file and tensor), ValueError,
     OSError, Cancelled.
     """
     work = plan(source, type, **options)
     try:
-        return work_off(work, Path(out), progress=progress, importance=importance)
+        return work_off(work, Path(out), progress=progress, importance=importance, threads=threads)
     finally:
         work.close()
 
@@ -134,31 +142,77 @@ def work_off(
     *,
     progress: Callable[[int, int], Any] | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
+    threads: int | None = None,
 ) -> Path:
     """Write the file of a plan, as `convert` does."""
+    if importance is not None:
+        unweighted(work, importance)
+        if not can_quantize():
+            raise RuntimeError("importance: quantizing with one needs numba: pip install 'glmlite[convert]'")
 
     def report(done: int, total: int) -> None:
         if progress is not None and progress(done, total) is False:
             raise Cancelled(f"{out}: cancelled, nothing is left of it")
 
-    entries = [
-        writer.Entry(tensor.name, tensor.shape, kind, _pieces(tensor, kind, (importance or {}).get(tensor.name)))
-        for tensor, kind in work.tensors
-    ]
-    writer.write(out, work.metadata, entries, report)
+    threads = default_threads() if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, expected at least 1")
+    with ThreadPoolExecutor(threads) as pool:
+
+        def pieces(tensor: Tensor, kind: str) -> Iterator[np.ndarray]:
+            columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
+            step = max(1, _CHUNK // max(columns, 1))
+            weights = (importance or {}).get(tensor.name)
+
+            def piece(begin: int) -> np.ndarray:
+                x = tensor.read(begin, min(begin + step, tensor.shape[0]))
+                return encode(x, kind, tensor.origin or tensor.name, weights)
+
+            return _in_order(pool, piece, range(0, tensor.shape[0], step), _AHEAD * threads)
+
+        entries = [
+            writer.Entry(tensor.name, tensor.shape, kind, partial(pieces, tensor, kind))
+            for tensor, kind in work.tensors
+        ]
+        writer.write(out, work.metadata, entries, report)
     return out
 
 
-def _pieces(tensor: Tensor, kind: str, weights: np.ndarray | None) -> Callable[[], Iterator[np.ndarray]]:
-    columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
-    step = max(1, _CHUNK // max(columns, 1))
+def unweighted(work: Plan, importance: Mapping[str, np.ndarray]) -> list[str]:
+    """The tensors that the plan quantizes and `importance` has nothing for.
 
-    def pieces() -> Iterator[np.ndarray]:
-        for begin in range(0, tensor.shape[0], step):
-            x = tensor.read(begin, min(begin + step, tensor.shape[0]))
-            yield encode(x, kind, tensor.origin or tensor.name, weights)
+    Raises ValueError where they have another width, or nothing for any (another model's), or nothing is quantized.
+    """
+    shapes = {tensor.name: tensor.shape for tensor, kind in work.tensors if kind not in ("F32", "F16", "BF16")}
+    if not shapes:
+        raise ValueError("importance: only types that quantize have a use for it; this plan has none")
+    for name in shapes.keys() & importance.keys():
+        if np.shape(importance[name]) != shapes[name][-1:]:
+            raise ValueError(
+                f"importance: '{name}' has {np.size(importance[name])} columns, expected {shapes[name][-1]}: "
+                "it is another model's"
+            )
+    absent = [name for name in shapes if name not in importance]
+    if len(absent) == len(shapes):
+        raise ValueError(f"importance: has nothing for '{absent[0]}' or any other tensor: it is another model's")
+    return absent
 
-    return pieces
+
+def _in_order(
+    pool: ThreadPoolExecutor, call: Callable[[int], np.ndarray], arguments: Iterable[int], ahead: int
+) -> Iterator[np.ndarray]:
+    """What `call` gives for each argument, in their order, while the pool works on the `ahead` that follow."""
+    waiting: deque[Future[np.ndarray]] = deque()
+    try:
+        for argument in arguments:
+            waiting.append(pool.submit(call, argument))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _read_checkpoint(

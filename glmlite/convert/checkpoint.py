@@ -11,49 +11,22 @@ checked against the file's size before it is used.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
+from .._native import dequantize
 from ..errors import FormatError
+from . import safetensors, torchfile
+from .files import Files, load_json, short
+from .stored import DTYPES, Stored, check_name
 
-__all__ = ["DTYPES", "Checkpoint", "Rows", "Stored", "load_json"]
-
-# As safetensors names them -> how numpy reads them, little-endian. numpy has no bfloat16: its bits are read.
-DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("u1"),
-}
-_MAX_JSON = 100_000_000  # bytes; safetensors' own limit for a header
-_MAX_DIMS = 8
+__all__ = ["Checkpoint", "Rows"]
 
 Rows = Sequence[int] | np.ndarray  # indices along the first dimension
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor's bytes are: `offset` from the beginning of the file; strides in elements, None if C order."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    strides: tuple[int, ...] | None = None
 
 
 class Checkpoint:
@@ -64,7 +37,7 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._files: dict[Path, BinaryIO] = {}
+        self._files = Files()
         self._tensors = _open(self.path)
 
     @property
@@ -89,9 +62,10 @@ class Checkpoint:
         """The rows as f32 (all if None), in the order asked for. Raises FormatError if the tensor's are no floats."""
         x = self.raw(name, rows)
         dtype = self.dtype(name)
-        if dtype == "BF16":
-            return (x.astype(np.uint32) << 16).view(np.float32)
-        if dtype not in ("F64", "F32", "F16"):
+        if dtype in ("BF16", "F16"):
+            flat = np.ascontiguousarray(x).reshape(-1)
+            return dequantize(dtype, flat.view(np.uint8)[None]).reshape(x.shape)
+        if dtype not in ("F64", "F32"):
             raise FormatError(f"{self.where(name)} is {dtype}, expected F32, F16 or BF16")
         return x.astype(np.float32, copy=False)
 
@@ -99,7 +73,7 @@ class Checkpoint:
         """The rows as stored (BF16: its bits)."""
         t = self._tensors[name]
         if t.strides is not None:
-            return self._strided(t)[slice(None) if rows is None else np.asarray(rows)]
+            return self._strided(t, np.arange(t.shape[0]) if rows is None else np.asarray(rows))
         if rows is None or not t.shape:
             return self._contiguous(t, 0, t.shape[0] if t.shape else 1).reshape(t.shape)
         rows = np.asarray(rows)
@@ -116,9 +90,7 @@ class Checkpoint:
         return out
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._files.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -131,20 +103,21 @@ class Checkpoint:
         data = self._bytes(t, first * row, count * row)
         return data.reshape(count, *t.shape[1:])
 
-    def _strided(self, t: Stored) -> np.ndarray:
-        span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.strides)) if all(t.shape) else 0
+    def _strided(self, t: Stored, rows: np.ndarray) -> np.ndarray:
+        """Reads all from the first to the last element of the rows: of a transposed matrix, nearly all of it."""
+        if not len(rows):
+            return np.empty((0, *t.shape[1:]), DTYPES[t.dtype])
+        first = int(rows.min())
+        shape = (int(rows.max()) + 1 - first, *t.shape[1:])
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, t.strides))
         size = DTYPES[t.dtype].itemsize
-        return np.ndarray(t.shape, DTYPES[t.dtype], self._bytes(t, 0, span), strides=[s * size for s in t.strides])
+        data = self._bytes(t, first * t.strides[0], span)
+        return np.ndarray(shape, data.dtype, data, strides=[s * size for s in t.strides])[rows - first]
 
     def _bytes(self, t: Stored, first: int, count: int) -> np.ndarray:
         """`count` elements from the element `first` on."""
-        if t.path not in self._files:
-            self._files[t.path] = t.path.open("rb")
         out = np.empty(count, DTYPES[t.dtype])
-        file = self._files[t.path]
-        file.seek(t.offset + first * out.itemsize)
-        if file.readinto(out.view(np.uint8)) != out.nbytes:
-            raise FormatError(f"{t.path}: it became shorter while it was read")
+        self._files.read(t.path, t.offset + first * out.itemsize, out)
         return out
 
 
@@ -173,8 +146,9 @@ def _sharded(folder: Path, index: Path) -> dict[str, Stored]:
         raise FormatError(f"{index}: no 'weight_map', expected an object of tensor names and files")
     shards: dict[str, list[str]] = {}
     for name, file in wanted.items():
-        if not isinstance(file, str) or not file or re.search(r"[/\\:]|^\.+$", file):
-            raise FormatError(f"{index}: {name!r} is in {_short(file)}, expected the name of a file in the same folder")
+        check_name(index, name)
+        if not isinstance(file, str) or not 0 < len(file.encode()) < 256 or re.search(r"[/\\:\0-\x1f]|^\.+$", file):
+            raise FormatError(f"{index}: {name!r} is in {short(file)}, expected the name of a file in the same folder")
         shards.setdefault(file, []).append(name)
     tensors: dict[str, Stored] = {}
     for file, names in sorted(shards.items()):
@@ -207,94 +181,4 @@ def _merge(tensors: dict[str, Stored], more: dict[str, Stored]) -> None:
 
 
 def _read_file(path: Path) -> dict[str, Stored]:
-    from . import torchfile
-
-    return _read_safetensors(path) if path.suffix == ".safetensors" else torchfile.read(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Stored]:
-    """Eight bytes: the length of a JSON header; the header; the data."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(size - 8, _MAX_JSON):
-            raise FormatError(f"{path}: a header of {length} bytes in a file of {size}: not safetensors, or cut off")
-        header = parse_json(file.read(length), path)
-    data = 8 + length
-    tensors: dict[str, Stored] = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            tensors[name] = _entry(path, name, entry, data, size)
-    end, before = data, None
-    for name, t in sorted(tensors.items(), key=lambda item: item[1].offset):
-        if t.offset < end and math.prod(t.shape):
-            raise FormatError(f"{path}: {name!r} overlaps {before!r}")
-        end, before = max(end, t.offset + math.prod(t.shape) * DTYPES[t.dtype].itemsize), name
-    return tensors
-
-
-def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
-    where = f"{path}: {name!r}"
-    if not isinstance(entry, dict):
-        raise FormatError(f"{where}: {_short(entry)}, expected dtype, shape and data_offsets")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"{where}: dtype {_short(dtype)}, expected one of {', '.join(DTYPES)}")
-    check_shape(where, shape)
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(_is_count(n) for n in offsets)):
-        raise FormatError(f"{where}: data_offsets {_short(offsets)}, expected a begin and an end")
-    begin, end = offsets
-    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
-    if end - begin != nbytes:
-        raise FormatError(f"{where}: {end - begin} bytes, expected {nbytes} for {dtype} of shape {tuple(shape)}")
-    if data + end > size:
-        raise FormatError(f"{where}: ends at byte {data + end}, the file is cut off at {size}")
-    return Stored(path, dtype, tuple(shape), data + begin)
-
-
-def check_shape(where: str, shape: Any) -> None:
-    if not isinstance(shape, (list, tuple)) or len(shape) > _MAX_DIMS or not all(_is_count(n) for n in shape):
-        raise FormatError(f"{where}: shape {_short(shape)}, expected at most {_MAX_DIMS} sizes")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, list, tuple, type(None))) else type(value).__name__
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ---- JSON --------------------------------------------------------------------------------------------------------
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FormatError for what is no object, too large, too deep, or has a key twice."""
-    path = Path(path)
-    if path.stat().st_size > _MAX_JSON:
-        raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {_MAX_JSON}")
-    return parse_json(path.read_bytes(), path)
-
-
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise FormatError(f"{path}: {twice!r} is there twice")
-        return found
-
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
-    except RecursionError:
-        raise FormatError(f"{path}: JSON nested too deep") from None
-    except FormatError:
-        raise
-    except ValueError as error:  # not UTF-8, not JSON, a number of thousands of digits
-        raise FormatError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: a JSON {type(value).__name__}, expected an object")
-    return value
+    return (safetensors if path.suffix == ".safetensors" else torchfile).read(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -52,27 +53,36 @@ def encode(x: np.ndarray, type: str, where: str, importance: np.ndarray | None =
     importance: (k,) weights of the columns, for the types that can use them.
     Raises FormatError, naming `where`, for NaN, Inf and what is too large for f16.
     """
-    if not np.isfinite(x).all():
-        count = int(x.size - np.isfinite(x).sum())
-        raise FormatError(f"{where}: {count} values are NaN or infinite, expected finite weights")
-    if type == "F16" and x.size and (largest := float(np.abs(x).max())) > _LARGEST_F16:
-        raise FormatError(f"{where}: {largest:.6g} is too large for f16; convert to bf16 or f32")
     if type == "F32":
+        _check(x, type, where)
         return np.ascontiguousarray(x, "<f4").view(np.uint8)
     if type == "F16":
+        _check(x, type, where)
         return x.astype("<f2").view(np.uint8)
     if type == "BF16":
+        _check(x, type, where)
         return _bf16(x).view(np.uint8)
     if type == "Q8_0" and not can_quantize():
+        _check(x, type, where)
         return _q8_0(x)
     from ..quantize import quantize
 
     try:
-        return quantize(np.ascontiguousarray(x, np.float32), type.lower(), importance)
-    except ValueError as error:  # a value beyond the scales' f16, or an importance of another width
-        raise FormatError(f"{where}: {error}") from None
+        return quantize(np.ascontiguousarray(x, np.float32), type.lower(), importance, threads=1)
+    except ValueError as error:
+        _check(x, type, where)
+        raise FormatError(f"{where}: {error}") from None  # an importance of another width
 
 
+def _check(x: np.ndarray, type: str, where: str) -> None:
+    if not np.isfinite(x).all():
+        count = int(x.size - np.isfinite(x).sum())
+        raise FormatError(f"{where}: {count} values are NaN or infinite, expected finite weights")
+    if type not in ("F32", "BF16") and x.size and (largest := float(np.abs(x).max())) > _LARGEST_F16:
+        raise FormatError(f"{where}: {largest:.6g} is too large for {type.lower()}; convert to bf16 or f32")
+
+
+@cache
 def can_quantize() -> bool:
     """Whether numba is there; without it f32, f16, bf16 and a plain q8_0 can be written."""
     return find_spec("numba") is not None

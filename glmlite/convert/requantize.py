@@ -8,32 +8,37 @@ from pathlib import Path
 import numpy as np
 
 from .architectures import Model, Tensor
+from .files import Files
 
 __all__ = ["read_gguf"]
 
-_DROPPED = ("split.", "general.file_type", "general.quantization_version", "general.alignment")
+_DROPPED = ("split.", "general.file_type", "general.quantization_version", "general.alignment", "quantize.imatrix.")
 
 
 def read_gguf(path: Path, opened: ExitStack) -> Model:
     """The tensors and metadata of a GGUF file, which stays open until `opened` is closed. Raises FormatError."""
-    from .._native import Gguf, dequantize
+    from .._native import Gguf, TensorInfo, dequantize
     from ..models import record
 
     gguf = Gguf(path)
     opened.callback(gguf.close)
+    files = Files()
+    opened.callback(files.close)
     record(gguf.metadata, {name: tuple(info.shape) for name, info in gguf.tensors.items()})
 
-    def reader(name: str, type: str, dims: int):
+    def reader(info: TensorInfo):
         def read(begin: int, end: int) -> np.ndarray:
-            if dims == 1:
-                return gguf.dequantize(name)[begin:end]
-            return dequantize(type, np.ascontiguousarray(gguf.data(name)[begin:end]))
+            if len(info.shape) == 1:
+                return gguf.dequantize(info.name)[begin:end]
+            size = info.nbytes // info.shape[0]
+            rows = np.empty((end - begin) * size, np.uint8)
+            files.read(Path(info.path), info.offset + begin * size, rows)
+            return dequantize(info.type, rows.reshape(-1, size))
 
         return read
 
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     tensors = [
-        Tensor(name, tuple(info.shape), reader(name, info.type, len(info.shape)), f"{info.path}: {name!r}")
-        for name, info in gguf.tensors.items()
+        Tensor(name, tuple(info.shape), reader(info), f"{info.path}: {name!r}") for name, info in gguf.tensors.items()
     ]
     return Model(metadata, tensors)

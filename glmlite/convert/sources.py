@@ -5,6 +5,7 @@ Each source has the methods of `Checkpoint` that a converter uses: `names`, `sha
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import FormatError
-from .checkpoint import Checkpoint, Rows, load_json
+from .checkpoint import Checkpoint, Rows
+from .files import load_json, short
 
 __all__ = ["Adapted", "Source", "Unpacked", "prefix_table"]
 
@@ -40,10 +42,10 @@ class Unpacked:
             for name in checkpoint.names
             if f"{name}_scale" in checkpoint and checkpoint.dtype(name) in ("I8", "U8")
         }
-        if self.packed and bits not in (4, 8):
+        if self.packed and not (isinstance(bits, int) and bits in (4, 8)):
             raise FormatError(
                 f"{checkpoint.where(min(self.packed))} is packed, but the config's 'quantization_bit' is "
-                f"{bits!r}, expected 4 or 8"
+                f"{short(bits)}, expected 4 or 8"
             )
         self.bits = bits
         for name in self.packed:
@@ -77,6 +79,19 @@ class Unpacked:
         return q.astype(np.float32) * self.checkpoint.read(f"{name}_scale", rows)[:, None]
 
 
+# Options of PEFT by which an adapter is more than w + scale (B A), and initial values for which w itself was changed.
+_OTHER_KINDS = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+    "arrow_config",
+    "alora_invocation_tokens",
+    "layer_replication",
+)
+_INITIAL = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+
+
 class Adapted:
     """A source with a LoRA adapter of PEFT merged into it: w + scale (B A).
 
@@ -90,12 +105,19 @@ class Adapted:
         if not config_path.exists():
             raise FormatError(f"{folder}: no adapter_config.json, expected a LoRA folder of PEFT")
         config = load_json(config_path)
-        if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora"):
-            kind = "DoRA" if config.get("use_dora") else config["peft_type"]
-            raise FormatError(f"{config_path}: a {kind} adapter, expected LoRA")
+        if config.get("peft_type", "LORA") != "LORA":
+            raise FormatError(f"{config_path}: 'peft_type' is {short(config['peft_type'])}, expected 'LORA'")
+        if other := next((key for key in _OTHER_KINDS if config.get(key)), None):
+            raise FormatError(f"{config_path}: {other!r} is set, expected plain LoRA")
+        if config.get("init_lora_weights") not in _INITIAL:
+            raise FormatError(
+                f"{config_path}: 'init_lora_weights' is {short(config['init_lora_weights'])}, which changes the "
+                "model's own weights; expected it saved as plain LoRA (path_initial_model_for_weight_conversion)"
+            )
         self.adapter = Checkpoint(folder)
         self.transposed = bool(config.get("fan_in_fan_out"))
         self.pairs: dict[str, tuple[str, str, float]] = {}  # weight -> A, B, scale
+        self.alphas = self._alphas(config, config_path)
         self.replaced: dict[str, str] = {}
         for name in self.adapter.names:
             self._add(name, config, config_path)
@@ -124,15 +146,23 @@ class Adapted:
             raise FormatError(f"{self.adapter.where(name)} is {a_shape} and B {b_shape}, expected (r, k) and (n, r)")
         rank, shape = a_shape[0], (b_shape[0], a_shape[1])
         self._check(name, target, shape[::-1] if embedding or self.transposed else shape)
-        alpha = config.get("lora_alpha", rank)
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if module == pattern or module.endswith(f".{pattern}"):
-                alpha = value
-        if not isinstance(alpha, (int, float)) or rank == 0:
-            raise FormatError(f"{config_path}: 'lora_alpha' is {alpha!r}, expected a number")
+        default = config.get("lora_alpha", rank)
+        # The first pattern that is a module's name or the end of one counts.
+        alpha = next((value for ends, value in self.alphas.items() if f".{module}".endswith(f".{ends}")), default)
+        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or rank == 0:
+            raise FormatError(f"{config_path}: 'lora_alpha' is {short(alpha)}, expected a number")
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         # (vocab, r) and (r, dim) of an embedding stand the other way round: its rows are A's columns.
         self.pairs[target] = (b, name, scale) if embedding or self.transposed else (name, b, scale)
+
+    @staticmethod
+    def _alphas(config: dict[str, Any], config_path: Path) -> dict[str, Any]:
+        """PEFT takes them as regular expressions; those in use are names, and a hostile one could run forever."""
+        patterns = config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
+            patterns = list(patterns) if isinstance(patterns, dict) else patterns
+            raise FormatError(f"{config_path}: 'alpha_pattern' is {short(patterns)}, expected names of modules")
+        return patterns
 
     def _check(self, name: str, target: str, shape: tuple[int, ...]) -> None:
         if shape != self.source.shape(target):
@@ -154,15 +184,16 @@ class Adapted:
         return self.adapter.where(self.replaced[name]) if name in self.replaced else self.source.where(name)
 
     def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
-        if name in self.replaced:
-            return self.adapter.read(self.replaced[name], rows)
-        w = self.source.read(name, rows)
+        # A trained copy in place of the weight may be adapted itself: PEFT saves embeddings so.
+        w = self.adapter.read(self.replaced[name], rows) if name in self.replaced else self.source.read(name, rows)
         if name in self.pairs:
             a, b, scale = self.pairs[name]
-            a, b = self.adapter.read(a), self.adapter.read(b)
-            if a.shape[1] != w.shape[1]:  # transposed: the weight is A' B'
-                a, b = a.T, b.T
-            b = b if rows is None else b[np.asarray(rows)]
+            a = self.adapter.read(a)
+            if a.shape[1] == w.shape[1]:
+                b = self.adapter.read(b, rows)
+            else:  # transposed: the weight is A' B'
+                a, b = a.T, self.adapter.read(b).T
+                b = b if rows is None else b[np.asarray(rows)]
             # One rank after another: the sum's order is the same whatever BLAS and however many threads.
             delta = np.zeros_like(w)
             for column, row in zip(b.T, a):
@@ -189,7 +220,8 @@ def prefix_table(source: Source, name: str = "transformer.prefix_encoder") -> np
 def _linear(source: Source, x: np.ndarray, name: str) -> np.ndarray:
     for part in ("weight", "bias"):
         if f"{name}.{part}" not in source:
-            raise FormatError(f"prefix encoder: no tensor {f'{name}.{part}'!r}")
+            table = source.where(f"{name.rpartition('.trans')[0]}.embedding.weight")
+            raise FormatError(f"{table}: no {f'{name}.{part}'!r} beside it")
     w = source.read(f"{name}.weight")
     if w.ndim != 2 or w.shape[1] != x.shape[-1]:
         raise FormatError(f"{source.where(f'{name}.weight')} is {w.shape}, expected {x.shape[-1]} columns")

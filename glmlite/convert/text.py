@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..chat.templates import for_file
 from ..errors import FormatError
+from ..families import ENDS
+from ..tokenizer.vocabulary import TokenType
 from . import vocab
 from .architectures import Config
-from .checkpoint import load_json
+from .files import load_json, load_text, short
 
 __all__ = ["text_metadata"]
 
@@ -23,23 +26,32 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     Raises FormatError for a folder without a tokenizer, and for ids that it does not have.
     """
     tokenizer_config = _optional(folder / "tokenizer_config.json")
-    generation = _optional(folder / "generation_config.json")
+    generation = Config(_optional(folder / "generation_config.json"), folder / "generation_config.json")
     metadata = vocab.from_folder(folder, vocab_size=rows, chatglm=architecture == "chatglm")
-    metadata |= _special_ids(config, generation, metadata, rows)
+    metadata |= _special_ids(config, generation.values, metadata, rows)
     if architecture == "llama":
         metadata["tokenizer.ggml.add_bos_token"] = _begins_with_bos(folder, tokenizer_config, metadata)
     metadata |= _templates(folder, tokenizer_config)
+    if "tokenizer.chat_template" not in metadata:
+        ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+        if (template := for_file(metadata, architecture, ids)) is not None:
+            metadata["tokenizer.chat_template"] = template
+    if architecture == "chatglm" and metadata["tokenizer.ggml.model"] == "llama":
+        for key in [key for key in metadata if key.startswith("tokenizer.chat_template")]:
+            metadata[key] = metadata[key].replace("[gMASK]sop", "[gMASK]<sop>")  # as `vocab` calls ChatGLM3's token
     if architecture == "chatglm" and _is_chatglm2(folder, tokenizer_config, metadata):
         metadata["glmlite.chat_format"] = "chatglm2"
     if generation.get("do_sample", True):
         for key, name in _SAMPLING.items():
-            if isinstance(generation.get(key), (int, float)):
-                metadata[f"general.sampling.{name}"] = generation[key]
+            if generation.get(key):  # 0 switches a rule off, as leaving it out does
+                value = generation.number(key)
+                metadata[f"general.sampling.{name}"] = int(value) if name == "top_k" else value
     return metadata
 
 
 def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[str, Any], rows: int) -> dict[str, Any]:
-    """All ids that the config or the generation config end an answer with; `<|user|>` is the end of a turn."""
+    """All ids that end an answer: those of the config and the generation config, and the family's, which many a
+    checkpoint names in part only."""
     path = config.path
 
     def ids(key: str) -> list[int]:
@@ -48,7 +60,7 @@ def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[st
             value = values.get(key)
             for i in value if isinstance(value, list) else [] if value is None else [value]:
                 if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < rows:
-                    raise FormatError(f"{path}: {key!r} has {i!r}, expected ids below {rows}")
+                    raise FormatError(f"{path}: {key!r} has {short(i)}, expected ids below {rows}")
                 if i not in found:
                     found.append(i)
         return found
@@ -56,11 +68,14 @@ def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[st
     metadata: dict[str, Any] = {}
     tokens = vocabulary["tokenizer.ggml.tokens"]
     ends = ids("eos_token_id")
+    control = np.flatnonzero(vocabulary["tokenizer.ggml.token_type"] == TokenType.CONTROL)
+    marked = {tokens[i]: int(i) for i in control}
+    if "[gMASK]" in marked:
+        family = {name: marked[text] for name, text in ENDS.items() if text in marked}
+        metadata |= {f"tokenizer.ggml.{name}_token_id": i for name, i in family.items() if name != "eos"}
+        ends += [i for i in family.values() if i not in ends]
     if ends:
         metadata["tokenizer.ggml.eos_token_id"] = ends[0]
-        turn = next((i for i in ends[1:] if tokens[i] == "<|user|>"), None)
-        if turn is not None:
-            metadata["tokenizer.ggml.eot_token_id"] = turn
         if len(ends) > 1:
             metadata["tokenizer.ggml.eos_token_ids"] = np.array(ends, np.uint32)
     for key, name in (("bos_token_id", "bos"), ("pad_token_id", "padding")):
@@ -77,15 +92,21 @@ def _begins_with_bos(folder: Path, tokenizer_config: dict[str, Any], vocabulary:
         return told
     if vocabulary["tokenizer.ggml.model"] == "llama":
         return True
-    post = _optional(folder / "tokenizer.json").get("post_processor") or {}
-    steps = [post, *(post.get("processors") or [])]
-    return any("SpecialToken" in (step.get("single") or [{}])[0] for step in steps if isinstance(step, dict))
+    post = _optional(folder / "tokenizer.json").get("post_processor")
+    more = post.get("processors") if isinstance(post, dict) else None
+    steps = [post, *(more if isinstance(more, list) else [])]
+    singles = [step.get("single") for step in steps if isinstance(step, dict)]
+    return any(
+        "SpecialToken" in single[0]
+        for single in singles
+        if isinstance(single, list) and single and isinstance(single[0], dict)
+    )
 
 
 def _templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
     """`chat_template` is a text, or a list of named ones; newer copies have it in a file of its own."""
     if (path := folder / "chat_template.jinja").is_file():
-        return {"tokenizer.chat_template": path.read_text(encoding="utf-8")}
+        return {"tokenizer.chat_template": load_text(path)}
     template = tokenizer_config.get("chat_template")
     if isinstance(template, str):
         return {"tokenizer.chat_template": template}

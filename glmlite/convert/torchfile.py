@@ -17,10 +17,11 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError
-from .checkpoint import DTYPES, Stored, check_shape
+from .stored import DTYPES, Stored, check_name, check_shape
 
 __all__ = ["read"]
 
@@ -73,9 +74,14 @@ class _Function:
 
 
 class _Dict(dict):
-    """A state dict; the attributes that torch gives it (`_metadata`) are dropped."""
+    """A state dict; the attributes that torch gives it (`_metadata`) are dropped. A name comes once."""
 
     __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key in self:
+            raise pickle.UnpicklingError(f"{str(key)[:100]!r} is there twice")
+        super().__setitem__(key, value)
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -99,7 +105,12 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The unpickler in Python: the one in C takes memory for as many notes as a pickle says it will make. So does
+    bytearray, which no state dict has."""
+
+    dispatch = MappingProxyType({op: x for op, x in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]})
+
     def __init__(self, data: bytes, path: Path):
         super().__init__(io.BytesIO(data))
         self.path = path
@@ -150,8 +161,9 @@ def _read(path: Path, archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, Sto
         raise FormatError(f"{path}: the pickle is not one of tensors: {error or type(error).__name__}") from None
     tensors = {}
     for name, tensor in _state_dict(path, state).items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-            raise FormatError(f"{path}: {str(name)[:100]!r} is a {type(tensor).__name__}, expected a tensor")
+        check_name(path, name)
+        if not isinstance(tensor, _Tensor):
+            raise FormatError(f"{path}: {name!r} is a {type(tensor).__name__}, expected a tensor")
         tensors[name] = _locate(path, archive, file, root, name, tensor)
     return tensors
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,16 @@ import numpy as np
 from ..errors import FormatError
 from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
 from ..tokenizer.vocabulary import TokenType
+from .files import load_json, load_text, short
 
-# ChatGLM2/3's own code appends these to the 64789 pieces of its sentencepiece model.
-_CHATGLM3 = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+# ChatGLM2/3's own code appends these to the 64789 pieces of its sentencepiece model. It calls two of them `sop` and
+# `eop`, and never takes them from a text; llama.cpp does, out of every "people". So they get the brackets that GLM-4's
+# have, and no word holds them.
+_ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+_CHATGLM3 = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *_ROLES]
 CHATGLM3_SPECIALS = {text: i for i, text in enumerate(_CHATGLM3, 64789)}
+_MAX_TOKENS = 1 << 22  # of a vocabulary; the largest in use have 2^18
+_MAX_RANKED = 1024  # bytes of a token in a rank file; GLM-4's longest has 128
 # ChatGLM-6B's first release has this many image tokens before its pieces, and rows for them.
 _IMAGE_TOKENS = 20000
 
@@ -42,7 +47,7 @@ def from_sentencepiece(
     if chatglm1 and vocab_size >= _IMAGE_TOKENS + len(pieces):
         pieces = [("", 0.0, int(TokenType.UNUSED))] * _IMAGE_TOKENS + pieces
     tokens, scores, types = map(list, zip(*pieces))
-    _mark(tokens, types, dict.fromkeys((specials or {}).items(), TokenType.CONTROL), vocab_size)
+    _mark(path, tokens, types, dict.fromkeys((specials or {}).items(), TokenType.CONTROL), vocab_size)
     scores += [0.0] * (len(tokens) - len(scores))
     metadata = {
         "tokenizer.ggml.model": model,
@@ -65,8 +70,12 @@ def from_tiktoken(path: Path, *, specials: Mapping[str, int], vocab_size: int = 
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         try:
             token, rank = line.split() if line else (b"", None)
+            if len(token) > 2 * _MAX_RANKED:
+                raise FormatError(f"{path}: line {number} is a token of {len(token)} characters in base64")
             if rank is not None:
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except FormatError:
+            raise
         except (ValueError, binascii.Error):
             raise FormatError(f"{path}: line {number} is not a token in base64 and its rank") from None
     if sorted(ranks.values()) != list(range(len(ranks))):
@@ -74,26 +83,27 @@ def from_tiktoken(path: Path, *, specials: Mapping[str, int], vocab_size: int = 
     spelled = {token: "".join(map(ALPHABET.__getitem__, token)) for token in ranks}
     tokens = [spelled[token] for token in sorted(ranks, key=ranks.__getitem__)]
     merges = [f"{spelled[a]} {spelled[b]}" for a, b in merges_of(ranks)]
-    return _byte_bpe(tokens, dict.fromkeys(specials.items(), TokenType.CONTROL), merges, pre, vocab_size)
+    return _byte_bpe(path, tokens, dict.fromkeys(specials.items(), TokenType.CONTROL), merges, pre, vocab_size)
 
 
 def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
     """A tokenizer.json that holds a byte-level BPE."""
-    data = _json(Path(path))
+    data = load_json(path)
     try:
         model, added_tokens = data["model"], data.get("added_tokens", [])
         if model.get("type", "BPE") != "BPE":
-            raise FormatError(f"{path}: a {model['type']} model, expected BPE")
+            raise FormatError(f"{path}: a {short(model['type'])} model, expected BPE")
         patterns = _patterns_of(data.get("pre_tokenizer"))
         ignore = model.get("ignore_merges", False)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        _ids(path, [(token["content"], token["id"]) for token in added_tokens])
         added = {
             (token["content"], token["id"]): TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
             for token in added_tokens
         }
         marked_ids = {i for _, i in added}
-        words = {i: token for token, i in model["vocab"].items() if i not in marked_ids}
-        tokens = [words.get(i, "") for i in range(max(words, default=-1) + 1)]
+        words = {token: i for token, i in _ids(path, model["vocab"].items()).items() if i not in marked_ids}
+        tokens = _in_order(words)
     except (AttributeError, KeyError, TypeError) as error:
         raise FormatError(f"{path}: not a tokenizer.json of a byte-level BPE: {error!r}") from None
     if patterns == PATTERNS["glm4"] and "[gMASK]" in (text for text, _ in added):
@@ -102,8 +112,9 @@ def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
         known = (name for name in PATTERNS if PATTERNS[name] == patterns and (name in IGNORE_MERGES) == ignore)
         pre = next(known, None)
     if pre is None:
-        raise FormatError(f"{path}: a pre_tokenizer that glmlite does not know: {json.dumps(data['pre_tokenizer'])}")
-    return _byte_bpe(tokens, added, merges, pre, vocab_size)
+        unknown = str(data.get("pre_tokenizer"))
+        raise FormatError(f"{path}: a pre_tokenizer that glmlite does not know: {unknown[:300]!r}")
+    return _byte_bpe(path, tokens, added, merges, pre, vocab_size)
 
 
 def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> dict[str, Any]:
@@ -119,9 +130,7 @@ def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> d
     # Llama 2's tokenizer.json is its tokenizer.model in a form that is not read here.
     if (folder / "tokenizer.json").exists() and not sentencepiece:
         return from_tokenizer_json(folder / "tokenizer.json", vocab_size=vocab_size)
-    config = _json(folder / "tokenizer_config.json")
-    added = {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
-    added |= _json(folder / "added_tokens.json")
+    added = _added(folder)
     if sentencepiece:
         return from_sentencepiece(path, specials=CHATGLM3_SPECIALS if chatglm else added, vocab_size=vocab_size)
     if path.exists():
@@ -129,16 +138,50 @@ def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> d
     if (path := folder / "cog-pretrain.model").exists():
         return _beginning_with_cls(from_sentencepiece(path, specials=added, vocab_size=vocab_size))
     if (path := folder / "vocab.json").exists():
-        words = _json(path)
-        merges = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        words = _ids(path, load_json(path).items())
+        if not (folder / "merges.txt").is_file():
+            raise FormatError(f"{path}: no merges.txt beside it")
+        merges = load_text(folder / "merges.txt").split("\n")
         merges = [merge for merge in merges if merge and not merge.startswith("#version")]
         specials = added | {text: words.pop(text) for text in ("<|endoftext|>",) if text in words}
-        tokens = [""] * (max(words.values()) + 1)
-        for text, i in words.items():
-            tokens[i] = text
         marked = dict.fromkeys(specials.items(), TokenType.CONTROL)
-        return _beginning_with_cls(_byte_bpe(tokens, marked, merges, "gpt-2", vocab_size))
+        return _beginning_with_cls(_byte_bpe(path, _in_order(words), marked, merges, "gpt-2", vocab_size))
     raise FormatError(f"{folder}: no ice_text.model, tokenizer.json, tokenizer.model, cog-pretrain.model or vocab.json")
+
+
+def _added(folder: Path) -> dict[str, int]:
+    """The special tokens that stand beside a vocabulary: text -> id."""
+    found: dict[str, int] = {}
+    if (path := folder / "tokenizer_config.json").is_file():
+        try:
+            listed = load_json(path).get("added_tokens_decoder", {}).items()
+            found |= _ids(path, [(token["content"], int(i)) for i, token in listed])
+        except FormatError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise FormatError(f"{path}: 'added_tokens_decoder' is not an object of ids and tokens") from None
+    if (path := folder / "added_tokens.json").is_file():
+        found |= _ids(path, load_json(path).items())
+    return found
+
+
+def _ids(path: Path, items: Iterable[tuple[Any, Any]]) -> dict[str, int]:
+    """Token -> id, checked."""
+    out: dict[str, int] = {}
+    for text, i in items:
+        ok = isinstance(text, str) and isinstance(i, int) and not isinstance(i, bool)
+        if not ok or not 0 <= i < _MAX_TOKENS:
+            raise FormatError(f"{path}: token {short(text)} has the id {short(i)}, expected 0 to {_MAX_TOKENS - 1}")
+        out[text] = i
+    return out
+
+
+def _in_order(words: Mapping[str, int]) -> list[str]:
+    """The tokens by id, "" where there is none."""
+    tokens = [""] * (max(words.values(), default=-1) + 1)
+    for text, i in words.items():
+        tokens[i] = text
+    return tokens
 
 
 def _beginning_with_cls(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -168,13 +211,18 @@ def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float, int]], dict[i
         for number, value in _fields(Path(path).read_bytes()):
             if number == 1:
                 piece = dict(_fields(value))
-                pieces.append((piece[1].decode(), piece.get(2, 0.0), piece.get(3, int(TokenType.NORMAL))))
+                text, score, kind = piece[1].decode(), piece.get(2, 0.0), piece.get(3, int(TokenType.NORMAL))
+                if not isinstance(score, float) or kind not in tuple(TokenType):
+                    raise ValueError("a piece that cannot be")
+                pieces.append((text, score, kind))
             elif number in specs:
                 specs[number] = dict(_fields(value))
-    except (IndexError, KeyError, TypeError, ValueError, struct.error):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error):
         raise FormatError(f"{path}: not a sentencepiece model") from None
     if not pieces:
         raise FormatError(f"{path}: a sentencepiece model without pieces")
+    if not isinstance(specs[2].get(3, 1), int) or not isinstance(specs[3].get(2, b""), bytes):
+        raise FormatError(f"{path}: a sentencepiece model whose model_type or charsmap are none")
     return pieces, specs[2], specs[3]
 
 
@@ -192,6 +240,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
             shift += 7
             if byte < 0x80:
                 return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
 
     while at < len(message):
         key = varint()
@@ -213,11 +263,11 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _byte_bpe(
-    tokens: list[str], marked: Mapping[tuple[str, int], int], merges: list[str], pre: str, vocab_size: int
+    path: Path, tokens: list[str], marked: Mapping[tuple[str, int], int], merges: list[str], pre: str, vocab_size: int
 ) -> dict[str, Any]:
     """marked: (text, id) -> type, of the tokens that are found in text before it is cut into words."""
     types = [int(TokenType.NORMAL)] * len(tokens)
-    _mark(tokens, types, marked, vocab_size)
+    _mark(path, tokens, types, marked, vocab_size)
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
@@ -228,11 +278,13 @@ def _byte_bpe(
     }
 
 
-def _mark(tokens: list[str], types: list[int], marked: Mapping[tuple[str, int], int], vocab_size: int) -> None:
+def _mark(
+    path: Path, tokens: list[str], types: list[int], marked: Mapping[tuple[str, int], int], vocab_size: int
+) -> None:
     """Puts the tokens of `marked`, (text, id) -> type, in their places; unused tokens fill the gaps and the end."""
     used = max([len(tokens), *(i + 1 for _, i in marked)])
     if 0 < vocab_size < used:
-        raise FormatError(f"the tokenizer has {used} tokens, the model only {vocab_size} rows")
+        raise FormatError(f"{path}: the tokenizer has {used} tokens, the model only {vocab_size} rows")
     new = max(used, vocab_size) - len(tokens)
     tokens += [""] * new
     types += [int(TokenType.UNUSED)] * new
@@ -266,14 +318,3 @@ def _is_tiktoken(path: Path) -> bool:
     """Whether a tokenizer.model is a rank file: the first line is base64, a space and a number."""
     first = Path(path).read_bytes()[:4096].split(b"\n")[0].split(b" ")
     return len(first) == 2 and first[1].strip().isdigit()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} when there is no file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise FormatError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: a {type(value).__name__}, expected an object")
-    return value

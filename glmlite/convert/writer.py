@@ -8,7 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -22,12 +22,26 @@ _ARRAYS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "b1": 
 
 
 class Entry(NamedTuple):
-    """A tensor: its name, shape (numpy order), type ("Q4_K"), and its bytes in any number of pieces."""
+    """A tensor: its name, shape (numpy order), type ("Q4_K"), and its bytes in any number of pieces.
+
+    stored: GGUF's number of the type and the bytes in all, of tensors that are copied: their type may be any.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     pieces: Callable[[], Iterable[np.ndarray]]
+    stored: tuple[int, int] | None = None
+
+    @property
+    def type_id(self) -> int:
+        """GGUF's number of the type."""
+        return self.stored[0] if self.stored else TYPES[self.type].id
+
+    @property
+    def nbytes(self) -> int:
+        """Of all pieces."""
+        return self.stored[1] if self.stored else tensor_bytes(self.shape, self.type)
 
 
 def write(
@@ -43,32 +57,42 @@ def write(
     """
     path = Path(path)
     head = _head(metadata, entries)
-    sizes = [tensor_bytes(entry.shape, entry.type) for entry in entries]
+    sizes = [entry.nbytes for entry in entries]
     total = len(head) + sum(map(_padded, sizes))
     free = shutil.disk_usage(path.absolute().parent).free
     if free < total:
         raise OSError(errno.ENOSPC, f"the disk has {free} bytes free, the file needs {total}", str(path))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("xb") as file:
-            file.write(head)
+        with part.open("xb", buffering=0) as file:
+            _put(file, head, path)
             done = len(head)
             for entry, size in zip(entries, sizes):
                 written = 0
                 for piece in entry.pieces():
-                    file.write(memoryview(np.ascontiguousarray(piece)).cast("B"))
+                    _put(file, np.ascontiguousarray(piece), path)
                     written += piece.nbytes
                     if progress:
                         progress(done + written, total)
                 if written != size:
                     raise ValueError(f"{entry.name}: {written} bytes, expected {size} for {entry.type} {entry.shape}")
-                file.write(bytes(_padded(size) - size))
+                _put(file, bytes(_padded(size) - size), path)
                 done += _padded(size)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     return total
+
+
+def _put(file: BinaryIO, data: bytes | np.ndarray, path: Path) -> None:
+    """All of the data. Raises OSError in the name of `path`, which the file is to get."""
+    rest = memoryview(data).cast("B")
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; nothing is left of it", str(path)) from None
 
 
 def _padded(size: int) -> int:
@@ -84,8 +108,8 @@ def _head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
     for entry in entries:
         dims = entry.shape[::-1]
         out += _string(entry.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
-        out += struct.pack("<IQ", TYPES[entry.type].id, offset)
-        offset += _padded(tensor_bytes(entry.shape, entry.type))
+        out += struct.pack("<IQ", entry.type_id, offset)
+        offset += _padded(entry.nbytes)
     return bytes(out) + bytes(_padded(len(out)) - len(out))
 
 

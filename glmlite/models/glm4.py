@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..program import Recorder, Rope, Shapes, Value
 from .chatglm import qkv
 from .layout import causal as layout
@@ -42,7 +40,7 @@ class Config:
         keys = Keys("glm4", metadata, shapes)
         dim = keys.dim()
         heads, kv_heads, head_dim = keys.heads(dim)
-        reordered = bool(np.any(metadata.get("glm4.rope.dimension_sections", 0)))
+        reordered = any(keys.integers("rope.dimension_sections"))
         return cls(
             layers=keys.layers(),
             dim=dim,

@@ -49,6 +49,14 @@ class Keys:
             raise self._error(name, value, "a positive number")
         return float(value)
 
+    def integers(self, name: str) -> list[int]:
+        """A list of integers, empty if the key is missing."""
+        value = self.metadata.get(f"{self.architecture}.{name}", [])
+        items = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(items, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in items):
+            raise self._error(name, value, "a list of integers")
+        return items
+
     def layers(self) -> int:
         """Blocks of the model, drafting layers (multi-token prediction) not counted."""
         # Every block has tensors of its own, so a file cannot have more blocks than tensors.
@@ -84,6 +92,8 @@ class Keys:
         theta = self.number("rope.freq_base", 10000.0)
         scale, yarn = 1.0, None
         scaling = self._get("rope.scaling.type", "none")
+        if not isinstance(scaling, str):  # a comparison with an array is an array
+            raise self._error("rope.scaling.type", scaling, "none, linear or yarn")
         if scaling == "linear":
             scale = self.number("rope.scaling.factor")
         elif scaling == "yarn":

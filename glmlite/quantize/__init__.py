@@ -92,7 +92,9 @@ def quantize(
     else:
         family = _family(format.family)
         block, step = format.block, family.STEP
-        flat = np.require(x.reshape(-1), requirements="A")
+        flat = x.reshape(-1)
+        if flat.ctypes.data % 8:  # kernels read two values at a time
+            flat = flat.copy()
         blocks_out = out.reshape(-1, format.bytes).view(family.UNIT)
         if not blocks_out.flags.aligned:
             raise ValueError(f"quantize: out begins at an odd address, {type} needs an even one")

@@ -23,9 +23,10 @@ from .tiles import (
 
 STEP = LANES  # blocks
 UNIT = np.uint16  # of out
+_WHOLE_4 = trims(0), np.float32(15)
 _4 = trims(-0.02, 0.02, 0.06, 0.12), np.float32(15)
 _5 = trims(-0.012, 0.012, 0.036, 0.07), np.float32(31)
-ARGUMENTS = {"q4_1": (_4, _4), "q5_1": (_5, _5)}  # kernel's, without and with importance
+ARGUMENTS = {"q4_1": (_WHOLE_4, _4), "q5_1": (_5, _5)}  # kernel's, without and with importance
 
 
 @jit_kernel(uint16, float32[:, ::1], float32)

@@ -35,7 +35,7 @@ def _arguments(plain, refits, weighted, low, high, high_bits):
 
 ARGUMENTS = {
     "q8_0": _arguments([-127, -126.4, -125.8, 127.3], 2, np.linspace(-131, -119, 16), -127, 127, 4),
-    "q4_0": _arguments([-8.3, -7.6], 0, [*np.linspace(-13, -6, 12), *np.linspace(12, 6, 10)], -8, 7, 0),
+    "q4_0": _arguments([-8], 0, [*np.linspace(-13, -6, 12), *np.linspace(12, 6, 10)], -8, 7, 0),
     "q5_0": _arguments(
         [-16.3, -15.6, -15, -14.4], 2, [*np.linspace(-21, -13, 12), *np.linspace(20, 13, 9)], -16, 15, 1
     ),

@@ -9,7 +9,9 @@ A family's kernel is `kernel(x, importance, out, begin, end, ...)`: x the values
 first block that it refuses (a value is not finite or beyond LIMIT), or -1.
 """
 
+import hashlib
 from collections import namedtuple
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -22,6 +24,8 @@ ROUND = np.float32(12582912)
 ZERO, ONE, HALF, TWO = np.float32(0), np.float32(1), np.float32(0.5), np.float32(2)
 
 
+_HASH = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+
 # Part of a kernel, compiled with it. Not kept on disk: numba would join old code and new if only some of it changed.
 jit = numba.njit(nogil=True, error_model="numpy")
 
@@ -30,12 +34,13 @@ def jit_kernel(unit, *arguments):
     """Compiles a kernel when its module is imported, for arrays that may be read-only (mapped files); unit: out's.
 
     The machine code is kept on disk where some folder can be written; NUMBA_CACHE_DIR names one. numba sees changes of
-    the kernel's own file only: after changing this one, remove the *.nbi beside it.
+    the kernel's own file only, therefore the name under which it is kept has a hash of this one.
     """
     read_only = numba.types.Array(numba.float32, 1, "C", readonly=True)
     signature = numba.intp(read_only, read_only, unit[:, ::1], numba.intp, numba.intp, *arguments)
 
     def compile(function):
+        function.__qualname__ += f"-{_HASH}"
         try:
             return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
         except RuntimeError:  # no such folder
@@ -71,8 +76,20 @@ def load(x, first, blocks, groups, t):
     """Blocks of x from `first` on to t (size, lanes): group g of block s is lane g * slots + s. Missing ones are 0."""
     size = len(t)
     slots = LANES // groups
+    # Two values of two blocks at a time, which takes half the loads and stores; x begins at a multiple of 8 bytes.
+    x_pairs, t_pairs = x.view(np.uint64), t.view(np.uint64)
+    low = np.uint64(0xFFFFFFFF)
+    paired = blocks // 2 * 2
     for g in range(groups):
-        for s in range(slots):
+        for s in range(0, paired, 2):
+            at = ((first + s) * groups + g) * size // 2
+            after = at + groups * size // 2
+            lane = (g * slots + s) // 2
+            for i in range(size // 2):
+                a, b = x_pairs[at + i], x_pairs[after + i]
+                t_pairs[2 * i, lane] = a & low | b << np.uint64(32)
+                t_pairs[2 * i + 1, lane] = a >> np.uint64(32) | b & ~low
+        for s in range(paired, slots):
             if s < blocks:
                 at = ((first + s) * groups + g) * size
                 for i in range(size):

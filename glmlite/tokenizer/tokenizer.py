@@ -69,6 +69,9 @@ class Tokenizer:
         marked = texts(TokenType.CONTROL, TokenType.USER_DEFINED)
         model = metadata.text("tokenizer.ggml.model")
         found = marked if model == "gpt2" else control  # sentencepiece finds user-defined pieces itself
+        if model == "llama":
+            # ChatGLM3's prompts are written `[gMASK]sop`, whatever the file calls the token.
+            found = {text[1:-1]: found[text] for text in ("<sop>", "<eop>") if text in found} | found
         # Runs of white space are user-defined in some vocabularies; they are text, not markup.
         spaces = {text: i for text, i in found.items() if text.isspace()}
         self._splitters = {True: SpecialSplitter(found), False: SpecialSplitter(spaces)}

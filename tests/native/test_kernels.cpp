@@ -68,18 +68,10 @@ T* align(std::vector<T>& v) {
   return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64);
 }
 
-struct Quantized {
-  std::vector<int8_t> q;
-  std::vector<float> d;
-  std::vector<int32_t> sums;
-};
-Quantized quantize(const CpuKernels& kernels, const std::vector<float>& x, int64_t tokens, int64_t k) {
-  Quantized a{std::vector<int8_t>(tokens * k), std::vector<float>(tokens * k / 32),
-              std::vector<int32_t>(tokens * k / 16)};
-  for (int64_t t = 0; t < tokens; ++t) {
-    kernels.quantize(&x[t * k], k, &a.q[t * k], &a.d[t * k / 32], &a.sums[t * k / 16]);
-  }
-  return a;
+std::vector<uint8_t> quantize(const CpuKernels& kernels, const std::vector<float>& x, int64_t tokens, int64_t k) {
+  std::vector<uint8_t> act(act_bytes(k, tokens) + 64);
+  for (int64_t t = 0; t < tokens; ++t) kernels.quantize(&x[t * k], k, t, tokens, align(act));
+  return act;
 }
 
 template <class T>
@@ -91,19 +83,19 @@ void compare(const CpuKernels& kernels, const CpuKernels& scalar, Format format,
   const std::vector<uint8_t> rows = random_rows(format, n, k);
   std::vector<float> x(tokens * k);
   for (float& v : x) v = std::normal_distribution<float>()(rng);
-  const Quantized a = quantize(kernels, x, tokens, k), b = quantize(scalar, x, tokens, k);
-  check(same(a.q, b.q) && same(a.d, b.d) && same(a.sums, b.sums), "quantize differs", kernels.name, format, n, k,
-        tokens);
+  // Sets multiply different numbers of tokens at once, so only the rows of a single token lie the same everywhere.
+  std::vector<uint8_t> one = quantize(kernels, x, 1, k), other = quantize(scalar, x, 1, k);
+  check(std::memcmp(align(one), align(other), act_bytes(k, 1)) == 0, "quantize differs", kernels.name, format, n, k, 1);
+  std::vector<uint8_t> a = quantize(kernels, x, tokens, k), b = quantize(scalar, x, tokens, k);
 
   const int64_t panels = (n + kLanes - 1) / kLanes;
-  std::vector<uint8_t> packed(packed_bytes(format, n, k) + 64), scratch(linear_scratch_bytes(k, tokens) + 64);
+  std::vector<uint8_t> packed(packed_bytes(format, n, k) + 64), scratch(linear_scratch_bytes(tokens) + 64);
   pack_panels(format, rows.data(), n, k, 0, panels, align(packed));
   std::vector<float> got(tokens * n, -1), want(tokens * n, -2);
-  LinearArgs args{
-      align(packed), k, n, 0, panels, {x.data(), a.q.data(), a.d.data(), a.sums.data()}, tokens, got.data(), n,
-      align(scratch)};
+  LinearArgs args{align(packed), k, n, 0, panels, {x.data(), align(a)}, tokens, got.data(), n, align(scratch)};
   kernels.linear[static_cast<int>(format)](args);
   args.y = want.data();
+  args.act.blocks = align(b);
   scalar.linear[static_cast<int>(format)](args);
   check(same(got, want), "linear differs", kernels.name, format, n, k, tokens);
 }

@@ -65,34 +65,55 @@ Floats same_in_all_sets(const char* what, size_t n, Op op) {
 
 const int kWidths[] = {1, 7, 15, 16, 17, 31, 32, 33, 100, 1024};
 
+// 64-byte aligned, as pages are.
+struct alignas(64) Line {
+  uint8_t bytes[64];
+};
+
 // Attention of m queries over one chunk of `ctx` positions, of which query i sees visible[i].
 struct Chunk {
   Floats max, sum, acc;
 };
-Chunk attend_chunk(const CpuKernels& set, const Floats& q, const Floats& k, const Floats& v, int64_t head_dim,
-                   const std::vector<int64_t>& visible) {
+Chunk attend_chunk(const CpuKernels& set, KvType type, const Floats& q, const Floats& k, const Floats& v,
+                   int64_t head_dim, const std::vector<int64_t>& visible) {
   const int64_t ctx = static_cast<int64_t>(k.size()) / head_dim, pages = (ctx + kPageTokens - 1) / kPageTokens;
-  const size_t m = visible.size(), page = static_cast<size_t>(kPageTokens * head_dim);
-  std::vector<std::vector<uint16_t>> k_pages, v_pages;  // each exactly as large as it must be
-  std::vector<const uint16_t*> k_table, v_table;
+  const size_t m = visible.size(), lines = kv_bytes(type, head_dim) / sizeof(Line);
+  std::vector<std::vector<Line>> k_pages, v_pages;  // each exactly as large as it must be
+  std::vector<const uint8_t*> k_table, v_table;
   for (int64_t p = 0; p < pages; ++p) {
-    k_pages.emplace_back(page, uint16_t{0x7bff});  // 65504, where nothing was stored
-    v_pages.emplace_back(page, uint16_t{0x7bff});
+    k_pages.emplace_back(lines);
+    std::memset(k_pages.back().data(), 0x7b, lines * sizeof(Line));  // where nothing was stored, 61216 as f16
+    v_pages.push_back(k_pages.back());
   }
-  for (int64_t i = 0; i < ctx; ++i)
-    CHECK(set.store_kv(&k[i * head_dim], &v[i * head_dim], head_dim, k_pages[i / kPageTokens].data(),
-                       v_pages[i / kPageTokens].data(), i % kPageTokens));
   for (int64_t p = 0; p < pages; ++p) {
-    k_table.push_back(k_pages[p].data());
-    v_table.push_back(v_pages[p].data());
+    auto* k_page = reinterpret_cast<uint8_t*>(k_pages[p].data());
+    auto* v_page = reinterpret_cast<uint8_t*>(v_pages[p].data());
+    for (int64_t i = p * kPageTokens; i < ctx && i < (p + 1) * kPageTokens; ++i)
+      CHECK(set.store_kv[static_cast<int>(type)](&k[i * head_dim], &v[i * head_dim], head_dim, k_page, v_page,
+                                                 i % kPageTokens));
+    k_table.push_back(k_page);
+    v_table.push_back(v_page);
   }
   std::vector<const float*> rows;
   for (size_t i = 0; i < m; ++i) rows.push_back(&q[i * head_dim]);
   Chunk out{Floats(m), Floats(m), Floats(m * head_dim)};
   std::vector<float> scratch(attend_scratch_bytes(static_cast<int64_t>(m), head_dim) / sizeof(float) + 16);
   void* aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64 / sizeof(float);
-  set.attend({rows.data(), static_cast<int64_t>(m), head_dim, 0.125f, k_table.data(), v_table.data(), 0, ctx,
-              visible.data(), out.max.data(), out.sum.data(), out.acc.data(), aligned});
+  AttendArgs args;
+  args.q = rows.data();
+  args.queries = static_cast<int64_t>(m);
+  args.head_dim = head_dim;
+  args.scale = 0.125f;
+  args.k = args.ahead = k_table.data();
+  args.v = v_table.data();
+  args.begin = 0;
+  args.end = ctx;
+  args.visible = visible.data();
+  args.max = out.max.data();
+  args.sum = out.sum.data();
+  args.acc = out.acc.data();
+  args.scratch = aligned;
+  set.attend[static_cast<int>(type)](args);
   return out;
 }
 
@@ -235,7 +256,9 @@ TEST(store_kv_rounds_saturates_and_reports) {
       for (int i = 0; i < static_cast<int>(sets().size()) + 1; ++i) {
         const CpuKernels& set = i == 0 ? scalar() : *sets()[i - 1];
         std::vector<uint16_t> k_page(kPageTokens * dim, 0x1234), v_page = k_page;
-        CHECK(set.store_kv(k.data(), v.data(), dim, k_page.data(), v_page.data(), index) == (bad == 0.0f));
+        CHECK(set.store_kv[static_cast<int>(KvType::kF16)](
+                  k.data(), v.data(), dim, reinterpret_cast<uint8_t*>(k_page.data()),
+                  reinterpret_cast<uint8_t*>(v_page.data()), index) == (bad == 0.0f));
         if (i == 0) want_k = k_page, want_v = v_page;
         CHECK(k_page == want_k && v_page == want_v);
       }
@@ -259,31 +282,45 @@ TEST(store_kv_rounds_saturates_and_reports) {
   }
 }
 
+TEST(rotate_is_the_same_in_all_sets) {
+  for (int n : {1, 7, 20, 64, 80, 128, 192}) {
+    const Floats x = normal(static_cast<size_t>(n), 1);
+    const Floats y = same_in_all_sets("rotate", x.size(), [&](const CpuKernels& set, float* out) {
+      std::memcpy(out, x.data(), x.size() * sizeof(float));
+      set.rotate(out, n);
+    });
+    double before = 0, after = 0;
+    for (int i = 0; i < n; ++i) before += double{x[i]} * x[i], after += double{y[i]} * y[i];
+    CHECK(std::fabs(after - before) <= 1e-5 * before);
+  }
+}
+
 TEST(attend_is_the_same_in_all_sets) {
-  for (int64_t dim : {1, 20, 64, 80, 128}) {
-    for (int64_t ctx : {1, 33, 64, 200, 256}) {
-      for (size_t m : {1, 4, 7, 25}) {
-        const Floats q = normal(m * dim, 1), k = normal(ctx * dim, 2), v = normal(ctx * dim, 3);
-        std::vector<int64_t> visible(m);
-        for (size_t i = 0; i < m; ++i) visible[i] = static_cast<int64_t>(i * 37) % (ctx + 1) + (i % 3 == 0 ? 300 : 0);
-        const Chunk want = attend_chunk(scalar(), q, k, v, dim, visible);
-        for (const CpuKernels* set : sets()) {
-          const Chunk got = attend_chunk(*set, q, k, v, dim, visible);
-          CHECK(same_bits(got.max, want.max) && same_bits(got.sum, want.sum) && same_bits(got.acc, want.acc));
-        }
-        for (size_t i = 0; i < m; ++i) {
-          if (visible[i] == 0) {
-            CHECK(want.max[i] == -kInf && want.sum[i] == 0);
-            for (int64_t d = 0; d < dim; ++d) CHECK(want.acc[i * dim + d] == 0);
-          } else {
-            CHECK(want.sum[i] >= 1 && std::isfinite(want.max[i]));  // the largest score counts 1
+  for (KvType type : {KvType::kF16, KvType::kQ8}) {
+    for (int64_t dim : {1, 20, 64, 80, 128}) {
+      for (int64_t ctx : {1, 33, 64, 200, 256}) {
+        for (size_t m : {1, 4, 7, 25}) {
+          const Floats q = normal(m * dim, 1), k = normal(ctx * dim, 2), v = normal(ctx * dim, 3);
+          std::vector<int64_t> visible(m);
+          for (size_t i = 0; i < m; ++i) visible[i] = static_cast<int64_t>(i * 37) % (ctx + 1) + (i % 3 == 0 ? 300 : 0);
+          const Chunk want = attend_chunk(scalar(), type, q, k, v, dim, visible);
+          for (const CpuKernels* set : sets()) {
+            const Chunk got = attend_chunk(*set, type, q, k, v, dim, visible);
+            CHECK(same_bits(got.max, want.max) && same_bits(got.sum, want.sum) && same_bits(got.acc, want.acc));
+          }
+          for (size_t i = 0; i < m; ++i) {
+            if (visible[i] == 0) {
+              CHECK(want.max[i] == -kInf && want.sum[i] == 0);
+              for (int64_t d = 0; d < dim; ++d) CHECK(want.acc[i * dim + d] == 0);
+            } else {
+              CHECK(want.sum[i] >= 1 && std::isfinite(want.max[i]));  // the largest score counts 1
+            }
           }
         }
       }
     }
   }
 }
-
 TEST(attend_merge_of_nothing_is_identity) {
   Floats acc = normal(20, 1), other = normal(20, 2);
   acc[3] = -0.0f;  // adding 0 would change it

@@ -102,10 +102,10 @@ class Ours:
 
 
 class LlamaCpp:
-    def __init__(self, path):
+    def __init__(self, path, context=2048):
         import llama_cpp
 
-        self.model = llama_cpp.Llama(str(path), n_ctx=2048, n_batch=2048, logits_all=True, verbose=False)
+        self.model = llama_cpp.Llama(str(path), n_ctx=context, n_batch=context, logits_all=True, verbose=False)
 
     def close(self):
         self.model.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ...errors import FormatError
 from ...models import record
+from ..files import short
 from ..sources import Source
 from . import chatglm, chatglm1, glm, hf, llama
 from .parts import Builder, Config, Model, Tensor
@@ -33,7 +34,7 @@ def build(source: Source, config: Config, prefix: Source | None = None) -> Model
     """
     kind = next((kind for kind in _KINDS.values() if kind.matches(source, config)), None)
     if kind is None:
-        named = ", ".join(repr(config.get(key)) for key in ("model_type", "architectures") if config.get(key))
+        named = ", ".join(short(config.get(key)) for key in ("model_type", "architectures") if config.get(key))
         raise FormatError(
             f"{config.path}: a model that glmlite cannot convert ({named or 'no model_type'}; first tensor "
             f"{source.names[0] if source.names else 'none'}); known: {'; '.join(KINDS)}"

@@ -27,6 +27,8 @@ def build(source: Source, config: Config, out: Builder) -> None:
     dim, heads = config.count("hidden_size"), config.count("num_attention_heads")
     kv_heads = config.count("num_key_value_heads", default=heads)
     head_dim = head_columns(config, dim, heads, "head_dim")
+    if head_dim % 2:
+        raise config.error("head_dim", head_dim, "an even number")
     context = config.count("max_position_embeddings", default=2048)
     out.set(
         "llama",

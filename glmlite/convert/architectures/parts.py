@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FormatError
+from ..files import short
 from ..sources import Source, prefix_table
 
 _LARGEST = 2**31 - 1
@@ -37,10 +37,10 @@ class Config:
         return value
 
     def number(self, *keys: str, default: float | None = None) -> float:
-        """A finite number above zero."""
+        """A number above zero that f32 can hold."""
         key, value = self._first(keys, default)
         ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not ok or not 0 < value < math.inf:
+        if not ok or not 1e-37 < value < 3e38:
             raise self.error(key, value, "a positive number")
         return float(value)
 
@@ -51,10 +51,7 @@ class Config:
             raise self.error(key, value, " or ".join(map(repr, known)))
 
     def error(self, key: str, value: Any, expected: str) -> FormatError:
-        text = repr(value)
-        return FormatError(
-            f"{self.path}: {key!r} is {text if len(text) <= 60 else text[:57] + '...'}, expected {expected}"
-        )
+        return FormatError(f"{self.path}: {key!r} is {short(value)}, expected {expected}")
 
     def _first(self, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
         for key in keys:
@@ -132,10 +129,10 @@ class Builder:
         else:
             self.take("output.weight", source_name)
 
-    def add(self, name: str, x: np.ndarray) -> None:
-        """A small tensor that is computed."""
+    def add(self, name: str, x: np.ndarray, origin: str) -> None:
+        """A small tensor that is computed. origin: for messages, from what."""
         x = np.ascontiguousarray(x, np.float32)
-        self.tensors.append(Tensor(name, x.shape, lambda begin, end: x[begin:end]))
+        self.tensors.append(Tensor(name, x.shape, lambda begin, end: x[begin:end], origin))
 
     def add_prefix(self, layers: int, kv_heads: int, head_dim: int) -> None:
         """P-Tuning v2's keys and values, if there are any (docs/formats.md)."""
@@ -153,9 +150,10 @@ class Builder:
                 f"{2 * layers * width}: keys and values of {layers} layers, {kv_heads} heads of {head_dim}"
             )
         parts = table.reshape(len(table), layers, 2, width)
+        origin = self.prefix_source.where("transformer.prefix_encoder.embedding.weight")
         for i in range(layers):
-            self.add(f"blk.{i}.prefix_k.weight", parts[:, i, 0])
-            self.add(f"blk.{i}.prefix_v.weight", parts[:, i, 1])
+            self.add(f"blk.{i}.prefix_k.weight", parts[:, i, 0], origin)
+            self.add(f"blk.{i}.prefix_v.weight", parts[:, i, 1], origin)
 
     def finish(self) -> Model:
         """Raises FormatError for a tensor of the checkpoint that nobody has taken: it is another model then."""
@@ -185,7 +183,7 @@ def layers_of(source: Source, config: Config, pattern: str, *keys: str) -> int:
 
 def head_columns(config: Config, total: int, heads: int, key: str = "") -> int:
     """Columns of a head: the config's `key` if it has one, else a part of `total`."""
-    if config.get(key) is not None:
+    if key and config.get(key) is not None:
         return config.count(key)
     if total % heads:
         raise FormatError(f"{config.path}: {heads} heads do not divide {total} columns")

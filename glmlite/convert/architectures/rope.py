@@ -40,7 +40,7 @@ def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rot
             magnitude = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
             out.set(architecture, rope__scaling__attn_factor=rope.number("attention_factor") / magnitude)
     elif kind == "llama3" and architecture == "llama":
-        out.add("rope_freqs.weight", _llama3(rope, dim, theta, factor))
+        out.add("rope_freqs.weight", _llama3(rope, dim, theta, factor), f"{config.path}: 'rope_scaling'")
     else:
         raise config.error("rope_scaling", kind, "linear, yarn or (Llama) llama3")
 

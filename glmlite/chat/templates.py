@@ -1,0 +1,41 @@
+"""Formats of `glmlite.chat.formats` as Jinja, for files that go to other programs: the same tokens for the same
+messages. Only of models whose makers' own files carry a template; ChatGLM2 and ChatGLM3 encode their pieces one by one,
+which a text cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from . import chat_format
+
+__all__ = ["TEMPLATES", "for_file"]
+
+_END = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+# A line end behind a block tag is Jinja's to drop (trim_blocks), so those that count stand elsewhere.
+_GLM4 = (
+    "[gMASK]<sop>"
+    "{% if tools %}<|system|>\n"
+    "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
+    "{% for tool in tools %}{{ '\n\n## ' }}{{ tool.function.name }}\n\n{{ tool.function | tojson(indent=4) }}\n"
+    "在调用上述函数时，请使用 Json 格式表示调用的参数。{% endfor %}{% endif %}"
+    "{% for m in messages %}"
+    "{% if m.content or not m.tool_calls %}"
+    "<|{{ 'observation' if m.role == 'tool' else m.role }}|>"
+    "{{ m.metadata or '' if m.role == 'assistant' else '' }}\n{{ m.content }}{% endif %}"
+    "{% if m.tool_calls %}{% for call in m.tool_calls %}"
+    "<|assistant|>{{ call.function.name }}\n{{ call.function.arguments | tojson }}{% endfor %}{% endif %}"
+    "{% endfor %}" + _END
+)
+_EDGE = "{% for m in messages %}<|{{ 'observation' if m.role == 'tool' else m.role }}|>\n{{ m.content }}{% endfor %}"
+
+TEMPLATES: dict[str, str] = {"glm4": _GLM4, "glm-edge": _EDGE + _END}
+
+
+def for_file(metadata: Mapping[str, Any], architecture: str, ids: Mapping[str, int]) -> str | None:
+    """The template for a file that has none: that of its format; None if there is none. ids: token -> id."""
+    if architecture not in ("chatglm", "glm4") or metadata.get("tokenizer.ggml.model") != "gpt2":
+        return None
+    return TEMPLATES.get(chat_format(metadata, SimpleNamespace(id_of=ids.get), architecture) or "")

@@ -1,0 +1,226 @@
+"""Importance matrices: how large the inputs of each weight matrix's columns are when a model reads a text.
+
+    matrix = collect("model-f16.gguf", text)
+    write("model.imatrix.gguf", matrix)
+    convert("model-f16.gguf", "model-q4_k_m.gguf", "q4_k_m", importance=read("model.imatrix.gguf").weights())
+
+The files are llama.cpp's: GGUF with `general.type` = `imatrix`, the metadata `imatrix.datasets`, `imatrix.chunk_count`
+and `imatrix.chunk_size`, and for each matrix two f32 tensors, `<its name>.in_sum2` (1, k), the sums of squares, and
+`<its name>.counts` (1, 1), the tokens they were summed over. Its older form (`.dat`) is read, too: little-endian int32
+and f32, the number of entries, then of each the length of its name, the name, the chunks, the number of values and the
+values, which are mean squares times the chunks; at the end the chunks and the name of the text, or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import evaluate
+from ..errors import Cancelled, FormatError
+from . import writer
+
+__all__ = ["Entry", "ImportanceMatrix", "collect", "read", "write"]
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
+
+
+class Entry(NamedTuple):
+    """sums: (k,) f64 of the squares of each input column of a matrix; count: of the rows that were summed."""
+
+    sums: NDArray[np.float64]
+    count: int
+
+
+@dataclass(frozen=True)
+class ImportanceMatrix:
+    """entries: tensor name -> Entry. datasets: names of the texts. chunks, chunk_size: of how many tokens; a chunk_size
+    of 0 is not known (the older form)."""
+
+    entries: Mapping[str, Entry]
+    datasets: Sequence[str]
+    chunks: int
+    chunk_size: int
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Tensor name -> mean square of each input column, as `convert` takes it."""
+        return {name: (entry.sums / entry.count).astype(np.float32) for name, entry in self.entries.items()}
+
+
+def collect(
+    model: str | os.PathLike[str],
+    text: str,
+    *,
+    context: int = 512,
+    chunks: int | None = None,
+    output: bool = False,
+    dataset: str = "",
+    threads: int | None = None,
+    loading: Callable[[float], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> ImportanceMatrix:
+    """Let the model of a GGUF file read a text, and sum up what enters its matrices.
+
+    The text is read in chunks of `context` tokens (`glmlite.evaluate` says how), at most `chunks`. output: also the
+    matrix that makes the logits, which takes longer. dataset: a name for the text. progress: called with the tokens
+    read and those to read; returning False cancels (Cancelled). threads, loading: as `threads` and `progress` of
+    `glmlite.load`.
+
+    Sums are in f64 and in the order of the tokens: the same model and text give the same matrix. Raises what
+    `glmlite.load` raises, ValueError (too short a text) and RuntimeError (numbers that are not finite).
+    """
+    with evaluate.Reader(model, context, threads=threads, loading=loading) as reader:
+        work = reader.chunks(text, chunks)
+        *linears, head = [op for op in reader.recording.ops if op.kind == "linear"]
+        if output:
+            linears.append(head)
+        inputs = {op.inputs["x"].id: np.zeros(op.inputs["x"].width) for op in linears}
+        count = 0
+
+        def report(done: int) -> None:
+            if progress is not None and progress(done, len(work) * context) is False:
+                raise Cancelled("imatrix: cancelled")
+
+        for chunk in work:
+            most = reader.rows_at_a_time if output else evaluate.STEP
+            for begin, end, step in reader.steps(chunk._replace(first=0), most):
+                rows = list(range(end - begin)) if output else []
+                sums = reader.run(
+                    lambda cancel, step=step, rows=rows: reader.engine.squares([step], rows, list(inputs), cancel),
+                    lambda part, at=count + begin, size=end - begin: report(at + int(part * size)),
+                )
+                for value, columns in sums.items():
+                    inputs[value] += columns
+            count += len(chunk.tokens)
+            report(count)
+    entries = {}
+    for op in linears:
+        sums = inputs[op.inputs["x"].id]
+        for name in op.weights["w"]:
+            if not np.isfinite(sums).all():
+                raise RuntimeError(f"{model}: what enters '{name}' is not finite: the weights are damaged, or overflow")
+            entries[name] = Entry(sums, count)
+    return ImportanceMatrix(entries, [dataset] if dataset else [], len(work), context)
+
+
+def write(path: str | os.PathLike[str], matrix: ImportanceMatrix) -> None:
+    """The GGUF form. The file appears when it is whole. Raises OSError."""
+    metadata = {
+        "general.type": "imatrix",
+        "imatrix.datasets": list(matrix.datasets),
+        "imatrix.chunk_count": matrix.chunks,
+        "imatrix.chunk_size": matrix.chunk_size,
+    }
+    tensors = []
+    for name, (sums, count) in sorted(matrix.entries.items()):
+        for suffix, values in ((_SUMS, sums), (_COUNTS, [count])):
+            x = np.asarray(values, "<f4")[None]
+            tensors.append(writer.Entry(name + suffix, x.shape, "F32", lambda x=x: [x]))
+    writer.write(Path(path), metadata, tensors)
+
+
+def read(path: str | os.PathLike[str]) -> ImportanceMatrix:
+    """Either form. Raises FormatError: the file, the entry and what is wrong with it; OSError."""
+    path = Path(path)
+    with path.open("rb") as file:
+        magic = file.read(4)
+    entries, datasets, chunks, chunk_size = _read_gguf(path) if magic == b"GGUF" else _read_dat(path)
+    if not entries:
+        raise FormatError(f"{path}: has no entries, expected an importance matrix")
+    for name, (sums, count) in entries.items():
+        if count < 1:
+            raise FormatError(f"{path}: '{name}' was summed over {count} rows, expected at least 1")
+        if not sums.size:
+            raise FormatError(f"{path}: '{name}' has no columns")
+        good = (sums >= 0) & (sums < np.inf)
+        if not good.all():
+            at = int(np.argmin(good))
+            raise FormatError(f"{path}: '{name}', column {at} is {sums[at]:g}, expected a finite sum of squares")
+    return ImportanceMatrix(entries, datasets, chunks, chunk_size)
+
+
+def _read_gguf(path: Path) -> tuple[dict[str, Entry], list[str], int, int]:
+    from .._native import Gguf
+
+    gguf = Gguf(path)
+    try:
+        metadata, tensors = gguf.metadata, gguf.tensors
+        if absent := [key for key in _KEYS if key not in metadata]:
+            kind = metadata.get("general.type", metadata.get("general.architecture"))
+            raise FormatError(f"{path}: is {kind!r} and has no '{absent[0]}', expected an importance matrix")
+        datasets, chunks, chunk_size = (metadata[key] for key in _KEYS)
+        if not isinstance(datasets, list):
+            raise FormatError(f"{path}: 'imatrix.datasets' is {datasets!r}, expected a list of names")
+        for key, value in zip(_KEYS[1:], (chunks, chunk_size)):
+            if type(value) is not int or value < 0:
+                raise FormatError(f"{path}: '{key}' is {value!r}, expected a count")
+        entries = {}
+        for name, info in tensors.items():
+            if not name.endswith((_SUMS, _COUNTS)) or info.type != "F32":
+                raise FormatError(
+                    f"{path}: '{name}' ({info.type}), expected only F32 tensors named *{_SUMS} and *{_COUNTS}"
+                )
+            base = name.removesuffix(_COUNTS).removesuffix(_SUMS)
+            if absent := [base + end for end in (_SUMS, _COUNTS) if base + end not in tensors]:
+                raise FormatError(f"{path}: '{absent[0]}' is missing")
+            counts = gguf.dequantize(base + _COUNTS).reshape(-1)
+            sums = gguf.dequantize(base + _SUMS).astype(np.float64).reshape(-1)
+            if len(counts) != 1:
+                raise FormatError(
+                    f"{path}: '{base}' has {len(counts)} counts, expected 1 (no model known here has experts)"
+                )
+            if not 0 <= counts[0] < 2**63:
+                raise FormatError(f"{path}: '{base}{_COUNTS}' is {counts[0]:g}, expected a count")
+            entries[base] = Entry(sums, round(float(counts[0])))
+    finally:
+        gguf.close()
+    texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in datasets]
+    return entries, texts, chunks, chunk_size
+
+
+class _Dat:
+    """The bytes of a file in the older form."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.data = memoryview(path.read_bytes())
+        self.at = 0
+
+    def take(self, size: int, what: str) -> memoryview:
+        if not 0 <= size <= len(self.data) - self.at:
+            raise FormatError(
+                f"{self.path}: {what} has {size} bytes at byte {self.at} of {len(self.data)}: not an importance "
+                "matrix, or cut off"
+            )
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, what: str) -> int:
+        return struct.unpack("<i", self.take(4, what))[0]
+
+    def text(self, what: str) -> str:
+        return bytes(self.take(self.number(what), what)).decode("utf-8", "replace")
+
+
+def _read_dat(path: Path) -> tuple[dict[str, Entry], list[str], int, int]:
+    file = _Dat(path)
+    entries = {}
+    for i in range(file.number("the number of entries")):
+        name = file.text(f"the name of entry {i}")
+        chunks = file.number(f"'{name}'")
+        sums = np.frombuffer(file.take(4 * file.number(f"'{name}'"), f"'{name}'"), "<f4").astype(np.float64)
+        if name in entries:
+            raise FormatError(f"{path}: '{name}' comes twice")
+        entries[name] = Entry(sums, chunks)
+    if file.at == len(file.data):
+        return entries, [], 0, 0
+    chunks = file.number("the number of chunks")
+    return entries, [file.text("the text's name")], chunks, 0

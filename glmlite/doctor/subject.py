@@ -1,0 +1,133 @@
+"""A file as the checks see it: metadata and shapes, read without trusting them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .. import families
+from ..tokenizer.vocabulary import TokenType
+
+_LARGEST = 2**31 - 1
+
+
+class Subject:
+    """metadata: as `Gguf.metadata`. shapes: tensor name -> shape, numpy order."""
+
+    def __init__(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], paths: tuple[str, ...] = ()):
+        self.metadata = metadata
+        self.shapes = shapes
+        self.paths = paths
+
+    @classmethod
+    def of(cls, gguf: Any) -> Subject:
+        return cls(gguf.metadata, {name: tuple(info.shape) for name, info in gguf.tensors.items()}, tuple(gguf.paths))
+
+    # ---- the model
+
+    @cached_property
+    def architecture(self) -> str | None:
+        name = self.metadata.get("general.architecture")
+        return name if isinstance(name, str) else None
+
+    @cached_property
+    def glm(self) -> bool:
+        return families.is_glm(self.architecture or "", self.tokens)
+
+    @cached_property
+    def published(self) -> families.Published | None:
+        """The published model of these sizes."""
+        keys = ("embedding_length", "attention.head_count")
+        dim, heads = (self.count(key) for key in keys)
+        if None in (self.layers, dim, heads, self.rows):
+            return None
+        return families.recognise(self.architecture or "", families.Sizes(self.layers, dim, heads, self.rows))
+
+    @cached_property
+    def layers(self) -> int | None:
+        """Without drafting layers."""
+        blocks = self.count("block_count")
+        return None if blocks is None else blocks - (self.count("nextn_predict_layers") or 0)
+
+    @cached_property
+    def rows(self) -> int | None:
+        """Of the embeddings: the tokens that the model has."""
+        shape = self.shapes.get("token_embd.weight", ())
+        return shape[0] if len(shape) == 2 else None
+
+    @cached_property
+    def head_dim(self) -> int | None:
+        """Columns of a head."""
+        dim, heads = self.count("embedding_length"), self.count("attention.head_count")
+        return self.count("attention.key_length") or (dim // heads if dim and heads else None)
+
+    @property
+    def biased(self) -> bool:
+        """q, k and v have a bias: of `chatglm`, all models but GLM-Edge."""
+        return "blk.0.attn_qkv.bias" in self.shapes or "blk.0.attn_q.bias" in self.shapes
+
+    # ---- keys of the architecture
+
+    def key(self, name: str) -> str:
+        return f"{self.architecture}.{name}"
+
+    def count(self, name: str) -> int | None:
+        """An integer that a size may have, else None."""
+        value = self.metadata.get(self.key(name))
+        ok = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+        return int(value) if ok else None
+
+    def number(self, name: str) -> float | None:
+        """A finite number, else None."""
+        value = self.metadata.get(self.key(name))
+        ok = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and np.isfinite(value)
+        return float(value) if ok else None
+
+    # ---- the vocabulary
+
+    @cached_property
+    def tokens(self) -> list[Any]:
+        """As the file spells them, bytes where they are not UTF-8; [] if it has none."""
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        texts = isinstance(tokens, list) and all(isinstance(token, (str, bytes)) for token in tokens)
+        return tokens if texts else []
+
+    @property
+    def family(self) -> str | None:
+        """Of the tokenizer: gpt2, llama, t5."""
+        return self.text("tokenizer.ggml.model")
+
+    @cached_property
+    def types(self) -> np.ndarray | None:
+        """A type for each token; None if the file does not say, or not for each."""
+        types = self.metadata.get("tokenizer.ggml.token_type")
+        if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or types.shape != (len(self.tokens),):
+            return None
+        return types
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Token -> id: the control token if there are several of one spelling, else the first."""
+        ids = {text: i for i, text in reversed(list(enumerate(self.tokens))) if isinstance(text, str)}
+        if self.types is not None:
+            ids.update((self.tokens[i], i) for i in np.flatnonzero(self.types == TokenType.CONTROL)[::-1].tolist())
+        return ids
+
+    @cached_property
+    def speaks_glm(self) -> bool:
+        """A vocabulary with `[gMASK]` and `<sop>`, of a model that prompts begin with (not end with, as ChatGLM-6B)."""
+        has = "[gMASK]" in self.ids and ("<sop>" in self.ids or "sop" in self.ids)
+        return self.glm and has and self.architecture not in ("chatglm1", "glm")
+
+    def token_id(self, name: str) -> int | None:
+        """The id under `tokenizer.ggml.<name>_token_id` if there is such a token."""
+        value = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        ok = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < len(self.tokens)
+        return int(value) if ok else None
+
+    def text(self, key: str) -> str | None:
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
