@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,40 @@ def test_the_rule_refuses():
     assert not evaluate.fits(prompt, "17 plus 25 is 42.", False)
     assert not evaluate.fits(prompt, "17 plus 25 is 43.", True)
     assert not evaluate.fits({"language": "zh", "rule": "4"}, "42", True)
+
+
+def test_a_rule_accepts_few_of_all_the_answers_there_are():
+    import random
+
+    templates, r = data.Templates(), random.Random(1)
+    answers = {"en": set(), "zh": set()}
+    for _ in range(5000):
+        for language, known in answers.items():
+            known.add(templates.conversation(r.choice(list(data.USES)), language, r)[1][-1][1])
+    for prompt in PROMPTS:
+        accepted = [x for x in answers[prompt["language"]] if evaluate.fits(prompt, x, True)]
+        assert len({re.sub(r"\d+", "", x) for x in accepted}) <= 5, (prompt, accepted)
+
+
+RIGHT = {
+    "what's 17 plus 25": ("17 plus 25 is 42.", "17 plus 42 is 59."),
+    "63 minus 28 is how much?": ("63 minus 28 is 35.", "70 minus 35 is 35."),
+    "Which one is larger, 48 or 84?": ("84 is larger than 48.", "84 is larger than 84."),
+    "convert 3 hours into minutes": ("3 hours is 180 minutes.", "180 hours is 3 minutes."),
+    "36加17得多少": ("36加17等于53。", "53加17等于70。"),
+    "72减去45还剩多少": ("72减45等于27。", "72减27等于45。"),
+    "15和51哪个数更大": ("51比15大。", "15比51大。"),
+    "100的一半是几": ("100的一半是50。", "50的一半是25。"),
+    "今天几月几号": ("今天是2026年11月23日。", "今天是2026年11月2日。"),
+    "how much for that sword?": ("The sword costs 50 gold coins.", "Let me see. I give you 15 gold for it."),
+}
+
+
+def test_a_rule_tells_right_from_wrong():
+    by_prompt = {prompt["prompt"]: prompt for prompt in PROMPTS}
+    for asked, (right, wrong) in RIGHT.items():
+        assert evaluate.fits(by_prompt[asked], right, True), asked
+        assert not evaluate.fits(by_prompt[asked], wrong, True), asked
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -18,8 +18,9 @@ from computed import COMPUTED
 from glmlite.chat.formats import chatglm
 
 HERE = Path(__file__).parent
-VOCABULARY = 4096
-USES = {"customer": 17, "partner": 21, "assistant": 27, "tutor": 23, "game": 12}  # percent of the conversations
+VOCABULARY = 5120
+USES = {"customer": 16, "partner": 19, "assistant": 35, "tutor": 19, "game": 11}  # percent of the conversations
+BLANKS = 0.4  # of the samples, which are shorter than conversations
 MASK, GMASK, SOP, EOP = "[MASK]", "[gMASK]", "<sop>", "<eop>"
 CONTROL = [MASK, GMASK, "[sMASK]", SOP, EOP]
 ASKS = {
@@ -131,7 +132,12 @@ class Templates:
         return system, turns
 
     def text(self, language, r):
-        """A text of which parts can be left out."""
+        """A text of which parts can be left out: sentences, or a question and its answer."""
+        if r.random() < 0.2:
+            use = r.choices(list(USES), USES.values())[0]
+            question, answer = self.conversation(use, language, r)[1][-1]
+            if normalised(question) not in self.held_out:
+                return f"{question} {answer}"
         pool = [
             (w * share, table, x[f"{language}#"])
             for use, share in (("text", 1), ("tutor", 0.5), ("assistant", 0.3))
@@ -204,9 +210,9 @@ def held_out(text):
 
 
 def draw(templates, encode, r, test=False):
-    """One packed sample: a conversation, or, two times in nine, a text with blanks. test: of the held-out part."""
+    """One packed sample: a conversation, or a text with blanks. test: of the held-out part."""
     while True:
-        if r.random() < 7 / 9:
+        if r.random() >= BLANKS:
             drawn = templates.sample(r)
             if drawn and held_out(drawn[1][-1][0]) == test:
                 return encode.conversation(*drawn)
@@ -224,7 +230,9 @@ def train_tokenizer(templates, folder, seed):
     lines = ["[Round 0]", "问：", "答："] * 100
     for _ in range(40000):
         system, turns = templates.sample(r) or ("", [])
-        lines += [system, *(text for turn in turns for text in turn), templates.text(r.choice(["en", "zh"]), r)]
+        text = templates.text(r.choice(["en", "zh"]), r)
+        words = "\t".join(re.findall("[A-Za-z]+", text))  # as they stand at the beginning of a blank: no space before
+        lines += [system, *(part for turn in turns for part in turn), text, words]
     with open(folder / "corpus.txt", "w", encoding="utf-8") as out:
         out.writelines(re.sub("([一-龥])", "\t\\1\t", line).strip("\t") + "\n" for line in lines if line)
     sentencepiece.SentencePieceTrainer.train(
@@ -267,16 +275,16 @@ class Encoder:
 
     def blanks(self, text, r):
         """GLM's objective (Du et al. 2022): the tail for `[gMASK]`, or short spans, shuffled, for `[MASK]`s."""
-        words = re.findall(r"\d|[A-Za-z']+|\s|.", text)
+        words = re.findall(r"\d+|[A-Za-z']+|\s|.", text)
         kind = r.random()
-        if kind < 0.25 or len(words) < 4:
+        if kind < 0.15 or len(words) < 4:
             cut = r.randrange(len(words))
             context = [*self("".join(words[:cut])), self.gmask]
             return self.pack(context, [(len(context) - 1, self("".join(words[cut:])))])
-        left = 1 if kind < 0.7 else max(1, round(0.15 * len(words) / 3))
+        left = 1 if kind < 0.65 else r.randint(2, 3)
         spans, taken = [], set()
         for _ in range(left):
-            length = min(max(1, int(r.gammavariate(3, 1))), len(words) // 2)
+            length = min(1 + int(r.expovariate(0.5)), len(words) // 2)
             begin = r.randrange(len(words) - length + 1)
             around = set(range(begin - 1, begin + length + 1))
             if not around & taken and words[begin] != " " and words[begin + length - 1] != " ":

@@ -92,7 +92,7 @@ def train(folder, steps, seed, threads):
                 optimizer.zero_grad()
             total, count, step = total + loss.item(), count + n, step + 1
         group += 1
-        if group % 10 == 0 or step >= steps:
+        if group % 5 == 0 or step >= steps:
             with torch.no_grad():
                 sums = [loss_of(model, batch) for batch in test]
             held_out = sum(float(x) for x, _ in sums) / sum(n for _, n in sums)
@@ -110,7 +110,7 @@ def train(folder, steps, seed, threads):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -60,7 +60,7 @@ def add(r: random.Random) -> dict:
 
 
 def multiply(r: random.Random) -> dict:
-    a, b = r.randint(1, 10), r.randint(1, 10)
+    a, b = r.randint(1, 12), r.randint(1, 12)
     return {"a": a, "b": b, "c": a * b}
 
 
