@@ -1,6 +1,7 @@
 """How much memory a model takes, whether close() gives it back, and whether it grows with use.
 
     python benchmarks/memory.py peak model.gguf ...
+    python benchmarks/memory.py load model.gguf ...
     python benchmarks/memory.py cycles model.gguf --count 1000
     python benchmarks/memory.py generations model.gguf --count 10000
 
@@ -9,6 +10,9 @@ Each file has a fresh process. Exit status 1 if a bound is broken:
 peak         the process's peak from its start over load, a prompt of 512 tokens and 64 more, at a context of 4096:
              at most 1.1 x file + KV cache + 200 MB. After close() and `del model`, what it held before the load
              and 50 MB: the libraries that a load imports, and what the allocators keep for the next one.
+load         GB of the file per second over a whole load, its file in the page cache: the first in the process, whose
+             memory the system may have to fetch, and the median of the next five, who get the memory of the one
+             before. At least 1 GB/s then.
 cycles       load, a few tokens, close.
 generations  short ones from four threads: awaited, streamed, abandoned after a piece, cancelled, failing.
              Both: memory is sampled 60 times; the median of the last third is within 2 MB of the first third's,
@@ -79,6 +83,23 @@ def peak(path):
         "closed": closed,
         "left": resident(),
     }
+
+
+def load(path):
+    """(seconds of a process's first load, of each of five more, of what precedes packing in those)"""
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 24):
+            pass
+    loads, before = [], []
+    for _ in range(6):
+        packing = []
+        begin = time.perf_counter()
+        model = glmlite.load(path, context=CONTEXT, progress=lambda done, at=packing: at.append(time.perf_counter()))
+        loads.append(time.perf_counter() - begin)
+        before.append(packing[0] - begin)
+        model.close()
+        del model
+    return loads[0], loads[1:], before[1:]
 
 
 def cycles(path, count):
@@ -177,6 +198,24 @@ def _peaks(paths):
     return good
 
 
+def _loads(paths):
+    good = True
+    row = "{:<24} {:>7} {:>11} {:>11} {:>18}"
+    print(row.format("MB", "file", "first, GB/s", "later, GB/s", "before packing, ms"))
+    for path in paths:
+        first, later, before = _fresh(load, path)
+        size, later = os.path.getsize(path) / 1e9, statistics.median(later)
+        columns = (
+            f"{1e3 * size:.0f}",
+            f"{size / first:.2f}",
+            f"{size / later:.2f}",
+            f"{1e3 * statistics.median(before):.0f}",
+        )
+        print(row.format(os.path.basename(path)[-24:], *columns))
+        good &= size / later >= 1
+    return good
+
+
 def _grows(function, paths, count):
     good = True
     for path in paths:
@@ -192,12 +231,14 @@ def _grows(function, paths, count):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["peak", "cycles", "generations"])
+    parser.add_argument("what", choices=["peak", "load", "cycles", "generations"])
     parser.add_argument("files", nargs="+")
     parser.add_argument("--count", type=int, default=1000, help="rounds of cycles or generations")
     arguments = parser.parse_args()
     if arguments.what == "peak":
         good = _peaks(arguments.files)
+    elif arguments.what == "load":
+        good = _loads(arguments.files)
     else:
         function = cycles if arguments.what == "cycles" else generations
         good = _grows(function, arguments.files, arguments.count)

@@ -1,65 +1,54 @@
 """Write a GGUF file of random weights in the shape of a real GLM, to measure speed and memory with.
 
     python benchmarks/random_model.py glm-edge-1.5b Q4_0 edge-q4_0.gguf
+    python benchmarks/random_model.py glm-4-9b Q4_K_M 9b.gguf --layers 8
 
-Weights are random blocks of the format, tensor after tensor, so memory stays small whatever the model's size. The
+Weights are random blocks of the format, piece after piece, so memory stays small whatever the model's size; which
+tensor has which format is what `glmlite convert` would choose. The
 vocabulary is made up, prompts go in as token ids, unless --tokenizer names a checkpoint's folder with a byte-level
 vocabulary (GLM-4). Needs numpy and the gguf package.
 """
 
 import argparse
+import functools
+import math
 import os
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
-from glmlite.convert import vocab
+from glmlite.convert import recipes, vocab
 
-# layers, dim, heads, kv_heads, head_dim, ffn, rope_dim, vocab, tied (MODELS: the published configurations)
+
+class Shape(NamedTuple):
+    """architecture: as GGUF names it. tied: the embeddings give the logits too."""
+
+    architecture: str
+    layers: int
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    rope_dim: int
+    vocab: int
+    tied: bool
+
+
+# As in the published configurations, but for tiny.
 SHAPES = {
-    "glm-edge-1.5b": {
-        "layers": 28,
-        "dim": 2048,
-        "heads": 16,
-        "kv_heads": 4,
-        "ffn": 6144,
-        "rope_dim": 128,
-        "vocab": 59264,
-        "tied": True,
-    },
-    "chatglm3-6b": {
-        "layers": 28,
-        "dim": 4096,
-        "heads": 32,
-        "kv_heads": 2,
-        "ffn": 13696,
-        "rope_dim": 64,
-        "vocab": 65024,
-        "tied": False,
-    },
-    "glm-4-9b": {
-        "layers": 40,
-        "dim": 4096,
-        "heads": 32,
-        "kv_heads": 2,
-        "ffn": 13696,
-        "rope_dim": 64,
-        "vocab": 151552,
-        "tied": False,
-    },
-    "tiny": {
-        "layers": 2,
-        "dim": 512,
-        "heads": 4,
-        "kv_heads": 2,
-        "ffn": 1024,
-        "rope_dim": 64,
-        "vocab": 2048,
-        "tied": False,
-    },
+    "glm-edge-1.5b": Shape("chatglm", 28, 2048, 16, 4, 128, 6144, 128, 59264, True),
+    "glm-edge-4b": Shape("chatglm", 40, 3072, 24, 6, 128, 8192, 128, 59264, True),
+    "chatglm3-6b": Shape("chatglm", 28, 4096, 32, 2, 128, 13696, 64, 65024, False),
+    "glm-4-9b": Shape("chatglm", 40, 4096, 32, 2, 128, 13696, 64, 151552, False),
+    "glm-4-9b-0414": Shape("glm4", 40, 4096, 32, 2, 128, 13696, 64, 151552, False),
+    "glm-4-32b": Shape("glm4", 61, 6144, 48, 2, 128, 23040, 64, 151552, False),
+    "tiny": Shape("chatglm", 2, 512, 4, 2, 128, 1024, 64, 2048, False),
 }
-HEAD_DIM = 128
+
+PIECE = 1 << 24  # values made at a time
 
 # The 256 bytes as byte-level BPE writes them: printable ones as themselves, the others above U+0100.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -85,6 +74,9 @@ SCALES = {
 def random_blocks(rng, format, rows, columns):
     """(rows, bytes) of random codes, scaled so that the values' spread is about columns ** -0.5."""
     values, size = GGML_QUANT_SIZES[GGMLQuantizationType[format]]
+    if format == "BF16":
+        x = rng.standard_normal((rows, columns), np.float32) * np.float32(columns**-0.5)
+        return (x.view(np.uint32) >> 16).astype(np.uint16)
     if format in ("F32", "F16"):
         x = rng.standard_normal((rows, columns), np.float32) * columns**-0.5
         return x.astype(np.float32 if format == "F32" else np.float16)
@@ -98,6 +90,7 @@ def random_blocks(rng, format, rows, columns):
     return blocks.reshape(rows, -1)
 
 
+@functools.cache
 def spread(format):
     """Standard deviation of the values that random codes of a format have at scale 1."""
     from gguf import quants
@@ -113,32 +106,48 @@ def spread(format):
 
 
 def tensors(s):
-    """(name, rows or None for a vector, columns, role) of every tensor."""
-    qkv = (s["heads"] + 2 * s["kv_heads"]) * HEAD_DIM
-    yield "token_embd.weight", s["vocab"], s["dim"]
-    for i in range(s["layers"]):
+    """(name, rows or None for a vector, columns) of every tensor."""
+    heads = (s.heads + 2 * s.kv_heads) * s.head_dim
+    yield "token_embd.weight", s.vocab, s.dim
+    for i in range(s.layers):
         w = f"blk.{i}."
-        yield w + "attn_norm.weight", None, s["dim"]
-        yield w + "attn_qkv.weight", qkv, s["dim"]
-        yield w + "attn_qkv.bias", None, qkv
-        yield w + "attn_output.weight", s["dim"], s["heads"] * HEAD_DIM
-        yield w + "ffn_norm.weight", None, s["dim"]
-        yield w + "ffn_up.weight", 2 * s["ffn"], s["dim"]
-        yield w + "ffn_down.weight", s["dim"], s["ffn"]
-    yield "output_norm.weight", None, s["dim"]
-    if not s["tied"]:
-        yield "output.weight", s["vocab"], s["dim"]
+        yield w + "attn_norm.weight", None, s.dim
+        yield w + "attn_qkv.weight", heads, s.dim
+        if s.architecture == "chatglm":
+            yield w + "attn_qkv.bias", None, heads
+        yield w + "attn_output.weight", s.dim, s.heads * s.head_dim
+        yield w + "ffn_norm.weight", None, s.dim
+        yield w + "ffn_up.weight", 2 * s.ffn, s.dim
+        yield w + "ffn_down.weight", s.dim, s.ffn
+        if s.architecture == "glm4":
+            yield w + "post_attention_norm.weight", None, s.dim
+            yield w + "post_ffw_norm.weight", None, s.dim
+    yield "output_norm.weight", None, s.dim
+    if not s.tied:
+        yield "output.weight", s.vocab, s.dim
 
 
-def type_of(name, format):
-    """llama.cpp's Q4_K_M keeps the embedding, and the output's and half of the ffn_down matrices, in Q6_K."""
-    if format == "Q4_K_M":
-        more = name in ("token_embd.weight", "output.weight")
-        more |= "ffn_down" in name and int(name.split(".")[1]) % 2 == 0
-        return "Q6_K" if more else "Q4_K"
-    if name in ("token_embd.weight", "output.weight") and format in ("Q4_0", "Q4_1", "IQ4_NL", "Q4_K", "IQ4_XS"):
-        return "Q6_K"
-    return format
+def type_of(name, rows, columns, format, s):
+    """As `glmlite convert` chooses, if it has such a recipe; else the format, where rows are whole blocks of it."""
+    if rows is None:
+        return "F32"
+    if format.lower() in recipes.RECIPES:
+        return recipes.choose(name, (rows, columns), format.lower(), s.layers, s.tied)
+    return format if columns % GGML_QUANT_SIZES[GGMLQuantizationType[format]][0] == 0 else "Q8_0"
+
+
+class Matrix:
+    """What GGUFWriter wants of an array, made while it is written: memory stays small beside a large vocabulary."""
+
+    def __init__(self, rng, format, rows, columns):
+        self.rng, self.format, self.rows, self.columns = rng, format, rows, columns
+        values, size = GGML_QUANT_SIZES[GGMLQuantizationType[format]]
+        self.nbytes = rows * columns // values * size
+
+    def tofile(self, file):
+        step = max(1, PIECE // self.columns)
+        for begin in range(0, self.rows, step):
+            random_blocks(self.rng, self.format, min(step, self.rows - begin), self.columns).tofile(file)
 
 
 def made_up_tokens(count):
@@ -151,38 +160,36 @@ def made_up_tokens(count):
     }
 
 
-def write(path, shape, format, seed=0, tokenizer=None):
-    """The file, written beside its place and renamed when whole."""
-    s, path = SHAPES[shape], pathlib.Path(path)
+def write(path, shape, format, seed=0, tokenizer=None, **sizes):
+    """The file, written beside its place and renamed when whole. sizes: fields of the shape to replace."""
+    s, path = SHAPES[shape]._replace(**sizes), pathlib.Path(path)
     rng = np.random.default_rng(seed)
     part = path.with_name(path.name + ".part")
-    w = GGUFWriter(part, "chatglm")
+    w = GGUFWriter(part, s.architecture)
     w.add_name(f"random {shape} {format}")
-    w.add_block_count(s["layers"])
+    w.add_block_count(s.layers)
     w.add_context_length(131072)
-    w.add_embedding_length(s["dim"])
-    w.add_feed_forward_length(s["ffn"])
-    w.add_head_count(s["heads"])
-    w.add_head_count_kv(s["kv_heads"])
+    w.add_embedding_length(s.dim)
+    w.add_feed_forward_length(s.ffn)
+    w.add_head_count(s.heads)
+    w.add_head_count_kv(s.kv_heads)
+    w.add_key_length(s.head_dim)
+    w.add_value_length(s.head_dim)
     w.add_layer_norm_rms_eps(1e-5)
-    w.add_rope_dimension_count(s["rope_dim"])
+    w.add_rope_dimension_count(s.rope_dim)
     w.add_rope_freq_base(10000.0)
-    tokens = vocab.from_folder(tokenizer, vocab_size=s["vocab"]) if tokenizer else made_up_tokens(s["vocab"])
+    tokens = vocab.from_folder(tokenizer, vocab_size=s.vocab) if tokenizer else made_up_tokens(s.vocab)
     w.add_tokenizer_model(tokens["tokenizer.ggml.model"])
     w.add_tokenizer_pre(tokens["tokenizer.ggml.pre"])
     w.add_token_list(tokens["tokenizer.ggml.tokens"])
     w.add_token_types([int(kind) for kind in tokens["tokenizer.ggml.token_type"]])
     w.add_token_merges(tokens["tokenizer.ggml.merges"])
-    w.add_eos_token_id(s["vocab"] - 1)
+    w.add_eos_token_id(s.vocab - 1)
     for name, rows, columns in tensors(s):
-        kind = GGMLQuantizationType[type_of(name, format) if rows else "F32"]
+        kind = GGMLQuantizationType[type_of(name, rows, columns, format, s)]
         values, size = GGML_QUANT_SIZES[kind]
-        nbytes = (rows or 1) * columns // values * size
-        dims = (rows, columns // values * size) if rows else (columns,)
-        dtype = np.uint8
-        if not rows or kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-            dims, dtype = (rows, columns) if rows else (columns,), np.dtype("f4" if kind.name == "F32" else "f2")
-        w.add_tensor_info(name, dims, np.dtype(dtype), nbytes, raw_dtype=kind if dtype == np.uint8 else None)
+        shape = (rows, columns) if rows else (columns,)
+        w.add_tensor_info(name, shape, np.dtype(np.float32), math.prod(shape) // values * size, raw_dtype=kind)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_ti_data_to_file()
@@ -191,7 +198,7 @@ def write(path, shape, format, seed=0, tokenizer=None):
             x = np.ones(columns, np.float32) if "norm" in name else rng.standard_normal(columns, np.float32) * 0.1
             w.write_tensor_data(x.astype(np.float32))
         else:
-            w.write_tensor_data(random_blocks(rng, type_of(name, format), rows, columns))
+            w.write_tensor_data(Matrix(rng, type_of(name, rows, columns, format, s), rows, columns))
     w.close()
     os.replace(part, path)
 
@@ -199,8 +206,13 @@ def write(path, shape, format, seed=0, tokenizer=None):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("format", choices=["F32", "F16", "Q4_K_M", *SCALES])
+    formats = [*dict.fromkeys([*(name.upper() for name in recipes.RECIPES), *SCALES])]
+    parser.add_argument("format", type=str.upper, choices=formats, help="a recipe of `glmlite convert` or a format")
     parser.add_argument("out")
     parser.add_argument("--tokenizer", metavar="FOLDER")
-    arguments = parser.parse_args()
-    write(arguments.out, arguments.shape, arguments.format, tokenizer=arguments.tokenizer)
+    for name, type in Shape.__annotations__.items():
+        if type is int:
+            parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="instead of the shape's")
+    arguments = vars(parser.parse_args())
+    path, shape, format, tokenizer = (arguments.pop(name) for name in ("out", "shape", "format", "tokenizer"))
+    write(path, shape, format, tokenizer=tokenizer, **{name: n for name, n in arguments.items() if n is not None})

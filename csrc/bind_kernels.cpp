@@ -2,11 +2,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "bind.h"
@@ -15,6 +16,7 @@
 #include "cpu/pack.h"
 #include "cpu/team.h"
 #include "dequantize.h"
+#include "memory.h"
 
 namespace py = pybind11;
 
@@ -81,37 +83,90 @@ void need_matrix(const char* where, const Array<float>& x, int64_t columns, cons
   throw std::invalid_argument(std::string(where) + ": x is " + shape(x) + ", expected " + expected);
 }
 
-Array<float> kernel_linear(const std::string& isa, const std::string& format_name, const Array<uint8_t>& rows,
-                           const Array<float>& x, int threads) {
-  const CpuKernels& kernels = kernels_named(isa);
-  const Format format = named_format(format_name);
-  const int64_t n = rows.ndim() ? rows.shape(0) : 0, k = columns("kernel_linear", format, rows);
-  need_matrix("kernel_linear", x, k, "(T, " + std::to_string(k) + ")");
-  if (threads < 1)
-    throw std::invalid_argument("kernel_linear: threads is " + std::to_string(threads) + ", expected 1 or more");
-  const int64_t tokens = x.shape(0);
-  Array<float> y({tokens, n});
-  const uint8_t* from = rows.data();
-  const float* xs = x.data();
-  float* to = y.mutable_data();
-
-  py::gil_scoped_release release;
-  const int64_t panels = (n + kLanes - 1) / kLanes;
-  Aligned<uint8_t> packed(packed_bytes(format, n, k));
-  pack_panels(format, from, n, k, 0, panels, packed.data());
-  Aligned<uint8_t> act(static_cast<size_t>(act_bytes(k, tokens)));
-  if (k % kActBlock == 0) {
-    for (int64_t t = 0; t < tokens; ++t) kernels.quantize(xs + t * k, k, t, tokens, act.data());
+// A matrix in panels and a team of threads to multiply with it: packed once, multiplied many times.
+class PackedMatrix {
+ public:
+  PackedMatrix(const std::string& isa, const std::string& format_name, const Array<uint8_t>& rows, int threads)
+      : kernels_(kernels_named(isa)),
+        format_(named_format(format_name)),
+        n_(rows.ndim() ? rows.shape(0) : 0),
+        k_(columns("PackedMatrix", format_, rows)),
+        team_(checked(threads)),
+        panels_(packed_bytes(format_, n_, k_), "a packed matrix") {
+    const uint8_t* from = rows.data();
+    py::gil_scoped_release release;
+    team_.run([&](int thread) {
+      pack_panels(format_, from, n_, k_, count() * thread / team_.size(), count() * (thread + 1) / team_.size(),
+                  panels_.data());
+    });
   }
-  auto work = [&](int64_t begin, int64_t end) {
-    Aligned<uint8_t> scratch(linear_scratch_bytes(tokens));
-    kernels.linear[static_cast<int>(format)](
-        {packed.data(), k, n, begin, end, {xs, act.data()}, tokens, to, n, scratch.data()});
-  };
-  std::vector<std::thread> team;
-  for (int i = 1; i < threads; ++i) team.emplace_back(work, panels * i / threads, panels * (i + 1) / threads);
-  work(0, panels / threads);
-  for (std::thread& thread : team) thread.join();
+
+  size_t nbytes() const { return panels_.size(); }
+
+  void multiply(const Array<float>& x, Array<float>& y) {
+    need_matrix("multiply", x, k_, "(T, " + std::to_string(k_) + ")");
+    const int64_t tokens = x.shape(0);
+    if (y.ndim() != 2 || y.shape(0) != tokens || y.shape(1) != n_) {
+      throw std::invalid_argument("multiply: y is " + shape(y) + ", expected (" + std::to_string(tokens) + ", " +
+                                  std::to_string(n_) + ")");
+    }
+    const float* from = x.data();
+    float* to = y.mutable_data();
+
+    py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (tokens > capacity_) {
+      act_ = Memory(static_cast<size_t>(act_bytes(k_, tokens)), "activations");
+      scratch_bytes_ = (linear_scratch_bytes(tokens) + 63) / 64 * 64;
+      scratch_ = Memory(scratch_bytes_ * static_cast<size_t>(team_.size()), "scratch");
+      capacity_ = tokens;
+    }
+    team_.run([&](int thread) {
+      if (k_ % kActBlock == 0) {
+        for (int64_t t = tokens * thread / team_.size(); t < tokens * (thread + 1) / team_.size(); ++t)
+          kernels_.quantize(from + t * k_, k_, t, tokens, act_.data());
+      }
+      team_.barrier();
+      const int64_t step = std::max<int64_t>(1, count() / (team_.size() * 8));  // as the engine splits them
+      int64_t task;
+      while (team_.take((count() + step - 1) / step, &task)) {
+        kernels_.linear[static_cast<int>(format_)]({panels_.data(),
+                                                    k_,
+                                                    n_,
+                                                    task * step,
+                                                    std::min((task + 1) * step, count()),
+                                                    {from, act_.data()},
+                                                    tokens,
+                                                    to,
+                                                    n_,
+                                                    scratch_.data() + scratch_bytes_ * static_cast<size_t>(thread)});
+      }
+    });
+  }
+
+ private:
+  static int checked(int threads) {
+    if (threads >= 1 && threads <= 1024) return threads;
+    throw std::invalid_argument("PackedMatrix: threads is " + std::to_string(threads) + ", expected 1 to 1024");
+  }
+  int64_t count() const { return (n_ + kLanes - 1) / kLanes; }
+
+  const CpuKernels& kernels_;
+  const Format format_;
+  const int64_t n_, k_;
+  Team team_;
+  const Memory panels_;
+  std::mutex mutex_;  // one product at a time
+  int64_t capacity_ = 0;
+  Memory act_, scratch_;
+  size_t scratch_bytes_ = 0;  // of one thread
+};
+
+Array<float> kernel_linear(const std::string& isa, const std::string& format, const Array<uint8_t>& rows,
+                           const Array<float>& x, int threads) {
+  PackedMatrix w(isa, format, rows, threads);
+  Array<float> y({x.ndim() ? x.shape(0) : 0, rows.shape(0)});
+  w.multiply(x, y);
   return y;
 }
 
@@ -198,6 +253,19 @@ void bind_kernels(py::module_& m) {
         return machine_int8_peak(threads, name);
       },
       py::arg("threads"), py::arg("isa") = "");
+  m.def(
+      "machine_f32_peak",
+      [](int threads, const std::string& isa) {
+        const char* name = kernels_named(isa).name;
+        py::gil_scoped_release nogil;
+        return machine_f32_peak(threads, name);
+      },
+      py::arg("threads"), py::arg("isa") = "");
+  py::class_<PackedMatrix>(m, "PackedMatrix")
+      .def(py::init<const std::string&, const std::string&, const Array<uint8_t>&, int>(), py::arg("isa"),
+           py::arg("format"), py::arg("rows").noconvert(), py::arg("threads") = 1)
+      .def_property_readonly("nbytes", &PackedMatrix::nbytes)
+      .def("multiply", &PackedMatrix::multiply, py::arg("x").noconvert(), py::arg("y").noconvert());
   m.def("kernel_linear", kernel_linear, py::arg("isa"), py::arg("format"), py::arg("rows").noconvert(),
         py::arg("x").noconvert(), py::arg("threads") = 1);
   m.def("kernel_quantize", kernel_quantize, py::arg("isa"), py::arg("x").noconvert());

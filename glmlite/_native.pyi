@@ -30,6 +30,9 @@ def machine_bandwidth(threads: int) -> float:
 def machine_int8_peak(threads: int, isa: str = "") -> float:
     """8-bit operations, in 1e9 a second, of a kernel set's dot products on registers, measured now."""
 
+def machine_f32_peak(threads: int, isa: str = "") -> float:
+    """The same of its f32 fused multiply-adds, two operations each."""
+
 # ---- files -------------------------------------------------------------------------------------------------------
 
 class TensorInfo:
@@ -204,6 +207,14 @@ class Engine:
 
 # ---- kernels, for tests and benchmarks ------------------------------------------------------------------------------
 
+class PackedMatrix:
+    """(n, row bytes) as the file stores them, packed once. nbytes: of the panels."""
+
+    def __init__(self, isa: str, format: str, rows: NDArray[np.uint8], threads: int = 1) -> None: ...
+    nbytes: int
+    def multiply(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        """(T, k) -> into y (T, n): quantize, multiply."""
+
 def kernel_linear(
     isa: str, format: str, rows: NDArray[np.uint8], x: NDArray[np.float32], threads: int = 1
 ) -> NDArray[np.float32]:
@@ -235,6 +246,16 @@ def kernel_attend(
 
     q8: queries and keys are turned by the Hadamard matrix first.
     """
+
+class KvPages:
+    """Keys and values (kv_heads, ctx, head_dim) in pages, stored once. nbytes: of the pages."""
+
+    def __init__(
+        self, isa: str, k: NDArray[np.float32], v: NDArray[np.float32], kv_type: str = "f16", threads: int = 1
+    ) -> None: ...
+    nbytes: int
+    def attend(self, q: NDArray[np.float32], visible: NDArray[np.int64], scale: float, y: NDArray[np.float32]) -> None:
+        """q (kv_heads, M, head_dim), visible (M,) -> into y, of q's shape."""
 
 def kernel_rope(
     isa: str,

@@ -143,6 +143,23 @@ def test_extreme_scores(size, kv_type):
         assert_same_bits(attend(q, k, v, visible, 1.0, isa, kv_type), scalar, err_msg=isa)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_stored_once(threads, kv_type):
+    """Heads and threads change nothing, nor does a call what the next one gives."""
+    rng = np.random.default_rng(8)
+    k, v = rng.standard_normal((2, 3, 700, 64), np.float32)
+    pages = _native.KvPages("", k, v, kv_type, threads)
+    for m in (70, 2):
+        q, visible = rng.standard_normal((3, m, 64), np.float32), rng.integers(1, 700, m, endpoint=True)
+        y = np.full_like(q, np.nan)
+        pages.attend(q, visible, 0.125, y)
+        for h in range(3):
+            want = attend(q[h], k[h], v[h], visible, isa=_native.default_isa(), kv_type=kv_type)
+            assert_same_bits(y[h], want, err_msg=f"head {h}")
+    with pytest.raises(ValueError, match=r"y: shape is \(3, 1, 64\), expected \(3, 2, 64\)"):
+        pages.attend(q, visible, 0.125, y[:, :1].copy())
+
+
 @pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_query_shows_and_stays_alone(isa, bad, kv_type):

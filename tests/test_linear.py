@@ -146,6 +146,20 @@ def test_a_row_does_not_depend_on_the_others(isa, format):
     assert_same(_native.kernel_linear(isa, format, rows, x, threads=3), alone)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_packed_once(threads):
+    rows = random_rows("Q4_K", 300, 512, 8)
+    w = _native.PackedMatrix("", "Q4_K", rows, threads)
+    for tokens in (2, 40, 1):  # its room grows, and is used again
+        x, y = random_x(tokens, 512), np.full((tokens, 300), np.nan, np.float32)
+        w.multiply(x, y)
+        assert_same(y, _native.kernel_linear("", "Q4_K", rows, x))
+    with pytest.raises(ValueError, match=r"multiply: y is \(1, 300\), expected \(2, 300\)"):
+        w.multiply(random_x(2, 512), y)
+    with pytest.raises(ValueError, match="threads is 0, expected 1 to 1024"):
+        _native.PackedMatrix("", "Q4_K", rows, 0)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("format", QUANTIZED)
 def test_largest_integers(isa, format):
@@ -188,7 +202,7 @@ def test_default_isa(monkeypatch):
 
 def test_says_what_is_wrong():
     rows, x = np.zeros((2, 18), np.uint8), np.zeros((1, 64), np.float32)
-    with pytest.raises(ValueError, match=r"kernel_linear: x is \(1, 64\), expected \(T, 32\)"):
+    with pytest.raises(ValueError, match=r"multiply: x is \(1, 64\), expected \(T, 32\)"):
         _native.kernel_linear("scalar", "Q4_0", rows, x)
     with pytest.raises(ValueError, match=r"rows are \(2, 18\), expected .* multiple of 34"):
         _native.kernel_linear("scalar", "Q8_0", rows, x)

@@ -50,7 +50,8 @@ struct Tile {
 constexpr int64_t kTileQueries = 64;
 constexpr int kChunkPages = kChunkTokens / kPageTokens;
 constexpr int64_t kPieceValues = 1 << 17;
-constexpr uint64_t kPackBytes = 16 << 20;  // of the file, packed and let go at a time
+// Of the file: what a thread packs and lets go at a time, and what is packed between two reports of progress.
+constexpr uint64_t kTaskBytes = 2 << 20, kRoundBytes = 32 << 20;
 
 class CpuExecutor final : public Executor {
  public:
@@ -227,18 +228,19 @@ void CpuExecutor::plan_weights() {
   }
   for (const auto& [name, t] : matrices) {
     packed_[name] = {t->format, t->shape[0], t->shape[1], nullptr};
-    weight_offsets_[name] = weights_size_;
-    weights_size_ += align64(packed_bytes(t->format, t->shape[0], t->shape[1]));
     to_load_.push_back(t);
   }
   for (const auto& [name, t] : vectors) {
     if (packed_.count(name)) throw FormatError("'" + name + "' is used both as a matrix and as a vector");
     vectors_[name] = nullptr;
-    weight_offsets_[name] = weights_size_;
-    weights_size_ += align64(static_cast<size_t>(t->shape[0]) * sizeof(float));
     to_load_.push_back(t);
   }
   std::sort(to_load_.begin(), to_load_.end(), [](const Tensor* a, const Tensor* b) { return a->data < b->data; });
+  for (const Tensor* t : to_load_) {
+    weight_offsets_[t->name] = weights_size_;
+    weights_size_ += align64(packed_.count(t->name) ? packed_bytes(t->format, t->shape[0], t->shape[1])
+                                                    : static_cast<size_t>(t->shape[0]) * sizeof(float));
+  }
 }
 
 void CpuExecutor::plan_cache(int64_t pages) {
@@ -329,20 +331,21 @@ void CpuExecutor::load(const Gguf& file, const LoadProgress& progress) {
     }
     Packed& p = it->second;
     p.panels = at;
-    const int64_t panel_file_bytes = std::max<int64_t>(1, static_cast<int64_t>(t->bytes) / p.panel_count());
-    const int64_t step = std::max<int64_t>(team_.size(), static_cast<int64_t>(kPackBytes) / panel_file_bytes);
-    uint64_t packed_until = 0;
-    for (int64_t begin = 0; begin < p.panel_count(); begin += step) {
-      const int64_t end = std::min(begin + step, p.panel_count());
-      team_.run([&](int thread) {
-        const int64_t n = end - begin;
-        pack_panels(p.format, t->data, p.n, p.k, begin + n * thread / team_.size(),
-                    begin + n * (thread + 1) / team_.size(), at);
+    const uint64_t panel_bytes = t->bytes / static_cast<uint64_t>(p.n) * kLanes;  // in the file
+    const auto panels = [&](uint64_t bytes) { return std::max<int64_t>(1, static_cast<int64_t>(bytes / panel_bytes)); };
+    const int64_t count = p.panel_count(), share = (count + team_.size() - 1) / team_.size();
+    const int64_t task_panels = std::min(panels(kTaskBytes), share), round = panels(kRoundBytes);
+    for (int64_t begin = 0; begin < count; begin += round) {
+      const int64_t end = std::min(begin + round, count);
+      const auto offset = [&](int64_t panel) { return std::min(t->bytes, panel * panel_bytes); };
+      team_.run([&](int) {
+        for (int64_t task; team_.take((end - begin + task_panels - 1) / task_panels, &task);) {
+          const int64_t first = begin + task * task_panels, last = std::min(first + task_panels, end);
+          pack_panels(p.format, t->data, p.n, p.k, first, last, at);
+          file.release(t->data + offset(first), offset(last) - offset(first));
+        }
       });
-      const uint64_t until = end == p.panel_count() ? t->bytes : t->bytes / p.n * (end * kLanes);
-      file.release(t->data + packed_until, until - packed_until);
-      report(until - packed_until);
-      packed_until = until;
+      report(offset(end) - offset(begin));
     }
   }
   for (const Op& op : program_.ops) {

@@ -34,6 +34,21 @@ double best_seconds(Team& team, int passes, Work work) {
   return best;
 }
 
+// 1e9 operations a second of one of a kernel set's loops on registers.
+double peak(int threads, int64_t (*some_rounds)(int64_t rounds, int32_t* result)) {
+  Team team(checked(threads));
+  constexpr int64_t kRounds = 2'000'000;
+  std::atomic<int64_t> operations{0};
+  std::atomic<int32_t> sink{0};
+  constexpr int kPasses = 6;
+  const double seconds = best_seconds(team, kPasses, [&](int) {
+    int32_t result = 0;
+    operations.fetch_add(some_rounds(kRounds, &result), std::memory_order_relaxed);
+    sink.fetch_xor(result, std::memory_order_relaxed);
+  });
+  return static_cast<double>(operations.load()) / kPasses / seconds / 1e9;
+}
+
 }  // namespace
 
 double machine_bandwidth(int threads) {
@@ -54,19 +69,8 @@ double machine_bandwidth(int threads) {
   return static_cast<double>(part) * team.size() / seconds / 1e9;
 }
 
-double machine_int8_peak(int threads, const char* isa) {
-  const CpuKernels& kernels = cpu_kernels(isa);
-  Team team(checked(threads));
-  constexpr int64_t kRounds = 2'000'000;
-  std::atomic<int64_t> operations{0};
-  std::atomic<int32_t> sink{0};
-  constexpr int kPasses = 6;
-  const double seconds = best_seconds(team, kPasses, [&](int) {
-    int32_t result = 0;
-    operations.fetch_add(kernels.dot_rounds(kRounds, &result), std::memory_order_relaxed);
-    sink.fetch_xor(result, std::memory_order_relaxed);
-  });
-  return static_cast<double>(operations.load()) / kPasses / seconds / 1e9;
-}
+double machine_int8_peak(int threads, const char* isa) { return peak(threads, cpu_kernels(isa).dot_rounds); }
+
+double machine_f32_peak(int threads, const char* isa) { return peak(threads, cpu_kernels(isa).fma_rounds); }
 
 }  // namespace glmlite

@@ -10,4 +10,7 @@ double machine_bandwidth(int threads);
 // of the kernel set `isa` ("" = the default) on registers.
 double machine_int8_peak(int threads, const char* isa);
 
+// The same of f32 multiply-adds.
+double machine_f32_peak(int threads, const char* isa);
+
 }  // namespace glmlite

@@ -53,6 +53,12 @@ inline void put_codes(const FormatTraits& t, const uint8_t* code, int row, uint8
     if (t.high_bits) or32(high + 64 * top.vector + 4 * row, low_bits(c >> t.low_bits, t.high_bits) << top.shift);
   }
 }
+
+// The same for 16 bytes whose low nibbles are the codes of columns 0..15 and whose high ones are those of 16..31.
+inline void put_nibbles(const uint8_t* nibbles, int row, uint8_t* block) {
+  for (int j = 0; j < 4; ++j) memcpy(block + 64 * j + 4 * row, nibbles + 4 * j, 4);
+}
+
 void get_codes(const FormatTraits& t, const uint8_t* block, int row, uint8_t* code) {
   const uint8_t* high = block + 64 * t.low_bits;
   for (int j = 0; j < 8; ++j) {
@@ -156,6 +162,12 @@ void pack_blocks(const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
     for (int r = 0; r < count; ++r) {
       const uint8_t* p = rows + r * row_bytes + column / info.block_values * info.block_bytes;
       for (int64_t b = 0; b < blocks; b += per_block, p += info.block_bytes) {
+        if constexpr (!t.is_super && t.low_bits == 4 && t.high_bits == 0) {  // f16 d, f16 min, nibbles
+          memcpy(panel + b * t.header_bytes + 2 * r, p, 2);
+          if (t.has_min) memcpy(panel + b * t.header_bytes + 32 + 2 * r, p + 2, 2);
+          put_nibbles(p + (t.has_min ? 4 : 2), r, codes + b * code_bytes(t));
+          continue;
+        }
         read_block(format, p, &raw);
         for (int i = 0; i < per_block; ++i) put_codes(t, raw.code + 32 * i, r, codes + (b + i) * code_bytes(t));
         if (t.is_super) {
