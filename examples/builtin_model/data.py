@@ -20,7 +20,7 @@ from glmlite.chat.formats import chatglm
 HERE = Path(__file__).parent
 VOCABULARY = 5120
 USES = {"customer": 16, "partner": 19, "assistant": 35, "tutor": 19, "game": 11}  # percent of the conversations
-BLANKS = 0.4  # of the samples, which are shorter than conversations
+BLANKS = 0.5  # of the samples, which are shorter than conversations
 MASK, GMASK, SOP, EOP = "[MASK]", "[gMASK]", "<sop>", "<eop>"
 CONTROL = [MASK, GMASK, "[sMASK]", SOP, EOP]
 ASKS = {
@@ -133,7 +133,7 @@ class Templates:
 
     def text(self, language, r):
         """A text of which parts can be left out: sentences, or a question and its answer."""
-        if r.random() < 0.2:
+        if r.random() < 0.1:
             use = r.choices(list(USES), USES.values())[0]
             question, answer = self.conversation(use, language, r)[1][-1]
             if normalised(question) not in self.held_out:
@@ -281,7 +281,7 @@ class Encoder:
             cut = r.randrange(len(words))
             context = [*self("".join(words[:cut])), self.gmask]
             return self.pack(context, [(len(context) - 1, self("".join(words[cut:])))])
-        left = 1 if kind < 0.65 else r.randint(2, 3)
+        left = 1 if kind < 0.5 else r.randint(2, 3)
         spans, taken = [], set()
         for _ in range(left):
             length = min(1 + int(r.expovariate(0.5)), len(words) // 2)
