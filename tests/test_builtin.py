@@ -22,6 +22,7 @@ sys.path[:0] = [str(FOLDER), str(FOLDER / "data")]
 
 import data  # noqa: E402
 import evaluate  # noqa: E402
+import objective  # noqa: E402
 
 GOLDEN = json.loads((FOLDER / "answers.json").read_text("utf-8"))
 PROMPTS = data.held_out_prompts()
@@ -159,9 +160,9 @@ def test_a_sample_is_what_the_engine_reads(model, tmp_path):
     """Positions, context and ids of the training data against the layout of glmlite.models.chatglm1."""
     from glmlite.models import chatglm1
 
-    class Encode(data.Encoder):
+    class Encode(objective.Encoder):
         def __init__(self):
-            named = (model.tokenizer.id_of(x) for x in data.CONTROL)
+            named = (model.tokenizer.id_of(x) for x in objective.CONTROL)
             self.mask, self.gmask, _, self.sop, self.eop = named
 
         def __call__(self, text):

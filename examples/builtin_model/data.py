@@ -1,28 +1,20 @@
-"""Draws conversations and texts from the templates in data/ and writes them as token ids.
+"""Draws conversations and texts from the templates in data/.
 
 In a template `[this|that]` is one of them, `{slot}` a value of a table's row or a word of a list, the same one
 throughout a sample. `= name : table x3` begins an intent that is drawn three times as often as others; then come
 `en?` questions, `en!` answers, `en$` a system message, `en&` dialogues, `en#` texts; `zh` likewise.
 """
 
-import random
 import re
 import zlib
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
-import sentencepiece
 from computed import COMPUTED
 
-from glmlite.chat.formats import chatglm
-
 HERE = Path(__file__).parent
-VOCABULARY = 5120
 USES = {"customer": 16, "partner": 19, "assistant": 35, "tutor": 19, "game": 11}  # percent of the conversations
-BLANKS = 0.5  # of the samples, which are shorter than conversations
-MASK, GMASK, SOP, EOP = "[MASK]", "[gMASK]", "<sop>", "<eop>"
-CONTROL = [MASK, GMASK, "[sMASK]", SOP, EOP]
 ASKS = {
     "en": re.compile(r"\b(what|who|how|where|when|why|which|can|could|do|does|is|are|will|would|have)\b"),
     "zh": re.compile("[吗呢什谁哪几多怎啥么何]"),
@@ -38,7 +30,6 @@ OTHER_WORDS = [
     ("，", ","),
 ]
 OTHER_WORDS += [("的", ""), ("是", "到底是"), ("能", "还能"), ("我", "我们"), ("可以", "能"), ("有", "还有")]
-SPACES = ["<n>", "<|tab|>", *(f"<|blank_{n}|>" for n in range(2, 81))]
 
 
 def read_lines(name):
@@ -207,105 +198,3 @@ class Templates:
 def held_out(text):
     """A fiftieth of all questions and texts is kept for the measurement."""
     return zlib.crc32(text.encode()) % 50 == 0
-
-
-def draw(templates, encode, r, test=False):
-    """One packed sample: a conversation, or a text with blanks. test: of the held-out part."""
-    while True:
-        if r.random() >= BLANKS:
-            drawn = templates.sample(r)
-            if drawn and held_out(drawn[1][-1][0]) == test:
-                return encode.conversation(*drawn)
-        else:
-            text = templates.text(r.choice(["en", "zh"]), r)
-            packed = encode.blanks(text, r) if held_out(text) == test else None
-            if packed:
-                return packed
-
-
-def train_tokenizer(templates, folder, seed):
-    """Writes ice_text.model: a unigram vocabulary, as ChatGLM-6B's. Chinese is one token a character, so that a
-    phrase that was never seen is made of tokens that were; nothing is normalised, so that blanks are filled exactly."""
-    r = random.Random(seed)
-    lines = ["[Round 0]", "问：", "答："] * 100
-    for _ in range(40000):
-        system, turns = templates.sample(r) or ("", [])
-        text = templates.text(r.choice(["en", "zh"]), r)
-        words = "\t".join(re.findall("[A-Za-z]+", text))  # as they stand at the beginning of a blank: no space before
-        lines += [system, *(part for turn in turns for part in turn), text, words]
-    with open(folder / "corpus.txt", "w", encoding="utf-8") as out:
-        out.writelines(re.sub("([一-龥])", "\t\\1\t", line).strip("\t") + "\n" for line in lines if line)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"),
-        model_prefix=str(folder / "ice_text"),
-        model_type="unigram",
-        vocab_size=VOCABULARY,
-        character_coverage=1.0,
-        byte_fallback=True,
-        split_digits=True,
-        pretokenization_delimiter="\t",
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        user_defined_symbols=SPACES,
-        control_symbols=CONTROL,
-        pad_id=3,
-        num_threads=1,
-        minloglevel=2,
-    )
-
-
-class Encoder:
-    """Samples as (ids, mask): the context ends before the first `<sop>`; `places` are the positions (L, 2)."""
-
-    def __init__(self, model_file):
-        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-        self.mask, self.gmask, _, self.sop, self.eop = (self.pieces.piece_to_id(x) for x in CONTROL)
-
-    def __call__(self, text):
-        return self.pieces.encode(text.replace("\n", "<n>"))
-
-    def conversation(self, system, turns):
-        """The last answer after its context."""
-        messages = [{"role": "system", "content": system}] if system else []
-        for question, answer in turns:
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        context = [*self(chatglm(messages[:-1], [], True)[0]), self.gmask]
-        return self.pack(context, [(len(context) - 1, self(turns[-1][1]))])
-
-    def blanks(self, text, r):
-        """GLM's objective (Du et al. 2022): the tail for `[gMASK]`, or short spans, shuffled, for `[MASK]`s."""
-        words = re.findall(r"\d+|[A-Za-z']+|\s|.", text)
-        kind = r.random()
-        if kind < 0.15 or len(words) < 4:
-            cut = r.randrange(len(words))
-            context = [*self("".join(words[:cut])), self.gmask]
-            return self.pack(context, [(len(context) - 1, self("".join(words[cut:])))])
-        left = 1 if kind < 0.5 else r.randint(2, 3)
-        spans, taken = [], set()
-        for _ in range(left):
-            length = min(1 + int(r.expovariate(0.5)), len(words) // 2)
-            begin = r.randrange(len(words) - length + 1)
-            around = set(range(begin - 1, begin + length + 1))
-            if not around & taken and words[begin] != " " and words[begin + length - 1] != " ":
-                taken |= around
-                spans.append((begin, begin + length))
-        if not spans:
-            return None
-        context, pieces, at = [], [], 0
-        for begin, end in sorted(spans):
-            context += [*self("".join(words[at:begin])), self.mask]
-            pieces.append((len(context) - 1, self("".join(words[begin:end]))))
-            at = end
-        context += self("".join(words[at:]))
-        return self.pack(context, r.sample(pieces, len(pieces)))
-
-    def pack(self, context, pieces):
-        """ids (L,), positions (L, 2), tokens of context, targets (L,): what follows a token, -1 where none counts."""
-        ids, targets = list(context), [-1] * len(context)
-        places = [(i, 0) for i in range(len(context))]
-        for mask, piece in pieces:
-            ids += [self.sop, *piece]
-            targets += [*piece, self.eop]
-            places += [(mask, j + 1) for j in range(len(piece) + 1)]
-        return ids, places, len(context), targets

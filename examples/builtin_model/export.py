@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from data import Encoder
 from model import EPS, GLM
+from objective import Encoder
 from safetensors.torch import save_file
 from train import SIZES
 

@@ -26,9 +26,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
 
-    from data import Templates, train_tokenizer
+    from data import Templates
     from evaluate import evaluate
     from export import export
+    from objective import train_tokenizer
     from train import train
 
     from glmlite.convert import convert

@@ -95,8 +95,8 @@ class GLM(nn.Module):
         at = torch.arange(ids.shape[1])
         mask = (at[None, :] <= at[:, None]) | (at[None, None, :] < context[:, None, None])
         x = self.transformer["word_embeddings"](ids)
-        turns = angles.cos().to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype), None
-        turns = turns[0], angles.sin().to(turns[0].dtype)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        turns = angles.cos().to(dtype), angles.sin().to(dtype)
         for layer in self.transformer["layers"]:
             x = layer(x, turns, mask[:, None])
         return self.lm_head(self.transformer["final_layernorm"](x[wanted]))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import Encoder, Templates, draw
+from data import Templates
 from model import GLM
+from objective import Encoder, draw
 
 SIZES = {"dim": 256, "heads": 8, "layers": 4, "alpha": 2.0}
 TOKENS = 4096  # of a batch, padding included
