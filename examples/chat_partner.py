@@ -1,4 +1,5 @@
-"""A chat partner whose answers appear as they are written. Reads lines from stdin until it ends.
+"""A chat partner whose answers appear as they are written, and who forgets the beginning of a long conversation. Reads
+lines from stdin until it ends.
 
 python examples/chat_partner.py [MODEL.gguf]
 """
@@ -14,7 +15,7 @@ def main() -> None:
         for line in sys.stdin:
             messages.append({"role": "user", "content": line.strip()})
             answer = ""
-            for piece in model.chat(messages, stream=True, max_tokens=100):
+            for piece in model.chat(messages, stream=True, max_tokens=100, overflow="truncate"):
                 print(piece.text, end="", flush=True)
                 answer += piece.text
             print()
