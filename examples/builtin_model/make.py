@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "builtin_model", help="where to work")
     parser.add_argument("--out", type=Path, default=ROOT / "glmlite" / "data" / "builtin.gguf")
     parser.add_argument("--type", default="q8_0", help="of the file, as in `glmlite convert`")
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """Trains the model; can be stopped at any time and goes on from its last checkpoint.
 
 What is drawn depends on the seed and on nothing else. Matrices of the layers learn by Muon, the rest by AdamW; the rate
-rises, stays, and falls to zero over the last third.
+rises, stays, and falls to zero over the last quarter.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from objective import Encoder, draw
 SIZES = {"dim": 256, "heads": 8, "layers": 4, "alpha": 2.0}
 TOKENS = 4096  # of a batch, padding included
 GROUP = 1000  # samples drawn together, so that those of a batch can be of one length
-RATE, WARMUP, FALL = 2e-3, 150, 1 / 3
+RATE, WARMUP, FALL = 2e-3, 150, 1 / 4
 
 
 def batches(samples):
@@ -111,7 +111,7 @@ def train(folder, steps, seed, threads):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
