@@ -1,4 +1,4 @@
-"""An assistant for dates, sums and units. A model has no clock: the date stands in the system message.
+"""An assistant for dates and units. A model has no clock: the date stands in the system message.
 
 python examples/assistant.py [MODEL.gguf]
 """
@@ -11,7 +11,12 @@ import glmlite
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MONTHS = ["January", "February", "March", "April", "May", "June", "July"]
 MONTHS += ["August", "September", "October", "November", "December"]
-QUESTIONS = ["What day is it today?", "What is the date?", "What is 12 plus 30?", "Convert 2 hours to minutes."]
+QUESTIONS = [
+    "What day is it today?",
+    "What is the date?",
+    "How many days does May have?",
+    "Convert 2 hours to minutes.",
+]
 
 
 def main() -> None:

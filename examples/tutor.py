@@ -13,7 +13,7 @@ QUESTIONS = [
     "What is the opposite of big?",
     "西班牙的首都是哪里？",
 ]
-BLANKS = ["The capital of [MASK] is Rome.", "床前明月光，疑是[MASK]霜。", "12 plus [MASK] is 20."]
+BLANKS = ["Anna went to the [MASK] to borrow a book.", "小明去[MASK]借书。", 'The word "[MASK]" is "水" in Chinese.']
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ def test_assistant():
     now = datetime.date.today()
     assert f"{now:%A}" in said["What day is it today?"]
     assert str(now.day) in said["What is the date?"] and str(now.year) in said["What is the date?"]
-    assert "42" in said["What is 12 plus 30?"]
+    assert "31 days" in said["How many days does May have?"]
     assert "120" in said["Convert 2 hours to minutes."]
 
 
@@ -60,9 +60,9 @@ def test_tutor():
     said = answers("tutor.py")
     assert "Rome" in said["What is the capital of Italy?"]
     assert "马德里" in said["西班牙的首都是哪里？"]
-    assert said["The capital of [MASK] is Rome."] == "The capital of Italy is Rome."
-    assert said["床前明月光，疑是[MASK]霜。"] == "床前明月光，疑是地上霜。"
-    assert said["12 plus [MASK] is 20."] == "12 plus 8 is 20."
+    assert said["Anna went to the [MASK] to borrow a book."] == "Anna went to the library to borrow a book."
+    assert said["小明去[MASK]借书。"] == "小明去图书馆借书。"
+    assert said['The word "[MASK]" is "水" in Chinese.'] == 'The word "water" is "水" in Chinese.'
 
 
 def test_game_character():

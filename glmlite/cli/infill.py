@@ -24,7 +24,7 @@ def infill(
 
     \b
     Examples:
-      glmlite infill "The capital of [MASK] is Paris."
+      glmlite infill "Anna went to the [MASK] to borrow a book."
       glmlite infill glm-10b.gguf "Ng is an adjunct professor at [MASK] (formerly director of its AI Lab)."
       glmlite infill glm-10b-chinese.gguf -f article.txt
     """
