@@ -16,6 +16,6 @@ print(response)
 response, history = model.chat(tokenizer, "晚上睡不着怎么办", history=history, do_sample=False)
 print(response)
 
-inputs = tokenizer("The capital of France is", return_tensors="np")
+inputs = tokenizer("床前明月光，", return_tensors="np")
 outputs = model.generate(inputs["input_ids"], max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(outputs[0], skip_special_tokens=True))

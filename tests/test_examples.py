@@ -76,7 +76,7 @@ def test_seed_chatglm():
     greeting, advice, continued = run("seed_chatglm.py")
     assert "你好" in greeting
     assert "睡" in advice
-    assert continued.startswith("The capital of France is Paris")
+    assert continued.startswith("床前明月光，疑是地上霜。")
 
 
 def test_every_program_is_tested():
