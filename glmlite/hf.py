@@ -40,8 +40,9 @@ class AutoTokenizer:
     """transformers' class of this name, as far as scripts for ChatGLM use it."""
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], **ignored: Any) -> HFTokenizer:
-        """The tokenizer of a GGUF file. Other arguments (trust_remote_code, ...) have no meaning here."""
+    def from_pretrained(cls, path: str | os.PathLike[str] | None = None, **ignored: Any) -> HFTokenizer:
+        """The tokenizer of a GGUF file (default: the built-in model). Other arguments (trust_remote_code, ...) have no
+        meaning here."""
         gguf = engines.executor("cpu").Gguf(model_file(path))
         try:
             return HFTokenizer(gguf.metadata, Tokenizer.from_metadata(gguf.metadata))
@@ -53,9 +54,12 @@ class AutoModelForCausalLM:
     """transformers' class of this name, as far as scripts for ChatGLM use it."""
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, device_map: Any = None, **options: Any) -> HFModel:
-        """A GGUF file's model. context, parallel, kv_tokens, threads, progress: as `glmlite.load`; device_map "cuda"
-        raises as `load` does; other arguments (trust_remote_code, torch_dtype, ...) have no meaning here."""
+    def from_pretrained(
+        cls, path: str | os.PathLike[str] | None = None, *, device_map: Any = None, **options: Any
+    ) -> HFModel:
+        """A GGUF file's model (default: the built-in one). context, parallel, kv_tokens, threads, progress: as
+        `glmlite.load`; device_map "cuda" raises as `load` does; other arguments (trust_remote_code, torch_dtype, ...)
+        have no meaning here."""
         known = {"context", "parallel", "kv_tokens", "threads", "progress"}
         device = "cuda" if str(device_map).startswith("cuda") else "cpu"
         return HFModel(load(path, device=device, **{k: v for k, v in options.items() if k in known}))

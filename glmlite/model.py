@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from . import builtin, models
 from . import engine as engines
-from . import models
 from .errors import ContextOverflow, FormatError
 from .generate import Answer, Completion, Generation, Parameters, logits, random_seed, sampling_defaults, token_ids
 from .infill import BLANKS, Infill, Infiller
@@ -28,7 +28,7 @@ OF_THE_TOKENIZER = ("merges", "scores", "precompiled_charsmap")
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     context: int | None = None,
     parallel: int = 4,
@@ -38,7 +38,7 @@ def load(
     device: str = "cpu",
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
-    """Load a GGUF file.
+    """Load a GGUF file; without a path the built-in model, a small demonstration.
 
     context: tokens that one request may have, prompt and answer. Default: what the model was trained for, at most
         4096, and halved (not below 512) until the cache fits what the machine has free besides the weights.
@@ -88,6 +88,8 @@ def load(
     finally:
         gguf.close()
     name = str(metadata.get("general.name") or path.stem)
+    if builtin.is_it(path):
+        builtin.announce()
     log.info("%s: loaded, %s, context %d, %d threads", path, recording.architecture, context, engine.threads)
     scheduler = Scheduler(native, engine, parallel=parallel, name=name)
     return Model(path, name, metadata, recording, tokenizer, defaults, context, native, engine, scheduler)
@@ -301,8 +303,8 @@ def _kv_tokens(asked: int | None, context: int) -> int:
     return asked or context
 
 
-def model_file(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
+def model_file(path: str | os.PathLike[str] | None) -> Path:
+    path = builtin.path() if path is None else Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a .gguf file")
     if not path.exists():

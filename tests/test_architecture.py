@@ -22,7 +22,7 @@ LAYERS = [
     ["infill"],
     ["generate"],
     ["scheduler"],
-    ["chat", "engine", "hub", "models", "reference", "samples", "tokenizer"],
+    ["builtin", "chat", "engine", "hub", "models", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],
     ["errors", "families"],

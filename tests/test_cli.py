@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import glmlite
-from glmlite import samples
+from glmlite import builtin, samples
 from glmlite.cli import bench, console, inspect, main
 from glmlite.errors import ContextOverflow, FormatError
 
@@ -65,6 +65,7 @@ class Model:
     context = 100
 
     def __init__(self, path, options, template=True):
+        self.path = path
         self.options = options
         self.chat_format = "template" if template else None
         self.calls = []
@@ -224,7 +225,7 @@ def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch)
         (["run", "broken.gguf", "hi"], 1, "glmlite: broken.gguf: 3 bytes long, should begin with GGUF\n"),
         (["run", "huge.gguf", "hi"], 1, "glmlite: out of memory\n"),
         (["run", "m.gguf", "overflow"], 1, "glmlite: the prompt has 1000 tokens\n"),
-        (["run"], 2, "glmlite run: Missing argument 'MODEL'. (glmlite run --help shows how)\n"),
+        (["bench"], 2, "glmlite bench: Missing argument 'MODEL'. (glmlite bench --help shows how)\n"),
         (["run", "m.gguf", "hi", "-n", "0"], 2, "glmlite run: Invalid value for '--max-tokens'"),
         (["run", "m.gguf", "hi", "-f", "x"], 2, "glmlite run: Invalid value: a prompt and --file"),
         (["run", "m.gguf", "hi", "--raw", "--system", "x"], 2, "glmlite run: Invalid value: --raw has no system"),
@@ -254,6 +255,48 @@ def test_no_arguments_show_the_help(capsys, monkeypatch):
 def test_help_teaches_with_examples(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     assert f"  glmlite {command}".rstrip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "call"),
+    [
+        (["run", "Why?"], "builtin", "Why?"),
+        (["chat", "你好"], "builtin", "你好"),
+        (["infill", "a [MASK]"], "builtin", "a [MASK]"),
+        (["run", "builtin", "Why?"], "builtin", "Why?"),
+        (["run", "m.gguf", "Why?"], "m.gguf", "Why?"),
+        (["run", "a model", "Why?"], "a model", "Why?"),
+    ],
+)
+def test_without_a_model_the_built_in_one_answers_and_says_what_it_is(
+    model, monkeypatch, capsys, tmp_path, arguments, path, call
+):
+    file = tmp_path / "builtin.gguf"
+    file.touch()
+    monkeypatch.setattr(builtin, "_FILE", file)
+    assert main(arguments) == 0
+    assert str(model[0].path) == (str(file) if path == "builtin" else path)
+    asked = model[0].calls[0][1]
+    assert (asked if isinstance(asked, str) else asked[-1]["content"]) == call
+    assert capsys.readouterr().err == (builtin.NOTE + "\n" if path == "builtin" else "")
+
+
+def test_text_from_elsewhere_goes_to_the_built_in_model_too(model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(builtin, "_FILE", tmp_path / "b.gguf")
+    (tmp_path / "b.gguf").touch()
+    (tmp_path / "question.txt").write_text("Why?")
+    assert main(["run", "-f", str(tmp_path / "question.txt")]) == 0
+    give(monkeypatch, b"How?")
+    assert main(["run"]) == 0
+    give(monkeypatch, b"m\n")
+    assert main(["chat"]) == 0
+    assert [m.calls[0][1][-1]["content"] for m in model] == ["Why?", "How?", "m"]
+
+
+def test_a_package_without_the_built_in_model_says_so(model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(builtin, "_FILE", tmp_path / "none.gguf")
+    assert main(["run", "hi"]) == 1
+    assert "none.gguf: the built-in model is missing" in capsys.readouterr().err
 
 
 def test_infill(model, capsys):

@@ -73,7 +73,11 @@ def glmlite(
     """Run the GLM family of language models on the machine you have.
 
     \b
-    Try it with the sample model, downloaded when it is first used:
+    Try it with the built-in model, a small demonstration:
+      glmlite chat
+
+    \b
+    With the sample model, downloaded when it is first used:
       glmlite run smollm2 "Why is the sky blue?"
       glmlite chat smollm2
 

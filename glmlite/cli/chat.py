@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console, running
-from .options import Loading, ModelName, Sampling, Think, template
+from .options import Loading, ModelFirst, Sampling, Think, model_and_text, template
 
 HELP = '''\
 /clear        forget the conversation (the system message stays)
@@ -25,7 +25,7 @@ Ctrl-C stops an answer, Ctrl-D leaves.'''
 
 
 def chat(
-    model: ModelName,
+    model: ModelFirst = None,
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT", help="Answer this and leave.", show_default=False),
@@ -41,10 +41,13 @@ def chat(
 
     \b
     Examples:
+      glmlite chat
+      glmlite chat "你好"
       glmlite chat smollm2
       glmlite chat glm-4-9b-chat-q4_k_m.gguf --system "Answer in one sentence." --context 8192
       glmlite chat chatglm3-6b-q4_k_m.gguf "你好"
     """
+    model, prompt = model_and_text(model, prompt)
     with running.opened(model, loading) as engine:
         if engine.chat_format is None:
             raise ValueError(f"{model}: has no chat template; `run` continues a text with it")

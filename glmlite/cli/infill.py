@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from . import console, running
-from .options import File, Loading, ModelName, Sampling, Stats
+from .options import File, Loading, ModelFirst, Sampling, Stats, model_and_text
 
 
 def infill(
-    model: ModelName,
+    model: ModelFirst = None,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text with a blank.", show_default=False)] = None,
     file: File = None,
     stats: Stats = False,
@@ -24,9 +24,11 @@ def infill(
 
     \b
     Examples:
+      glmlite infill "Anna went to the [MASK] to borrow a book."
       glmlite infill glm-10b.gguf "Ng is an adjunct professor at [MASK] (formerly director of its AI Lab)."
       glmlite infill glm-10b-chinese.gguf -f article.txt
     """
+    model, text = model_and_text(model, text)
     try:
         blanked = running.text_of(text, file)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Options that several commands share, once each."""
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -8,7 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or smollm2: the sample model.")]
+_MODEL = "A GGUF file, smollm2 (the sample model, downloaded once) or builtin (a small one that is always there)."
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
+ModelFirst = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help=f"{_MODEL} [default: builtin]", show_default=False)
+]
 Think = Annotated[
     bool | None,
     typer.Option(
@@ -131,13 +136,25 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     return spread
 
 
+def model_and_text(model: str | None, text: str | None) -> tuple[str, str | None]:
+    """The arguments [MODEL] [TEXT]: one alone is a model if it names one, else a text for the built-in model."""
+    from .. import builtin, samples
+
+    if model is None:
+        return builtin.NAME, text
+    names_one = model in (builtin.NAME, *samples.NAMES) or model.endswith(".gguf") or os.path.exists(model)
+    return (model, text) if names_one or text is not None else (builtin.NAME, model)
+
+
 def find(model: str) -> str | Path:
     """The file that a MODEL argument means; the sample model is downloaded when it is asked for the first time."""
-    from .. import samples
+    from .. import builtin, samples
 
-    if model not in samples.NAMES or Path(model).exists():
+    if os.path.exists(model):
         return model
-    return get_sample(None)
+    if model == builtin.NAME:
+        return builtin.path()
+    return get_sample(None) if model in samples.NAMES else model
 
 
 def get_sample(folder: Path | None) -> Path:

@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from . import console, running
-from .options import File, Loading, ModelName, Sampling, Stats, Think, template
+from .options import File, Loading, ModelFirst, Sampling, Stats, Think, model_and_text, template
 
 
 def run(
-    model: ModelName,
+    model: ModelFirst = None,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
     file: File = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without chat template.")] = False,
@@ -28,6 +28,7 @@ def run(
 
     \b
     Examples:
+      glmlite run "What is the capital of France?"
       glmlite run smollm2 "Name three colours."
       glmlite run model.gguf -f question.txt --temperature 0 --stats
       cat notes.txt | glmlite run model.gguf --system "Summarize what you are given." > summary.txt
@@ -35,6 +36,7 @@ def run(
     """
     if raw and system is not None:
         raise typer.BadParameter("--raw has no system message")
+    model, prompt = model_and_text(model, prompt)
     try:
         text = running.text_of(prompt, file)
     except ValueError as error:

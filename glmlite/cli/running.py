@@ -17,7 +17,11 @@ def opened(name: str, loading: Loading) -> Iterator[Any]:
     """The model, loaded with a progress bar and closed at the end."""
     import glmlite
 
+    from .. import builtin
+
     path = find(name)
+    if builtin.is_it(path):
+        console.note(builtin.NOTE)
     with console.progress("loading") as progress:
         model = glmlite.load(path, progress=lambda done: progress(done, 1), **loading.given())
     with model:
