@@ -161,13 +161,16 @@ class Reader:
         *,
         kv_type: str = "f16",
         threads: int | None = None,
+        device: str = "cpu",
         loading: Callable[[float], Any] | None = None,
     ):
         if context < LEAST_CONTEXT:
             raise ValueError(f"context is {context}, expected at least {LEAST_CONTEXT}")
         self.context = context
-        self._native = engines.executor("cpu")
-        self.model = load(path, context=context, parallel=1, kv_type=kv_type, threads=threads, progress=loading)
+        self._native = engines.executor(device)
+        self.model = load(
+            path, context=context, parallel=1, kv_type=kv_type, threads=threads, device=device, progress=loading
+        )
         self.engine = self.model.engine
         gguf = self._native.Gguf(path)
         try:
