@@ -69,7 +69,7 @@ def _cuda(index: int) -> ModuleType:
 
 
 class Placement(NamedTuple):
-    """Where a model runs. device: "cpu", "cuda:0", or "cpu + cuda:0", the last layers on the GPU; arguments: what `Engine`
+    """Where a model runs. device: "cpu", "cuda:0", or "cpu + cuda:0", the last layers there; arguments: what `Engine`
     is told of it."""
 
     device: str
