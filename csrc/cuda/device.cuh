@@ -21,7 +21,7 @@ namespace glmlite::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 
-// Shared memory that every device grants without being asked.
+// Shared memory of a block that is granted without being asked for; all devices grant 64 KB if asked.
 constexpr size_t kSharedBytes = 48 << 10;
 
 inline void check_launch(cudaError_t error) {
@@ -30,6 +30,9 @@ inline void check_launch(cudaError_t error) {
 
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream, Args... args) {
+  if (shared_bytes > kSharedBytes)
+    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(shared_bytes)));
 #ifdef __CUDACC__
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
 #else

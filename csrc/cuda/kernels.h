@@ -119,7 +119,7 @@ struct KvCache {
   uint8_t* pages;  // 256-byte aligned
 };
 size_t kv_page_bytes(KvType type, int kv_heads, int head_dim);
-constexpr int kMaxHeadDim = 256;
+constexpr int kMaxHeadDim = 128;  // what attention has kernels for
 
 // For each token of qkv (T, (heads + 2 kv_heads) * head_dim): RMS norm of the heads of q and k, rotary turns, in q8 the
 // Hadamard turn (cpu/kernels.h, rotate), all in place; then k and v into the page of the token's entry.
@@ -144,7 +144,8 @@ void append_kv(const AppendKv& op, Stream stream);
 void store_prefix(const float* k, const float* v, int64_t count, const KvCache& cache, const int32_t* pages,
                   int32_t* bad, Stream stream);
 
-// Queries are computed in tiles: tokens [begin, end) of one run, at most attention_tile_tokens of them.
+// Queries are computed in tiles: tokens [begin, end) of one run, at most attention_tile_tokens of them. Any cut gives the
+// same bits.
 struct Tile {
   int32_t begin, end;
 };
@@ -159,16 +160,15 @@ struct Attention {
   StepState step;
   const Tile* tiles;  // (tile_count), in device memory
   int64_t tile_count;
-  int64_t tile_tokens;  // as attention_tile_tokens gives it for this T
+  int64_t tile_tokens;  // the most tokens of a tile, at most attention_tile_tokens
   int64_t max_context;  // no visible[t] is above this, now or when a captured graph is replayed. It sizes the grid and
                         // the partials; a generous bound costs little
   float* partials;      // attention_partial_bytes(...), 16-byte aligned; scratch
   float* y;             // (T, heads * head_dim)
   uint8_t* blocks;
 };
-// 0 if the context is not split for such a step.
-size_t attention_partial_bytes(int heads, int kv_heads, int head_dim, int64_t tokens, int64_t tile_count,
-                               int64_t max_context);
+// 0 where the context is not split: steps of more than a few tokens.
+size_t attention_partial_bytes(int heads, int head_dim, int64_t tokens, int64_t max_context);
 void attention(const Attention& op, Stream stream);
 
 // ---- logits and steps -----------------------------------------------------------------------------------------------

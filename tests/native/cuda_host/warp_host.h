@@ -16,7 +16,7 @@ inline uint16_t float_to_half(float x) {
   const float size = fabsf(x);
   if (!(size == size)) return 0x7fff;
   if (size >= 65520.0f) return static_cast<uint16_t>(sign | 0x7c00);
-  if (size < 0x1p-14f) return static_cast<uint16_t>(sign | float_to_bits(size + 0.5f) - float_to_bits(0.5f));
+  if (size < 0x1p-14f) return static_cast<uint16_t>(sign | (float_to_bits(size + 0.5f) - float_to_bits(0.5f)));
   const uint32_t magnitude = float_to_bits(size) - (112u << 23);
   return static_cast<uint16_t>(sign | (magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
