@@ -1,6 +1,7 @@
 // The Python module `glmlite._cuda`: files and engines as in `_native`, with a GPU to place them on.
 #include "../bind.h"
 
+#include "bind.h"
 #include "device.h"
 #include "executor.h"
 #include "measure.h"
@@ -39,6 +40,7 @@ PYBIND11_MODULE(_cuda, m) {
   bind_errors();
   bind_gguf(m);
   bind_engine(m, cuda::make_executor);
+  cuda::bind_kernels(m);
   m.def(
       "devices",
       [] {
@@ -83,18 +85,19 @@ PYBIND11_MODULE(_cuda, m) {
 #ifdef GLMLITE_CUDA_EMULATED
   m.def(
       "emulate",
-      [](size_t memory, int devices, int driver, int count_error, size_t fail_after) {
+      [](size_t memory, int devices, int driver, size_t fail_after) {
         cuda_host::Options& o = cuda_host::options();
         o.memory = memory;
         o.devices = devices;
         o.driver = driver;
-        o.count_error = static_cast<cudaError_t>(count_error);
-        o.fail_after = fail_after;
+        o.fail_after = fail_after == SIZE_MAX ? fail_after : cuda_host::launches() + fail_after;
+        cuda_host::recover();
       },
       py::kw_only(), py::arg("memory") = size_t{1} << 30, py::arg("devices") = 1, py::arg("driver") = 13000,
-      py::arg("count_error") = 0, py::arg("fail_after") = SIZE_MAX,
-      "What the emulated machine has: bytes per GPU, GPUs, driver version, the error that counting GPUs gives, kernels "
-      "until the GPU fails.");
+      py::arg("fail_after") = SIZE_MAX,
+      "What the emulated machine has: bytes per GPU, GPUs, the driver's version, kernels from now on until the GPU "
+      "fails; what had failed works again.");
+  m.def("launches", &cuda_host::launches, "Kernels run so far.");
 #else
   m.def("machine_bandwidth", &cuda::measure_bandwidth, py::arg("device"), py::call_guard<py::gil_scoped_release>(),
         "GB/s of a copy within the GPU's memory, bytes read and bytes written both counted, measured now.");

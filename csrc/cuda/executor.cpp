@@ -442,9 +442,7 @@ void CudaExecutor::lay_out(const Step& step) {
   upload_.input = place(input ? shape_.tokens * program_.ops[0].width : 0);
   upload_.bytes = at;
 
-  std::vector<int64_t> tiles;  // by cache
-  for (const int kind : tile_kind_) tiles.push_back(shape_.tiles[kind]);
-  reserve({shape_.tokens, shape_.rows, upload_.bytes, plan_.partial_bytes(shape_.tokens, tiles, shape_.context)});
+  reserve({shape_.tokens, shape_.rows, upload_.bytes, plan_.partial_bytes(shape_.tokens, shape_.context)});
 
   state_ = {numbers(upload_.tokens),     {numbers(upload_.positions[0]), numbers(upload_.positions[1])},
             numbers(upload_.entry),      numbers(upload_.visible),

@@ -11,7 +11,7 @@ if(GLMLITE_CUDA STREQUAL "EMULATED")
   target_include_directories(_cuda PRIVATE tests/native/cuda_host)
   target_compile_definitions(_cuda PRIVATE GLMLITE_CUDA_EMULATED)
   list(FILTER cuda_sources INCLUDE REGEX "\\.cu$")
-  set_source_files_properties(${cuda_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+  set_source_files_properties(${cuda_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++;-Wno-unknown-pragmas")
   return()
 endif()
 

@@ -108,28 +108,19 @@ void Plan::plan_values(const Program& program) {
   }
 }
 
-size_t Plan::partial_bytes(int64_t tokens, const std::vector<int64_t>& tiles, int64_t context) const {
+size_t Plan::partial_bytes(int64_t tokens, int64_t context) const {
   size_t bytes = 0;
-  for (size_t i = 0; i < attentions.size(); ++i) {
-    const AttentionShape& a = attentions[i];
-    bytes = std::max(bytes, attention_partial_bytes(a.heads, a.kv_heads, a.head_dim, tokens, tiles[i], context));
-  }
+  for (const AttentionShape& a : attentions)
+    bytes = std::max(bytes, attention_partial_bytes(a.heads, a.head_dim, tokens, context));
   return bytes;
 }
 
 Plan::StepSize Plan::largest() const {
   const int64_t room = pages_ * kPageTokens, context = context_bound(room), tokens = std::min(kStepTokens, room);
   StepSize size{tokens, kStepRows, 0, 0};
-  std::vector<int64_t> counts{tokens};
-  for (int64_t t = 1; t <= std::min(kGraphTokens, tokens); ++t) counts.push_back(t);
-  for (const int64_t t : counts) {
-    std::vector<int64_t> tiles;  // one sequence, or, while there are few tokens, one sequence each
-    for (const AttentionShape& a : attentions) {
-      const int64_t each = attention_tile_tokens(a.heads, a.kv_heads, t);
-      tiles.push_back(t <= kGraphTokens ? t : (t + each - 1) / each);
-    }
-    size.partials = std::max(size.partials, partial_bytes(t, tiles, context));
-  }
+  // The context is split for a few tokens only.
+  for (int64_t t = 1; t <= std::min(4 * kGraphTokens, tokens); ++t)
+    size.partials = std::max(size.partials, partial_bytes(t, context));
   // Per token: its six numbers, its flag, at most one tile for each kind of attention; per row its token; the pages of
   // as many sequences as a graph can have.
   const int64_t tables = std::min(kGraphTokens, tokens) * (context / kPageTokens);

@@ -60,8 +60,8 @@ class Plan {
   };
   // Of the largest step that room is made for while loading.
   StepSize largest() const;
-  // Bytes of attention's partial results in a step of so many tokens and tiles.
-  size_t partial_bytes(int64_t tokens, const std::vector<int64_t>& tiles, int64_t context) const;
+  // Bytes of attention's partial results in a step of so many tokens.
+  size_t partial_bytes(int64_t tokens, int64_t context) const;
   // Upload, turns, partials, slots, one after the other.
   struct Scratch {
     std::vector<size_t> turns;  // by rope

@@ -56,8 +56,11 @@ struct Options {
   int devices = 1;
   uint32_t seed = 0;  // 0: threads run in order; else shuffled between barriers
   int major = 9, minor = 0;
+  int driver = 13000;            // the CUDA that the driver runs; 0: there is none
+  size_t fail_after = SIZE_MAX;  // kernels; then the device fails, until `recover`
 };
 Options& options();
+void recover();     // from what lasts until a process ends
 size_t launches();  // kernels run so far
 
 struct ThreadState {
@@ -155,6 +158,7 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault
 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaStreamCaptureMode {
   cudaStreamCaptureModeGlobal,
   cudaStreamCaptureModeThreadLocal,
@@ -219,6 +223,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t);
 cudaError_t cudaEventQuery(cudaEvent_t);
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t);
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*);
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long long flags = 0);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);

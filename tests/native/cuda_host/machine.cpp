@@ -149,6 +149,7 @@ Options& options() {
   return o;
 }
 size_t launches() { return machine().launches; }
+void recover() { machine().error = cudaSuccess; }
 const ThreadState& thread_state() { return machine().current->place; }
 const dim3& block_size() { return machine().block; }
 const dim3& grid_size() { return machine().grid; }
@@ -196,6 +197,8 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
     m.error = cudaErrorInvalidValue;
     return fail("a grid or block of impossible size");
   }
+  if (m.launches >= options().fail_after) m.error = cudaErrorLaunchFailure;
+  if (m.error == cudaErrorLaunchFailure) return;
   ++m.launches;
   m.random.seed(options().seed + static_cast<uint32_t>(m.launches));
   m.grid = grid;
@@ -287,6 +290,8 @@ const char* cudaGetErrorName(cudaError_t e) {
       return "cudaSuccess";
     case cudaErrorMemoryAllocation:
       return "cudaErrorMemoryAllocation";
+    case cudaErrorInsufficientDriver:
+      return "cudaErrorInsufficientDriver";
     case cudaErrorNoDevice:
       return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice:
@@ -305,6 +310,8 @@ const char* cudaGetErrorString(cudaError_t e) {
       return "no error";
     case cudaErrorMemoryAllocation:
       return "out of memory";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorNoDevice:
       return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice:
@@ -324,10 +331,11 @@ cudaError_t cudaGetLastError() {
   return e;
 }
 cudaError_t cudaPeekAtLastError() { return machine().error; }
-cudaError_t cudaDriverGetVersion(int* v) { return *v = options().devices ? 13000 : 0, cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* v) { return *v = options().driver, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* v) { return *v = 13000, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* n) {
   *n = options().devices;
+  if (options().driver < 13000) return failed(cudaErrorInsufficientDriver);
   return *n ? cudaSuccess : failed(cudaErrorNoDevice);
 }
 cudaError_t cudaSetDevice(int d) {
@@ -459,6 +467,10 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
   if (!s || s->capturing) return failed(cudaErrorStreamCaptureUnsupported);
   s->capturing = true;
   ++machine().capturing;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* status) {
+  *status = s && s->capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* g) {
