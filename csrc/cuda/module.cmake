@@ -3,7 +3,7 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cpp csrc/cuda/*.cu)
 if(GLMLITE_CUDA STREQUAL "EMULATED")
   list(FILTER cuda_sources EXCLUDE REGEX "/measure\\.cu$")  # what it measures is not there
 endif()
-python_module(_cuda ${cuda_sources} csrc/bind_engine.cpp csrc/bind_gguf.cpp)
+python_module(_cuda ${cuda_sources} csrc/bind_engine.cpp csrc/bind_gguf.cpp csrc/bind_isa.cpp)
 
 if(GLMLITE_CUDA STREQUAL "EMULATED")
   file(GLOB host_sources CONFIGURE_DEPENDS tests/native/cuda_host/*.cpp)
