@@ -31,7 +31,8 @@ asm(".text\n.globl " GLMLITE_SYMBOL "\n" GLMLITE_SYMBOL
     "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
     "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 constexpr int kReturn = 6;     // the word that the switch returns to
-constexpr int kWords = 7 + 2;  // and room that keeps the stack aligned as after a call
+// From a multiple of 16 bytes, so that enter() begins 8 bytes off one, as after a call.
+constexpr int kWords = 10;
 #elif defined(__aarch64__)
 asm(".text\n.globl " GLMLITE_SYMBOL "\n" GLMLITE_SYMBOL
     ":\n"
@@ -72,10 +73,7 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   entry_ = entry;
   argument_ = argument;
   done_ = false;
-  auto** top = reinterpret_cast<void**>(stack_ + kStackBytes) - kWords - kWords % 2;
-#ifdef __x86_64__
-  ++top;  // a function begins with its stack 8 bytes off a multiple of 16
-#endif
+  auto** top = reinterpret_cast<void**>(stack_ + kStackBytes) - kWords;
   memset(top, 0, sizeof(void*) * kWords);
   top[kReturn] = reinterpret_cast<void*>(&Fiber::enter);
   context_ = top;
