@@ -4,10 +4,9 @@ With a GPU and glmlite._cuda the kernels run there. Without, they run on the emu
 built: that checks their arithmetic, their indexing and their barriers on a CPU, and is no test on a GPU.
 """
 
-import importlib.util
 import os
-import pathlib
 
+import cuda_module
 import numpy as np
 import pytest
 import twins
@@ -15,28 +14,7 @@ import twins_cuda
 import twins_rows
 from test_linear import EXTREMES, assert_same, assert_within, random_rows, random_x
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def load():
-    """(module, is it the emulator) or (None, why not)."""
-    try:
-        from glmlite import _cuda
-
-        if _cuda.device_count() > 0:
-            return _cuda, False
-    except ImportError:
-        pass
-    folder = pathlib.Path(os.environ.get("GLMLITE_CUDA_HOST", ROOT / "build-cuda-host"))
-    for file in folder.glob("_cuda_host*.so"):
-        spec = importlib.util.spec_from_file_location("_cuda_host", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module, True
-    return None, f"neither a GPU nor an emulator in {folder} (see tests/native/cuda_host/CMakeLists.txt)"
-
-
-cuda, emulated = load()
+cuda, emulated = cuda_module.load()
 pytestmark = pytest.mark.skipif(cuda is None, reason=str(emulated))
 
 QUANTIZED = [f for f in twins.FORMATS if f not in twins.FLOATS]
@@ -182,8 +160,12 @@ def test_rows(n):
     x, w, b, add = (random_x(3, n, seed) for seed in range(4))
     x[1] *= 1e-10
     f64 = [a.astype(np.float64) for a in (x, w[0], b[0], add)]
-    assert_within(cuda.kernel_rms_norm(x, w[0], None, 1e-5), *twins_cuda.rms_norm(f64[0], f64[1], None, np.float32(1e-5)))
-    assert_within(cuda.kernel_rms_norm(x, w[0], add, 1e-5), *twins_cuda.rms_norm(f64[0], f64[1], f64[3], np.float32(1e-5)))
+    assert_within(
+        cuda.kernel_rms_norm(x, w[0], None, 1e-5), *twins_cuda.rms_norm(f64[0], f64[1], None, np.float32(1e-5))
+    )
+    assert_within(
+        cuda.kernel_rms_norm(x, w[0], add, 1e-5), *twins_cuda.rms_norm(f64[0], f64[1], f64[3], np.float32(1e-5))
+    )
     assert_within(
         cuda.kernel_layer_norm(x, w[0], b[0], 1e-5), *twins_cuda.layer_norm(f64[0], f64[1], f64[2], np.float32(1e-5))
     )
@@ -343,7 +325,15 @@ def test_norms_and_turns(normed):
     entry, zero = np.arange(tokens, dtype=np.int32), np.zeros(tokens, np.int32)
     cache = cuda.KvPages(heads, kv_heads, dim, "f16", 1)
     got, bad = cache.append(
-        qkv, positions, entry, entry + 1, zero, np.zeros((1, 1), np.int32), (first, second, axis, freq, 1.5), *norms, 1e-5
+        qkv,
+        positions,
+        entry,
+        entry + 1,
+        zero,
+        np.zeros((1, 1), np.int32),
+        (first, second, axis, freq, 1.5),
+        *norms,
+        1e-5,
     )
     assert not bad.any()
     angle = freq * positions[axis].T

@@ -8,6 +8,10 @@
 
 namespace py = pybind11;
 
+namespace glmlite::cuda_host {
+void bind_machine(py::module_& m);  // of the emulator, tests/native/cuda_host
+}
+
 namespace {
 
 using namespace glmlite;
@@ -83,21 +87,7 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("gguf"), py::arg("ops"), py::arg("free"), py::kw_only(), py::arg("kv_tokens"), py::arg("kv_type") = "f16",
       "The most layers that take at most `free` bytes of GPU memory. Needs no GPU.");
 #ifdef GLMLITE_CUDA_EMULATED
-  m.def(
-      "emulate",
-      [](size_t memory, int devices, int driver, size_t fail_after) {
-        cuda_host::Options& o = cuda_host::options();
-        o.memory = memory;
-        o.devices = devices;
-        o.driver = driver;
-        o.fail_after = fail_after == SIZE_MAX ? fail_after : cuda_host::launches() + fail_after;
-        cuda_host::recover();
-      },
-      py::kw_only(), py::arg("memory") = size_t{1} << 30, py::arg("devices") = 1, py::arg("driver") = 13000,
-      py::arg("fail_after") = SIZE_MAX,
-      "What the emulated machine has: bytes per GPU, GPUs, the driver's version, kernels from now on until the GPU "
-      "fails; what had failed works again.");
-  m.def("launches", &cuda_host::launches, "Kernels run so far.");
+  cuda_host::bind_machine(m);
 #else
   m.def("machine_bandwidth", &cuda::measure_bandwidth, py::arg("device"), py::call_guard<py::gil_scoped_release>(),
         "GB/s of a copy within the GPU's memory, bytes read and bytes written both counted, measured now.");
