@@ -1,5 +1,5 @@
-"""The module that tests of CUDA run on: glmlite._cuda with a GPU, or, where there is none, the same sources compiled for
-the emulator of tests/native/cuda_host, if they are:
+"""The module that tests of CUDA run on: glmlite._cuda with a GPU, or, where there is none, the same sources compiled
+for the emulator of tests/native/cuda_host, if they are:
 
     cmake -S . -B build-cuda-host -G Ninja -DGLMLITE_CUDA=EMULATED && cmake --build build-cuda-host --target _cuda
 

@@ -36,4 +36,4 @@ set_target_properties(_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED O
                                        CUDA_RUNTIME_LIBRARY Static)
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
 # As on the CPU, a fused multiply-add is only ever an explicit one.
-target_compile_options(_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--threads=2>")
+target_compile_options(_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--expt-relaxed-constexpr;--threads=2>")
