@@ -120,7 +120,10 @@ py::tuple read_blocks(const Buffer<uint8_t>& blocks, int64_t tokens, int64_t k) 
 // Where a row kernel puts its result: f32, and if k allows the quantized form.
 struct Rows {
   Rows(int64_t tokens, int64_t k, bool quantized)
-      : tokens(tokens), k(k), y(tokens * k), blocks(quantized ? static_cast<int64_t>(act_bytes(k, tokens)) : 1),
+      : tokens(tokens),
+        k(k),
+        y(tokens * k),
+        blocks(quantized ? static_cast<int64_t>(act_bytes(k, tokens)) : 1),
         quantized(quantized) {}
   uint8_t* at() const { return quantized ? blocks.get() : nullptr; }
   py::object result() const {
@@ -250,7 +253,10 @@ Array<int32_t> kernel_check_finite(const Array<float>& x, const Array<int32_t>& 
 class KvPages {
  public:
   KvPages(int heads, int kv_heads, int head_dim, const std::string& kv_type, int64_t pages)
-      : heads_(heads), type_(kv_type_named(kv_type.c_str())), kv_heads_(kv_heads), head_dim_(head_dim),
+      : heads_(heads),
+        type_(kv_type_named(kv_type.c_str())),
+        kv_heads_(kv_heads),
+        head_dim_(head_dim),
         memory_(pages * static_cast<int64_t>(kv_page_bytes(type_, kv_heads, head_dim))) {}
 
   size_t page_bytes() const { return kv_page_bytes(type_, kv_heads_, head_dim_); }
@@ -263,12 +269,9 @@ class KvPages {
            const Array<int32_t>& run, const Array<int32_t>& pages)
         : positions(positions), entry(entry), visible(visible), run(run), pages(pages) {
       const int64_t tokens = entry.size();
-      state = {nullptr,
-               {this->positions.get(), this->positions.get() + tokens},
-               this->entry.get(),
-               this->visible.get(),
-               this->run.get(),
-               this->pages.get(),
+      state = {nullptr,           {this->positions.get(), this->positions.get() + tokens},
+               this->entry.get(), this->visible.get(),
+               this->run.get(),   this->pages.get(),
                pages.shape(1)};
     }
     Buffer<int32_t> positions, entry, visible, run, pages;
