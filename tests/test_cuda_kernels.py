@@ -1,7 +1,7 @@
 """The CUDA kernels against their twins and against each other.
 
-With a GPU and glmlite._cuda the kernels run there. Without, they run on the emulator of tests/native/cuda_host, if it is
-built: that checks their arithmetic, their indexing and their barriers on a CPU, and is no test on a GPU.
+With a GPU and glmlite._cuda the kernels run there. Without, they run on the emulator of tests/native/cuda_host, if it
+is built: that checks their arithmetic, their indexing and their barriers on a CPU, and is no test on a GPU.
 """
 
 import os
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import twins
 import twins_cuda
-import twins_rows
 from test_linear import EXTREMES, assert_same, assert_within, random_rows, random_x
 
 cuda, emulated = cuda_module.load()
@@ -73,7 +72,7 @@ def test_what_is_not_finite_stays_visible(value):
 # ---- linear
 
 
-@pytest.mark.parametrize("n, k, tokens", [(1, 256, 1), (15, 512, 2), (17, 2304, 9), (49, 2560, 3), (16, 768, 21)])
+@pytest.mark.parametrize("n, k, tokens", [(1, 256, 1), (15, 512, 2), (17, 2304, 9), (49, 2560, 3), (16, 768, 65)])
 @pytest.mark.parametrize("format", twins.FORMATS)
 def test_linear(format, n, k, tokens):
     rows, x = random_rows(format, n, k, 1), random_x(tokens, k)
@@ -107,7 +106,7 @@ def test_extreme_scales(format):
 def test_a_row_does_not_depend_on_the_others(format):
     rows, x = random_rows(format, 150, 512, 5), random_x(70, 512)
     all_at_once = linear(format, rows, x)
-    for tokens in (1, 2, 4, 5, 8, 9, 16, 17):
+    for tokens in (1, 2, 4, 5, 8, 9, 16, 17, 33):
         assert_same(linear(format, rows, x[-tokens:]), all_at_once[-tokens:])
 
 
@@ -171,7 +170,8 @@ def test_rows(n):
     )
     both = np.concatenate([x * 30, add], 1).astype(np.float32)
     assert_within(cuda.kernel_swiglu(both), *twins_cuda.swiglu(both.astype(np.float64)))
-    assert_within(cuda.kernel_gelu(x * 9), *twins_cuda.gelu((x * np.float32(9)).astype(np.float64)))
+    with np.errstate(divide="ignore"):  # in the twin, where e^z is 0
+        assert_within(cuda.kernel_gelu(x * 9), *twins_cuda.gelu((x * np.float32(9)).astype(np.float64)))
     assert_same(cuda.kernel_select(x, np.array([2, 0, 2, 1], np.int32)), x[[2, 0, 2, 1]])
 
 

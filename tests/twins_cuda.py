@@ -1,7 +1,7 @@
 """What each CUDA kernel must compute, in numpy, in the kernels' order: csrc/cuda.
 
-The products, the quantizer and the stores into KV pages are exact, so equality can be asked for; what has an exponential
-or a root in it returns (value, bound) as in twins_rows.py.
+The products, the quantizer and the stores into KV pages are exact, so equality can be asked for; what has an
+exponential or a root in it returns (value, bound) as in twins_rows.py.
 """
 
 from __future__ import annotations

@@ -140,8 +140,8 @@ __global__ void __launch_bounds__(kHeadThreads) append_heads(AppendArgs args) {
 }
 
 // Grid: (2 kv_heads / 4, entries).
-__global__ void __launch_bounds__(kHeadThreads) store_heads(const float* k, const float* v, KvCache c,
-                                                            const int32_t* pages, int32_t* bad) {
+__global__ void __launch_bounds__(kHeadThreads)
+    store_heads(const float* k, const float* v, KvCache c, const int32_t* pages, int32_t* bad) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, entry = blockIdx.y;
   const int h = blockIdx.x * kHeadWarps + warp;
   if (h >= 2 * c.kv_heads) return;
@@ -168,9 +168,9 @@ __global__ void turn_table(Rope rope, StepState step, int tokens, float* turns) 
 
 struct AttendArgs {
   Attention op;
-  int group;        // query heads of a KV head
+  int group;         // query heads of a KV head
   int query_blocks;  // blocks that share the queries of a tile
-  int max_chunks;   // of a partial's row
+  int max_chunks;    // of a partial's row
 };
 
 // (max, sum, unused, unused, acc in whole fours).
@@ -400,7 +400,8 @@ __global__ void __launch_bounds__(256) attend(AttendArgs args) {
         const int64_t at = (token_of(mine + q) * op.heads + head_of(mine + q)) * int64_t{args.max_chunks} + chunk;
         float* to = op.partials + at * partial_floats(dim);
         if (lane == 0) *reinterpret_cast<float2*>(to) = make_float2(top[q], sum[q]);
-        if (4 * lane < dim) *reinterpret_cast<float4*>(to + 4 + 4 * lane) = {acc[q][0], acc[q][1], acc[q][2], acc[q][3]};
+        if (4 * lane < dim)
+          *reinterpret_cast<float4*>(to + 4 + 4 * lane) = {acc[q][0], acc[q][1], acc[q][2], acc[q][3]};
       } else {
         state[q].merge(top[q], sum[q], acc[q]);
       }

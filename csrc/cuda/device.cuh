@@ -31,14 +31,13 @@ inline void check_launch(cudaError_t error) {
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream, Args... args) {
   if (shared_bytes > kSharedBytes)
-    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)));
+    check_launch(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
 #ifdef __CUDACC__
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
 #else
-  cuda_host::enqueue(stream, [=] {
-    cuda_host::run_grid(grid, block, shared_bytes, [&] { kernel(static_cast<Params>(args)...); });
-  });
+  cuda_host::enqueue(
+      stream, [=] { cuda_host::run_grid(grid, block, shared_bytes, [&] { kernel(static_cast<Params>(args)...); }); });
 #endif
   check_launch(cudaGetLastError());
 }

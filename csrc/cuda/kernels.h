@@ -144,8 +144,8 @@ void append_kv(const AppendKv& op, Stream stream);
 void store_prefix(const float* k, const float* v, int64_t count, const KvCache& cache, const int32_t* pages,
                   int32_t* bad, Stream stream);
 
-// Queries are computed in tiles: tokens [begin, end) of one run, at most attention_tile_tokens of them. Any cut gives the
-// same bits.
+// Queries are computed in tiles: tokens [begin, end) of one run, at most attention_tile_tokens of them. Any cut gives
+// the same bits.
 struct Tile {
   int32_t begin, end;
 };

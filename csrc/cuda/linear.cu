@@ -1,8 +1,8 @@
 // Products with float weights, and which kernel does which product.
-#include "linear.cuh"
-
 #include <algorithm>
 #include <stdexcept>
+
+#include "linear.cuh"
 
 namespace glmlite::cuda {
 
@@ -43,8 +43,7 @@ __global__ void __launch_bounds__(kFloatThreads) linear_float(LinearArgs args) {
   const uint8_t* w = part.data + (static_cast<int64_t>(tile - part.tile) * units * kFloatRows + lane) * 16;
   const float* x[kTokens];
 #pragma unroll
-  for (int t = 0; t < kTokens; ++t)
-    x[t] = args.x + static_cast<int64_t>(min(first + t, args.tokens - 1)) * args.k;
+  for (int t = 0; t < kTokens; ++t) x[t] = args.x + static_cast<int64_t>(min(first + t, args.tokens - 1)) * args.k;
 
   float y[kTokens] = {};
   const int begin = static_cast<int>(segment_begin(units, segment));

@@ -1,8 +1,9 @@
-// Products with quantized weights. For each block of 32 columns, in order: acc = exact integer dot of (code - zero) with
-// q; y = fma(ws * d, float(acc), y); where the format has minimums y = fma(wm, d * sum, y) after it; formats with scales
-// for half blocks do that for each half. K is cut into kSegments segments, each a sum of its own from 0; the result is
-// ((0 + segment 0) + segment 1) + ... Then y + bias, then fma(alpha, add, y). All of it is a function of k alone, so the
-// two kernels here agree bit for bit:
+// Products with quantized weights. For each block of 32 columns, in order: acc = exact integer dot of (code - zero)
+// with q; y = fma(ws * d, float(acc), y); where the format has minimums y = fma(wm, d * sum, y) after it; formats with
+// scales for half blocks do that for each half. K is cut into kSegments segments, each a sum of its own from 0; the
+// result is
+// ((0 + segment 0) + segment 1) + ... Then y + bias, then fma(alpha, add, y). All of it is a function of k alone, so
+// the two kernels here agree bit for bit:
 //   narrow: 16 rows and up to 32 tokens a block; its eight warps have a segment each
 //   wide: 128 rows and up to 64 tokens a block; its eight warps have 16 rows each, and one segment after the other
 #pragma once
@@ -55,102 +56,98 @@ constexpr float kStart = 12582912.0f / (1 << form_of(kFormat).shift);
 template <Format kFormat>
 constexpr int kStartBits = 0x4b400000 - (form_of(kFormat).shift << 23);
 
-// Block b of a superblock for kCols times eight tokens. Operand B and the scales of tokens come from `act`:
-//   uint4 q(int column, int pair), float2 scales(int column, int block), products(int column, int half block or block)
+// Blocks 2 pair and 2 pair + 1 of a superblock for kCols times eight tokens. The tokens' part comes from `act`: operand
+// B, q(column, block); of two tokens scales(column, block) and products(column, block, group).
 template <Format kFormat, int kCols, class Act>
-__device__ inline void add_block(const Weights<kFormat>& w, const Scales<kFormat>& s, int b, const Act& act,
-                                 float (&y)[kCols][4]) {
+__device__ inline void add_pair(const Codes<kFormat>& codes, const Scales<kFormat>& s, int pair, const Act& act,
+                                float (&y)[kCols][4]) {
   constexpr Form f = form_of(kFormat);
-  uint32_t a[4];
-  w.codes(b, a);
-  float ws[f.groups][2], wm[f.groups][2];
 #pragma unroll
-  for (int g = 0; g < f.groups; ++g) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      ws[g][r] = s.scale_of(r, b * f.groups + g);
-      if constexpr (f.has_min) wm[g][r] = s.minimum_of(r, b * f.groups + g);
-    }
-  }
-#pragma unroll
-  for (int c = 0; c < kCols; ++c) {
-    const uint2 q = act.q(c, b);
-    const float2 d = act.scales(c, b);
+  for (int in = 0; in < 2; ++in) {
+    const int b = 2 * pair + in;
+    uint32_t a[4];
+    codes.operand(in, a);
+    float ws[f.groups][2], wm[f.groups][2];
 #pragma unroll
     for (int g = 0; g < f.groups; ++g) {
-      int acc[4];
-      if constexpr (f.groups == 1) mma_k32(acc, a, q.x, q.y, kStartBits<kFormat>);
-      if constexpr (f.groups == 2) mma_k16(acc, a[2 * g], a[2 * g + 1], g ? q.y : q.x, kStartBits<kFormat>);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float sum = __int_as_float(acc[i]) - kStart<kFormat>;
-        y[c][i] = fmaf(ws[g][i / 2] * (i % 2 ? d.y : d.x), sum, y[c][i]);
+      for (int r = 0; r < 2; ++r) {
+        ws[g][r] = s.scale_of(r, b * f.groups + g);
+        if constexpr (f.has_min) wm[g][r] = s.minimum_of(r, b * f.groups + g);
       }
-      if constexpr (f.has_min) {
-        const float2 p = act.products(c, b, g);
+    }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) y[c][i] = fmaf(wm[g][i / 2], i % 2 ? p.y : p.x, y[c][i]);
+    for (int c = 0; c < kCols; ++c) {
+      const uint2 q = act.q(c, b);
+      const float2 d = act.scales(c, b);
+#pragma unroll
+      for (int g = 0; g < f.groups; ++g) {
+        int acc[4];
+        if constexpr (f.groups == 1) mma_k32(acc, a, q.x, q.y, kStartBits<kFormat>);
+        if constexpr (f.groups == 2) mma_k16(acc, a[2 * g], a[2 * g + 1], g ? q.y : q.x, kStartBits<kFormat>);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float sum = __int_as_float(acc[i]) - kStart<kFormat>;
+          y[c][i] = fmaf(ws[g][i / 2] * (i % 2 ? d.y : d.x), sum, y[c][i]);
+        }
+        if constexpr (f.has_min) {
+          const float2 p = act.products(c, b, g);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) y[c][i] = fmaf(wm[g][i / 2], i % 2 ? p.y : p.x, y[c][i]);
+        }
       }
     }
   }
-}
-
-template <Format kFormat, int kCols, class Act>
-__device__ inline void add_super(const Weights<kFormat>& w, const Act& act, float (&y)[kCols][4]) {
-  const Scales<kFormat> s(w);
-#pragma unroll
-  for (int b = 0; b < kSuperBlocks; ++b) add_block<kFormat, kCols>(w, s, b, act, y);
 }
 
 // ---- narrow ---------------------------------------------------------------------------------------------------------
 
-// Activations of a superblock straight from global memory: all blocks read the same ones, so L1 has them.
+// Activations of two blocks straight from global memory: all blocks of the grid read the same ones, so L1 has them.
 template <Format kFormat, int kCols>
 struct ActRegisters {
   static constexpr Form f = form_of(kFormat);
-  static constexpr int kProducts = f.has_min ? f.groups * 2 : 0;
-  uint4 codes[kCols][4];
-  float4 d[kCols][2][2];  // of two tokens
-  float4 p[kCols][2][kProducts + 1];
+  uint4 codes[kCols];
+  float2 d[kCols][2];  // of two tokens
+  float2 p[kCols][2][f.groups];
 
-  // rows: of each column of eight tokens the one whose codes the lane has, and the two whose sums.
-  __device__ void load(const uint8_t* const (&rows)[kCols][3], int64_t at, int lane) {
+  // rows: of each column of eight tokens the one whose codes the lane has, and the two whose sums. at: of the
+  // superblock
+  __device__ void load(const uint8_t* const (&rows)[kCols][3], int64_t at, int pair, int lane) {
 #pragma unroll
     for (int c = 0; c < kCols; ++c) {
-#pragma unroll
-      for (int pair = 0; pair < 4; ++pair)
-        codes[c][pair] = __ldg(reinterpret_cast<const uint4*>(rows[c][0] + at + pair * 64 + lane % 4 * 16));
+      codes[c] = __ldg(reinterpret_cast<const uint4*>(rows[c][0] + at + pair * 64 + lane % 4 * 16));
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         const uint8_t* row = rows[c][1 + t] + at;
+        d[c][t] = __ldg(reinterpret_cast<const float2*>(row + kActScales) + pair);
+        if constexpr (f.has_min) {
+          const auto* from = reinterpret_cast<const float2*>(row + (f.groups == 2 ? kActHalfProducts : kActProducts));
 #pragma unroll
-        for (int i = 0; i < 2; ++i) d[c][t][i] = __ldg(reinterpret_cast<const float4*>(row + kActScales) + i);
-#pragma unroll
-        for (int i = 0; i < kProducts; ++i)
-          p[c][t][i] = __ldg(reinterpret_cast<const float4*>(row + (f.groups == 2 ? kActHalfProducts : kActProducts)) + i);
+          for (int i = 0; i < f.groups; ++i) p[c][t][i] = __ldg(from + pair * f.groups + i);
+        }
       }
     }
   }
-  static __device__ float part(const float4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+  static __device__ float part(const float2& v, int i) { return i ? v.y : v.x; }
   __device__ uint2 q(int c, int b) const {
-    const uint4 v = codes[c][b / 2];
-    return b % 2 ? make_uint2(v.z, v.w) : make_uint2(v.x, v.y);
+    return b % 2 ? make_uint2(codes[c].z, codes[c].w) : make_uint2(codes[c].x, codes[c].y);
   }
-  __device__ float2 scales(int c, int b) const { return {part(d[c][0][b / 4], b % 4), part(d[c][1][b / 4], b % 4)}; }
+  __device__ float2 scales(int c, int b) const { return {part(d[c][0], b % 2), part(d[c][1], b % 2)}; }
   __device__ float2 products(int c, int b, int g) const {
-    const int i = b * f.groups + g;
-    return {part(p[c][0][i / 4], i % 4), part(p[c][1][i / 4], i % 4)};
+    const int i = b % 2 * f.groups + g;
+    return {part(p[c][0][i / 2], i % 2), part(p[c][1][i / 2], i % 2)};
   }
 };
 
 // Grid: (tiles, tokens / (8 kCols)). Shared: the segments' sums, [segment][token][16 rows].
 template <Format kFormat, int kCols>
-__global__ void __launch_bounds__(kLinearThreads) linear_narrow(LinearArgs args) {
+__global__ void __launch_bounds__(kLinearThreads, kCols == 1 ? 2 : 1) linear_narrow(LinearArgs args) {
   constexpr int kTokens = 8 * kCols;
   const int lane = threadIdx.x % kWarp, segment = threadIdx.x / kWarp;
   const int tile = blockIdx.x, first = blockIdx.y * kTokens;
   const LinearArgs::Part part = args.part_of(tile);
-  constexpr int64_t kBytes = super_bytes(form_of(kFormat));
+  constexpr Form f = form_of(kFormat);
+  constexpr int64_t kBytes = super_bytes(f);
   const uint8_t* super = part.data + static_cast<int64_t>(tile - part.tile) * args.supers * kBytes;
 
   const uint8_t* rows[kCols][3];
@@ -165,14 +162,26 @@ __global__ void __launch_bounds__(kLinearThreads) linear_narrow(LinearArgs args)
 
   float y[kCols][4] = {};
   const int64_t begin = segment_begin(args.supers, segment), end = segment_begin(args.supers, segment + 1);
-  Weights<kFormat> w, next;
-  if (begin < end) next.load(super + begin * kBytes, lane);
+  Header<kFormat> header, next_header;
+  Codes<kFormat> codes[kPairs], next[kPairs];
+  const auto load = [&](int64_t i) {
+    next_header.load(super + i * kBytes, lane);
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) next[p].load(super + i * kBytes + f.header_bytes + p * pair_bytes(f), lane);
+  };
+  if (begin < end) load(begin);
   for (int64_t i = begin; i < end; ++i) {
-    w = next;
-    if (i + 1 < end) next.load(super + (i + 1) * kBytes, lane);
-    ActRegisters<kFormat, kCols> act;
-    act.load(rows, i * kActSuperBytes, lane);
-    add_super<kFormat, kCols>(w, act, y);
+    header = next_header;
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) codes[p] = next[p];
+    if (i + 1 < end) load(i + 1);
+    const Scales<kFormat> scales(header);
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      ActRegisters<kFormat, kCols> act;
+      act.load(rows, i * kActSuperBytes, p, lane);
+      add_pair<kFormat, kCols>(codes[p], scales, p, act, y);
+    }
   }
 
   float* sums = reinterpret_cast<float*>(shared_memory());
@@ -231,7 +240,8 @@ __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int first = blockIdx.x * kTokens, tile = blockIdx.y * kLinearWarps + warp;
   const LinearArgs::Part part = args.part_of(tile);
-  constexpr int64_t kBytes = super_bytes(form_of(kFormat));
+  constexpr Form f = form_of(kFormat);
+  constexpr int64_t kBytes = super_bytes(f);
   // A warp beyond the last tile computes it too, and stores nothing.
   const int row_tile = (tile < args.tiles ? tile : args.tiles - 1) - part.tile;
   const uint8_t* super = part.data + static_cast<int64_t>(row_tile) * args.supers * kBytes;
@@ -248,28 +258,46 @@ __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
     commit_copies();
   };
 
-  float y[kCols][4] = {}, sum[kCols][4] = {};
-  Weights<kFormat> w, next;
+  float sum[kCols][4] = {};
+  float y[4 * kCols];  // over the segments. Indexed by variables, to stay in local memory: it is touched eight times
+#pragma unroll 1
+  for (int i = 0; i < 4 * kCols; ++i) y[i] = 0;
+  // Weights are loaded ahead: headers by a superblock, codes by a pair of blocks.
+  Header<kFormat> next_header;
+  Codes<kFormat> next;
   fetch(0);
-  next.load(super, lane);
+  next_header.load(super, lane);
+  next.load(super + f.header_bytes, lane);
   int segment = 0;
-  for (int i = 0; i < args.supers; ++i) {
-    w = next;
-    if (i + 1 < args.supers) {
+#pragma unroll 1
+  for (int i = 0; i < args.supers; ++i, super += kBytes) {
+    const Scales<kFormat> scales(next_header);
+    const bool more = i + 1 < args.supers;
+    if (more) {
       fetch(i + 1);
-      next.load(super + (i + 1) * kBytes, lane);
+      next_header.load(super + kBytes, lane);
       copies_done<1>();
     } else {
       copies_done<0>();
     }
     __syncthreads();
-    add_super<kFormat, kCols>(w, Act{shared + i % 2 * (kTokens * Act::kBytes), lane}, sum);
+    const Act act{shared + i % 2 * (kTokens * Act::kBytes), lane};
+#pragma unroll 1
+    for (int p = 0; p < kPairs; ++p) {
+      const Codes<kFormat> codes = next;
+      if (p + 1 < kPairs || more) {
+        const int at = p + 1 < kPairs ? (p + 1) * pair_bytes(f) : static_cast<int>(kBytes);
+        next.load(super + f.header_bytes + at, lane);
+      }
+      add_pair<kFormat, kCols>(codes, scales, p, act, sum);
+    }
     while (segment < kSegments && segment_begin(args.supers, segment + 1) <= i + 1) {
+      float* to = y;
 #pragma unroll
       for (int c = 0; c < kCols; ++c) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          y[c][j] += sum[c][j];
+          to[4 * c + j] += sum[c][j];
           sum[c][j] = 0;
         }
       }
@@ -278,12 +306,9 @@ __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
     __syncthreads();  // what the next fetch overwrites has been read
   }
   if (tile >= args.tiles) return;
-#pragma unroll
-  for (int c = 0; c < kCols; ++c) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      args.finish(part, first + 8 * c + lane % 4 * 2 + j % 2, row_tile * kTileRows + lane / 4 + 8 * (j / 2), y[c][j]);
-  }
+#pragma unroll 1
+  for (int i = 0; i < 4 * kCols; ++i)
+    args.finish(part, first + i / 4 * 8 + lane % 4 * 2 + i % 2, row_tile * kTileRows + lane / 4 + i % 4 / 2 * 8, y[i]);
 }
 
 // The kernels of one packed form, for `linear`. Each form is compiled in a file of its own.
@@ -295,6 +320,7 @@ void launch_quantized(const LinearArgs& args, Stream stream) {
   };
   if (args.tokens <= 8) return narrow(linear_narrow<kFormat, 1>, 8);
   if (args.tokens <= 16) return narrow(linear_narrow<kFormat, 2>, 16);
+  if (args.tokens <= 64) return narrow(linear_narrow<kFormat, 4>, 32);
   launch(linear_wide<kFormat>, dim3(blocks_of(args.tokens, kWideTokens<kFormat>), blocks_of(args.tiles, kLinearWarps)),
          kLinearThreads, kWideShared<kFormat>, stream, args);
 }

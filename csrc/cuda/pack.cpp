@@ -43,24 +43,23 @@ uint32_t gather_nibbles(uint32_t codes) {
   return (codes & 15) | (codes >> 4 & 0xf0) | (codes >> 8 & 0xf00) | (codes >> 12 & 0xf000);
 }
 
-// 32 codes of row `row` into block `block` of the zeroed codes of a superblock.
+// 32 codes of row `row` into block `block` of a superblock, whose codes are zeroed.
 void put_codes(const Form& f, const uint8_t* code, int block, int row, uint8_t* codes) {
-  uint8_t* high = codes + kTileRows * kSuperColumns * f.low_bits / 8;
-  const int r = row / 8;
+  uint8_t *low = codes + block / 2 * pair_bytes(f), *high = low + pair_low_bytes(f);
+  const int in = block % 2, r = row / 8;
   for (int quad = 0; quad < 8; ++quad) {
     const int lane = row % 8 * 4 + quad % 4, half = quad / 4, j = r + 2 * half;
     uint32_t c;
     std::memcpy(&c, code + 4 * quad, 4);
     c ^= 0x01010101u * static_cast<uint32_t>(f.flip);
-    if (f.low_bits == 8) std::memcpy(codes + (block * 32 + lane) * 16 + 4 * j, &c, 4);
+    if (f.low_bits == 8) std::memcpy(low + (in * 32 + lane) * 16 + 4 * j, &c, 4);
     if (f.low_bits == 4) {
       const uint32_t nibbles = low_bits(c, 4);
-      or32(codes + (block / 2 * 32 + lane) * 16 + block % 2 * 8 + 4 * r,
-           f.has_table ? gather_nibbles(nibbles) << 16 * half : nibbles << 4 * half);
+      or32(low + lane * 16 + in * 8 + 4 * r, f.has_table ? gather_nibbles(nibbles) << 16 * half : nibbles << 4 * half);
     }
-    if (f.low_bits == 2) or32(codes + (block / 4 * 32 + lane) * 16 + block % 4 * 4, low_bits(c, 2) << 2 * j);
-    if (f.high_bits == 1) or32(high + lane * 16 + block / 2 * 4, low_bits(c >> 4, 1) << (block % 2 * 4 + j));
-    if (f.high_bits == 2) or32(high + (block / 4 * 32 + lane) * 16 + block % 4 * 4, low_bits(c >> 4, 2) << 2 * j);
+    if (f.low_bits == 2) or32(low + lane * 8 + in * 4, low_bits(c, 2) << 2 * j);
+    if (f.high_bits == 1) or32(high + lane * 4, low_bits(c >> 4, 1) << (in * 4 + j));
+    if (f.high_bits == 2) or32(high + lane * 8 + in * 4, low_bits(c >> 4, 2) << 2 * j);
   }
 }
 

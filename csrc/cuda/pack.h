@@ -3,14 +3,13 @@
 // Float formats: tiles of 32 rows, [k / c][32][c], c the columns that make 16 bytes; k is filled up to whole c.
 //
 // Quantized formats: tiles of 16 rows; a tile is superblocks of 256 columns (k is filled up), each a header with the
-// scales and then the codes, as the operand A of a 16 x 8 x 32 matrix instruction: in a block of 32 columns lane 4 g + i
-// has four words, word j: row g + 8 (j % 2), columns 16 (j / 2) + 4 i .. + 3. Its codes are
+// scales and then, for each two blocks of 32 columns, the codes as operands A of 16 x 8 x 32 matrix instructions: lane
+// 4 g + i has four words of a block, word j: row g + 8 (j % 2), columns 16 (j / 2) + 4 i .. + 3. Of a pair of blocks,
 //   8 bits: [block][lane] 16 bytes: the four words
-//   4 bits: [block / 2][lane] 16 bytes: for each of two blocks a word with word 0 in its low nibbles and word 2 in the
-//           high ones, and one with words 1 and 3. Formats with a table: code c of words 0 and 2 is nibble c and 4 + c.
-//   2 bits: [block / 4][lane] 16 bytes: for each of four blocks a word, bits 2 j of each byte are word j's
-// High bits follow: one: [lane] 16 bytes, for each two blocks a word, bit 4 (block % 2) + j of each byte is word j's;
-// two: as 2 bits above.
+//   4 bits: [lane] 16 bytes: of each block a word with word 0 in its low nibbles and word 2 in the high ones, and one
+//           with words 1 and 3. Formats with a table: code c of words 0 and 2 is nibble c and 4 + c.
+//   2 bits: [lane] 8 bytes: of each block a word, bits 2 j of each byte are word j's
+// High bits follow; one: [lane] 4 bytes, bit 4 block + j of each byte is word j's; two: as 2 bits above.
 // Codes whose zero point is half their range have the highest bit flipped: at the top of a byte they are signed.
 //
 // Headers, each item for 16 rows:
@@ -87,9 +86,10 @@ constexpr Form form_of(Format f) {
   }
 }
 
-constexpr int64_t super_bytes(const Form& f) {
-  return f.header_bytes + kTileRows * kSuperColumns * (f.low_bits + f.high_bits) / 8;
-}
+constexpr int kPairs = kSuperBlocks / 2;  // of blocks
+constexpr int pair_low_bytes(const Form& f) { return kTileRows * 2 * kBlockColumns * f.low_bits / 8; }
+constexpr int pair_bytes(const Form& f) { return kTileRows * 2 * kBlockColumns * (f.low_bits + f.high_bits) / 8; }
+constexpr int super_bytes(const Form& f) { return f.header_bytes + kPairs * pair_bytes(f); }
 constexpr int64_t supers_of(int64_t k) { return (k + kSuperColumns - 1) / kSuperColumns; }
 
 // K is cut into so many segments, whose sums are added in order: segment s is the units (superblocks of quantized

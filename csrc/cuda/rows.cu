@@ -1,6 +1,5 @@
 // Norms, activations and what else makes a row of a row.
 #include "rows.cuh"
-
 #include "weights.cuh"
 
 namespace glmlite::cuda {
@@ -60,8 +59,8 @@ __device__ inline float block_sum(float x, float* shared) {
   return warp_sum(shared[lane]);
 }
 
-__global__ void __launch_bounds__(kNormThreads) rms_norm_rows(const float* x, const float* w, const float* add,
-                                                              float eps, Result result) {
+__global__ void __launch_bounds__(kNormThreads)
+    rms_norm_rows(const float* x, const float* w, const float* add, float eps, Result result) {
   const int row = blockIdx.x, n = result.n;
   const float* from = x + static_cast<int64_t>(row) * n;
   const float* added = add ? add + static_cast<int64_t>(row) * n : nullptr;
@@ -80,8 +79,8 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_rows(const float* x, co
   }
 }
 
-__global__ void __launch_bounds__(kNormThreads) layer_norm_rows(const float* x, const float* w, const float* b,
-                                                                float eps, Result result) {
+__global__ void __launch_bounds__(kNormThreads)
+    layer_norm_rows(const float* x, const float* w, const float* b, float eps, Result result) {
   const int row = blockIdx.x, n = result.n;
   const float* from = x + static_cast<int64_t>(row) * n;
   float* shared = reinterpret_cast<float*>(shared_memory());
@@ -143,22 +142,23 @@ struct Table {
 
   // The code of a row of a tile, less its zero point.
   __device__ int code_at(const uint8_t* codes, int row, int block, int column) const {
-    const int lane = row % 8 * 4 + column % 16 / 4, half = column / 16, byte = column % 4, j = row / 8 + 2 * half;
-    if (f.low_bits == 8) return static_cast<int8_t>(codes[(block * 32 + lane) * 16 + 4 * j + byte]);
-    const uint8_t* high = codes + kTileRows * kSuperColumns * f.low_bits / 8;
+    const uint8_t *low = codes + block / 2 * pair_bytes(f), *high = low + pair_low_bytes(f);
+    const int lane = row % 8 * 4 + column % 16 / 4, half = column / 16, byte = column % 4, in = block % 2;
+    const int j = row / 8 + 2 * half;
+    if (f.low_bits == 8) return static_cast<int8_t>(low[(in * 32 + lane) * 16 + 4 * j + byte]);
     int code;
     if (f.low_bits == 4) {
-      const uint8_t* word = codes + (block / 2 * 32 + lane) * 16 + block % 2 * 8 + row / 8 * 4;
+      const uint8_t* word = low + lane * 16 + in * 8 + row / 8 * 4;
       if (f.has_table) {
         const int nibble = word[half * 2 + byte / 2] >> byte % 2 * 4 & 15;
         return static_cast<int8_t>(table_word(nibble / 4) >> nibble % 4 * 8);
       }
       code = word[byte] >> 4 * half & 15;
     } else {
-      code = codes[(block / 4 * 32 + lane) * 16 + block % 4 * 4 + byte] >> 2 * j & 3;
+      code = low[lane * 8 + in * 4 + byte] >> 2 * j & 3;
     }
-    if (f.high_bits == 1) code |= (high[lane * 16 + block / 2 * 4 + byte] >> (block % 2 * 4 + j) & 1) << 4;
-    if (f.high_bits == 2) code |= (high[(block / 4 * 32 + lane) * 16 + block % 4 * 4 + byte] >> 2 * j & 3) << 4;
+    if (f.high_bits == 1) code |= (high[lane * 4 + byte] >> (in * 4 + j) & 1) << 4;
+    if (f.high_bits == 2) code |= (high[lane * 8 + in * 4 + byte] >> 2 * j & 3) << 4;
     return (code ^ f.flip) - f.flip;
   }
 };

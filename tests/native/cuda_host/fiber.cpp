@@ -30,7 +30,7 @@ asm(".text\n.globl " GLMLITE_SYMBOL "\n" GLMLITE_SYMBOL
     "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
     "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
     "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
-constexpr int kReturn = 6;     // the word that the switch returns to
+constexpr int kReturn = 6;  // the word that the switch returns to
 // From a multiple of 16 bytes, so that enter() begins 8 bytes off one, as after a call.
 constexpr int kWords = 10;
 #elif defined(__aarch64__)
