@@ -89,10 +89,16 @@ def load(
 
         placement = engines.CPU
         if hasattr(native, "memory_needed") and gpu_layers != 0:
-            gpu = engines.Gpu(native, device, gpu_layers, gguf, ops, kv_type)
-            need = gpu.need(LEAST_CONTEXT)
-            tokens, room = sizes(need["total"] - need["kv"], per_token, gpu.free)
-            placement = gpu.place(room)
+            try:
+                gpu = engines.Gpu(native, device, gpu_layers, gguf, ops, kv_type)
+                need = gpu.need(LEAST_CONTEXT)
+            except (RuntimeError, ValueError) as error:  # a GPU that gives no memory, a shape without kernels
+                if device != "auto":
+                    raise
+                log.info("device 'auto': the CPU, because %s", error)
+            else:
+                tokens, room = sizes(need["total"] - need["kv"], per_token, gpu.free)
+                placement = gpu.place(room)
         if placement is engines.CPU:
             tokens, room = sizes(gguf.nbytes, per_token, native.available_memory())
         engine = native.Engine(
