@@ -89,10 +89,16 @@ def load(
 
         placement = engines.CPU
         if hasattr(native, "memory_needed") and gpu_layers != 0:
-            gpu = engines.Gpu(native, device, gpu_layers, gguf, ops, kv_type)
-            need = gpu.need(LEAST_CONTEXT)
-            tokens, room = sizes(need["total"] - need["kv"], per_token, gpu.free)
-            placement = gpu.place(room)
+            try:
+                gpu = engines.Gpu(native, device, gpu_layers, gguf, ops, kv_type)
+                need = gpu.need(LEAST_CONTEXT)
+            except (RuntimeError, ValueError) as error:  # a GPU that gives no memory, a shape without kernels
+                if device != "auto":
+                    raise
+                log.info("device 'auto': the CPU, because %s", error)
+            else:
+                tokens, room = sizes(need["total"] - need["kv"], per_token, gpu.free)
+                placement = gpu.place(room)
         if placement is engines.CPU:
             tokens, room = sizes(gguf.nbytes, per_token, native.available_memory())
         engine = native.Engine(
@@ -124,10 +130,9 @@ class Model:
 
     path, name, architecture, tokenizer; metadata: of the file, without what only the tokenizer is made of (merges,
     scores); context: tokens of one request; device: where it runs: "cpu", "cuda:0" or, in two parts, "cpu + cuda:0";
-    vocab_size: width of the logits; engine: what computes, for tools (`glmlite/_native.pyi` describes it). `close` or
-    the end of a `with` block gives the memory back at once; requests that run then fail with RuntimeError. A model does
-    not survive a fork of the process (multiprocessing: use
-    "spawn", or load in the child).
+    vocab_size: width of the logits; engine: what computes, and native: its module, for tools (`glmlite/_native.pyi`).
+    `close` or the end of a `with` block gives the memory back at once; requests that run then fail with RuntimeError. A
+    model does not survive a fork of the process (multiprocessing: use "spawn", or load in the child).
     """
 
     def __init__(
@@ -144,7 +149,7 @@ class Model:
         self.engine = engine
         self._layout = recording.layout
         self._defaults = defaults
-        self._native = native
+        self.native = native
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
@@ -244,7 +249,7 @@ class Model:
         if not p.ignore_eos:
             stops += sorted(self.tokenizer.eos_ids)
         seed = random_seed() if p.seed is None else int(p.seed)
-        sampler = p.sampler(self._native, seed=seed, stop=stops)
+        sampler = p.sampler(self.native, seed=seed, stop=stops)
         sampler.accept(ids)
         answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens)
         layout = self._layout(ids, self.tokenizer.id_of)

@@ -3,15 +3,18 @@
 Runs on a GPU, or on the emulator where that was built, see tests/cuda_module.py; otherwise skipped.
 """
 
+import ast
 import logging
 import sys
 import threading
+from pathlib import Path
 
 import cuda_module
 import numpy as np
 import plain_gguf
 import pytest
 import test_engine
+import test_package
 import tiny
 from test_engine import BIDIRECTIONAL, CAUSAL, FORMATS, assert_close, causal, check_ops, parts_of, prompt
 
@@ -73,6 +76,14 @@ def work(sequence, ids, start=0, **more):
 
 def bits(rows):
     return np.asarray(rows, np.float32).view(np.int32)
+
+
+def test_stub():
+    stub = ast.parse((Path(glmlite.__file__).parent / "_cuda.pyi").read_text("utf-8"))
+    functions = {name: node for name, node in test_package.declared_members(stub.body).items() if node is not None}
+    for name, node in functions.items():
+        if not (emulated and name.startswith("machine_")):
+            assert test_package.compiled_parameters(getattr(cuda, name)) == test_package.declared_parameters(node), name
 
 
 # ---- equal to the specification
@@ -386,6 +397,17 @@ def test_load_says_what_is_not_there(installed, file):
         glmlite.load(file, device="cuda:7")
     with pytest.raises(ValueError, match=r"gpu_layers is -1, expected at least 0"):
         glmlite.load(file, device="cuda", gpu_layers=-1)
+
+
+def test_auto_runs_on_the_cpu_what_has_no_kernels(installed, tmp_path, caplog):
+    pytest.importorskip("tokenizers", reason="a model's tokenizer needs it")
+    wide = tiny.model("glm4", head_dim=160, heads=2, rope_dim=64)
+    path = plain_gguf.write(tmp_path / "wide.gguf", wide.metadata, list(wide.tensors.items()))
+    with pytest.raises(ValueError, match=r"attention .*layer 0: heads of 160, the GPU takes 128 at most"):
+        glmlite.load(path, device="cuda")
+    with caplog.at_level(logging.INFO, "glmlite"), glmlite.load(path) as model:
+        assert model.device == "cpu"
+    assert "device 'auto': the CPU, because attention" in caplog.text
 
 
 @on_emulator

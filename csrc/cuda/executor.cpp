@@ -394,7 +394,7 @@ void CudaExecutor::reserve(const Plan::StepSize& size) {
   room_ = {0, 0, 0, 0};
   scratch_memory_.reset();
   scratch_ = plan_.scratch(room);
-  scratch_memory_ = DeviceMemory(scratch_.bytes, name_ + ": a step of " + std::to_string(room.tokens) + " tokens");
+  scratch_memory_ = DeviceMemory(scratch_.bytes, name_ + ": a step of " + std::to_string(size.tokens) + " tokens");
   if (host_upload_.size() < room.upload) host_upload_ = PinnedMemory(room.upload);
   const size_t flags = static_cast<size_t>(room.tokens) * sizeof(int32_t);
   if (host_bad_.size() < flags) host_bad_ = PinnedMemory(flags);
