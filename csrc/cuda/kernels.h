@@ -5,6 +5,8 @@
 // captured into a graph. What changes from step to step with the same T (tokens, entries, positions, pages, visible)
 // is read from device memory when the kernels run; counts and pointers are fixed at the launch.
 //
+// Pointers to f32 values and to `blocks` are 16-byte aligned.
+//
 // One row in, one row out: the result of a token depends on that token's inputs alone, bit for bit, whatever T and
 // whatever else is in the step. See docs/cuda-kernels.md for the order of sums.
 #pragma once

@@ -140,9 +140,13 @@ struct ActRegisters {
   }
 };
 
+// Blocks that should find room on a multiprocessor: two, but where their registers would not do.
+template <Format kFormat, int kCols>
+constexpr int kNarrowBlocks = kCols == 1 && kFormat != Format::kQ5_1 ? 2 : 1;
+
 // Grid: (tiles, tokens / (8 kCols)). kOne: for one token. Shared: the segments' sums, [segment][token][16 rows].
 template <Format kFormat, int kCols, bool kOne = false>
-__global__ void __launch_bounds__(kLinearThreads, kCols == 1 ? 2 : 1) linear_narrow(LinearArgs args) {
+__global__ void __launch_bounds__(kLinearThreads, kNarrowBlocks<kFormat, kCols>) linear_narrow(LinearArgs args) {
   constexpr int kTokens = 8 * kCols;
   const int lane = threadIdx.x % kWarp, segment = threadIdx.x / kWarp;
   const int tile = blockIdx.x, first = blockIdx.y * kTokens;
