@@ -192,8 +192,8 @@ def test_rows_are_quantized_as_they_are_stored(n):
 def test_argmax_and_finite():
     x = random_x(5, 3000)
     x[1, [7, 2999]] = 50
-    x[2] = 0
-    x[2, 5] = -0.0
+    x[2] = -1
+    x[2, 5], x[2, 9] = -0.0, 0.0  # equals: the first
     x[3] = -np.inf
     x[4] = -(np.abs(x[4]) + 1)
     np.testing.assert_array_equal(cuda.kernel_argmax(x), [int(np.argmax(row)) for row in x])
