@@ -57,8 +57,9 @@ template <Format kFormat>
 constexpr int kStartBits = 0x4b400000 - (form_of(kFormat).shift << 23);
 
 // Blocks 2 pair and 2 pair + 1 of a superblock for kCols times eight tokens. The tokens' part comes from `act`: operand
-// B, q(column, block); of two tokens scales(column, block) and products(column, block, group).
-template <Format kFormat, int kCols, class Act>
+// B, q(column, block); of two tokens scales(column, block) and products(column, block, group). kOne: only the first of
+// a lane's two tokens is wanted.
+template <Format kFormat, int kCols, bool kOne, class Act>
 __device__ inline void add_pair(const Codes<kFormat>& codes, const Scales<kFormat>& s, int pair, const Act& act,
                                 float (&y)[kCols][4]) {
   constexpr Form f = form_of(kFormat);
@@ -86,14 +87,14 @@ __device__ inline void add_pair(const Codes<kFormat>& codes, const Scales<kForma
         if constexpr (f.groups == 1) mma_k32(acc, a, q.x, q.y, kStartBits<kFormat>);
         if constexpr (f.groups == 2) mma_k16(acc, a[2 * g], a[2 * g + 1], g ? q.y : q.x, kStartBits<kFormat>);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 4; i += 1 + kOne) {
           const float sum = __int_as_float(acc[i]) - kStart<kFormat>;
           y[c][i] = fmaf(ws[g][i / 2] * (i % 2 ? d.y : d.x), sum, y[c][i]);
         }
         if constexpr (f.has_min) {
           const float2 p = act.products(c, b, g);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) y[c][i] = fmaf(wm[g][i / 2], i % 2 ? p.y : p.x, y[c][i]);
+          for (int i = 0; i < 4; i += 1 + kOne) y[c][i] = fmaf(wm[g][i / 2], i % 2 ? p.y : p.x, y[c][i]);
         }
       }
     }
@@ -139,8 +140,8 @@ struct ActRegisters {
   }
 };
 
-// Grid: (tiles, tokens / (8 kCols)). Shared: the segments' sums, [segment][token][16 rows].
-template <Format kFormat, int kCols>
+// Grid: (tiles, tokens / (8 kCols)). kOne: for one token. Shared: the segments' sums, [segment][token][16 rows].
+template <Format kFormat, int kCols, bool kOne = false>
 __global__ void __launch_bounds__(kLinearThreads, kCols == 1 ? 2 : 1) linear_narrow(LinearArgs args) {
   constexpr int kTokens = 8 * kCols;
   const int lane = threadIdx.x % kWarp, segment = threadIdx.x / kWarp;
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kLinearThreads, kCols == 1 ? 2 : 1) linear_nar
     for (int p = 0; p < kPairs; ++p) {
       ActRegisters<kFormat, kCols> act;
       act.load(rows, i * kActSuperBytes, p, lane);
-      add_pair<kFormat, kCols>(codes[p], scales, p, act, y);
+      add_pair<kFormat, kCols, kOne>(codes[p], scales, p, act, y);
     }
   }
 
@@ -289,7 +290,7 @@ __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
         const int at = p + 1 < kPairs ? (p + 1) * pair_bytes(f) : static_cast<int>(kBytes);
         next.load(super + f.header_bytes + at, lane);
       }
-      add_pair<kFormat, kCols>(codes, scales, p, act, sum);
+      add_pair<kFormat, kCols, false>(codes, scales, p, act, sum);
     }
     while (segment < kSegments && segment_begin(args.supers, segment + 1) <= i + 1) {
       float* to = y;
@@ -318,6 +319,7 @@ void launch_quantized(const LinearArgs& args, Stream stream) {
     launch(kernel, dim3(args.tiles, blocks_of(args.tokens, tokens)), kLinearThreads,
            sizeof(float) * kSegments * tokens * kTileRows, stream, args);
   };
+  if (args.tokens == 1) return narrow(linear_narrow<kFormat, 1, true>, 8);
   if (args.tokens <= 8) return narrow(linear_narrow<kFormat, 1>, 8);
   if (args.tokens <= 16) return narrow(linear_narrow<kFormat, 2>, 16);
   if (args.tokens <= 64) return narrow(linear_narrow<kFormat, 4>, 32);

@@ -19,9 +19,15 @@ __device__ inline uint32_t look_up(uint32_t codes, uint32_t picks) {
   return __byte_perm(low, high, picks);
 }
 
-// Byte i of a word as f32, less `zero`: its bits on top of those of 2^23 are a float.
+// 2^23 + byte i of a word: its bits on top of those of 2^23 are that float.
+constexpr float kByteStart = 8388608.0f;
+__device__ inline float byte_on_start(uint32_t word, int i) {
+  return __uint_as_float(__byte_perm(word, 0x4b000000, 0x7440 | i));
+}
+
+// Byte i of a word as f32, less `zero`.
 __device__ inline float byte_to_float(uint32_t word, int i, int zero) {
-  return __uint_as_float(__byte_perm(word, 0x4b000000, 0x7440 | i)) - (8388608.0f + static_cast<float>(zero));
+  return byte_on_start(word, i) - (kByteStart + static_cast<float>(zero));
 }
 
 __device__ inline uint32_t word_of(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
@@ -142,15 +148,22 @@ struct Scales {
     }
   }
 
+  // d times byte g of the words, less `zero`: d has 11 bits and a byte 8, so both ways are exact.
+  static __device__ float times_byte(float d, const uint4& words, int g, int zero) {
+    const uint32_t word = word_of(words, g / 4);
+    if (zero) return d * byte_to_float(word, g % 4, zero);
+    return fmaf(d, byte_on_start(word, g % 4), -kByteStart * d);
+  }
+
   // What an integer of group `g` (of those of 32 or 16 columns, counted over the superblock) is to be multiplied by, in
   // row g + 8 r of the lane; and the minimum.
   __device__ float scale_of(int r, int g) const {
     if constexpr (!f.is_super) return half_of(scale[r], g);
-    return d[r] * byte_to_float(word_of(scale[r], g / 4), g % 4, f.scale_zero);
+    return times_byte(d[r], scale[r], g, f.scale_zero);
   }
   __device__ float minimum_of(int r, int g) const {
     if constexpr (!f.is_super) return half_of(minimum[r], g);
-    return min[r] * byte_to_float(word_of(minimum[r], g / 4), g % 4, 0);
+    return times_byte(min[r], minimum[r], g, 0);
   }
 };
 
