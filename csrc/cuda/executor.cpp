@@ -179,7 +179,7 @@ class CudaExecutor final : public Executor {
   PinnedMemory host_logits_;  // of the usual number of rows
   Memory many_logits_;        // of more
   PinnedMemory host_bad_;
-  std::optional<OwnStream> stream_;  // goes first: whatever still runs uses the memory
+  std::optional<OwnStream> stream_;  // goes before the memory, which whatever still runs uses
 
   std::vector<Weights> bound_;  // by op
   std::vector<Rope> ropes_;
