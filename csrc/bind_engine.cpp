@@ -120,10 +120,12 @@ py::array_t<float> to_rows(const std::vector<float>& values, size_t rows, int64_
 
 std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens,
                                     const std::string& kv_type, int threads, const std::string& isa,
-                                    const py::object& progress) {
-  std::vector<OpSpec> specs;
-  for (const auto& op : ops) specs.push_back(to_op(op.cast<py::tuple>()));
+                                    const py::object& progress, int device, int gpu_layers, ExecutorFactory make) {
+  const std::vector<OpSpec> specs = to_ops(ops);
   EngineOptions options;
+  options.device = device;
+  options.gpu_layers = gpu_layers;
+  options.make = make;
   options.kv_tokens = kv_tokens;
   options.kv_type = kv_type_named(kv_type.c_str());
   options.threads = threads;
@@ -149,11 +151,31 @@ std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, i
 
 }  // namespace
 
-void bind_engine(py::module_& m) {
+std::vector<OpSpec> to_ops(const py::sequence& ops) {
+  std::vector<OpSpec> specs;
+  for (const auto& op : ops) specs.push_back(to_op(op.cast<py::tuple>()));
+  return specs;
+}
+
+void bind_errors() {
+  py::register_local_exception_translator([](std::exception_ptr p) {
+    const auto raise_as = [](const char* name, const char* what) {
+      PyErr_SetString(py::module_::import("glmlite.errors").attr(name).ptr(), what);
+    };
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const FormatError& e) { raise_as("FormatError", e.what()); } catch (const Cancelled& e) {
+      raise_as("Cancelled", e.what());
+    }
+  });
+}
+
+void bind_engine(py::module_& m, ExecutorFactory make) {
   m.def("available_memory", &available_memory,
         "Bytes that this process can still have without swapping, as far as the system tells.");
 
-  py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "Cancel", "A flag that any thread may set; seen between ops.")
+  py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "Cancel", py::module_local(),
+                                                      "A flag that any thread may set; seen between ops.")
       .def(py::init<>())
       .def("set", [](CancelFlag& c) { c.set = true; })
       .def_property_readonly("is_set", [](const CancelFlag& c) { return c.set.load(); });
@@ -164,7 +186,8 @@ void bind_engine(py::module_& m) {
   sample.attr("__doc__") = "One sampled token, with its log probability and the most likely tokens where asked for.";
   m.attr("Sample") = sample;
 
-  py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler", "Sampling parameters and state of one stream of tokens.")
+  py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler", py::module_local(),
+                                                "Sampling parameters and state of one stream of tokens.")
       .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = 0.0, py::arg("top_k") = 0,
            py::arg("top_p") = 1.0, py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0,
            py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("penalty_window") = 256,
@@ -185,14 +208,20 @@ void bind_engine(py::module_& m) {
           },
           py::arg("logits"));
 
-  py::class_<Work>(m, "Work", "What one sequence does in a call of Engine.run.")
+  py::class_<Work>(m, "Work", py::module_local(), "What one sequence does in a call of Engine.run.")
       .def(py::init(&make_work), py::arg("sequence"), py::arg("tokens"), py::arg("positions"), py::kw_only(),
            py::arg("visible") = 0, py::arg("sampler") = nullptr, py::arg("budget") = 1,
            py::arg("next_position") = py::make_tuple(0, 0), py::arg("position_step") = py::make_tuple(1, 0));
 
-  py::class_<Engine>(m, "Engine", "A program with its packed weights and KV cache.")
-      .def(py::init(&make_engine), py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("kv_tokens"),
-           py::arg("kv_type") = "f16", py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none())
+  py::class_<Engine>(m, "Engine", py::module_local(), "A program with its packed weights and KV cache.")
+      .def(
+          py::init([make](const Gguf& file, const py::sequence& ops, int64_t kv_tokens, const std::string& kv_type,
+                          int threads, const std::string& isa, const py::object& progress, int device, int gpu_layers) {
+            return make_engine(file, ops, kv_tokens, kv_type, threads, isa, progress, device, gpu_layers, make);
+          }),
+          py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("kv_tokens"), py::arg("kv_type") = "f16",
+          py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none(), py::arg("device") = -1,
+          py::arg("gpu_layers") = -1)
       .def_property_readonly("threads", [](const Engine& e) { return e.info().threads; })
       .def_property_readonly("isa", [](const Engine& e) { return e.info().isa; })
       .def_property_readonly("vocab", [](const Engine& e) { return e.info().vocab; })

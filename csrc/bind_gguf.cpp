@@ -209,7 +209,7 @@ void bind_gguf(py::module_& m) {
     }
   });
 
-  py::class_<TensorInfo>(m, "TensorInfo", "What the file says of a tensor.")
+  py::class_<TensorInfo>(m, "TensorInfo", py::module_local(), "What the file says of a tensor.")
       .def_readonly("name", &TensorInfo::name)
       .def_readonly("type", &TensorInfo::type)
       .def_readonly("type_id", &TensorInfo::type_id)
@@ -219,7 +219,8 @@ void bind_gguf(py::module_& m) {
       .def_readonly("path", &TensorInfo::path)
       .def_readonly("offset", &TensorInfo::offset);
 
-  py::class_<Gguf, std::shared_ptr<Gguf>>(m, "Gguf", py::dynamic_attr(), "A GGUF file, mapped: metadata and tensors.")
+  py::class_<Gguf, std::shared_ptr<Gguf>>(m, "Gguf", py::module_local(), py::dynamic_attr(),
+                                          "A GGUF file, mapped: metadata and tensors.")
       .def(py::init(&open_gguf), py::arg("path"))
       .def_property_readonly("version", [](const Gguf& gguf) { return gguf.contents()->version; })
       .def_property_readonly("paths", [](const Gguf& gguf) { return make_paths(*gguf.contents()); })

@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
@@ -21,15 +20,6 @@
 namespace py = pybind11;
 
 namespace glmlite {
-
-const CpuKernels& kernels_named(const std::string& isa) {
-  if (!isa.empty()) return cpu_kernels(isa.c_str());
-  const char* name = std::getenv("GLMLITE_ISA");
-  if (!name || !*name) return cpu_kernels("");
-  try {
-    return cpu_kernels(name);
-  } catch (const std::invalid_argument& e) { throw std::invalid_argument(std::string("GLMLITE_ISA=") + e.what()); }
-}
 
 namespace {
 

@@ -38,6 +38,11 @@ class Engine::Rollback {
   bool kept_ = false;
 };
 
+// A sequence shares the prefix's whole pages, and begins with its own copy of the last, partial one.
+CachePages::CachePages(const Program& program, int64_t kv_tokens)
+    : tokens((program.prefix % kPageTokens + kv_tokens + kPageTokens - 1) / kPageTokens),
+      total(tokens + (program.prefix + kPageTokens - 1) / kPageTokens) {}
+
 Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOptions& options,
                const LoadProgress& progress) {
   Program program(file, ops);
@@ -49,13 +54,12 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   std::copy(program.axis_limit, program.axis_limit + 2, axis_limit_);
   selects_ = program.selects;
   const int64_t prefix = program.prefix, vocab = program.vocab;
-  // A sequence shares the prefix's whole pages, and begins with its own copy of the last, partial one.
-  const int64_t partial = prefix % kPageTokens;
-  const int64_t pages = (partial + options.kv_tokens + kPageTokens - 1) / kPageTokens;
-  const int64_t total = pages + (prefix + kPageTokens - 1) / kPageTokens;
+  const CachePages pages(program, options.kv_tokens);
+  const int64_t total = pages.total;
   trim_heap();  // what reading the file's metadata left, before the weights come on top of it
-  executor_ = make_cpu_executor(file, std::move(program), total, options.kv_type, options.threads, options.isa.c_str(),
-                                progress);
+  executor_ = options.make(file, std::move(program),
+                           {total, options.kv_type, options.threads, options.isa, options.device, options.gpu_layers},
+                           progress);
   table_ = std::make_unique<PageTable>(total, kPageTokens);
   base_ = table_->create();
   if (prefix > 0) {
@@ -66,7 +70,7 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   }
   info_ = {vocab,
            prefix,
-           pages * kPageTokens,
+           pages.tokens * kPageTokens,
            executor_->weight_bytes(),
            executor_->kv_bytes(),
            executor_->threads(),

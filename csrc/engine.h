@@ -29,6 +29,15 @@ struct EngineOptions {
   KvType kv_type = KvType::kF16;
   int threads = 0;
   std::string isa;
+  int device = -1;      // as in ExecutorOptions
+  int gpu_layers = -1;  // likewise
+  ExecutorFactory make = make_cpu_executor;
+};
+
+// Pages of KV cache that a program needs for so many tokens besides its prefix: `tokens`' own, and the prefix's.
+struct CachePages {
+  CachePages(const Program& program, int64_t kv_tokens);
+  int64_t tokens, total;
 };
 
 // One call computes at a time; calls from other threads wait. Any call that throws leaves sequences and samplers as

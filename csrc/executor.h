@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "program.h"
@@ -23,7 +24,8 @@ struct Step {
   std::vector<int64_t> entry;         // where the token's key and value go in its sequence's cache
   std::vector<int64_t> visible;       // it sees the entries below this
   std::vector<Run> runs;
-  std::vector<int32_t> rows;  // tokens whose logits are wanted, ascending
+  std::vector<int32_t> rows;     // tokens whose logits are wanted, ascending
+  const float* input = nullptr;  // (tokens, width) of a program that begins with an input
 };
 
 // Set by any thread, seen between ops.
@@ -57,7 +59,27 @@ class Executor {
 // progress(done, total) in bytes of the file; false cancels the load (Cancelled).
 using LoadProgress = std::function<bool(uint64_t done, uint64_t total)>;
 
-std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, KvType kv_type,
-                                            int threads, const char* isa, const LoadProgress& progress);
+struct ExecutorOptions {
+  int64_t pages = 0;  // of the KV cache
+  KvType kv_type = KvType::kF16;
+  int threads = 0;      // 0: the physical cores
+  std::string isa;      // of the CPU's kernels; "": the best there is
+  int device = -1;      // index of a GPU; -1: none
+  int gpu_layers = -1;  // how many of the last layers, and all that follows them, run on it; -1, or more than there
+                        // are: all, and what comes before them
+};
+
+// Makes an executor for a device. Throws OutOfMemory, Cancelled, std::invalid_argument; std::runtime_error where the
+// device cannot be had.
+using ExecutorFactory = std::unique_ptr<Executor> (*)(const Gguf& file, Program program, const ExecutorOptions& options,
+                                                      const LoadProgress& progress);
+
+std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, const ExecutorOptions& options,
+                                            const LoadProgress& progress);
+
+// Runs the two parts of Program::split, one after the other; `first_ops`: ops of the first. One copy of the residual
+// rows goes across per step.
+std::unique_ptr<Executor> make_hybrid_executor(std::unique_ptr<Executor> first, std::unique_ptr<Executor> second,
+                                               size_t first_ops, size_t second_ops);
 
 }  // namespace glmlite

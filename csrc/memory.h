@@ -11,6 +11,7 @@ namespace glmlite {
 class OutOfMemory : public std::bad_alloc {
  public:
   OutOfMemory(const std::string& what, size_t bytes);
+  explicit OutOfMemory(const std::string& message) : message_(message) {}
   const char* what() const noexcept override { return message_.c_str(); }
 
  private:

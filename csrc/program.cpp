@@ -131,6 +131,8 @@ class Checker {
 
   void fill() {
     switch (op_.kind) {
+      case OpKind::kInput:  // not in kOps
+        break;
       case OpKind::kEmbed:
         op_.w = tensors("table", {-1, op_.width});
         if (op_.w.size() != 1) bad(spec_, "needs one table");
@@ -265,6 +267,66 @@ Program::Program(const Gguf& file, const std::vector<OpSpec>& specs) {
   }
   values.back().last_use = static_cast<int>(ops.size());  // the logits are read after the last op
   vocab = values.back().width;
+}
+
+// The last place between two attentions where a single value lives on, which is the one just made.
+size_t Program::seam(int layers) const {
+  if (layers < 1 || layers >= caches)
+    throw std::invalid_argument("split: " + std::to_string(layers) + " layers, expected 1 to " +
+                                std::to_string(caches - 1));
+  const auto attention = [&](int cache) {
+    return std::find_if(ops.begin(), ops.end(), [&](const Op& op) { return op.cache == cache; })->out;
+  };
+  const int low = attention(caches - layers - 1), high = attention(caches - layers);
+  for (int at = high; at > low; --at) {
+    const auto lives = [&](const ValueInfo& v) { return v.last_use >= at; };
+    if (std::count_if(values.begin(), values.begin() + at, lives) == 1) return static_cast<size_t>(at);
+  }
+  throw std::invalid_argument("split: between layers " + std::to_string(caches - layers - 1) + " and " +
+                              std::to_string(caches - layers) + " more than one value lives on");
+}
+
+std::pair<Program, Program> Program::split(int layers) const {
+  const auto at = static_cast<std::ptrdiff_t>(seam(layers));
+  const int shift = static_cast<int>(at) - 1;
+  Program first = *this, second = *this;
+
+  first.ops.erase(first.ops.begin() + at, first.ops.end());
+  first.values.erase(first.values.begin() + at, first.values.end());
+  first.values.back().last_use = static_cast<int>(at);
+  first.values.back().quantized = false;
+  first.vocab = first.values.back().width;
+  first.caches -= layers;
+  first.selects = false;
+
+  second.ops.erase(second.ops.begin(), second.ops.begin() + at);
+  second.values.erase(second.values.begin(), second.values.begin() + shift);
+  for (ValueInfo& v : second.values) v.last_use -= shift;
+  for (Op& op : second.ops) {
+    for (int* id : {&op.out, &op.x, &op.add})
+      if (*id >= 0) *id -= shift;
+    if (op.cache >= 0) op.cache -= first.caches;
+  }
+  Op input{};
+  input.kind = OpKind::kInput;
+  input.text = "input %0";
+  input.out = 0;
+  input.width = first.vocab;
+  second.ops.insert(second.ops.begin(), input);
+  second.caches = layers;
+  return {std::move(first), std::move(second)};
+}
+
+uint64_t Program::file_bytes() const {
+  std::set<const Tensor*> tensors;
+  for (const Op& op : ops) {
+    for (const auto* list : {&op.w, &op.bias, &op.positions}) tensors.insert(list->begin(), list->end());
+    tensors.insert({op.q_norm, op.k_norm, op.prefix_k, op.prefix_v});
+  }
+  tensors.erase(nullptr);
+  uint64_t bytes = 0;
+  for (const Tensor* t : tensors) bytes += t->bytes;
+  return bytes;
 }
 
 }  // namespace glmlite

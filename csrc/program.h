@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gguf.h"
@@ -31,7 +32,8 @@ struct OpSpec {
   RopeTable rope;
 };
 
-enum class OpKind { kEmbed, kRmsNorm, kLayerNorm, kLinear, kAttention, kSwiglu, kGelu, kSelect };
+// An input has the rows that another part of the program made; only Program::split makes one.
+enum class OpKind { kInput, kEmbed, kRmsNorm, kLayerNorm, kLinear, kAttention, kSwiglu, kGelu, kSelect };
 
 // The same, checked. Slots that an op does not have, or that are not filled, are -1, null or empty.
 struct Op {
@@ -68,6 +70,15 @@ class Program {
   // Throws FormatError for tensors that are missing, have the wrong shape or a type without kernels, and
   // std::invalid_argument for ops that the recorder would not make. Keeps pointers into `file`.
   Program(const Gguf& file, const std::vector<OpSpec>& specs);
+
+  // The program in two parts, of which the second has the last `layers` attention ops, 0 < layers < caches. It begins
+  // with an input, whose rows are the first part's last value: op i of the second part is op i + seam of the whole,
+  // seam = first.ops.size() - 1. Throws std::invalid_argument where more than one value would have to go across.
+  std::pair<Program, Program> split(int layers) const;
+  // Index of the op with which the last `layers` attention ops, and what belongs to them, begin; see `split`.
+  size_t seam(int layers) const;
+  // Of the file's distinct tensors that the ops name.
+  uint64_t file_bytes() const;
 
   std::vector<Op> ops;
   std::vector<ValueInfo> values;  // by value id, which is the index of the op that makes it

@@ -141,6 +141,8 @@ class Engine:
     `page_tokens`. kv_type: "f16" or "q8", what keys and values are rounded to in it. threads: 0 = as many as the
     machine's physical cores allow. isa: "" = default.
     progress(done_bytes, total_bytes) -> False cancels the load.
+    device: index of a GPU, -1: none; gpu_layers: how many of the last layers run on it, -1: all. Both are for `_cuda`,
+    whose Engine is otherwise the same.
     """
 
     page_tokens: int  # class attribute: 64
@@ -155,9 +157,11 @@ class Engine:
         threads: int = 0,
         isa: str = "",
         progress: Callable[[int, int], Any] | None = None,
+        device: int = -1,
+        gpu_layers: int = -1,
     ) -> None: ...
     threads: int
-    isa: str
+    isa: str  # of the CPU's kernels; of a GPU its name
     vocab: int  # width of the logits
     prefix: int  # cached entries that stand before every sequence (P-Tuning)
     weight_bytes: int

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,20 +21,100 @@ KV_TYPES: dict[str, Callable[[int], int]] = {
 }
 
 
-def executor(device: str) -> ModuleType:
-    """The module that runs programs on `device`: "cpu", or "auto" for the best there is.
+log = logging.getLogger(__name__)
 
-    Raises RuntimeError if the device cannot be had, ValueError for a name that is none.
+
+def executor(device: str) -> ModuleType:
+    """The module that runs programs on `device`: "cpu", "cuda" (the first GPU), "cuda:1", or "auto": a GPU if one can
+    be used.
+
+    Raises RuntimeError if the device cannot be had, which says why, and ValueError for a name that is none.
     """
-    if device not in ("cpu", "auto", "cuda"):
-        raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda' or 'auto'")
-    if device == "cuda":
-        raise RuntimeError("device 'cuda': this build of glmlite has no CUDA module; use device='cpu' or 'auto'")
+    if not re.fullmatch(r"cpu|auto|cuda(:\d+)?", device):
+        raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda', 'cuda:1' or 'auto'")
+    if device != "cpu":
+        try:
+            return _cuda(gpu_index(device))
+        except RuntimeError as error:
+            if device != "auto":
+                raise RuntimeError(f"device {device!r}: {error}; use device='cpu' or 'auto'") from error
+            log.info("device 'auto': the CPU, because %s", error)
     try:
         from . import _native
     except ImportError as error:
         raise RuntimeError(f"glmlite._native cannot be loaded, is the package built? {error}") from error
     return _native
+
+
+def gpu_index(device: str) -> int:
+    """Of "cuda:1", and of "cuda" and "auto", which mean the first."""
+    return int(device.partition(":")[2] or 0)
+
+
+def _cuda(index: int) -> ModuleType:
+    """The module for GPUs, if that GPU can be used. Raises RuntimeError that says why it cannot."""
+    try:
+        module = import_module("glmlite._cuda")
+    except ModuleNotFoundError:
+        raise RuntimeError(
+            "this build of glmlite has no CUDA module (GLMLITE_CUDA=ON when installing makes one)"
+        ) from None
+    except ImportError as error:
+        raise RuntimeError(f"glmlite._cuda cannot be loaded: {error}") from error
+    found = module.devices()
+    if index >= len(found):
+        names = ", ".join(f"cuda:{d['index']} ({d['name']})" for d in found)
+        raise RuntimeError(f"there is no GPU cuda:{index}, this machine has {names}")
+    return module
+
+
+class Placement(NamedTuple):
+    """Where a model runs. device: "cpu", "cuda:0", or "cpu + cuda:0", the last layers there; arguments: what `Engine`
+    is told of it."""
+
+    device: str
+    arguments: dict[str, int]
+
+
+CPU = Placement("cpu", {})
+
+
+class Gpu:
+    """A model's memory on a GPU. native: `executor(device)`'s; gpu_layers: None: all layers; ops: `native_ops`."""
+
+    def __init__(
+        self, native: ModuleType, device: str, gpu_layers: int | None, gguf: Any, ops: Sequence[tuple], kv_type: str
+    ):
+        self.native = native
+        self.index = gpu_index(device)
+        self.auto = device == "auto"
+        self.layers = -1 if gpu_layers is None else gpu_layers
+        self.model = (gguf, ops)
+        self.kv_type = kv_type
+        self.free = native.free_memory(self.index)
+
+    def need(self, kv_tokens: int) -> dict[str, int]:
+        """Bytes for weights, kv, scratch, reserve and in total, and layers and gpu_layers."""
+        return self.native.memory_needed(*self.model, kv_tokens=kv_tokens, kv_type=self.kv_type, gpu_layers=self.layers)
+
+    def place(self, kv_tokens: int) -> Placement:
+        """On this GPU; with "auto" on the CPU if the model, as it is asked for, does not fit. The log says why."""
+        need = self.need(kv_tokens)
+        if self.auto:
+            what = f"{need['gpu_layers']} of {need['layers']} layers need {need['total'] / 1e9:.2f} GB of GPU memory"
+            if need["total"] > self.free:
+                fit = self.native.layers_that_fit(*self.model, self.free, kv_tokens=kv_tokens, kv_type=self.kv_type)
+                log.info(
+                    "device 'auto': the CPU, because %s and cuda:%d has %.2f GB free; gpu_layers=%d would fit",
+                    *(what, self.index, self.free / 1e9, fit),
+                )
+                return CPU
+            log.info("device 'auto': cuda:%d; %s, %.2f GB are free", self.index, what, self.free / 1e9)
+        split = need["gpu_layers"] < need["layers"]
+        return Placement(
+            f"cpu + cuda:{self.index}" if split else f"cuda:{self.index}",
+            {"device": self.index, "gpu_layers": self.layers},
+        )
 
 
 def native_ops(ops: Sequence[Op], tensor: Callable[[str], np.ndarray]) -> list[tuple]:

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import engine as engines
 from . import models
 from .errors import Cancelled
 from .model import infiller, load
@@ -161,14 +160,17 @@ class Reader:
         *,
         kv_type: str = "f16",
         threads: int | None = None,
+        device: str = "cpu",
         loading: Callable[[float], Any] | None = None,
     ):
         if context < LEAST_CONTEXT:
             raise ValueError(f"context is {context}, expected at least {LEAST_CONTEXT}")
         self.context = context
-        self._native = engines.executor("cpu")
-        self.model = load(path, context=context, parallel=1, kv_type=kv_type, threads=threads, progress=loading)
+        self.model = load(
+            path, context=context, parallel=1, kv_type=kv_type, threads=threads, device=device, progress=loading
+        )
         self.engine = self.model.engine
+        self._native = self.model.native
         gguf = self._native.Gguf(path)
         try:
             self.recording = models.record(gguf.metadata, {n: tuple(t.shape) for n, t in gguf.tensors.items()})

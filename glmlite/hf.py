@@ -57,11 +57,11 @@ class AutoModelForCausalLM:
     def from_pretrained(
         cls, path: str | os.PathLike[str] | None = None, *, device_map: Any = None, **options: Any
     ) -> HFModel:
-        """A GGUF file's model (default: the built-in one). context, parallel, kv_tokens, threads, progress: as
-        `glmlite.load`; device_map "cuda" raises as `load` does; other arguments (trust_remote_code, torch_dtype, ...)
-        have no meaning here."""
-        known = {"context", "parallel", "kv_tokens", "threads", "progress"}
-        device = "cuda" if str(device_map).startswith("cuda") else "cpu"
+        """A GGUF file's model (default: the built-in one). context, parallel, kv_tokens, kv_type, threads, gpu_layers,
+        progress: as `glmlite.load`; device_map: "cpu", "cuda", "cuda:1", or anything else: its `device` "auto"; other
+        arguments (trust_remote_code, torch_dtype, ...) have no meaning here."""
+        known = {"context", "parallel", "kv_tokens", "kv_type", "threads", "gpu_layers", "progress"}
+        device = str(device_map) if str(device_map).startswith(("cpu", "cuda")) else "auto"
         return HFModel(load(path, device=device, **{k: v for k, v in options.items() if k in known}))
 
 
@@ -74,7 +74,9 @@ class BatchEncoding(dict):
         raise AttributeError(name)
 
     def to(self, device: Any) -> BatchEncoding:
-        _on_cpu(device)
+        """Nothing, or RuntimeError if the device cannot be had: token ids stay in the CPU's memory."""
+        if str(device).startswith("cuda"):
+            engines.executor(str(device))
         return self
 
 
@@ -172,10 +174,13 @@ class HFTokenizer:
 class HFModel:
     """A model with the methods of transformers' and of ChatGLM's own code. `model` is glmlite's."""
 
-    device = "cpu"
-
     def __init__(self, model: Model):
         self.model = model
+
+    @property
+    def device(self) -> str:
+        """Where the model is: "cpu" or "cuda:0", also if only some layers are there."""
+        return self.model.device.rpartition(" ")[2]
 
     def eval(self) -> HFModel:
         return self
@@ -194,12 +199,14 @@ class HFModel:
         return self
 
     def cuda(self, device: Any = None) -> HFModel:
-        """Raises RuntimeError if this build has no CUDA module."""
-        engines.executor("cuda")
-        return self
+        """Nothing where the model is on a GPU already; a loaded model does not move: RuntimeError."""
+        return self.to("cuda")
 
     def to(self, device: Any) -> HFModel:
-        _on_cpu(device)
+        """Nothing, or RuntimeError: as `cuda`."""
+        if str(device).startswith("cuda") and self.device == "cpu":
+            engines.executor(str(device))  # why not, if it cannot be had
+            raise RuntimeError(f"the model is on the CPU: load it with device_map={str(device)!r}")
         return self
 
     def generate(
@@ -336,11 +343,6 @@ def _refuse(options: Mapping[str, Any]) -> None:
     for name in _CHANGES_THE_RESULT:
         if options.get(name):
             raise ValueError(f"{name}: not here; glmlite.Model.generate streams, stops and biases in its own way")
-
-
-def _on_cpu(device: Any) -> None:
-    if str(device).startswith("cuda"):
-        engines.executor("cuda")
 
 
 def _tensor(rows: list[list[int]], kind: str) -> Any:

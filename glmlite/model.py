@@ -16,7 +16,7 @@ from . import engine as engines
 from .errors import ContextOverflow, FormatError
 from .generate import Answer, Completion, Generation, Parameters, logits, random_seed, sampling_defaults, token_ids
 from .infill import BLANKS, Infill, Infiller
-from .scheduler import Request, Scheduler
+from .scheduler import PREFILL_ALONE, PREFILL_GPU, Request, Scheduler
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ def load(
     kv_tokens: int | None = None,
     kv_type: str = "f16",
     threads: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    gpu_layers: int | None = None,
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
     """Load a GGUF file; without a path the built-in model, a small demonstration.
@@ -48,16 +49,22 @@ def load(
     kv_type: "f16", or "q8", which takes half the memory, reads a long context faster and is as good as exact:
         keys (turned by a Hadamard matrix) and values in 8 bits, with one scale per token and head.
     threads: of the engine; default: the machine's physical cores.
-    device: "cpu", "auto" (the best there is) or "cuda".
+    device: "cpu", "cuda" (the first GPU), "cuda:1", or "auto": the first GPU if this build can use one and the model
+        fits into its memory, otherwise the CPU; the log says which, and why.
+    gpu_layers: run only so many of the model's layers on the GPU, the last ones and the output, and the others on the
+        CPU. Default: all.
     progress: called with 0 to 1 while loading; returning False cancels (Cancelled).
 
     Raises FileNotFoundError, FormatError (not a model we run: what, and where in the file), ValueError (arguments),
-    MemoryError, RuntimeError (no such device).
+    MemoryError (with the numbers), RuntimeError (the device cannot be had: why).
     """
     _check("context", context, none=True)
     _check("parallel", parallel)
     _check("kv_tokens", kv_tokens, none=True)
     _check("threads", threads, none=True)
+    _check("gpu_layers", gpu_layers, none=True, least=0)
+    if gpu_layers and device == "cpu":
+        raise ValueError(f"gpu_layers is {gpu_layers} and device 'cpu', expected another device or no gpu_layers")
     native = engines.executor(device)
     path = model_file(path)
     gguf = native.Gguf(path)
@@ -70,18 +77,38 @@ def load(
         for key in OF_THE_TOKENIZER:
             metadata.pop(f"tokenizer.ggml.{key}", None)
         per_token = engines.kv_bytes_per_token(recording.ops, kv_type)
-        context = _context(context, recording, gguf.nbytes, per_token, native.available_memory())
-        kv_tokens = _kv_tokens(kv_tokens, context)
+        ops = engines.native_ops(recording.ops, gguf.dequantize)
         page = native.Engine.page_tokens
         # A sequence begins in the prefix's last page, of which it needs a copy.
-        room = kv_tokens + engines.prefix_tokens(recording.ops, shapes.__getitem__) % page
+        prefix = engines.prefix_tokens(recording.ops, shapes.__getitem__) % page
+
+        def sizes(fixed: int, per_token: int, free: int) -> tuple[int, int]:
+            """Tokens of context, and of the cache in whole pages."""
+            tokens = _context(context, recording, fixed, per_token, free)
+            return tokens, -(-(_kv_tokens(kv_tokens, tokens) + prefix) // page) * page
+
+        placement = engines.CPU
+        if hasattr(native, "memory_needed") and gpu_layers != 0:
+            try:
+                gpu = engines.Gpu(native, device, gpu_layers, gguf, ops, kv_type)
+                need = gpu.need(LEAST_CONTEXT)
+            except (RuntimeError, ValueError) as error:  # a GPU that gives no memory, a shape without kernels
+                if device != "auto":
+                    raise
+                log.info("device 'auto': the CPU, because %s", error)
+            else:
+                tokens, room = sizes(need["total"] - need["kv"], per_token, gpu.free)
+                placement = gpu.place(room)
+        if placement is engines.CPU:
+            tokens, room = sizes(gguf.nbytes, per_token, native.available_memory())
         engine = native.Engine(
             gguf,
-            engines.native_ops(recording.ops, gguf.dequantize),
-            kv_tokens=-(-room // page) * page,
+            ops,
+            kv_tokens=room,
             kv_type=kv_type,
             threads=threads or 0,
             progress=None if progress is None else lambda done, total: progress(done / total if total else 1.0),
+            **placement.arguments,
         )
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
@@ -90,33 +117,41 @@ def load(
     name = str(metadata.get("general.name") or path.stem)
     if builtin.is_it(path):
         builtin.announce()
-    log.info("%s: loaded, %s, context %d, %d threads", path, recording.architecture, context, engine.threads)
-    scheduler = Scheduler(native, engine, parallel=parallel, name=name)
-    return Model(path, name, metadata, recording, tokenizer, defaults, context, native, engine, scheduler)
+    log.info(
+        "%s: loaded, %s, context %d, on %s (%s, %d threads)",
+        *(path, recording.architecture, tokens, placement.device, engine.isa, engine.threads),
+    )
+    chunk = PREFILL_ALONE if placement is engines.CPU else PREFILL_GPU
+    scheduler = Scheduler(native, engine, parallel=parallel, name=name, chunk=chunk)
+    facts = (path, name, metadata, recording, tokenizer, defaults, tokens, placement.device)
+    return Model(*facts, native, engine, scheduler)
 
 
 class Model:
     """A loaded model, from `load`. Any number of threads may use it at once.
 
     path, name, architecture, tokenizer; metadata: of the file, without what only the tokenizer is made of (merges,
-    scores); context: tokens of one request; vocab_size: width of the logits; engine: what computes, for tools
-    (`glmlite/_native.pyi` describes it). `close` or the end of a `with` block gives the memory back at once; requests
-    that run then fail with RuntimeError. A model does not survive a fork of the process (multiprocessing: use
-    "spawn", or load in the child).
+    scores); context: tokens of one request; device: where it runs: "cpu", "cuda:0" or, in two parts, "cpu + cuda:0";
+    vocab_size: width of the logits; engine: what computes, and native: its module, for tools (`glmlite/_native.pyi`).
+    `close` or the end of a `with` block gives the memory back at once; requests that run then fail with RuntimeError. A
+    model does not survive a fork of the process (multiprocessing: use "spawn", or load in the child).
     """
 
-    def __init__(self, path, name, metadata, recording, tokenizer, defaults, context, native, engine, scheduler):
+    def __init__(
+        self, path, name, metadata, recording, tokenizer, defaults, context, device, native, engine, scheduler
+    ):
         self.path: Path = path
         self.name: str = name
         self.architecture: str = recording.architecture
         self.metadata: Mapping[str, Any] = metadata
         self.tokenizer: Tokenizer = tokenizer
         self.context: int = context
+        self.device: str = device
         self.vocab_size: int = recording.vocab
         self.engine = engine
         self._layout = recording.layout
         self._defaults = defaults
-        self._native = native
+        self.native = native
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
@@ -216,7 +251,7 @@ class Model:
         if not p.ignore_eos:
             stops += sorted(self.tokenizer.eos_ids)
         seed = random_seed() if p.seed is None else int(p.seed)
-        sampler = p.sampler(self._native, seed=seed, stop=stops)
+        sampler = p.sampler(self.native, seed=seed, stop=stops)
         sampler.accept(ids)
         answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens)
         layout = self._layout(ids, self.tokenizer.id_of)
@@ -314,10 +349,10 @@ def model_file(path: str | os.PathLike[str] | None) -> Path:
     return path
 
 
-def _check(name: str, value: int | None, *, none: bool = False) -> None:
+def _check(name: str, value: int | None, *, none: bool = False, least: int = 1) -> None:
     if value is None and none:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}, expected an integer")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")
+    if value < least:
+        raise ValueError(f"{name} is {value}, expected at least {least}")

@@ -36,6 +36,7 @@ from .errors import Cancelled
 log = logging.getLogger(__name__)
 
 PREFILL_ALONE = 256  # tokens of prompts in a call: large enough to share the unpacking of weights
+PREFILL_GPU = 512  # on a GPU: a larger step keeps all of it busy
 PREFILL_SHARED = 64  # when others wait for their next token meanwhile
 PREFILL_LEAST = 16  # of one request, when several share the call
 BURST = 16  # tokens a request may write in a call
@@ -147,13 +148,17 @@ class Part(NamedTuple):
 
 
 class Scheduler:
-    """Runs requests on `engine` until `close`, at most `parallel` of them at a time. native: the engine's module."""
+    """Runs requests on `engine` until `close`, at most `parallel` of them at a time.
 
-    def __init__(self, native: Any, engine: Any, *, parallel: int, name: str = "model"):
+    native: the engine's module; chunk: tokens of prompts in a call that writes nothing.
+    """
+
+    def __init__(self, native: Any, engine: Any, *, parallel: int, name: str = "model", chunk: int = PREFILL_ALONE):
         self.native = native
         self.engine = engine
         self.parallel = parallel
         self.name = name
+        self.chunk = chunk
         self._queue: deque[Request] = deque()
         self._active: list[Request] = []  # in order of admission
         self._kept: list[Sequence] = []  # least recently used first
@@ -286,7 +291,7 @@ class Scheduler:
 
     def _plan(self) -> list[Part]:
         reading = sum(r.pending > 1 for r in self._active)
-        chunk = PREFILL_SHARED if reading < len(self._active) else PREFILL_ALONE
+        chunk = PREFILL_SHARED if reading < len(self._active) else self.chunk
         share = max(PREFILL_LEAST, chunk // max(reading, 1))
         return [_part(r, share, 1 if reading else BURST) for r in self._active]
 

@@ -1,6 +1,7 @@
 """Fixtures for tests of what stands above the seam: each runs on the numpy twin and on the native engine."""
 
 import signal
+import sys
 
 import pytest
 import tiny
@@ -13,6 +14,13 @@ from glmlite import engine as engines
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def without_gpu(request, monkeypatch):
+    """Only tests/test_cuda.py uses a GPU, also where there is one."""
+    if request.module.__name__ != "test_cuda":
+        monkeypatch.setitem(sys.modules, "glmlite._cuda", None)
+
+
 @pytest.fixture(params=["twin", "native"])
 def executor(request, monkeypatch):
     """The module whose engine `glmlite.load` uses."""
@@ -22,7 +30,7 @@ def executor(request, monkeypatch):
             pytest.skip("the native module has no engine")
         return native
     real = engines.executor
-    monkeypatch.setattr(engines, "executor", lambda device: real(device) if device == "cuda" else twin_engine)
+    monkeypatch.setattr(engines, "executor", lambda device: real(device) if device.startswith("cuda") else twin_engine)
     return twin_engine
 
 

@@ -573,7 +573,8 @@ class Engine:
         return [[None] * work.budget if work.sampler else []]
 
 
-def test_bench_measures_each_part_at_depth(monkeypatch):
+@pytest.mark.parametrize("device, kind", [("cpu", "int8"), ("cuda:0", "bf16")])
+def test_bench_measures_each_part_at_depth(monkeypatch, device, kind):
     clock = SimpleNamespace(now=0.0)
     engine = Engine(clock)
     native = SimpleNamespace(
@@ -583,22 +584,23 @@ def test_bench_measures_each_part_at_depth(monkeypatch):
         Sampler=lambda **options: options,
         Gguf=lambda path: None,
         machine_bandwidth=lambda threads: 1e-6,
-        machine_int8_peak=lambda threads: 1e-3,
+        **{"machine_int8_peak" if kind == "int8" else "machine_bf16_rate": lambda threads: 1e-3},
     )
     monkeypatch.setattr(glmlite, "_native", native, raising=False)
     monkeypatch.setitem(sys.modules, "glmlite._native", native)
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(bench, "work_per_token", lambda gguf: bench.Work(bytes=50, operations=500))
-    facts = bench.measure(SimpleNamespace(engine=engine, path=None), prompt=600, generate=4, depth=700, repeat=2)
+    model = SimpleNamespace(engine=engine, path=None, native=native, device=device)
+    facts = bench.measure(model, prompt=600, generate=4, depth=700, repeat=2)
     prefill = [(512, 0), (88, 0)]
     assert engine.log == [(512, 0), (188, 0), *prefill * 3, *[(1, 4)] * 3, "free"]
     assert facts["prompt"]["tokens_per_s"] == pytest.approx(1000)
-    assert facts["prompt"]["int8_peak_fraction"] == pytest.approx(1000 * 500 / 1e6)
+    assert facts["prompt"][f"{kind}_peak_fraction"] == pytest.approx(1000 * 500 / 1e6)
     assert facts["generate"]["tokens_per_s"] == pytest.approx(10)
     assert facts["generate"]["bandwidth_fraction"] == pytest.approx(10 * 50 / 1e3)
     text = bench._text({"model": "m.gguf", **facts})
     assert "generate 4 at 700    10.0 tokens/s" in text
-    assert "50% of the int8 peak" in text
+    assert f"50% of the {kind} peak" in text
 
 
 # ---- the sample model --------------------------------------------------------------------------------------------

@@ -25,12 +25,15 @@ class Case:
         if format in QUANTIZED:
             sizes = {"dim": 256, "heads": 8, "head_dim": 32, "ffn": 512} | sizes
         self.model = tiny.model(architecture, **sizes)
-        self.gguf = _native.Gguf(tiny.write(path / f"{architecture}.gguf", self.model, format))
+        self.gguf = self.open(path / f"{architecture}.gguf", format)
         self.shapes = {name: t.shape for name, t in self.gguf.tensors.items()}
         self.recording = models.record(self.gguf.metadata, self.shapes)
         self.weights = {name: self.gguf.dequantize(name) for name in self.shapes}
         self.format = format
         self.vocab = self.recording.vocab
+
+    def open(self, path, format):
+        return _native.Gguf(tiny.write(path, self.model, format))
 
     def engine(self, threads=2, kv_tokens=2048, isa="", kv_type="f16"):
         ops = native_ops(self.recording.ops, self.gguf.dequantize)
@@ -117,7 +120,7 @@ def assert_close(got, want, relative):
 WHOLE = {"F32": 5e-3, "F16": 5e-3, "BF16": 5e-3} | dict.fromkeys(QUANTIZED, 3e-2)
 
 
-def check_ops(case, parts, kv_type="f16"):
+def check_ops(case, parts, kv_type="f16", work=_native.Work):
     """Every op of steps (ids, positions, visible) of one sequence, from the native engine's own inputs to it."""
     engine, numpy = case.engine(kv_type=kv_type), case.numpy(kv_type)
     # Of attention: keys and values may round to the neighbour, 2^-11 away in f16, 1/127 of the row's largest in q8.
@@ -125,7 +128,7 @@ def check_ops(case, parts, kv_type="f16"):
     sequence, other = engine.new_sequence(), numpy.new_sequence()
     for ids, positions, visible in parts:
         rows = sorted({0, len(ids) // 2, len(ids) - 1})
-        values = engine.trace([_native.Work(sequence, ids, positions, visible=visible)], rows)
+        values = engine.trace([work(sequence, ids, positions, visible=visible)], rows)
         for op, want in numpy.check([reference.Work(other, ids, positions, visible)], rows, values):
             got = values[op.out.id]
             bound = neighbour if op.kind == "attention" else 1e-5

@@ -58,8 +58,17 @@ def test_bad_arguments_are_named(load, arguments, error):
 def test_devices():
     with pytest.raises(ValueError, match=r"device is 'tpu', expected 'cpu'"):
         engines.executor("tpu")
-    with pytest.raises(RuntimeError, match="'cuda': this build"):
-        engines.executor("cuda")
+    with pytest.raises(ValueError, match=r"gpu_layers is 3 and device 'cpu'"):
+        glmlite.load("x.gguf", device="cpu", gpu_layers=3)
+
+
+def test_no_gpu_says_why(caplog):
+    with pytest.raises(RuntimeError, match=r"'cuda:1': this build .* no CUDA module .*use device='cpu' or 'auto'"):
+        engines.executor("cuda:1")
+    with caplog.at_level("INFO", "glmlite"):
+        native = pytest.importorskip("glmlite._native")
+        assert engines.executor("auto") is native
+    assert "device 'auto': the CPU, because this build" in caplog.text
 
 
 def test_bad_paths_are_named(executor, tmp_path):

@@ -59,12 +59,12 @@ constexpr uint64_t kTaskBytes = 2 << 20, kRoundBytes = 32 << 20;
 
 class CpuExecutor final : public Executor {
  public:
-  CpuExecutor(const Gguf& file, Program program, int64_t pages, KvType kv_type, int threads, const char* isa,
-              const LoadProgress& progress)
+  CpuExecutor(const Gguf& file, Program program, const ExecutorOptions& options, const LoadProgress& progress)
       : program_(std::move(program)),
-        kernels_(cpu_kernels(isa)),
-        team_(threads > 0 ? threads : default_threads()),
-        kv_type_(kv_type) {
+        kernels_(cpu_kernels(options.isa.c_str())),
+        team_(options.threads > 0 ? options.threads : default_threads()),
+        kv_type_(options.kv_type) {
+    const int64_t pages = options.pages;
     plan_weights();
     plan_cache(pages);
     plan_buffers();
@@ -590,6 +590,10 @@ void CpuExecutor::run_op(const Op& op, int thread) {
   const int64_t width = op.width;
   float* y = value(op.out);
   switch (op.kind) {
+    case OpKind::kInput:
+      each_row(thread, rows,
+               [&](int64_t t) { std::memcpy(y + t * width, step_->input + t * width, width * sizeof(float)); });
+      break;
     case OpKind::kEmbed:
       embed(op, thread);
       return;
@@ -881,9 +885,10 @@ void CpuExecutor::finish_tile(const Op& op, const Tile& tile, const float* state
 
 }  // namespace
 
-std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, int64_t pages, KvType kv_type,
-                                            int threads, const char* isa, const LoadProgress& progress) {
-  return std::make_unique<CpuExecutor>(file, std::move(program), pages, kv_type, threads, isa, progress);
+std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, const ExecutorOptions& options,
+                                            const LoadProgress& progress) {
+  if (options.device >= 0) throw std::invalid_argument("device: " + std::to_string(options.device) + ", expected -1");
+  return std::make_unique<CpuExecutor>(file, std::move(program), options, progress);
 }
 
 }  // namespace glmlite

@@ -35,6 +35,8 @@ def _version(wanted: bool) -> None:
 
 def version() -> str:
     """What is installed and what it can use on this machine."""
+    from ..engine import executor
+
     try:
         from .. import _native
     except ImportError as error:
@@ -47,11 +49,10 @@ def version() -> str:
             return f"none: {error}"
 
     try:
-        from .. import _cuda  # noqa: F401
-
-        cuda = "yes"
-    except ImportError:
-        cuda = "no (this build has no CUDA module)"
+        gpus = executor("cuda").devices()
+        cuda = ", ".join(f"cuda:{gpu['index']} {gpu['name']}, {gpu['total'] / 1e9:.0f} GB" for gpu in gpus)
+    except RuntimeError as error:
+        cuda = f"no ({error.__cause__})"
     return (
         f"glmlite {_native.__version__}\n"
         f"python: {sys.version.split()[0]}\n"

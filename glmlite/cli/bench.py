@@ -9,8 +9,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
+from ..engine import gpu_index
 from . import console, running
-from .options import Json, KvType, Loading, ModelName, Threads
+from .options import Device, GpuLayers, Json, KvType, Loading, ModelName, Threads
 
 CHUNK = 512  # tokens of the prompt in one step
 
@@ -25,22 +26,27 @@ def bench(
     repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, metavar="N", help="Times to measure each.")] = 5,
     kv_type: KvType = "f16",
     threads: Threads = None,
+    device: Device = None,
+    gpu_layers: GpuLayers = None,
     as_json: Json = False,
 ) -> None:
     """Measure reading a prompt and generating, each on its own, without sampling's or the tokenizer's help.
 
     Reading is compared with the machine's int8 peak, generating with its read bandwidth, both measured in the same run
-    with the same threads. The median of the repetitions is reported, with the least and the most.
+    with the same threads; on a GPU with its bf16 rate and the bandwidth of a copy. The median of the repetitions is
+    reported, with the least and the most.
 
     \b
     Examples:
       glmlite bench smollm2
       glmlite bench model.gguf -p 512 -n 128 -d 4096 -t 4
+      glmlite bench model.gguf --device cuda --gpu-layers 20
       glmlite bench model.gguf --json >> speed.jsonl
     """
     if not prompt and not generate:
         raise typer.BadParameter("nothing to measure: --prompt and --generate are 0")
-    loading = Loading(context=depth + max(prompt, 1) + generate + 1, kv_type=kv_type, threads=threads)
+    context = depth + max(prompt, 1) + generate + 1
+    loading = Loading(context=context, kv_type=kv_type, threads=threads, device=device, gpu_layers=gpu_layers)
     with running.opened(model, loading) as opened:
         facts = measure(opened, prompt, generate, depth, repeat)
     facts = {"model": model, "kv_type": kv_type, **facts}
@@ -56,26 +62,24 @@ class Work(NamedTuple):
 
 def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> dict[str, Any]:
     """Tokens per second at `depth`, and the fraction of what the machine can do."""
-    from .. import _native
-
-    engine = model.engine
-    work = work_per_token(_native.Gguf(model.path))
-    bandwidth = _native.machine_bandwidth(engine.threads)  # GB/s
-    peak = _native.machine_int8_peak(engine.threads)  # GOPS
+    engine, native = model.engine, model.native
+    work = work_per_token(native.Gguf(model.path))
+    limits = machine(model)
     facts: dict[str, Any] = {
+        "device": model.device,
         "isa": engine.isa,
         "threads": engine.threads,
         "depth": depth,
         "weight_bytes": engine.weight_bytes,
-        "bandwidth_gb_s": bandwidth,
-        "int8_peak_gops": peak,
+        "bandwidth_gb_s": limits.bandwidth,
+        f"{limits.kind}_peak_gops": limits.peak,
     }
     sequence = engine.new_sequence()
     try:
-        read(engine, _native, sequence, 0, depth)
+        read(engine, native, sequence, 0, depth)
         for name, count, run, limit, share in (
-            ("prompt", prompt, read, "int8_peak_fraction", work.operations / (peak * 1e9)),
-            ("generate", generate, write, "bandwidth_fraction", work.bytes / (bandwidth * 1e9)),
+            ("prompt", prompt, read, f"{limits.kind}_peak_fraction", work.operations / (limits.peak * 1e9)),
+            ("generate", generate, write, "bandwidth_fraction", work.bytes / (limits.bandwidth * 1e9)),
         ):
             if not count:
                 continue
@@ -83,7 +87,7 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
             for _ in range(repeat + 1):  # the first warms up
                 engine.truncate(sequence, depth)
                 begin = time.perf_counter()
-                run(engine, _native, sequence, depth, count)
+                run(engine, native, sequence, depth, count)
                 rates.append(count / (time.perf_counter() - begin))
             median = statistics.median(rates[1:])
             facts[name] = {
@@ -96,6 +100,26 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
     finally:
         engine.free(sequence)
     return facts
+
+
+class Limits(NamedTuple):
+    """What the machine can do: GB/s, and operations of a `kind`, in 1e9 a second."""
+
+    bandwidth: float
+    kind: str
+    peak: float
+
+
+def machine(model: Any) -> Limits:
+    """Measured now, on the device that runs all of the model; of a model on both, the CPU's."""
+    from .. import _native
+
+    if model.device.startswith("cuda"):
+        index = gpu_index(model.device)
+        rate = model.native.machine_bf16_rate(index) or math.inf  # there is none before sm_80
+        return Limits(model.native.machine_bandwidth(index), "bf16", rate)
+    threads = model.engine.threads
+    return Limits(_native.machine_bandwidth(threads), "int8", _native.machine_int8_peak(threads))
 
 
 def work_per_token(gguf: Any) -> Work:
@@ -138,8 +162,9 @@ def write(engine: Any, native: Any, sequence: int, start: int, count: int) -> No
 
 def _text(facts: dict[str, Any]) -> str:
     rows: list[tuple[object, ...]] = []
+    kind = "bf16" if "bf16_peak_gops" in facts else "int8"
     for name, limit, what in (
-        ("prompt", "int8_peak_fraction", "of the int8 peak"),
+        ("prompt", f"{kind}_peak_fraction", f"of the {kind} peak"),
         ("generate", "bandwidth_fraction", "of the read bandwidth"),
     ):
         if name in facts:
@@ -155,6 +180,6 @@ def _text(facts: dict[str, Any]) -> str:
     head = (
         f"{facts['model']}: {console.size(facts['weight_bytes'])} of weights, {facts['isa']}, "
         f"{facts['threads']} threads; machine: {facts['bandwidth_gb_s']:.1f} GB/s, "
-        f"{facts['int8_peak_gops']:.0f} GOPS int8\n"
+        f"{facts[kind + '_peak_gops']:.0f} GOPS {kind}\n"
     )
     return head + console.columns(rows, right=[1])

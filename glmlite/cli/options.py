@@ -35,6 +35,25 @@ Threads = Annotated[
 ]
 KV_TYPE = "What the cache of the context keeps: f16, or q8, which takes half the memory [default: f16]."
 KvType = Annotated[str, typer.Option("--kv-type", metavar="TYPE", help=KV_TYPE, show_default=False)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="WHERE",
+        help="Where to run: cpu, cuda, cuda:1, or auto: a GPU if one can be used and the model fits [default: auto].",
+        show_default=False,
+    ),
+]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers",
+        min=0,
+        metavar="N",
+        help="Run only the last N layers on the GPU, the others on the CPU [default: all].",
+        show_default=False,
+    ),
+]
 Text = Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file; - reads what is piped in.")]
 Chunk = Annotated[int, typer.Option("--context", "-c", min=16, metavar="N", help="Tokens of a chunk.")]
 Chunks = Annotated[
@@ -64,6 +83,8 @@ class Loading(Group):
     ] = None
     kv_type: Annotated[str | None, _option(KV_TYPE, "--kv-type", metavar="TYPE")] = None
     threads: Threads = None
+    device: Device = None
+    gpu_layers: GpuLayers = None
 
 
 @dataclass

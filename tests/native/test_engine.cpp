@@ -106,11 +106,22 @@ std::vector<OpSpec> program() {
   return ops;
 }
 
-std::unique_ptr<Engine> open(const File& file, int threads, int64_t kv_tokens = 1024) {
+// Both parts of a split program on the CPU.
+std::unique_ptr<Executor> make_halves(const Gguf& file, Program program, const ExecutorOptions& options,
+                                      const LoadProgress& progress) {
+  auto parts = program.split(1);
+  const size_t first = parts.first.ops.size(), second = parts.second.ops.size();
+  return make_hybrid_executor(make_cpu_executor(file, std::move(parts.first), options, progress),
+                              make_cpu_executor(file, std::move(parts.second), options, progress), first, second);
+}
+
+std::unique_ptr<Engine> open(const File& file, int threads, int64_t kv_tokens = 1024,
+                             ExecutorFactory make = make_cpu_executor) {
   const Gguf gguf(file.path());
   EngineOptions options;
   options.threads = threads;
   options.kv_tokens = kv_tokens;
+  options.make = make;
   return std::make_unique<Engine>(gguf, program(), options, LoadProgress());
 }
 
@@ -230,6 +241,54 @@ TEST(forks_and_prefix) {
   CHECK(engine->step({work(b, 5, 70)}, {4}, nullptr) == x);
   engine->truncate(a, 70);
   CHECK(engine->step({work(a, 5, 70)}, {4}, nullptr) == x);
+}
+
+TEST(a_program_in_two_parts) {
+  const File file;
+  const Gguf gguf(file.path());
+  const Program whole(gguf, program());
+  CHECK(whole.caches == 2);
+  const auto [first, second] = whole.split(1);
+  CHECK(first.caches == 1 && second.caches == 1);
+  CHECK(first.vocab == kDim && second.vocab == kVocab);
+  CHECK(second.ops[0].kind == OpKind::kInput && second.ops[1].kind == OpKind::kRmsNorm);
+  CHECK(first.ops.size() == 9 && first.ops.size() - 1 + second.ops.size() == whole.ops.size());
+  for (int layers : {0, 2}) {
+    bool refused = false;
+    try {
+      whole.split(layers);
+    } catch (const std::invalid_argument&) { refused = true; }
+    CHECK(refused);
+  }
+
+  auto one = open(file, 2), two = open(file, 2, 1024, make_halves);
+  CHECK(two->info().kv_bytes == one->info().kv_bytes && two->info().prefix == 3);
+  const int a = one->new_sequence(), b = two->new_sequence();
+  for (int at : {0, 70, 71}) {
+    const int count = at == 0 ? 70 : 1 + at % 2 * 9;
+    std::map<int, std::vector<float>> values[2];
+    const auto watch = [&](int engine) -> Watch {
+      return [&, engine](int value, const float* rows, int64_t count, int64_t width) {
+        CHECK(values[engine].emplace(value, std::vector<float>(rows, rows + count * width)).second);
+      };
+    };
+    const Watch watches[2] = {watch(0), watch(1)};
+    const auto x = one->step({work(a, count, at)}, {0, count - 1}, nullptr, &watches[0]);
+    CHECK(two->step({work(b, count, at)}, {0, count - 1}, nullptr, &watches[1]) == x);
+    CHECK(values[0].size() == whole.ops.size() && values[0] == values[1]);
+  }
+  CHECK(same(generate(*two, 5, 12), generate(*one, 5, 12)));
+  const int c = two->fork(b, 70);
+  CHECK(two->step({work(c, 1, 70)}, {0}, nullptr) == one->step({work(one->fork(a, 70), 1, 70)}, {0}, nullptr));
+  CHECK(two->progress() == 1);
+
+  CancelFlag flag;
+  flag.set = true;
+  bool cancelled = false;
+  try {
+    two->step({work(c, 5, 71)}, {0}, &flag);
+  } catch (const Cancelled&) { cancelled = true; }
+  CHECK(cancelled && two->length(c) == 71);
 }
 
 RUN_TESTS()

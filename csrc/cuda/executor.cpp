@@ -1,0 +1,725 @@
+// Runs a program on one GPU: packs the weights, keeps the KV pages, launches the ops on one stream.
+//
+// Memory is planned once (plan.h): weights and KV pages in one block, a step's values in another, which grows only for
+// steps larger than foreseen. A step's state goes over in one transfer, its logits and flags come back. Steps of few
+// tokens are captured as graphs, one for each size, and replayed: their state is read from device memory.
+#include "executor.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+#include "../cpu/team.h"
+#include "../dequantize.h"
+#include "../errors.h"
+#include "device.h"
+#include "plan.h"
+
+namespace glmlite::cuda {
+
+namespace {
+
+constexpr size_t kReserve = size_t{128} << 20;
+constexpr size_t kStageBytes = size_t{16} << 20;  // of each of two buffers that weights go through
+constexpr size_t kGraphs = 64;                    // kept at most; then all are made anew
+
+std::string gigabytes(size_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.2f GB", static_cast<double>(bytes) / 1e9);
+  return text;
+}
+
+class OwnStream {
+ public:
+  OwnStream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream"); }
+  ~OwnStream() {
+    cudaStreamSynchronize(stream_);  // buffers in use go after this
+    cudaStreamDestroy(stream_);
+  }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// A step that was captured. Without `exec` it ran once: what a kernel's first launch loads must not be captured.
+struct Graph {
+  cudaGraphExec_t exec = nullptr;
+  Graph() = default;
+  ~Graph() {
+    if (exec) cudaGraphExecDestroy(exec);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+};
+
+class CudaExecutor final : public Executor {
+ public:
+  CudaExecutor(const Gguf& file, Program program, const ExecutorOptions& options, const LoadProgress& progress)
+      : program_(std::move(program)),
+        device_(use_device(options.device)),
+        plan_(program_, options.pages, options.kv_type) {
+    name_ = "cuda:" + std::to_string(device_.index) + " " + device_.name + " sm_" + std::to_string(device_.major) +
+            std::to_string(device_.minor);
+    kv_type_ = options.kv_type;
+    guarded([&] {
+      stream_.emplace();
+      arena_ = DeviceMemory(plan_.weight_bytes + plan_.kv_bytes, name_ + ": weights and KV cache");
+      reserve(plan_.largest());
+      host_logits_ = PinnedMemory(static_cast<size_t>(kStepRows * program_.vocab) * sizeof(float));
+      probe();
+      bind_ropes();
+      load(file, options.threads, progress);
+      bind_weights();
+    });
+  }
+  ~CudaExecutor() override { cudaSetDevice(device_.index); }
+
+  const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) override {
+    const float* logits = nullptr;
+    guarded([&] { logits = run_step(step, cancel, watch, bad_token); });
+    return logits;
+  }
+  void copy_page(int32_t from, int32_t to) override {
+    guarded([&] {
+      for (size_t c = 0; c < plan_.cache_offsets.size(); ++c) {
+        const size_t bytes = plan_.cache_page_bytes[c];
+        uint8_t* pages = cache(static_cast<int>(c));
+        check(cudaMemcpyAsync(pages + static_cast<size_t>(to) * bytes, pages + static_cast<size_t>(from) * bytes, bytes,
+                              cudaMemcpyDeviceToDevice, *stream_),
+              "copying a page");
+      }
+    });
+  }
+  void write_prefix(const std::vector<int32_t>& pages) override {
+    guarded([&] { store(pages); });
+  }
+  size_t weight_bytes() const override { return plan_.weight_bytes; }
+  size_t kv_bytes() const override { return plan_.kv_bytes; }
+  size_t scratch_bytes() const override { return scratch_memory_.size(); }
+  int threads() const override { return 1; }
+  const char* isa() const override { return name_.c_str(); }
+  double progress() const override {
+    return static_cast<double>(done_.load(std::memory_order_relaxed)) / static_cast<double>(program_.ops.size());
+  }
+
+ private:
+  // The weights of one op.
+  struct Weights {
+    std::vector<Matrix> w;  // embed, linear
+    const float* norm = nullptr;
+    std::vector<const float*> bias;
+    std::vector<Matrix> positions;
+    const float* q_norm = nullptr;
+    const float* k_norm = nullptr;
+  };
+  // The size of a step: all that its launches depend on.
+  struct Shape {
+    int64_t tokens, rows, runs, context;
+    std::vector<int64_t> tiles;  // by kind of tile
+    bool operator<(const Shape& o) const {
+      return std::tie(tokens, rows, runs, context, tiles) < std::tie(o.tokens, o.rows, o.runs, o.context, o.tiles);
+    }
+  };
+  // Where the parts of a step's state lie in its upload, in bytes.
+  struct Upload {
+    size_t tokens, positions[2], entry, visible, run, rows, pages, bad, input, bytes;
+    std::vector<size_t> tiles;  // by kind of tile
+  };
+
+  template <class Fn>
+  void guarded(const Fn& fn);
+  void settle() noexcept;
+  void probe();
+  void bind_ropes();
+  void load(const Gguf& file, int threads, const LoadProgress& progress);
+  void bind_weights();
+  void store(const std::vector<int32_t>& pages);
+  void reserve(const Plan::StepSize& size);
+
+  const float* run_step(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token);
+  void lay_out(const Step& step);
+  void fill(const Step& step, uint8_t* to) const;
+  void replay();
+  void enqueue(const CancelFlag* cancel, const Watch* watch);
+  void launch(const Op& op);
+  void attend(const Op& op);
+
+  uint8_t* cache(int index) const { return arena_.data() + plan_.weight_bytes + plan_.cache_offsets[index]; }
+  uint8_t* scratch(size_t offset) const { return scratch_memory_.data() + offset; }
+  float* value(int id) const {
+    if (program_.ops[id].kind == OpKind::kInput) return reinterpret_cast<float*>(scratch(upload_.input));
+    return reinterpret_cast<float*>(scratch(scratch_.slots[plan_.places[id].slot]));
+  }
+  uint8_t* blocks(int id) const {
+    const int slot = plan_.places[id].quantized_slot;
+    return slot < 0 ? nullptr : scratch(scratch_.slots[slot]);
+  }
+  int64_t rows_of(int id) const { return program_.values[id].selected ? shape_.rows : shape_.tokens; }
+  const int32_t* numbers(size_t offset) const { return reinterpret_cast<const int32_t*>(scratch(offset)); }
+  float* turns(int rope) const { return reinterpret_cast<float*>(scratch(scratch_.turns[rope])); }
+
+  Program program_;
+  const DeviceInfo device_;
+  const Plan plan_;
+  std::string name_;
+  KvType kv_type_;
+  std::string lost_;  // why nothing can be run any more; empty while it can
+
+  DeviceMemory arena_;           // weights, then KV pages
+  DeviceMemory scratch_memory_;  // a step's state and values, as scratch_ says
+  Plan::Scratch scratch_;
+  Plan::StepSize room_{0, 0, 0, 0};
+  PinnedMemory host_upload_;
+  PinnedMemory host_logits_;  // of the usual number of rows
+  Memory many_logits_;        // of more
+  PinnedMemory host_bad_;
+  std::optional<OwnStream> stream_;  // goes before the memory, which whatever still runs uses
+
+  std::vector<Weights> bound_;  // by op
+  std::vector<Rope> ropes_;
+  std::vector<int64_t> tile_tokens_;  // distinct sizes of tiles, of this step
+  std::vector<int> tile_kind_;        // by cache: index into tile_tokens_
+  std::vector<float> prefix_;         // keys and values of each attention op, (length, kv_heads * head_dim) each
+  std::map<Shape, Graph> graphs_;
+
+  // The step in progress.
+  Shape shape_;
+  Upload upload_;
+  StepState state_;
+  float* logits_ = nullptr;  // host
+  std::atomic<int> done_{0};
+};
+
+// Runs `fn` on this executor's device. Whatever fails leaves the stream empty; if the device does not recover, this and
+// all later calls say so.
+template <class Fn>
+void CudaExecutor::guarded(const Fn& fn) {
+  if (!lost_.empty()) throw std::runtime_error(lost_);
+  try {
+    check(cudaSetDevice(device_.index), "choosing the GPU");
+    fn();
+  } catch (...) {
+    settle();
+    if (!lost_.empty()) throw std::runtime_error(lost_);
+    throw;
+  }
+}
+
+void CudaExecutor::settle() noexcept {
+  if (!stream_) return;
+  cudaStreamCaptureStatus status;
+  if (cudaStreamIsCapturing(*stream_, &status) == cudaSuccess && status != cudaStreamCaptureStatusNone) {
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(*stream_, &graph);
+    if (graph) cudaGraphDestroy(graph);
+  }
+  cudaGetLastError();
+  const cudaError_t error = cudaStreamSynchronize(*stream_);
+  if (error == cudaSuccess) return;
+  lost_ = name_ + ": the GPU failed and the model on it is lost: " + cudaGetErrorString(error) + " (" +
+          cudaGetErrorName(error) + "); load it again, in a new process if that fails too";
+}
+
+// One small kernel, so that a GPU that this build has no kernels for is found before the weights are read.
+void CudaExecutor::probe() {
+  try {
+    check(cudaMemsetAsync(scratch_memory_.data(), 0, 256, *stream_), "a first transfer");
+    check_finite(reinterpret_cast<float*>(scratch_memory_.data()), 1, 1, nullptr,
+                 reinterpret_cast<int32_t*>(scratch_memory_.data() + 128), *stream_);
+    check(cudaStreamSynchronize(*stream_), "a first kernel");
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(name_ + ": kernels of this build do not run on it: " + error.what());
+  }
+}
+
+void CudaExecutor::bind_ropes() {
+  for (size_t i = 0; i < program_.ropes.size(); ++i) {
+    const RopeTable& r = program_.ropes[i];
+    uint8_t* at = arena_.data() + plan_.rope_offsets[i];
+    const auto put = [&](const auto& list) {
+      const size_t bytes = list.size() * sizeof list[0];
+      check(cudaMemcpyAsync(at, list.data(), bytes, cudaMemcpyHostToDevice, *stream_), "rotary tables");
+      const uint8_t* begin = at;
+      at += align256(bytes);
+      return begin;
+    };
+    Rope rope{};
+    rope.freq = reinterpret_cast<const double*>(put(r.freq));
+    rope.first = reinterpret_cast<const int32_t*>(put(r.first));
+    rope.second = reinterpret_cast<const int32_t*>(put(r.second));
+    rope.axis = reinterpret_cast<const int32_t*>(put(r.axis));
+    rope.magnitude = r.magnitude;
+    rope.pairs = static_cast<int64_t>(r.first.size());
+    ropes_.push_back(rope);
+  }
+  check(cudaStreamSynchronize(*stream_), "rotary tables");
+}
+
+// While one buffer is on its way to the GPU, threads read the file and pack into the other.
+void CudaExecutor::load(const Gguf& file, int threads, const LoadProgress& progress) {
+  uint64_t total = program_.file_bytes(), done = 0;
+  const auto report = [&](uint64_t bytes) {
+    done += bytes;
+    if (progress && !progress(done, total)) throw Cancelled("the load was cancelled");
+  };
+  report(0);
+  size_t stage_bytes = kStageBytes;
+  for (const Plan::Item& item : plan_.items) {
+    const Tensor& t = *item.tensor;
+    const size_t least = item.matrix ? packed_offset(t.format, t.shape[0], t.shape[1], std::min(kPackRows, t.shape[0]))
+                                     : static_cast<size_t>(t.shape[0]) * sizeof(float);
+    stage_bytes = std::max(stage_bytes, least);
+  }
+  Team team(threads > 0 ? threads : default_threads());
+  PinnedMemory stages[2] = {PinnedMemory(stage_bytes), PinnedMemory(stage_bytes)};
+  Event sent[2];
+  int turn = 0;
+  // Waits until a buffer is free, lets `make` write it, and sends what it wrote to `offset` of the arena.
+  const auto transfer = [&](size_t offset, size_t bytes, const auto& make) {
+    sent[turn].wait();
+    make(stages[turn].data());
+    check(cudaMemcpyAsync(arena_.data() + offset, stages[turn].data(), bytes, cudaMemcpyHostToDevice, *stream_),
+          "sending weights");
+    sent[turn].record(*stream_);
+    turn ^= 1;
+  };
+  // Also if the load ends early: the buffers go before the stream does.
+  struct Drain {
+    cudaStream_t stream;
+    ~Drain() { cudaStreamSynchronize(stream); }
+  } drain{*stream_};
+
+  for (const Plan::Item& item : plan_.items) {
+    const Tensor& t = *item.tensor;
+    const int64_t n = t.shape[0];
+    if (!item.matrix) {
+      transfer(item.offset, static_cast<size_t>(n) * sizeof(float),
+               [&](uint8_t* stage) { dequantize_row(t.format, t.data, n, reinterpret_cast<float*>(stage)); });
+      report(t.bytes);
+      continue;
+    }
+    const int64_t k = t.shape[1];
+    const uint64_t row_bytes = t.bytes / static_cast<uint64_t>(n);
+    const auto packed = [&](int64_t row) { return packed_offset(t.format, n, k, row); };
+    const auto groups = static_cast<int64_t>(stage_bytes / packed(std::min(kPackRows, n)));
+    const int64_t round = std::max<int64_t>(1, groups) * kPackRows;
+    for (int64_t begin = 0; begin < n; begin += round) {
+      const int64_t end = std::min(begin + round, n), tasks = (end - begin + kPackRows - 1) / kPackRows;
+      transfer(item.offset + packed(begin), packed(end) - packed(begin), [&](uint8_t* stage) {
+        team.run([&](int) {
+          for (int64_t task; team.take(tasks, &task);) {
+            const int64_t first = begin + task * kPackRows, last = std::min(first + kPackRows, end);
+            pack_rows(t.format, t.data, n, k, first, last, stage + (packed(first) - packed(begin)));
+          }
+        });
+        file.release(t.data + static_cast<uint64_t>(begin) * row_bytes, static_cast<uint64_t>(end - begin) * row_bytes);
+      });
+      report(static_cast<uint64_t>(end - begin) * row_bytes);
+    }
+  }
+  for (const Op& op : program_.ops) {
+    for (const Tensor* t : {op.prefix_k, op.prefix_v}) {
+      if (!t) continue;
+      const size_t at = prefix_.size();
+      prefix_.resize(at + static_cast<size_t>(t->shape[0] * t->shape[1]));
+      const uint64_t row_bytes = t->bytes / static_cast<uint64_t>(t->shape[0]);
+      for (int64_t r = 0; r < t->shape[0]; ++r)
+        dequantize_row(t->format, t->data + r * row_bytes, t->shape[1], prefix_.data() + at + r * t->shape[1]);
+      report(t->bytes);
+    }
+  }
+  check(cudaStreamSynchronize(*stream_), "sending weights");
+}
+
+// From here on the file is not needed: its tensors may go.
+void CudaExecutor::bind_weights() {
+  const auto at = [&](const Tensor* t) { return arena_.data() + plan_.offset(t); };
+  const auto vector = [&](const Tensor* t) { return t ? reinterpret_cast<const float*>(at(t)) : nullptr; };
+  const auto matrix = [&](const Tensor* t) { return Matrix{t->format, t->shape[0], t->shape[1], at(t)}; };
+  for (Op& op : program_.ops) {
+    Weights b;
+    if (op.kind == OpKind::kRmsNorm || op.kind == OpKind::kLayerNorm) {
+      b.norm = vector(op.w[0]);
+    } else {
+      for (const Tensor* t : op.w) b.w.push_back(matrix(t));
+    }
+    for (const Tensor* t : op.bias) b.bias.push_back(vector(t));
+    for (const Tensor* t : op.positions) b.positions.push_back(matrix(t));
+    b.q_norm = vector(op.q_norm);
+    b.k_norm = vector(op.k_norm);
+    bound_.push_back(b);
+    op.w = op.bias = op.positions = {};
+    op.q_norm = op.k_norm = op.prefix_k = op.prefix_v = nullptr;
+  }
+}
+
+void CudaExecutor::store(const std::vector<int32_t>& pages) {
+  DeviceMemory rows(prefix_.size() * sizeof(float), name_ + ": the prefix");
+  DeviceMemory table(pages.size() * sizeof(int32_t), name_ + ": the prefix");
+  DeviceMemory bad(plan_.attentions.size() * sizeof(int32_t), name_ + ": the prefix");
+  check(cudaMemcpyAsync(rows.data(), prefix_.data(), rows.size(), cudaMemcpyHostToDevice, *stream_), "the prefix");
+  check(cudaMemcpyAsync(table.data(), pages.data(), table.size(), cudaMemcpyHostToDevice, *stream_), "the prefix");
+  check(cudaMemsetAsync(bad.data(), 0, bad.size(), *stream_), "the prefix");
+  const auto* from = reinterpret_cast<const float*>(rows.data());
+  auto* flags = reinterpret_cast<int32_t*>(bad.data());
+  for (const Op& op : program_.ops) {
+    if (op.kind != OpKind::kAttention) continue;
+    const int64_t values = program_.prefix * op.kv_heads * op.head_dim;
+    store_prefix(from, from + values, program_.prefix, {kv_type_, op.kv_heads, op.head_dim, cache(op.cache)},
+                 reinterpret_cast<const int32_t*>(table.data()), flags + op.cache, *stream_);
+    from += 2 * values;
+  }
+  std::vector<int32_t> found(plan_.attentions.size());
+  check(cudaMemcpyAsync(found.data(), flags, bad.size(), cudaMemcpyDeviceToHost, *stream_), "the prefix");
+  check(cudaStreamSynchronize(*stream_), "the prefix");
+  for (size_t i = 0; i < found.size(); ++i)
+    if (found[i]) throw FormatError("the prefix of layer " + std::to_string(i) + " has a value that is not finite");
+  prefix_ = {};
+}
+
+// Makes room for a step, besides what there is room for already.
+void CudaExecutor::reserve(const Plan::StepSize& size) {
+  if (size.tokens <= room_.tokens && size.rows <= room_.rows && size.upload <= room_.upload &&
+      size.partials <= room_.partials)
+    return;
+  const Plan::StepSize room{std::max(size.tokens, room_.tokens), std::max(size.rows, room_.rows),
+                            std::max(size.upload, room_.upload), std::max(size.partials, room_.partials)};
+  graphs_.clear();  // they have addresses in them
+  room_ = {0, 0, 0, 0};
+  scratch_memory_.reset();
+  scratch_ = plan_.scratch(room);
+  scratch_memory_ = DeviceMemory(scratch_.bytes, name_ + ": a step of " + std::to_string(size.tokens) + " tokens");
+  if (host_upload_.size() < room.upload) host_upload_ = PinnedMemory(room.upload);
+  const size_t flags = static_cast<size_t>(room.tokens) * sizeof(int32_t);
+  if (host_bad_.size() < flags) host_bad_ = PinnedMemory(flags);
+  room_ = room;  // not before all is there
+}
+
+// Sizes of the step, places of its state, and room for it.
+void CudaExecutor::lay_out(const Step& step) {
+  shape_ = {};
+  shape_.tokens = static_cast<int64_t>(step.tokens.size());
+  shape_.rows = static_cast<int64_t>(step.rows.size());
+  shape_.runs = static_cast<int64_t>(step.runs.size());
+  shape_.context = context_bound(*std::max_element(step.visible.begin(), step.visible.end()));
+
+  tile_tokens_.clear();
+  tile_kind_.clear();
+  for (const Plan::AttentionShape& a : plan_.attentions) {
+    const int64_t size = attention_tile_tokens(a.heads, a.kv_heads, shape_.tokens);
+    const auto it = std::find(tile_tokens_.begin(), tile_tokens_.end(), size);
+    tile_kind_.push_back(static_cast<int>(it - tile_tokens_.begin()));
+    if (it != tile_tokens_.end()) continue;
+    tile_tokens_.push_back(size);
+    int64_t tiles = 0;
+    for (const Run& run : step.runs) tiles += (run.end - run.begin + size - 1) / size;
+    shape_.tiles.push_back(tiles);
+  }
+
+  size_t at = 0;
+  const auto place = [&](int64_t count) {
+    const size_t begin = at;
+    at += (static_cast<size_t>(count) * sizeof(int32_t) + 15) / 16 * 16;
+    return begin;
+  };
+  upload_ = {};
+  upload_.tokens = place(shape_.tokens);
+  for (size_t& axis : upload_.positions) axis = place(shape_.tokens);
+  upload_.entry = place(shape_.tokens);
+  upload_.visible = place(shape_.tokens);
+  upload_.run = place(shape_.tokens);
+  upload_.rows = place(shape_.rows);
+  upload_.pages = place(shape_.runs * (shape_.context / kPageTokens));
+  for (const int64_t tiles : shape_.tiles) upload_.tiles.push_back(place(2 * tiles));
+  upload_.bad = place(shape_.tokens);
+  const bool input = program_.ops[0].kind == OpKind::kInput;
+  upload_.input = place(input ? shape_.tokens * program_.ops[0].width : 0);
+  upload_.bytes = at;
+
+  reserve({shape_.tokens, shape_.rows, upload_.bytes, plan_.partial_bytes(shape_.tokens, shape_.context)});
+
+  state_ = {numbers(upload_.tokens),     {numbers(upload_.positions[0]), numbers(upload_.positions[1])},
+            numbers(upload_.entry),      numbers(upload_.visible),
+            numbers(upload_.run),        numbers(upload_.pages),
+            shape_.context / kPageTokens};
+  const auto logits = static_cast<size_t>(rows_of(program_.ops.back().out) * program_.vocab) * sizeof(float);
+  if (logits <= host_logits_.size()) {
+    logits_ = reinterpret_cast<float*>(host_logits_.data());
+  } else {
+    if (logits > many_logits_.size()) {
+      many_logits_.reset();
+      many_logits_ = Memory(logits, "logits");
+    }
+    logits_ = many_logits_.as<float>();
+  }
+}
+
+// The step's state as lay_out places it.
+void CudaExecutor::fill(const Step& step, uint8_t* to) const {
+  std::memset(to, 0, upload_.bytes);
+  const auto put = [&](size_t offset, const auto& list) {
+    std::copy(list.begin(), list.end(), reinterpret_cast<int32_t*>(to + offset));
+  };
+  put(upload_.tokens, step.tokens);
+  for (int axis = 0; axis < 2; ++axis) put(upload_.positions[axis], step.positions[axis]);
+  put(upload_.entry, step.entry);
+  put(upload_.visible, step.visible);
+  put(upload_.rows, step.rows);
+  auto* run = reinterpret_cast<int32_t*>(to + upload_.run);
+  auto* pages = reinterpret_cast<int32_t*>(to + upload_.pages);
+  for (size_t r = 0; r < step.runs.size(); ++r) {
+    const Run& tokens = step.runs[r];
+    std::fill(run + tokens.begin, run + tokens.end, static_cast<int32_t>(r));
+    const int64_t entries = *std::max_element(step.visible.begin() + tokens.begin, step.visible.begin() + tokens.end);
+    std::copy_n(tokens.pages, (entries + kPageTokens - 1) / kPageTokens,
+                pages + static_cast<int64_t>(r) * state_.page_stride);
+  }
+  for (size_t kind = 0; kind < tile_tokens_.size(); ++kind) {
+    auto* tile = reinterpret_cast<Tile*>(to + upload_.tiles[kind]);
+    for (const Run& tokens : step.runs)
+      for (int64_t begin = tokens.begin; begin < tokens.end; begin += tile_tokens_[kind])
+        *tile++ = {static_cast<int32_t>(begin), static_cast<int32_t>(std::min(begin + tile_tokens_[kind], tokens.end))};
+  }
+  if (program_.ops[0].kind == OpKind::kInput)
+    std::memcpy(to + upload_.input, step.input,
+                static_cast<size_t>(shape_.tokens * program_.ops[0].width) * sizeof(float));
+}
+
+const float* CudaExecutor::run_step(const Step& step, const CancelFlag* cancel, const Watch* watch,
+                                    int64_t* bad_token) {
+  done_.store(0, std::memory_order_relaxed);
+  lay_out(step);
+  fill(step, host_upload_.data());
+  if (cancel && cancel->set.load(std::memory_order_relaxed)) throw Cancelled("the step was cancelled");
+  if (!watch && shape_.tokens <= kGraphTokens) {
+    replay();
+  } else {
+    enqueue(cancel, watch);
+  }
+  check(cudaStreamSynchronize(*stream_), "a step");
+  done_.store(static_cast<int>(program_.ops.size()), std::memory_order_relaxed);
+  const auto* bad = reinterpret_cast<const int32_t*>(host_bad_.data());
+  const auto* end = bad + shape_.tokens;
+  const auto* found = std::find_if(bad, end, [](int32_t flag) { return flag != 0; });
+  *bad_token = found == end ? -1 : found - bad;
+  return logits_;
+}
+
+void CudaExecutor::replay() {
+  if (graphs_.size() >= kGraphs && !graphs_.count(shape_)) graphs_.clear();
+  const auto [it, first] = graphs_.try_emplace(shape_);
+  if (first) {
+    enqueue(nullptr, nullptr);
+    return;
+  }
+  if (!it->second.exec) {
+    check(cudaStreamBeginCapture(*stream_, cudaStreamCaptureModeThreadLocal), "capturing a step");
+    enqueue(nullptr, nullptr);
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamEndCapture(*stream_, &graph), "capturing a step");
+    const cudaError_t error = cudaGraphInstantiate(&it->second.exec, graph, 0);
+    cudaGraphDestroy(graph);
+    check(error, "capturing a step");
+  }
+  check(cudaGraphLaunch(it->second.exec, *stream_), "a captured step");
+}
+
+// Everything a step does on the GPU: its state in, its ops, its logits and flags out.
+void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch) {
+  check(cudaMemcpyAsync(scratch(0), host_upload_.data(), upload_.bytes, cudaMemcpyHostToDevice, *stream_),
+        "a step's state");
+  for (size_t i = 0; i < ropes_.size(); ++i)
+    make_turns(ropes_[i], state_, shape_.tokens, turns(static_cast<int>(i)), *stream_);
+  // In a long step the CPU runs two layers ahead at most, so that a cancel takes effect and progress is true.
+  const bool paced = shape_.tokens > kGraphTokens;
+  std::optional<Event> layers[2];
+  if (paced)
+    for (auto& e : layers) e.emplace();
+  int layer = 0;
+  for (const Op& op : program_.ops) {
+    if (rows_of(op.out) == 0) continue;
+    launch(op);
+    if (watch) {
+      const int64_t rows = rows_of(op.out);
+      std::vector<float> host(static_cast<size_t>(rows * op.width));
+      check(cudaMemcpyAsync(host.data(), value(op.out), host.size() * sizeof(float), cudaMemcpyDeviceToHost, *stream_),
+            "a value");
+      check(cudaStreamSynchronize(*stream_), op.text.c_str());
+      (*watch)(op.out, host.data(), rows, op.width);
+    }
+    if (cancel && cancel->set.load(std::memory_order_relaxed)) {
+      check(cudaStreamSynchronize(*stream_), "a cancelled step");
+      throw Cancelled("the step was cancelled");
+    }
+    if (paced && op.kind == OpKind::kAttention) {
+      layers[layer % 2]->record(*stream_);
+      if (layer++ > 0) layers[layer % 2]->wait();
+      done_.store(op.out, std::memory_order_relaxed);
+    }
+  }
+  const int last = program_.ops.back().out;
+  auto* bad = reinterpret_cast<int32_t*>(scratch(upload_.bad));
+  if (const int64_t rows = rows_of(last); rows > 0) {
+    check_finite(value(last), rows, program_.vocab, program_.selects ? numbers(upload_.rows) : nullptr, bad, *stream_);
+    check(cudaMemcpyAsync(logits_, value(last), static_cast<size_t>(rows * program_.vocab) * sizeof(float),
+                          cudaMemcpyDeviceToHost, *stream_),
+          "logits");
+  }
+  check(cudaMemcpyAsync(host_bad_.data(), bad, static_cast<size_t>(shape_.tokens) * sizeof(int32_t),
+                        cudaMemcpyDeviceToHost, *stream_),
+        "a step's flags");
+}
+
+void CudaExecutor::launch(const Op& op) {
+  const Weights& w = bound_[op.out];
+  const int64_t rows = rows_of(op.out);
+  float* y = value(op.out);
+  const float* x = op.x >= 0 ? value(op.x) : nullptr;
+  const float* add = op.add >= 0 ? value(op.add) : nullptr;
+  uint8_t* quantized = blocks(op.out);
+  switch (op.kind) {
+    case OpKind::kInput:
+      if (quantized) quantize(y, rows, op.width, quantized, *stream_);
+      break;
+    case OpKind::kEmbed:
+      embed(w.w[0], w.positions.empty() ? nullptr : &w.positions[0], w.positions.size() < 2 ? nullptr : &w.positions[1],
+            state_, rows, y, quantized, *stream_);
+      break;
+    case OpKind::kRmsNorm:
+      rms_norm(x, w.norm, add, y, rows, op.width, op.eps, quantized, *stream_);
+      break;
+    case OpKind::kLayerNorm:
+      layer_norm(x, w.norm, w.bias[0], y, rows, op.width, op.eps, quantized, *stream_);
+      break;
+    case OpKind::kSwiglu:
+      swiglu(x, y, rows, op.width, quantized, *stream_);
+      break;
+    case OpKind::kGelu:
+      gelu(x, y, rows, op.width, quantized, *stream_);
+      break;
+    case OpKind::kSelect:
+      select(x, numbers(upload_.rows), rows, op.width, y, quantized, *stream_);
+      break;
+    case OpKind::kLinear: {
+      Linear linear_op{};
+      linear_op.count = static_cast<int>(w.w.size());
+      for (size_t i = 0; i < w.w.size(); ++i) linear_op.parts[i] = {w.w[i], w.bias.empty() ? nullptr : w.bias[i]};
+      linear_op.tokens = rows;
+      linear_op.x = x;
+      linear_op.blocks = blocks(op.x);
+      linear_op.add = add;
+      linear_op.alpha = op.alpha;
+      linear_op.y = y;
+      linear(linear_op, *stream_);
+      if (quantized) quantize(y, rows, op.width, quantized, *stream_);
+      break;
+    }
+    case OpKind::kAttention:
+      attend(op);
+      break;
+  }
+}
+
+void CudaExecutor::attend(const Op& op) {
+  const KvCache pages{kv_type_, op.kv_heads, op.head_dim, cache(op.cache)};
+  AppendKv append{};
+  append.qkv = value(op.x);
+  append.tokens = shape_.tokens;
+  append.heads = op.heads;
+  append.q_norm = bound_[op.out].q_norm;
+  append.k_norm = bound_[op.out].k_norm;
+  append.eps = op.eps;
+  append.rope = op.rope >= 0 ? &ropes_[op.rope] : nullptr;
+  append.turns = op.rope >= 0 ? turns(op.rope) : nullptr;
+  append.cache = pages;
+  append.step = state_;
+  append.bad = reinterpret_cast<int32_t*>(scratch(upload_.bad));
+  append_kv(append, *stream_);
+
+  const int kind = tile_kind_[op.cache];
+  Attention attention_op{};
+  attention_op.qkv = value(op.x);
+  attention_op.tokens = shape_.tokens;
+  attention_op.heads = op.heads;
+  attention_op.scale = op.scale;
+  attention_op.cache = pages;
+  attention_op.step = state_;
+  attention_op.tiles = reinterpret_cast<const Tile*>(scratch(upload_.tiles[kind]));
+  attention_op.tile_count = shape_.tiles[kind];
+  attention_op.tile_tokens = tile_tokens_[kind];
+  attention_op.max_context = shape_.context;
+  attention_op.partials = reinterpret_cast<float*>(scratch(scratch_.partials));
+  attention_op.y = value(op.out);
+  attention_op.blocks = blocks(op.out);
+  attention(attention_op, *stream_);
+}
+
+// The part of a program that the GPU gets: all of it, or the second part of a split.
+bool on_both(const Program& program, int gpu_layers) { return gpu_layers >= 0 && gpu_layers < program.caches; }
+
+}  // namespace
+
+Need memory_needed(const Program& program, int64_t pages, KvType kv_type, int gpu_layers) {
+  Need need;
+  need.layers = program.caches;
+  need.gpu_layers = on_both(program, gpu_layers) ? gpu_layers : program.caches;
+  if (need.gpu_layers == 0 && program.caches > 0) return need;
+  const bool split = need.gpu_layers < program.caches;
+  const Plan plan(split ? program.split(need.gpu_layers).second : program, pages, kv_type);
+  need.weights = plan.weight_bytes;
+  need.kv = plan.kv_bytes;
+  need.scratch = plan.scratch(plan.largest()).bytes;
+  need.reserve = kReserve;
+  return need;
+}
+
+int layers_that_fit(const Program& program, int64_t pages, KvType kv_type, size_t free) {
+  int layers = program.caches;
+  while (layers > 0 && memory_needed(program, pages, kv_type, layers).total() > free) --layers;
+  return layers;
+}
+
+std::unique_ptr<Executor> make_executor(const Gguf& file, Program program, const ExecutorOptions& options,
+                                        const LoadProgress& progress) {
+  const bool split = on_both(program, options.gpu_layers);
+  ExecutorOptions cpu = options;
+  cpu.device = -1;
+  if (options.device < 0 || (split && options.gpu_layers == 0))
+    return make_cpu_executor(file, std::move(program), cpu, progress);
+
+  const DeviceInfo device = use_device(options.device);
+  const Need need = memory_needed(program, options.pages, options.kv_type, options.gpu_layers);
+  if (const size_t free = free_memory(); need.total() > free) {
+    const int fit = layers_that_fit(program, options.pages, options.kv_type, free);
+    throw OutOfMemory(
+        "cuda:" + std::to_string(device.index) + " " + device.name + ": " + std::to_string(need.gpu_layers) + " of " +
+        std::to_string(need.layers) + " layers need " + gigabytes(need.total()) + " of GPU memory (weights " +
+        gigabytes(need.weights) + ", KV cache " + gigabytes(need.kv) + " for " +
+        std::to_string(options.pages * kPageTokens) + " tokens, scratch " + gigabytes(need.scratch) + ", CUDA itself " +
+        gigabytes(need.reserve) + "), " + gigabytes(free) + " of " + gigabytes(device.total) + " are free; " +
+        (fit > 0 ? "gpu_layers=" + std::to_string(fit) + " fits, the rest then runs on the CPU; a smaller context"
+                 : std::string("no layer fits; a smaller context")) +
+        (options.kv_type == KvType::kQ8 ? "" : " or kv_type='q8'") + " takes less");
+  }
+  if (!split) return std::make_unique<CudaExecutor>(file, std::move(program), options, progress);
+
+  auto parts = program.split(options.gpu_layers);
+  const uint64_t on_gpu = parts.second.file_bytes(), total = on_gpu + parts.first.file_bytes();
+  const size_t first_ops = parts.first.ops.size(), second_ops = parts.second.ops.size();
+  LoadProgress first, second;
+  if (progress) {
+    second = [&](uint64_t done, uint64_t) { return progress(done, total); };
+    first = [&](uint64_t done, uint64_t) { return progress(on_gpu + done, total); };
+  }
+  auto last_layers = std::make_unique<CudaExecutor>(file, std::move(parts.second), options, second);
+  auto first_layers = make_cpu_executor(file, std::move(parts.first), cpu, first);
+  return make_hybrid_executor(std::move(first_layers), std::move(last_layers), first_ops, second_ops);
+}
+
+}  // namespace glmlite::cuda

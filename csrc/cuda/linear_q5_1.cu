@@ -1,0 +1,3 @@
+#include "linear.cuh"
+
+template void glmlite::cuda::launch_quantized<glmlite::Format::kQ5_1>(const LinearArgs&, Stream);

@@ -1,0 +1,149 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "../errors.h"
+
+namespace glmlite::cuda {
+
+int64_t context_bound(int64_t context) {
+  int64_t bound = 256;
+  while (bound < context) bound *= 2;
+  return bound;
+}
+
+Plan::Plan(const Program& program, int64_t pages, KvType kv_type) : pages_(pages) {
+  for (const Op& op : program.ops) {
+    if (op.kind == OpKind::kLinear && op.w.size() > kMaxParts)
+      throw std::invalid_argument(op.text + ": " + std::to_string(op.w.size()) + " matrices, the GPU takes " +
+                                  std::to_string(kMaxParts) + " at most");
+    if (op.kind == OpKind::kAttention && op.head_dim > kMaxHeadDim)
+      throw std::invalid_argument(op.text + ": heads of " + std::to_string(op.head_dim) + ", the GPU takes " +
+                                  std::to_string(kMaxHeadDim) + " at most");
+    if (op.kind == OpKind::kInput) input_width_ = op.width;
+  }
+  plan_weights(program);
+  plan_cache(program, kv_type);
+  plan_values(program);
+}
+
+void Plan::plan_weights(const Program& program) {
+  std::map<std::string, Item> all;
+  const auto add = [&](const Tensor* t, bool matrix) {
+    if (!t) return;
+    const Item& item = all.insert({t->name, {t, matrix, 0}}).first->second;
+    if (item.matrix != matrix) throw FormatError("'" + t->name + "' is used both as a matrix and as a vector");
+  };
+  for (const Op& op : program.ops) {
+    for (const Tensor* t : op.w) add(t, op.kind == OpKind::kEmbed || op.kind == OpKind::kLinear);
+    for (const Tensor* t : op.positions) add(t, true);
+    for (const Tensor* t : op.bias) add(t, false);
+    add(op.q_norm, false);
+    add(op.k_norm, false);
+  }
+  for (const auto& named : all) items.push_back(named.second);
+  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.tensor->data < b.tensor->data; });
+  for (Item& item : items) {
+    const Tensor& t = *item.tensor;
+    item.offset = weight_bytes;
+    offsets_[t.name] = weight_bytes;
+    weight_bytes += align256(item.matrix ? packed_bytes(t.format, t.shape[0], t.shape[1])
+                                         : static_cast<size_t>(t.shape[0]) * sizeof(float));
+  }
+  for (const RopeTable& r : program.ropes) {
+    rope_offsets.push_back(weight_bytes);
+    pairs_.push_back(r.first.size());
+    weight_bytes += align256(r.freq.size() * sizeof(double)) + 3 * align256(r.first.size() * sizeof(int32_t));
+  }
+}
+
+void Plan::plan_cache(const Program& program, KvType kv_type) {
+  for (const Op& op : program.ops) {
+    if (op.kind != OpKind::kAttention) continue;
+    attentions.push_back({op.heads, op.kv_heads, op.head_dim});
+    cache_offsets.push_back(kv_bytes);
+    cache_page_bytes.push_back(kv_page_bytes(kv_type, op.kv_heads, op.head_dim));
+    kv_bytes += align256(cache_page_bytes.back() * static_cast<size_t>(pages_));
+  }
+}
+
+void Plan::plan_values(const Program& program) {
+  std::vector<int> free;
+  std::vector<std::pair<int, int>> busy;  // last use, slot
+  const auto take = [&](size_t bytes, bool selected, int last_use) {
+    // The free one of this kind that needs to grow least.
+    auto best = free.end();
+    const auto cost = [&](int s) {
+      return slots[s].row_bytes >= bytes ? slots[s].row_bytes - bytes : (bytes - slots[s].row_bytes) * 4;
+    };
+    for (auto it = free.begin(); it != free.end(); ++it)
+      if (slots[*it].selected == selected && (best == free.end() || cost(*it) < cost(*best))) best = it;
+    int slot;
+    if (best == free.end()) {
+      slot = static_cast<int>(slots.size());
+      slots.push_back({0, selected});
+    } else {
+      slot = *best;
+      free.erase(best);
+    }
+    slots[slot].row_bytes = std::max(slots[slot].row_bytes, bytes);
+    busy.emplace_back(last_use, slot);
+    return slot;
+  };
+  places.resize(program.values.size());
+  for (size_t id = 0; id < places.size(); ++id) {
+    const ValueInfo& v = program.values[id];
+    for (size_t i = 0; i < busy.size();) {  // what the ops before this one read for the last time
+      if (busy[i].first < static_cast<int>(id)) {
+        free.push_back(busy[i].second);
+        busy.erase(busy.begin() + static_cast<std::ptrdiff_t>(i));
+      } else {
+        ++i;
+      }
+    }
+    const int last_use = std::max(v.last_use, static_cast<int>(id));
+    places[id].slot = take(static_cast<size_t>(v.width) * sizeof(float), v.selected, last_use);
+    if (v.quantized) places[id].quantized_slot = take(act_bytes(v.width, 1), v.selected, last_use);
+  }
+}
+
+size_t Plan::partial_bytes(int64_t tokens, int64_t context) const {
+  size_t bytes = 0;
+  for (const AttentionShape& a : attentions)
+    bytes = std::max(bytes, attention_partial_bytes(a.heads, a.head_dim, tokens, context));
+  return bytes;
+}
+
+Plan::StepSize Plan::largest() const {
+  const int64_t room = pages_ * kPageTokens, context = context_bound(room), tokens = std::min(kStepTokens, room);
+  StepSize size{tokens, kStepRows, 0, 0};
+  // The context is split for a few tokens only.
+  for (int64_t t = 1; t <= std::min(4 * kGraphTokens, tokens); ++t)
+    size.partials = std::max(size.partials, partial_bytes(t, context));
+  // Per token: its six numbers, its flag, at most one tile for each kind of attention; per row its token; the pages of
+  // as many sequences as a graph can have.
+  const int64_t tables = std::min(kGraphTokens, tokens) * (context / kPageTokens);
+  size.upload = align256(static_cast<size_t>(tokens * (7 + 2 * 2) + kStepRows + tables + 16 * 64) * sizeof(int32_t)) +
+                align256(static_cast<size_t>(tokens * input_width_) * sizeof(float));
+  return size;
+}
+
+Plan::Scratch Plan::scratch(const StepSize& size) const {
+  Scratch s;
+  size_t at = align256(size.upload);
+  for (const size_t pairs : pairs_) {
+    s.turns.push_back(at);
+    at += align256(2 * pairs * static_cast<size_t>(size.tokens) * sizeof(float));
+  }
+  s.partials = at;
+  at += align256(size.partials);
+  for (const Slot& slot : slots) {
+    s.slots.push_back(at);
+    at += align256(slot.row_bytes * static_cast<size_t>(slot.selected ? size.rows : size.tokens));
+  }
+  s.bytes = at;
+  return s;
+}
+
+}  // namespace glmlite::cuda

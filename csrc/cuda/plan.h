@@ -1,0 +1,90 @@
+// What a program takes of a GPU's memory, and where in it everything lies; computed before anything is loaded.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "../executor.h"
+#include "kernels.h"
+
+namespace glmlite::cuda {
+
+constexpr size_t align256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Steps of at most so many tokens are captured as graphs.
+constexpr int64_t kGraphTokens = 16;
+// Room for a step's values is made while loading for so many tokens and rows of logits, and grows for larger steps.
+constexpr int64_t kStepTokens = 512, kStepRows = 16;
+
+// The context that kernels are started for: steps below it share a graph. At least `context`, in whole pages.
+int64_t context_bound(int64_t context);
+
+class Plan {
+ public:
+  // Throws std::invalid_argument for shapes that have no kernels.
+  Plan(const Program& program, int64_t pages, KvType kv_type);
+
+  // A tensor of the file and its place among the weights.
+  struct Item {
+    const Tensor* tensor;
+    bool matrix;  // packed; otherwise f32
+    size_t offset;
+  };
+  std::vector<Item> items;  // in the order of the file's bytes
+  size_t offset(const Tensor* t) const { return offsets_.at(t->name); }
+  std::vector<size_t> rope_offsets;   // of RopeTables: freq (f64), first, second, axis (int32), each align256
+  std::vector<size_t> cache_offsets;  // of attentions' KV pages
+  std::vector<size_t> cache_page_bytes;
+  size_t weight_bytes = 0;  // tensors and rope tables
+  size_t kv_bytes = 0;
+
+  // Where the values of a step lie. A slot is as wide as its widest value; no two living values share one.
+  struct Place {
+    int slot = -1;
+    int quantized_slot = -1;  // the form that linears with quantized weights read, if any does
+  };
+  std::vector<Place> places;  // by value
+  struct Slot {
+    size_t row_bytes = 0;
+    bool selected = false;  // has a row per row of logits, not per token
+  };
+  std::vector<Slot> slots;
+
+  // Sizes of a step that its scratch memory depends on.
+  struct StepSize {
+    int64_t tokens, rows;
+    size_t upload;    // bytes of its state
+    size_t partials;  // bytes of attention's partial results
+  };
+  // Of the largest step that room is made for while loading.
+  StepSize largest() const;
+  // Bytes of attention's partial results in a step of so many tokens.
+  size_t partial_bytes(int64_t tokens, int64_t context) const;
+  // Upload, turns, partials, slots, one after the other.
+  struct Scratch {
+    std::vector<size_t> turns;  // by rope
+    size_t partials;
+    std::vector<size_t> slots;
+    size_t bytes;
+  };
+  Scratch scratch(const StepSize& size) const;
+
+  struct AttentionShape {
+    int heads, kv_heads, head_dim;
+  };
+  std::vector<AttentionShape> attentions;  // by cache
+
+ private:
+  void plan_weights(const Program& program);
+  void plan_cache(const Program& program, KvType kv_type);
+  void plan_values(const Program& program);
+
+  const int64_t pages_;
+  int64_t input_width_ = 0;
+  std::vector<size_t> pairs_;  // by rope
+  std::map<std::string, size_t> offsets_;
+};
+
+}  // namespace glmlite::cuda

@@ -1,0 +1,109 @@
+// The emulator must find what it is there to find.
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <vector>
+
+#include "check.h"
+#include "cuda/device.cuh"
+
+using namespace glmlite::cuda;
+
+namespace {
+
+// Each thread's number, backwards, through shared memory: `barrier` says whether it waits before it reads.
+void reverse(int* to, bool barrier) {
+  int* shared = reinterpret_cast<int*>(shared_memory());
+  shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+  if (barrier) __syncthreads();
+  to[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+bool reverses(bool barrier, unsigned seed) {
+  glmlite::cuda_host::options().seed = seed;
+  int* device;
+  std::vector<int> got(64);
+  CHECK(cudaMalloc(&device, 64 * sizeof(int)) == cudaSuccess);
+  launch(reverse, dim3(1), dim3(64), 64 * sizeof(int), nullptr, device, barrier);
+  CHECK(cudaMemcpy(got.data(), device, 64 * sizeof(int), cudaMemcpyDeviceToHost) == cudaSuccess);
+  CHECK(cudaFree(device) == cudaSuccess);
+  for (int i = 0; i < 64; ++i) {
+    if (got[i] != 63 - i) return false;
+  }
+  return true;
+}
+
+void add_one(int* x) { ++*x; }
+void sum_lanes(float* to) { to[threadIdx.x] = warp_sum(static_cast<float>(threadIdx.x)); }
+void write_beyond(int bytes) { shared_memory()[bytes + 8] = 0; }
+void wait_for_nobody(int) {
+  if (threadIdx.x % 32 == 0) __syncwarp();
+}
+}  // namespace
+
+TEST(a_missing_barrier_shows) {
+  // In some order of threads; one that is there never does.
+  int wrong = 0;
+  for (unsigned seed = 0; seed < 8; ++seed) {
+    CHECK(reverses(true, seed));
+    wrong += !reverses(false, seed);
+  }
+  CHECK(wrong == 8);
+}
+
+TEST(lanes_exchange) {
+  float* sums;
+  float got[64];
+  CHECK(cudaMalloc(&sums, sizeof got) == cudaSuccess);
+  launch(sum_lanes, dim3(1), dim3(64), 0, nullptr, sums);
+  CHECK(cudaMemcpy(got, sums, sizeof got, cudaMemcpyDeviceToHost) == cudaSuccess);
+  for (int i = 0; i < 64; ++i) CHECK(got[i] == (i < 32 ? 496 : 1520));
+  CHECK(cudaFree(sums) == cudaSuccess);
+}
+
+// A captured graph runs as often as it is launched.
+TEST(work_waits_for_a_synchronisation) {
+  cudaStream_t stream;
+  int *device, host = 0, *pinned;
+  CHECK(cudaStreamCreate(&stream) == cudaSuccess);
+  CHECK(cudaMalloc(&device, sizeof(int)) == cudaSuccess);
+  CHECK(cudaHostAlloc(&pinned, sizeof(int), 0) == cudaSuccess);
+  CHECK(cudaMemcpy(device, &host, sizeof(int), cudaMemcpyHostToDevice) == cudaSuccess);
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+  launch(add_one, dim3(1), dim3(1), 0, stream, device);
+  CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+  CHECK(cudaGraphInstantiate(&exec, graph) == cudaSuccess);
+  for (int i = 0; i < 3; ++i) CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+  CHECK(cudaMemcpyAsync(pinned, device, sizeof(int), cudaMemcpyDeviceToHost, stream) == cudaSuccess);
+  CHECK(*pinned == -1);
+  CHECK(cudaStreamSynchronize(stream) == cudaSuccess);
+  CHECK(*pinned == 3);
+  CHECK(cudaGraphExecDestroy(exec) == cudaSuccess && cudaGraphDestroy(graph) == cudaSuccess);
+
+  CHECK(cudaFree(device) == cudaSuccess && cudaFreeHost(pinned) == cudaSuccess);
+  CHECK(cudaStreamDestroy(stream) == cudaSuccess);
+}
+
+TEST(memory_ends_where_it_is_said_to_end) {
+  const size_t before = glmlite::cuda_host::options().memory;
+  glmlite::cuda_host::options().memory = 1000;
+  void* p;
+  CHECK(cudaMalloc(&p, 2000) == cudaErrorMemoryAllocation);
+  CHECK(cudaGetLastError() == cudaErrorMemoryAllocation && cudaGetLastError() == cudaSuccess);
+  glmlite::cuda_host::options().memory = before;
+}
+
+// Fatal, as on a GPU: what comes after fails too, until the tests' `recover`.
+TEST(faults_of_kernels_are_reported) {
+  for (void (*kernel)(int) : {write_beyond, wait_for_nobody}) {
+    launch(kernel, dim3(1), dim3(64), 16, nullptr, 16);
+    CHECK(cudaDeviceSynchronize() == cudaErrorLaunchFailure);
+    CHECK(cudaGetLastError() == cudaErrorLaunchFailure);
+    glmlite::cuda_host::recover();
+    CHECK(cudaDeviceSynchronize() == cudaSuccess);
+  }
+}
+
+RUN_TESTS()

@@ -1,0 +1,425 @@
+"""The executor for NVIDIA GPUs: equal to numpy, to itself on every bit, and what it says when something is missing.
+
+Runs on a GPU, or on the emulator where that was built, see tests/cuda_module.py; otherwise skipped.
+"""
+
+import ast
+import logging
+import sys
+import threading
+from pathlib import Path
+
+import cuda_module
+import numpy as np
+import plain_gguf
+import pytest
+import test_engine
+import test_package
+import tiny
+from test_engine import BIDIRECTIONAL, CAUSAL, FORMATS, assert_close, causal, check_ops, parts_of, prompt
+
+import glmlite
+from glmlite import engine as engines
+from glmlite.engine import native_ops
+from glmlite.errors import Cancelled
+
+cuda, emulated = cuda_module.load()
+pytestmark = pytest.mark.skipif(cuda is None, reason=str(emulated))
+on_emulator = pytest.mark.skipif(emulated is not True, reason="asks the emulator for a fault")
+
+
+@pytest.fixture(autouse=True)
+def machine():
+    """The emulator, with faults to set: each test begins with a whole machine."""
+    if emulated is not True:
+        yield None
+        return
+    options = cuda.options()
+    before = {name: getattr(options, name) for name in ("memory", "devices", "driver", "fail_after")}
+    yield options
+    for name, value in before.items():
+        setattr(options, name, value)
+    cuda.recover()
+
+
+class Case(test_engine.Case):
+    """A tiny model for this module's engines; `gpu_layers`: of them on the GPU."""
+
+    gpu_layers = -1
+
+    def open(self, path, format):
+        tensors = []
+        for name, x in self.model.tensors.items():
+            plain = format == "F32" or x.ndim == 1 or "position_embd" in name or "prefix_" in name
+            tensors.append((name, x) if plain else (name, x.shape, format))
+        return cuda.Gguf(plain_gguf.write(path, self.model.metadata, tensors))
+
+    def engine(self, kv_tokens=512, kv_type="f16", device=0, gpu_layers=None):
+        ops = native_ops(self.recording.ops, self.gguf.dequantize)
+        layers = self.gpu_layers if gpu_layers is None else gpu_layers
+        options = {"kv_tokens": kv_tokens, "kv_type": kv_type, "threads": 2, "device": device, "gpu_layers": layers}
+        return cuda.Engine(self.gguf, ops, **options)
+
+    def need(self, kv_tokens=512, **options):
+        ops = native_ops(self.recording.ops, self.gguf.dequantize)
+        return cuda.memory_needed(self.gguf, ops, kv_tokens=kv_tokens, **options)
+
+
+@pytest.fixture
+def case(tmp_path):
+    return lambda *a, **k: Case(tmp_path, *a, **k)
+
+
+def work(sequence, ids, start=0, **more):
+    return cuda.Work(sequence, ids, causal(len(ids), start), **more)
+
+
+def bits(rows):
+    return np.asarray(rows, np.float32).view(np.int32)
+
+
+def test_stub():
+    stub = ast.parse((Path(glmlite.__file__).parent / "_cuda.pyi").read_text("utf-8"))
+    functions = {name: node for name, node in test_package.declared_members(stub.body).items() if node is not None}
+    for name, node in functions.items():
+        if not (emulated and name.startswith("machine_")):
+            assert test_package.compiled_parameters(getattr(cuda, name)) == test_package.declared_parameters(node), name
+
+
+# ---- equal to the specification
+
+
+@pytest.mark.parametrize("architecture", CAUSAL + BIDIRECTIONAL)
+@pytest.mark.parametrize("format, kv_type", [("F32", "f16"), ("Q4_0", "q8")])
+def test_every_op_equals_numpy(case, architecture, format, kv_type):
+    c = case(architecture, format)
+    check_ops(c, parts_of(c, prompt(c, 20)), kv_type, cuda.Work)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_op_equals_numpy_in_every_format(case, format):
+    c = case("llama", format, fused=False)
+    check_ops(c, parts_of(c, prompt(c, 9), more=[5]), work=cuda.Work)
+
+
+@pytest.mark.parametrize(
+    "architecture, sizes",
+    [
+        ("llama", {"head_dim": 20, "heads": 3, "kv_heads": 3}),
+        ("llama", {"tied": True, "kv_heads": 1}),
+        ("chatglm", {"prefix": 70, "rope_dim": 32}),
+        ("chatglm1", {"prefix": 3}),
+        ("glm4", {"bias": True, "heads": 16, "kv_heads": 1}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gpu_layers", [-1, 1])
+def test_every_op_equals_numpy_in_every_form(case, architecture, sizes, gpu_layers):
+    c = case(architecture, **sizes)
+    c.gpu_layers = gpu_layers
+    check_ops(c, parts_of(c, prompt(c, 20)), work=cuda.Work)
+
+
+@pytest.mark.parametrize("architecture", CAUSAL + BIDIRECTIONAL)
+def test_layers_on_both_equal_all_on_one(case, architecture):
+    """Within what separates the CPU and the GPU, which add up in different orders."""
+    c = case(architecture, layers=3)
+    ids, rows = prompt(c, 30), {}
+    for layers in (0, 1, 2, 3, 99):
+        engine = c.engine(gpu_layers=layers)
+        assert ("cuda:0" in engine.isa, " + " in engine.isa) == (layers > 0, 0 < layers < 3)
+        sequence, logits, after, step = test_engine.prefill(c, engine, ids, cuda.Work)
+        rows[layers] = np.concatenate([logits, test_engine.decode(engine, sequence, [5, 77], after, step, cuda.Work)])
+    for layers in (1, 2, 3):
+        assert_close(rows[layers], rows[0], test_engine.WHOLE["F32"])
+    np.testing.assert_array_equal(bits(rows[99]), bits(rows[3]))
+
+
+# ---- equal to itself, on every bit
+
+LONG = 72  # more than a page, and more than the steps that are captured
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8"])
+@pytest.mark.parametrize("architecture, format", [("chatglm", "F32"), ("glm4", "Q4_0"), ("llama", "Q6_K")])
+def test_chunks_of_a_prompt_do_not_matter(case, architecture, format, kv_type):
+    c = case(architecture, format, ffn=256)
+    ids = prompt(c, LONG)
+    engine = c.engine(kv_type=kv_type)
+    whole = engine.step([work(engine.new_sequence(), ids)], range(LONG))
+    assert np.isfinite(whole).all()
+    for sizes in ([*[1] * 12, 50, *[1] * 10], [7, 1, 32, 2, 16, 14]):
+        sequence, at, rows = engine.new_sequence(), 0, []
+        for n in sizes:
+            rows.append(engine.step([work(sequence, ids[at : at + n], at)], range(n)))
+            at += n
+        np.testing.assert_array_equal(bits(np.concatenate(rows)), bits(whole))
+        engine.free(sequence)
+
+
+@pytest.mark.parametrize("architecture, format", [("chatglm", "F32"), ("glm4", "Q4_0")])
+def test_company_does_not_matter(case, architecture, format):
+    c = case(architecture, format, ffn=256)
+    engine = c.engine(kv_tokens=1024)
+    prompts = [prompt(c, n, seed=n) for n in (3, 20, 37, 66)]
+    alone = []
+    for ids in prompts:
+        sequence = engine.new_sequence()
+        last = engine.step([work(sequence, ids)], [len(ids) - 1])
+        alone.append(np.concatenate([last, engine.step([work(sequence, [9], len(ids))], [0])]))
+        engine.free(sequence)
+    sequences = [engine.new_sequence() for _ in prompts]
+    ends = np.cumsum([len(ids) for ids in prompts]) - 1
+    together = engine.step([work(s, ids) for s, ids in zip(sequences, prompts)], list(ends))
+    next_one = engine.step([work(s, [9], len(ids)) for s, ids in zip(sequences, prompts)], range(4))
+    for i, expected in enumerate(alone):
+        np.testing.assert_array_equal(bits([together[i], next_one[i]]), bits(expected))
+
+
+def test_forks_and_truncation_equal_fresh_sequences(case):
+    c = case("chatglm", "Q4_0", prefix=3)
+    engine = c.engine()
+    shared, end = prompt(c, 70), prompt(c, 12, seed=1)
+    fresh = engine.step([work(engine.new_sequence(), shared + end)], range(70, 82))
+    first = engine.new_sequence()
+    engine.step([work(first, shared)], [])
+    fork = engine.fork(first, 70)  # shares a page that is written next
+    np.testing.assert_array_equal(bits(engine.step([work(first, end, 70)], range(12))), bits(fresh))
+    np.testing.assert_array_equal(bits(engine.step([work(fork, end, 70)], range(12))), bits(fresh))
+    engine.truncate(first, 70)
+    np.testing.assert_array_equal(bits(engine.step([work(first, end, 70)], range(12))), bits(fresh))
+
+
+@pytest.mark.parametrize("gpu_layers", [-1, 1])
+def test_replayed_graphs_equal_launches(case, gpu_layers):
+    """A shape of step is launched the first time, captured the second, replayed from then on; traced steps never."""
+    c = case("glm4", "Q4_0")
+    captured, plain = c.engine(gpu_layers=gpu_layers), c.engine(gpu_layers=gpu_layers)
+    a, b = captured.new_sequence(), plain.new_sequence()
+    logits = len(c.recording.ops) - 1
+    for i, token in enumerate(prompt(c, 6)):
+        got = captured.step([work(a, [token], i)], [0])
+        np.testing.assert_array_equal(bits(got), bits(plain.trace([work(b, [token], i)], [0])[logits]))
+    # Another sequence, at another place, of the same shape; then a larger step, which moves the memory it uses.
+    other = captured.new_sequence()
+    again = captured.step([work(other, prompt(c, 6))], range(6))
+    expected = plain.trace([work(plain.new_sequence(), prompt(c, 6))], range(6))[logits]
+    np.testing.assert_array_equal(bits(again), bits(expected))
+    captured.step([work(captured.new_sequence(), prompt(c, LONG))], range(LONG))
+    got = captured.step([work(other, [7], 6)], [0])
+    np.testing.assert_array_equal(bits(got), bits(plain.trace([work(b, [7], 6)], [0])[logits]))
+
+
+def test_sampling_runs_as_on_the_cpu(case):
+    c = case("chatglm", "F32")
+    ids, tokens = prompt(c, 20), []
+    for device in (-1, 0):
+        engine = c.engine(device=device)
+        w = work(engine.new_sequence(), ids, sampler=cuda.Sampler(), budget=12, next_position=(20, 0))
+        (samples,) = engine.run([w], max_ms=1e9)
+        tokens.append([s.token for s in samples])
+    assert tokens[0] == tokens[1] and len(tokens[0]) == 12
+
+
+# ---- what goes wrong
+
+
+def test_values_that_are_not_finite_are_named(case):
+    c = case("chatglm", "F32")
+    c.model.tensors["token_embd.weight"][77, 3] = np.inf
+    c.gguf = c.open(c.gguf.paths[0] + ".bad", "F32")
+    engine = c.engine()
+    a, b = engine.new_sequence(), engine.new_sequence()
+    with pytest.raises(RuntimeError, match=rf"sequence {b}: the model's numbers are not finite at token 2 \(id 77\)"):
+        engine.step([work(a, [1, 2]), work(b, [3, 4, 77])], [1])
+    assert engine.length(b) == 0
+    assert np.isfinite(engine.step([work(b, [3, 4])], [1])).all()
+
+
+def test_a_cancel_is_seen(case):
+    c = case("chatglm")
+    engine = c.engine()
+    sequence, flag = engine.new_sequence(), cuda.Cancel()
+    flag.set()
+    with pytest.raises(Cancelled):
+        engine.step([work(sequence, [1, 2])], [1], flag)
+    assert engine.length(sequence) == 0
+    flag = cuda.Cancel()
+    threading.Timer(0.01, flag.set).start()
+    with pytest.raises(Cancelled):
+        for _ in range(10_000):
+            engine.step([work(sequence, prompt(c, LONG))], [], flag)
+            engine.truncate(sequence, 0)
+    assert engine.length(sequence) == 0
+    seen = []
+    ops = native_ops(c.recording.ops, c.gguf.dequantize)
+    with pytest.raises(Cancelled):
+        progress = lambda done, total: seen.append((done, total)) or len(seen) < 4  # noqa: E731
+        cuda.Engine(c.gguf, ops, kv_tokens=64, device=0, gpu_layers=1, progress=progress)
+    assert len(seen) == 4 and seen[0][0] == 0 and len({total for _, total in seen}) == 1
+
+
+def test_progress_of_a_load_is_whole(case):
+    c, seen = case("llama", "Q4_0"), []
+    ops = native_ops(c.recording.ops, c.gguf.dequantize)
+    for layers in (-1, 1):
+        seen.clear()
+        cuda.Engine(c.gguf, ops, kv_tokens=64, device=0, gpu_layers=layers, progress=lambda *now: seen.append(now))
+        assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > 0
+
+
+def test_what_a_model_needs_is_what_it_takes(case):
+    c = case("chatglm", "Q4_0", layers=3)
+    for layers in (1, 2, -1):
+        need, engine = c.need(gpu_layers=layers), c.engine(gpu_layers=layers)
+        assert need["total"] == sum(need[part] for part in ("weights", "kv", "scratch", "reserve"))
+        if layers == -1:
+            assert (engine.weight_bytes, engine.kv_bytes) == (need["weights"], need["kv"])
+            assert engine.scratch_bytes() == need["scratch"]
+            engine.step([work(engine.new_sequence(), prompt(c, LONG))], [0])
+            assert engine.scratch_bytes() == need["scratch"]  # room enough was made while loading
+    totals = [c.need(gpu_layers=n)["total"] for n in range(4)]
+    assert totals[0] == 0
+    ops = native_ops(c.recording.ops, c.gguf.dequantize)
+    for free in [0, *(total + more for total in totals[1:] for more in (-1, 0))]:
+        fitting = [layers for layers, total in enumerate(totals) if total <= free]
+        assert cuda.layers_that_fit(c.gguf, ops, free, kv_tokens=512) == max(fitting)
+
+
+def test_too_much_memory_says_how_to_need_less(case):
+    c = case("chatglm", "Q4_0", layers=3)
+    with pytest.raises(MemoryError, match=r"cuda:0 .*3 of 3 layers need [\d.]+ GB of GPU memory \(weights .*KV cache"):
+        c.engine(kv_tokens=1 << 34)
+    with pytest.raises(MemoryError, match=r"free; no layer fits; a smaller context takes less"):
+        c.engine(kv_tokens=1 << 34, kv_type="q8")
+    c.engine().close()
+
+
+@on_emulator
+def test_memory_for_some_layers(case, machine):
+    c = case("chatglm", "Q4_0", layers=3)
+    machine.memory = c.need(gpu_layers=1)["total"]
+    with pytest.raises(MemoryError, match=r"gpu_layers=1 fits, the rest then runs on the CPU; .*kv_type='q8'"):
+        c.engine()
+    engine = c.engine(gpu_layers=1)
+    assert np.isfinite(engine.step([work(engine.new_sequence(), [1, 2])], [1])).all()
+    engine.close()
+    machine.memory = c.need()["total"]
+    engine = c.engine()
+    # A step whose logits need more than there is fails alone.
+    sequence = engine.new_sequence()
+    machine.memory = 0
+    with pytest.raises(MemoryError, match="a step of 72 tokens"):
+        engine.step([work(sequence, prompt(c, LONG))], range(LONG))
+    machine.memory = 1 << 30
+    assert np.isfinite(engine.step([work(sequence, prompt(c, LONG))], range(LONG))).all()
+
+
+@on_emulator
+@pytest.mark.parametrize("kernels", [0, 3, 30])
+def test_a_lost_gpu_is_an_error_and_the_process_lives(case, machine, kernels):
+    c = case("chatglm")
+    engine, cpu = c.engine(), c.engine(device=-1)
+    sequence = engine.new_sequence()
+    for i in range(3):  # so that a graph runs when it happens
+        expected = engine.step([work(sequence, [5], i)], [0])
+    machine.fail_after = cuda.launches() + kernels
+    with pytest.raises(RuntimeError, match=r"cuda:0 .*the GPU failed and the model on it is lost: .*; load it again"):
+        for i in range(3, 9):
+            engine.step([work(sequence, [5], i)], [0])
+    for call in (lambda: engine.step([work(sequence, [5], engine.length(sequence))], [0]), c.engine):
+        with pytest.raises(RuntimeError, match=r"cuda|CUDA"):
+            call()
+    assert np.isfinite(cpu.step([work(cpu.new_sequence(), [5])], [0])).all()
+    engine.close()
+    machine.fail_after = 2**64 - 1
+    cuda.recover()
+    engine = c.engine()
+    sequence = engine.new_sequence()
+    for i in range(3):
+        got = engine.step([work(sequence, [5], i)], [0])
+    np.testing.assert_array_equal(bits(got), bits(expected))
+
+
+@on_emulator
+@pytest.mark.parametrize(
+    "fault, why",
+    [
+        ({"driver": 0}, "there is no NVIDIA driver on this machine"),
+        ({"driver": 12020}, r"the NVIDIA driver is too old: it runs CUDA 12.2, this build of glmlite needs 13.0"),
+        ({"devices": 0}, "there is a driver, but no NVIDIA GPU that this process may use"),
+    ],
+)
+def test_no_gpu_says_why(machine, installed, caplog, fault, why):
+    for name, value in fault.items():
+        setattr(machine, name, value)
+    with pytest.raises(RuntimeError, match=f"device 'cuda': {why}; use device='cpu' or 'auto'"):
+        engines.executor("cuda")
+    with caplog.at_level(logging.INFO, "glmlite"):
+        assert engines.executor("auto").__name__ == "glmlite._native"
+    assert f"device 'auto': the CPU, because {why.replace(chr(92), '')}" in caplog.text
+
+
+# ---- glmlite.load
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """As if the emulated module were the package's own."""
+    monkeypatch.setitem(sys.modules, "glmlite._cuda", cuda)
+
+
+@pytest.fixture
+def file(tmp_path):
+    pytest.importorskip("tokenizers", reason="a model's tokenizer needs it")
+    model = tiny.model("glm4", layers=3)
+    return plain_gguf.write(tmp_path / "tiny.gguf", model.metadata, list(model.tensors.items()))
+
+
+def test_load_on_a_device(installed, file):
+    prompt, texts = list(range(40, 60)), {}
+    for device, layers, where in [
+        ("cpu", None, "cpu"),
+        ("cuda", None, "cuda:0"),
+        ("cuda:0", 2, "cpu + cuda:0"),
+        ("cuda", 0, "cpu"),
+        ("cuda", 99, "cuda:0"),
+        ("auto", None, "cuda:0"),
+    ]:
+        with glmlite.load(file, device=device, gpu_layers=layers) as model:
+            assert model.device == where
+            texts[device, layers] = model.generate(prompt, max_tokens=8, temperature=0).tokens
+    assert len({tuple(tokens) for tokens in texts.values()}) == 1
+
+
+def test_load_says_what_is_not_there(installed, file):
+    with pytest.raises(RuntimeError, match=r"'cuda:7': there is no GPU cuda:7, this machine has cuda:0 \("):
+        glmlite.load(file, device="cuda:7")
+    with pytest.raises(ValueError, match=r"gpu_layers is -1, expected at least 0"):
+        glmlite.load(file, device="cuda", gpu_layers=-1)
+
+
+def test_auto_runs_on_the_cpu_what_has_no_kernels(installed, tmp_path, caplog):
+    pytest.importorskip("tokenizers", reason="a model's tokenizer needs it")
+    wide = tiny.model("glm4", head_dim=160, heads=2, rope_dim=64)
+    path = plain_gguf.write(tmp_path / "wide.gguf", wide.metadata, list(wide.tensors.items()))
+    with pytest.raises(ValueError, match=r"attention .*layer 0: heads of 160, the GPU takes 128 at most"):
+        glmlite.load(path, device="cuda")
+    with caplog.at_level(logging.INFO, "glmlite"), glmlite.load(path) as model:
+        assert model.device == "cpu"
+    assert "device 'auto': the CPU, because attention" in caplog.text
+
+
+@on_emulator
+def test_auto_takes_what_fits(installed, file, machine, caplog):
+    with caplog.at_level(logging.INFO, "glmlite"), glmlite.load(file) as model:
+        assert model.device == "cuda:0"
+    assert "device 'auto': cuda:0; 3 of 3 layers need 0.1" in caplog.text
+    caplog.clear()
+    machine.memory = 100 << 20
+    with caplog.at_level(logging.INFO, "glmlite"), glmlite.load(file) as model:
+        assert model.device == "cpu"
+    assert "device 'auto': the CPU, because 3 of 3 layers need 0.1" in caplog.text
+    assert "gpu_layers=0 would fit" in caplog.text
+    with pytest.raises(MemoryError, match="GPU memory"):
+        glmlite.load(file, device="cuda")
