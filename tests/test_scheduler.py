@@ -347,7 +347,7 @@ def test_a_lost_model_ends_its_thread(executor, tiny_file):
     generation = model.generate([1, 2], stream=True, max_tokens=2)
     del model
     gc.collect()
-    assert generation.result().tokens
+    assert generation.result().finish_reason in ("stop", "length")
     del generation
     gc.collect()
     thread.join(5.0)
