@@ -6,6 +6,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "dequantize.h"
 #include "errors.h"
 
 namespace glmlite {
@@ -315,6 +316,21 @@ std::pair<Program, Program> Program::split(int layers) const {
   second.ops.insert(second.ops.begin(), input);
   second.caches = layers;
   return {std::move(first), std::move(second)};
+}
+
+std::vector<float> Program::prefix_values() const {
+  std::vector<float> all;
+  for (const Op& op : ops) {
+    for (const Tensor* t : {op.prefix_k, op.prefix_v}) {
+      if (!t) continue;
+      const size_t at = all.size();
+      all.resize(at + static_cast<size_t>(t->shape[0] * t->shape[1]));
+      const uint64_t row_bytes = t->bytes / static_cast<uint64_t>(t->shape[0]);
+      for (int64_t r = 0; r < t->shape[0]; ++r)
+        dequantize_row(t->format, t->data + r * row_bytes, t->shape[1], all.data() + at + r * t->shape[1]);
+    }
+  }
+  return all;
 }
 
 uint64_t Program::file_bytes() const {

@@ -79,6 +79,8 @@ class Program {
   size_t seam(int layers) const;
   // Of the file's distinct tensors that the ops name.
   uint64_t file_bytes() const;
+  // The prefix: keys, then values, of each attention op, (prefix, kv_heads * head_dim) each.
+  std::vector<float> prefix_values() const;
 
   std::vector<Op> ops;
   std::vector<ValueInfo> values;  // by value id, which is the index of the op that makes it

@@ -11,6 +11,7 @@
 #include "../dequantize.h"
 #include "../errors.h"
 #include "../memory.h"
+#include "../slots.h"
 #include "kernels.h"
 #include "pack.h"
 #include "team.h"
@@ -106,11 +107,6 @@ class CpuExecutor final : public Executor {
     const float* q_norm = nullptr;
     const float* k_norm = nullptr;
   };
-  // Where a value lies in values_: columns of f32, and of the quantized form if it has one, per row.
-  struct Place {
-    int slot = -1;
-    int quantized_slot = -1;
-  };
 
   void plan_weights();
   void plan_cache(int64_t pages);
@@ -120,7 +116,7 @@ class CpuExecutor final : public Executor {
   void reserve(const Step& step);
 
   const Weights& weights(const Op& op) const { return bound_[op.out]; }
-  float* value(int id) const { return slots_[places_[id].slot]; }
+  float* value(int id) const { return slots_[plan_.places[id].slot]; }
   Activations activations(int id) const;
   int64_t rows_of(int id) const {
     return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : tokens_;
@@ -149,9 +145,9 @@ class CpuExecutor final : public Executor {
   void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
   void quantize_rows(int id, int64_t begin, int64_t end) {
-    if (places_[id].quantized_slot < 0) return;
+    if (plan_.places[id].quantized_slot < 0) return;
     kernels_.quantize(value(id), program_.values[id].width, begin, end, rows_of(id),
-                      reinterpret_cast<uint8_t*>(slots_[places_[id].quantized_slot]));
+                      reinterpret_cast<uint8_t*>(slots_[plan_.places[id].quantized_slot]));
   }
   int64_t first_row(int thread, int64_t rows) const { return rows * thread / team_.size(); }
   template <class Fn>
@@ -203,8 +199,7 @@ class CpuExecutor final : public Executor {
   static size_t partial_values(const Op& op, int64_t queries) { return align64(queries * (op.head_dim + 2)); }
 
   // Values of a step.
-  std::vector<Place> places_;
-  std::vector<size_t> slot_columns_;  // f32 columns per row
+  SlotPlan plan_;
   std::vector<float*> slots_;
   int64_t capacity_ = 0;  // rows that values_ has room for
   Memory values_;
@@ -293,7 +288,6 @@ void CpuExecutor::plan_cache(int64_t pages) {
   }
 }
 
-// Gives every value a slot that no other living value has. A slot is as wide as its widest value.
 void CpuExecutor::plan_buffers() {
   for (const Op& op : program_.ops) {
     feeds_swiglu_.push_back(false);
@@ -308,44 +302,10 @@ void CpuExecutor::plan_buffers() {
     int& last_use = program_.values[op.x].last_use;
     last_use = std::max(last_use, reader.out);
   }
-  std::vector<int> free;
-  std::vector<std::pair<int, int>> busy;  // last use, slot
-  const auto take = [&](size_t columns, int last_use) {
-    int slot;
-    if (free.empty()) {
-      slot = static_cast<int>(slot_columns_.size());
-      slot_columns_.push_back(0);
-    } else {  // the one that needs to grow least
-      auto best = std::min_element(free.begin(), free.end(), [&](int a, int b) {
-        const auto cost = [&](int s) {
-          return slot_columns_[s] >= columns ? slot_columns_[s] - columns : (columns - slot_columns_[s]) * 4;
-        };
-        return cost(a) < cost(b);
-      });
-      slot = *best;
-      free.erase(best);
-    }
-    slot_columns_[slot] = std::max(slot_columns_[slot], columns);
-    busy.emplace_back(last_use, slot);
-    return slot;
-  };
-  places_.resize(program_.values.size());
-  for (size_t id = 0; id < places_.size(); ++id) {
-    const ValueInfo& v = program_.values[id];
-    for (size_t i = 0; i < busy.size();) {  // what the ops before this one read for the last time
-      if (busy[i].first < static_cast<int>(id)) {
-        free.push_back(busy[i].second);
-        busy.erase(busy.begin() + static_cast<std::ptrdiff_t>(i));
-      } else {
-        ++i;
-      }
-    }
-    const int last_use = std::max(v.last_use, static_cast<int>(id));
-    const size_t columns = (static_cast<size_t>(v.width) + 15) / 16 * 16;
-    places_[id].slot = take(columns, last_use);
-    if (v.quantized) places_[id].quantized_slot = take(align64(act_bytes(v.width, 1)) / sizeof(float), last_use);
-  }
-  slots_.resize(slot_columns_.size());
+  plan_ = plan_slots(
+      program_.values, [](int64_t width) { return align64(static_cast<size_t>(width) * sizeof(float)); },
+      [](int64_t width) { return align64(static_cast<size_t>(act_bytes(width, 1))); });
+  slots_.resize(plan_.slots.size());
   next_linear_.assign(program_.ops.size() + 1, -1);
   for (size_t i = program_.ops.size(); i-- > 0;)
     next_linear_[i] = program_.ops[i].kind == OpKind::kLinear ? static_cast<int>(i) : next_linear_[i + 1];
@@ -388,16 +348,7 @@ void CpuExecutor::load(const Gguf& file, const LoadProgress& progress) {
       report(offset(end) - offset(begin));
     }
   }
-  for (const Op& op : program_.ops) {
-    for (const Tensor* t : {op.prefix_k, op.prefix_v}) {
-      if (!t) continue;
-      const size_t at = prefix_.size();
-      prefix_.resize(at + static_cast<size_t>(t->shape[0] * t->shape[1]));
-      const uint64_t row_bytes = t->bytes / static_cast<uint64_t>(t->shape[0]);
-      for (int64_t r = 0; r < t->shape[0]; ++r)
-        dequantize_row(t->format, t->data + r * row_bytes, t->shape[1], prefix_.data() + at + r * t->shape[1]);
-    }
-  }
+  prefix_ = program_.prefix_values();
   bind_weights();
 }
 
@@ -455,16 +406,15 @@ void CpuExecutor::reserve(const Step& step) {
   const auto rows = static_cast<int64_t>(step.tokens.size());
   if (rows > capacity_) {
     const int64_t capacity = (rows + 15) / 16 * 16;
-    size_t columns = 0;
-    for (size_t c : slot_columns_) columns += c;
+    size_t row_bytes = 0;
+    for (const Slot& slot : plan_.slots) row_bytes += slot.row_bytes;
     values_.reset();
     capacity_ = 0;
-    values_ = Memory(columns * static_cast<size_t>(capacity) * sizeof(float),
-                     "a step of " + std::to_string(rows) + " tokens");
+    values_ = Memory(row_bytes * static_cast<size_t>(capacity), "a step of " + std::to_string(rows) + " tokens");
     size_t at = 0;
     for (size_t s = 0; s < slots_.size(); ++s) {
-      slots_[s] = values_.as<float>(at * sizeof(float));
-      at += slot_columns_[s] * static_cast<size_t>(capacity);
+      slots_[s] = values_.as<float>(at);
+      at += plan_.slots[s].row_bytes * static_cast<size_t>(capacity);
     }
     size_t pairs = 0;
     for (const RopeTable& r : program_.ropes) pairs += (r.first.size() + 15) / 16 * 16;
@@ -528,7 +478,7 @@ void CpuExecutor::reserve(const Step& step) {
 }
 
 Activations CpuExecutor::activations(int id) const {
-  const int slot = places_[id].quantized_slot;
+  const int slot = plan_.places[id].quantized_slot;
   return {value(id), slot >= 0 ? reinterpret_cast<const uint8_t*>(slots_[slot]) : nullptr};
 }
 
@@ -637,7 +587,7 @@ void CpuExecutor::run_op(const Op& op, int thread) {
       break;
   }
   // Parts of a row are written by several threads: it is whole only after a barrier.
-  if (places_[op.out].quantized_slot >= 0) {
+  if (plan_.places[op.out].quantized_slot >= 0) {
     wait_after(op.out, thread);
     quantize_rows(op.out, first_row(thread, rows), first_row(thread + 1, rows));
   }

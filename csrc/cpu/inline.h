@@ -19,13 +19,17 @@
 #define GLMLITE_PIN_ZMM(v) __asm__("" : "+v"(v))
 #endif
 
-// A macro: GCC takes a function that only prefetches for one without effect, and drops its calls.
+// GLMLITE_PREFETCH to the first-level cache, GLMLITE_PREFETCH_FAR to the second. Macros: GCC takes a function that only
+// prefetches for one without effect, and drops its calls.
 #if defined(__GNUC__) || defined(__clang__)
 #define GLMLITE_PREFETCH(p) __builtin_prefetch(p)
+#define GLMLITE_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
 #elif defined(_M_ARM64)
 #define GLMLITE_PREFETCH(p) __prefetch(p)
+#define GLMLITE_PREFETCH_FAR(p) __prefetch2(p, 2)
 #else
 #define GLMLITE_PREFETCH(p) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0)
+#define GLMLITE_PREFETCH_FAR(p) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1)
 #endif
 
 // Tiles live in registers only if their loops are unrolled early; without this GCC keeps them in memory.

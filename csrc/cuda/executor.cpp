@@ -154,10 +154,10 @@ class CudaExecutor final : public Executor {
   uint8_t* scratch(size_t offset) const { return scratch_memory_.data() + offset; }
   float* value(int id) const {
     if (program_.ops[id].kind == OpKind::kInput) return reinterpret_cast<float*>(scratch(upload_.input));
-    return reinterpret_cast<float*>(scratch(scratch_.slots[plan_.places[id].slot]));
+    return reinterpret_cast<float*>(scratch(scratch_.slots[plan_.values.places[id].slot]));
   }
   uint8_t* blocks(int id) const {
-    const int slot = plan_.places[id].quantized_slot;
+    const int slot = plan_.values.places[id].quantized_slot;
     return slot < 0 ? nullptr : scratch(scratch_.slots[slot]);
   }
   int64_t rows_of(int id) const { return program_.values[id].selected ? shape_.rows : shape_.tokens; }
@@ -323,17 +323,10 @@ void CudaExecutor::load(const Gguf& file, int threads, const LoadProgress& progr
       report(static_cast<uint64_t>(end - begin) * row_bytes);
     }
   }
-  for (const Op& op : program_.ops) {
-    for (const Tensor* t : {op.prefix_k, op.prefix_v}) {
-      if (!t) continue;
-      const size_t at = prefix_.size();
-      prefix_.resize(at + static_cast<size_t>(t->shape[0] * t->shape[1]));
-      const uint64_t row_bytes = t->bytes / static_cast<uint64_t>(t->shape[0]);
-      for (int64_t r = 0; r < t->shape[0]; ++r)
-        dequantize_row(t->format, t->data + r * row_bytes, t->shape[1], prefix_.data() + at + r * t->shape[1]);
-      report(t->bytes);
-    }
-  }
+  prefix_ = program_.prefix_values();
+  for (const Op& op : program_.ops)
+    for (const Tensor* t : {op.prefix_k, op.prefix_v})
+      if (t) report(t->bytes);
   check(cudaStreamSynchronize(*stream_), "sending weights");
 }
 

@@ -25,7 +25,9 @@ Plan::Plan(const Program& program, int64_t pages, KvType kv_type) : pages_(pages
   }
   plan_weights(program);
   plan_cache(program, kv_type);
-  plan_values(program);
+  values = plan_slots(
+      program.values, [](int64_t width) { return static_cast<size_t>(width) * sizeof(float); },
+      [](int64_t width) { return act_bytes(width, 1); });
 }
 
 void Plan::plan_weights(const Program& program) {
@@ -68,46 +70,6 @@ void Plan::plan_cache(const Program& program, KvType kv_type) {
   }
 }
 
-void Plan::plan_values(const Program& program) {
-  std::vector<int> free;
-  std::vector<std::pair<int, int>> busy;  // last use, slot
-  const auto take = [&](size_t bytes, bool selected, int last_use) {
-    // The free one of this kind that needs to grow least.
-    auto best = free.end();
-    const auto cost = [&](int s) {
-      return slots[s].row_bytes >= bytes ? slots[s].row_bytes - bytes : (bytes - slots[s].row_bytes) * 4;
-    };
-    for (auto it = free.begin(); it != free.end(); ++it)
-      if (slots[*it].selected == selected && (best == free.end() || cost(*it) < cost(*best))) best = it;
-    int slot;
-    if (best == free.end()) {
-      slot = static_cast<int>(slots.size());
-      slots.push_back({0, selected});
-    } else {
-      slot = *best;
-      free.erase(best);
-    }
-    slots[slot].row_bytes = std::max(slots[slot].row_bytes, bytes);
-    busy.emplace_back(last_use, slot);
-    return slot;
-  };
-  places.resize(program.values.size());
-  for (size_t id = 0; id < places.size(); ++id) {
-    const ValueInfo& v = program.values[id];
-    for (size_t i = 0; i < busy.size();) {  // what the ops before this one read for the last time
-      if (busy[i].first < static_cast<int>(id)) {
-        free.push_back(busy[i].second);
-        busy.erase(busy.begin() + static_cast<std::ptrdiff_t>(i));
-      } else {
-        ++i;
-      }
-    }
-    const int last_use = std::max(v.last_use, static_cast<int>(id));
-    places[id].slot = take(static_cast<size_t>(v.width) * sizeof(float), v.selected, last_use);
-    if (v.quantized) places[id].quantized_slot = take(act_bytes(v.width, 1), v.selected, last_use);
-  }
-}
-
 size_t Plan::partial_bytes(int64_t tokens, int64_t context) const {
   size_t bytes = 0;
   for (const AttentionShape& a : attentions)
@@ -138,7 +100,7 @@ Plan::Scratch Plan::scratch(const StepSize& size) const {
   }
   s.partials = at;
   at += align256(size.partials);
-  for (const Slot& slot : slots) {
+  for (const Slot& slot : values.slots) {
     s.slots.push_back(at);
     at += align256(slot.row_bytes * static_cast<size_t>(slot.selected ? size.rows : size.tokens));
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../executor.h"
+#include "../slots.h"
 #include "kernels.h"
 
 namespace glmlite::cuda {
@@ -40,17 +41,7 @@ class Plan {
   size_t weight_bytes = 0;  // tensors and rope tables
   size_t kv_bytes = 0;
 
-  // Where the values of a step lie. A slot is as wide as its widest value; no two living values share one.
-  struct Place {
-    int slot = -1;
-    int quantized_slot = -1;  // the form that linears with quantized weights read, if any does
-  };
-  std::vector<Place> places;  // by value
-  struct Slot {
-    size_t row_bytes = 0;
-    bool selected = false;  // has a row per row of logits, not per token
-  };
-  std::vector<Slot> slots;
+  SlotPlan values;
 
   // Sizes of a step that its scratch memory depends on.
   struct StepSize {
@@ -79,7 +70,6 @@ class Plan {
  private:
   void plan_weights(const Program& program);
   void plan_cache(const Program& program, KvType kv_type);
-  void plan_values(const Program& program);
 
   const int64_t pages_;
   int64_t input_width_ = 0;
