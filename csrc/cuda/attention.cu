@@ -26,7 +26,7 @@ constexpr int kSteps = kPageTokens / 16;               // of the matrix instruct
 constexpr int kGroupChunks = 8;
 constexpr int64_t kFewRows = 1024;  // queries; more have enough blocks without splitting contexts
 constexpr int kMostSplits = 256;
-constexpr size_t kMostPartialBytes = size_t{64} << 20;  // unless one tile takes more
+constexpr size_t kMostPartialBytes = size_t{32} << 20;  // unless one tile takes more
 constexpr float kOne = 32768.0f;                        // 2^15, of a weight: far from f16's smallest, below its largest
 constexpr float kLog2E = 1.44269504f;
 
@@ -78,7 +78,7 @@ struct QueryOperand {
   __device__ void load(const float* const (&rows)[2], int dim, float softmax_scale, const KeepLow& keep_low) {
     const auto value = [&](int r, int step, int i) {
       const int column = step / 2 * 32 + threadIdx.x % 4 * 8 + step % 2 * 4 + i;
-      return rows[r] && column < dim ? __ldg(rows[r] + column) : 0.0f;
+      return rows[r] && column < dim ? rows[r][column] : 0.0f;
     };
     float down[2];
 #pragma unroll
@@ -267,8 +267,8 @@ struct Section {
 
   __device__ uint4 piece(int row, int length, int i) const {
     const int from = row * length + 8 * i;
-    if constexpr (kType == KvType::kQ8) return codes_to_halves(__ldg(reinterpret_cast<const uint2*>(at + from)));
-    return __ldg(reinterpret_cast<const uint4*>(at + 2 * from));
+    if constexpr (kType == KvType::kQ8) return codes_to_halves(*reinterpret_cast<const uint2*>(at + from));
+    return *reinterpret_cast<const uint4*>(at + 2 * from);
   }
   __device__ const float* scales(int columns) const {
     return reinterpret_cast<const float*>(at + kPageTokens * columns);
@@ -472,7 +472,7 @@ struct SharedSection {
     if constexpr (kType == KvType::kQ8) {
 #pragma unroll 4
       for (int i = threadIdx.x; i < kRows * kPieces / 2; i += kAttendThreads) {
-        const uint4 codes = __ldg(reinterpret_cast<const uint4*>(from) + i);
+        const uint4 codes = reinterpret_cast<const uint4*>(from)[i];
         *place(2 * i / kPieces, 2 * i % kPieces) = codes_to_halves(make_uint2(codes.x, codes.y));
         *place(2 * i / kPieces, 2 * i % kPieces + 1) = codes_to_halves(make_uint2(codes.z, codes.w));
       }
