@@ -1,7 +1,7 @@
 // The emulator must find what it is there to find.
 #include <cuda_runtime.h>
 
-#include <cstdio>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -33,6 +33,34 @@ bool reverses(bool barrier, unsigned seed) {
   return true;
 }
 
+// The four words of each thread, twice, by two copies of a group each; `under_way` of them are not waited for, -1:
+// both.
+void copy_twice(const uint4* from, uint4* to, int under_way) {
+  uint4* shared = reinterpret_cast<uint4*>(shared_memory()) + 2 * threadIdx.x;
+  for (int i = 0; i < 2; ++i) {
+    copy_async(shared + i, from + threadIdx.x);
+    commit_copies();
+  }
+  if (under_way == 1) copies_done<1>();
+  if (under_way == 0) copies_done<0>();
+  for (int i = 0; i < 2; ++i) to[2 * threadIdx.x + i] = shared[i];
+}
+
+// How many of the first, and of the second copies of 64 threads are there.
+std::pair<int, int> copies_that_land(int under_way, unsigned seed) {
+  glmlite::cuda_host::options().seed = seed;
+  uint4 words[64], got[128], *from, *to;
+  for (unsigned i = 0; i < 64; ++i) words[i] = {i, i, i, i};
+  CHECK(cudaMalloc(&from, sizeof words) == cudaSuccess && cudaMalloc(&to, sizeof got) == cudaSuccess);
+  CHECK(cudaMemcpy(from, words, sizeof words, cudaMemcpyHostToDevice) == cudaSuccess);
+  launch(copy_twice, dim3(1), dim3(64), sizeof got, nullptr, from, to, under_way);
+  CHECK(cudaMemcpy(got, to, sizeof got, cudaMemcpyDeviceToHost) == cudaSuccess);
+  CHECK(cudaFree(from) == cudaSuccess && cudaFree(to) == cudaSuccess);
+  int landed[2] = {};
+  for (unsigned i = 0; i < 128; ++i) landed[i % 2] += got[i].x == i / 2 && got[i].w == i / 2;
+  return {landed[0], landed[1]};
+}
+
 void add_one(int* x) { ++*x; }
 void sum_lanes(float* to) { to[threadIdx.x] = warp_sum(static_cast<float>(threadIdx.x)); }
 void write_beyond(int bytes) { shared_memory()[bytes + 8] = 0; }
@@ -49,6 +77,16 @@ TEST(a_missing_barrier_shows) {
     wrong += !reverses(false, seed);
   }
   CHECK(wrong == 8);
+}
+
+TEST(a_missing_wait_for_a_copy_shows) {
+  for (unsigned seed = 1; seed < 8; ++seed) {
+    CHECK(copies_that_land(0, seed) == std::make_pair(64, 64));
+    const auto [first, second] = copies_that_land(1, seed);
+    CHECK(first == 64 && second > 0 && second < 64);
+    const auto [any, other] = copies_that_land(-1, seed);
+    CHECK(any > 0 && any < 64 && other > 0 && other < 64);
+  }
 }
 
 TEST(lanes_exchange) {

@@ -42,11 +42,19 @@ constexpr uint8_t kGuard = 0xA5, kPoison = 0xFF;
 
 enum class State { kReady, kAtWarp, kAtBlock, kDone };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, group;
+};
+
 struct Thread {
   Fiber fiber;
   ThreadState place;
   State state;
   size_t exchanges;
+  std::vector<Copy> copies;  // that have not been made
+  size_t groups;             // of copies, committed
 };
 
 struct Warp {
@@ -113,6 +121,8 @@ void run_block(int count) {
     Thread& t = *m.threads[i];
     t.state = State::kReady;
     t.exchanges = 0;
+    t.copies.clear();
+    t.groups = 0;
     t.fiber.start(run_thread, &t);
   }
   std::vector<int> order(count);
@@ -181,6 +191,25 @@ const uint8_t* exchange(const void* mine, size_t bytes) {
   std::memcpy(given[t.place.lane], mine, bytes);
   sync_warp();
   return given[0];
+}
+
+void copy_later(void* to, const void* from, size_t bytes) {
+  Machine& m = machine();
+  if (options().seed && m.random() % 2) {
+    m.current->copies.push_back({to, from, bytes, m.current->groups});
+  } else {
+    std::memcpy(to, from, bytes);
+  }
+}
+
+void commit_copies() { ++machine().current->groups; }
+
+void wait_copies(size_t under_way) {
+  Thread& t = *machine().current;
+  const auto end = std::stable_partition(t.copies.begin(), t.copies.end(),
+                                         [&](const Copy& c) { return c.group + under_way < t.groups; });
+  for (auto c = t.copies.begin(); c != end; ++c) std::memcpy(c->to, c->from, c->bytes);
+  t.copies.erase(t.copies.begin(), end);
 }
 
 void enqueue(CUstream_st* stream, Work work) {
