@@ -13,6 +13,7 @@ namespace {
 
 // Each thread's number, backwards, through shared memory: `barrier` says whether it waits before it reads.
 void reverse(int* to, bool barrier) {
+  wait_for_previous();
   int* shared = reinterpret_cast<int*>(shared_memory());
   shared[threadIdx.x] = static_cast<int>(threadIdx.x);
   if (barrier) __syncthreads();
@@ -36,6 +37,7 @@ bool reverses(bool barrier, unsigned seed) {
 // The four words of each thread, twice, by two copies of a group each; `under_way` of them are not waited for, -1:
 // both.
 void copy_twice(const uint4* from, uint4* to, int under_way) {
+  wait_for_previous();
   uint4* shared = reinterpret_cast<uint4*>(shared_memory()) + 2 * threadIdx.x;
   for (int i = 0; i < 2; ++i) {
     copy_async(shared + i, from + threadIdx.x);
@@ -61,10 +63,26 @@ std::pair<int, int> copies_that_land(int under_way, unsigned seed) {
   return {landed[0], landed[1]};
 }
 
-void add_one(int* x) { ++*x; }
-void sum_lanes(float* to) { to[threadIdx.x] = warp_sum(static_cast<float>(threadIdx.x)); }
-void write_beyond(int bytes) { shared_memory()[bytes + 8] = 0; }
+// x[block] += 1; `early`: reads it before it waits for the kernels before.
+void add_one(int* x, bool early) {
+  int value = x[blockIdx.x];
+  wait_for_previous();
+  if (!early) value = x[blockIdx.x];
+  x[blockIdx.x] = value + 1;
+}
+void sum_lanes(float* to) {
+  wait_for_previous();
+  to[threadIdx.x] = warp_sum(static_cast<float>(threadIdx.x));
+}
+void write_beyond(int bytes) {
+  wait_for_previous();
+  shared_memory()[bytes + 8] = 0;
+}
+void end_without_waiting(int) {
+  if (threadIdx.x > 0) wait_for_previous();
+}
 void wait_for_nobody(int) {
+  wait_for_previous();
   if (threadIdx.x % 32 == 0) __syncwarp();
 }
 }  // namespace
@@ -89,6 +107,23 @@ TEST(a_missing_wait_for_a_copy_shows) {
   }
 }
 
+TEST(what_is_read_before_waiting_for_other_kernels_shows) {
+  constexpr int kKernels = 4, kBlocks = 3;
+  int zero[kBlocks] = {}, got[kBlocks], *device;
+  CHECK(cudaMalloc(&device, sizeof got) == cudaSuccess);
+  for (unsigned seed = 1; seed < 8; ++seed) {
+    glmlite::cuda_host::options().seed = seed;
+    for (const bool early : {false, true}) {
+      CHECK(cudaMemcpy(device, zero, sizeof got, cudaMemcpyHostToDevice) == cudaSuccess);
+      for (int i = 0; i < kKernels; ++i) launch(add_one, dim3(kBlocks), dim3(1), 0, nullptr, device, early);
+      CHECK(cudaMemcpy(got, device, sizeof got, cudaMemcpyDeviceToHost) == cudaSuccess);
+      const int least = *std::min_element(got, got + kBlocks);
+      CHECK(early ? least < kKernels : least == kKernels);
+    }
+  }
+  CHECK(cudaFree(device) == cudaSuccess);
+}
+
 TEST(lanes_exchange) {
   float* sums;
   float got[64];
@@ -110,7 +145,7 @@ TEST(work_waits_for_a_synchronisation) {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
-  launch(add_one, dim3(1), dim3(1), 0, stream, device);
+  launch(add_one, dim3(1), dim3(1), 0, stream, device, false);
   CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
   CHECK(cudaGraphInstantiate(&exec, graph) == cudaSuccess);
   for (int i = 0; i < 3; ++i) CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
@@ -135,7 +170,7 @@ TEST(memory_ends_where_it_is_said_to_end) {
 
 // Fatal, as on a GPU: what comes after fails too, until the tests' `recover`.
 TEST(faults_of_kernels_are_reported) {
-  for (void (*kernel)(int) : {write_beyond, wait_for_nobody}) {
+  for (void (*kernel)(int) : {write_beyond, wait_for_nobody, end_without_waiting}) {
     launch(kernel, dim3(1), dim3(64), 16, nullptr, 16);
     CHECK(cudaDeviceSynchronize() == cudaErrorLaunchFailure);
     CHECK(cudaGetLastError() == cudaErrorLaunchFailure);

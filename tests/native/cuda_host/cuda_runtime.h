@@ -4,7 +4,8 @@
 //
 // Threads of a block are fibers that switch at barriers and exchanges, in an order that options().seed shuffles. Blocks
 // run one after another. Work on a stream waits until somebody synchronises, so that reading too early shows; so does
-// reading an asynchronous copy early: by the seed it is made at once, or when its group is waited for, or never.
+// reading an asynchronous copy early: by the seed it is made at once, or when its group is waited for, or never. One
+// block of a kernel that others come before finds, until it waits for them, memory as it was before some of them.
 // Memory from cudaMalloc and shared memory begin as NaN, and writing beyond their ends is found.
 #pragma once
 #include <math.h>
@@ -76,6 +77,8 @@ void sync_block();
 void sync_warp();
 // Gives `bytes` <= 64 of this lane to its warp and returns all lanes' [32][64] once each of them has given.
 const uint8_t* exchange(const void* mine, size_t bytes);
+// A thread that ends without it is a fault.
+void wait_for_previous();
 // Asynchronous copies of a thread: all but its last `under_way` groups are there after wait_copies.
 void copy_later(void* to, const void* from, size_t bytes);
 void commit_copies();
