@@ -45,6 +45,11 @@ def memory_needed(
 def layers_that_fit(gguf: Gguf, ops: Sequence[tuple], free: int, *, kv_tokens: int, kv_type: str = "f16") -> int:
     """The most layers that take at most `free` bytes. Needs no GPU."""
 
+def allow_launching_ahead(allow: bool) -> None:
+    """Whether a kernel may start before the one before it has ended, where the GPU can do that; from the start it may.
+    For measurements: results do not depend on it. An engine's captured steps stay as they are.
+    """
+
 def machine_bandwidth(device: int) -> float:
     """GB/s of a copy within the GPU's memory, bytes read and bytes written both counted, measured now."""
 

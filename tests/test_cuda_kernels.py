@@ -4,8 +4,6 @@ With a GPU and glmlite._cuda the kernels run there. Without, they run on the emu
 is built: that checks their arithmetic, their indexing and their barriers on a CPU, and is no test on a GPU.
 """
 
-import os
-
 import cuda_module
 import numpy as np
 import pytest
@@ -24,9 +22,7 @@ FORMS = ["F16", "F32", "Q8_0", "Q4_0", "Q5_1", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS"]
 @pytest.fixture(autouse=True)
 def shuffled(request):
     """Threads of the emulator run in a random order between barriers, another one for each test."""
-    if emulated:
-        seed = int(os.environ.get("GLMLITE_CUDA_SEED", "0")) + sum(map(ord, request.node.name))
-        cuda.options().seed = seed + 1
+    cuda_module.shuffle(request.node.name)
 
 
 def linear(format, rows, x, **more):

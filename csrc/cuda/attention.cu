@@ -298,6 +298,8 @@ constexpr size_t kSplitShared =
 // Shared: a chunk's weights [step][lane], maxima [warp][row].
 template <KvType kType, int kColumns>
 __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) {
+  start_next();
+  wait_for_previous();
   constexpr int kMine = kColumns / 8 / kAttendWarps;  // eights of columns
   const Attention& op = args.op;
   const KvCache& cache = op.cache;
@@ -405,6 +407,8 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
 constexpr int kMergeWarps = 16, kMergeThreads = kMergeWarps * kWarp;
 template <int kColumns>
 __global__ void __launch_bounds__(kMergeThreads) merge_chunks(AttendArgs args) {
+  start_next();
+  wait_for_previous();
   constexpr int kEach = kColumns / kWarp;
   const Attention& op = args.op;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -493,6 +497,8 @@ constexpr size_t kWholeShared = 2 * (2 * kPageTokens + kWholeRows) * kColumns;
 // the queries [warp][step][lane].
 template <KvType kType, int kColumns>
 __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs args) {
+  start_next();
+  wait_for_previous();
   const Attention& op = args.op;
   const KvCache& cache = op.cache;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, row = warp * kQueryRows + lane / 4;

@@ -4,6 +4,7 @@
 #include "bind.h"
 #include "device.h"
 #include "executor.h"
+#include "kernels.h"
 #include "measure.h"
 
 namespace py = pybind11;
@@ -89,6 +90,9 @@ PYBIND11_MODULE(_cuda, m) {
 #ifdef GLMLITE_CUDA_EMULATED
   cuda_host::bind_machine(m);
 #else
+  m.def("allow_launching_ahead", &cuda::allow_launching_ahead, py::arg("allow"),
+        "Whether a kernel may start before the one before it has ended, where the GPU can do that; from the start it "
+        "may. For measurements: results do not depend on it. An engine's captured steps stay as they are.");
   m.def("machine_bandwidth", &cuda::measure_bandwidth, py::arg("device"), py::call_guard<py::gil_scoped_release>(),
         "GB/s of a copy within the GPU's memory, bytes read and bytes written both counted, measured now.");
   m.def("machine_bf16_rate", &cuda::measure_bf16, py::arg("device"), py::call_guard<py::gil_scoped_release>(),

@@ -21,6 +21,10 @@ namespace glmlite::cuda {
 
 using Stream = CUstream_st*;
 
+// Whether a kernel may start before the one before it has ended, where the GPU can do that; from the start it may. For
+// measurements: results do not depend on it. Graphs that have been captured stay as they are.
+void allow_launching_ahead(bool allow);
+
 // ---- weights --------------------------------------------------------------------------------------------------------
 
 // An (n, k) matrix, packed. `format` is the file's; some share a packed form (pack.h).

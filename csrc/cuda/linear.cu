@@ -35,7 +35,8 @@ __device__ inline float float_weight(const uint4& v, int i) {
 // segments are added as those of quantized weights are. Shared: [segment][token][32 rows].
 template <Format kFormat, int kTokens>
 __global__ void __launch_bounds__(kFloatThreads) linear_float(LinearArgs args) {
-  constexpr int kStep = kColumns<kFormat>;
+  start_next();
+  constexpr int kStep = kColumns<kFormat>, kUnroll = 4;
   const int lane = threadIdx.x % kWarp, segment = threadIdx.x / kWarp;
   const int tile = blockIdx.x, first = blockIdx.y * kTokens;
   const LinearArgs::Part part = args.part_of(tile);
@@ -49,7 +50,9 @@ __global__ void __launch_bounds__(kFloatThreads) linear_float(LinearArgs args) {
   const int begin = static_cast<int>(segment_begin(units, segment));
   const int end = static_cast<int>(segment_begin(units, segment + 1));
   const bool whole = args.k % kStep == 0;
-#pragma unroll 4
+  prefetch_bytes(w - lane * 16 + int64_t{begin} * (kFloatRows * 16), min(end - begin, kUnroll) * (kFloatRows * 16));
+  wait_for_previous();
+#pragma unroll kUnroll
   for (int unit = begin; unit < end; ++unit) {
     const uint4 v = load_once(w + static_cast<int64_t>(unit) * (kFloatRows * 16));
     const int column = unit * kStep;
@@ -58,7 +61,7 @@ __global__ void __launch_bounds__(kFloatThreads) linear_float(LinearArgs args) {
       for (int t = 0; t < kTokens; ++t) {
 #pragma unroll
         for (int i = 0; i < kStep; i += 4) {
-          const float4 four = __ldg(reinterpret_cast<const float4*>(x[t] + column + i));
+          const float4 four = *reinterpret_cast<const float4*>(x[t] + column + i);
           y[t] = fmaf(float_weight<kFormat>(v, i), four.x, y[t]);
           y[t] = fmaf(float_weight<kFormat>(v, i + 1), four.y, y[t]);
           y[t] = fmaf(float_weight<kFormat>(v, i + 2), four.z, y[t]);

@@ -116,15 +116,15 @@ struct ActRegisters {
   __device__ void load(const uint8_t* const (&rows)[kCols][3], int64_t at, int pair, int lane) {
 #pragma unroll
     for (int c = 0; c < kCols; ++c) {
-      codes[c] = __ldg(reinterpret_cast<const uint4*>(rows[c][0] + at + pair * 64 + lane % 4 * 16));
+      codes[c] = *reinterpret_cast<const uint4*>(rows[c][0] + at + pair * 64 + lane % 4 * 16);
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         const uint8_t* row = rows[c][1 + t] + at;
-        d[c][t] = __ldg(reinterpret_cast<const float2*>(row + kActScales) + pair);
+        d[c][t] = reinterpret_cast<const float2*>(row + kActScales)[pair];
         if constexpr (f.has_min) {
           const auto* from = reinterpret_cast<const float2*>(row + (f.groups == 2 ? kActHalfProducts : kActProducts));
 #pragma unroll
-          for (int i = 0; i < f.groups; ++i) p[c][t][i] = __ldg(from + pair * f.groups + i);
+          for (int i = 0; i < f.groups; ++i) p[c][t][i] = from[pair * f.groups + i];
         }
       }
     }
@@ -140,6 +140,8 @@ struct ActRegisters {
   }
 };
 
+constexpr int kPrefetchSupers = 2;  // of a warp, besides the first, which it loads
+
 // Blocks that should find room on a multiprocessor: two, but where their registers would not do.
 template <Format kFormat, int kCols>
 constexpr int kNarrowBlocks = kCols == 1 && kFormat != Format::kQ5_1 ? 2 : 1;
@@ -147,6 +149,7 @@ constexpr int kNarrowBlocks = kCols == 1 && kFormat != Format::kQ5_1 ? 2 : 1;
 // Grid: (tiles, tokens / (8 kCols)). kOne: for one token. Shared: the segments' sums, [segment][token][16 rows].
 template <Format kFormat, int kCols, bool kOne = false>
 __global__ void __launch_bounds__(kLinearThreads, kNarrowBlocks<kFormat, kCols>) linear_narrow(LinearArgs args) {
+  start_next();
   constexpr int kTokens = 8 * kCols;
   const int lane = threadIdx.x % kWarp, segment = threadIdx.x / kWarp;
   const int tile = blockIdx.x, first = blockIdx.y * kTokens;
@@ -175,6 +178,10 @@ __global__ void __launch_bounds__(kLinearThreads, kNarrowBlocks<kFormat, kCols>)
     for (int p = 0; p < kPairs; ++p) next[p].load(super + i * kBytes + f.header_bytes + p * pair_bytes(f), lane);
   };
   if (begin < end) load(begin);
+  prefetch_bytes(super + (begin + 1) * kBytes,
+                 static_cast<int>(min(end - begin - 1, int64_t{kPrefetchSupers}) * kBytes));
+  if (part.bias && threadIdx.x == 0) prefetch(part.bias + (tile - part.tile) * kTileRows);
+  wait_for_previous();
   for (int64_t i = begin; i < end; ++i) {
     header = next_header;
 #pragma unroll
@@ -240,6 +247,7 @@ constexpr size_t kWideShared = 2 * kWideTokens<kFormat> * ActShared<kFormat>::kB
 // Grid: (tokens / kWideTokens, tiles / 8): blocks that run together share weights in L2.
 template <Format kFormat>
 __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
+  start_next();
   using Act = ActShared<kFormat>;
   constexpr int kCols = kWideCols<kFormat>, kTokens = kWideTokens<kFormat>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -270,9 +278,10 @@ __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
   // Weights are loaded ahead: headers by a superblock, codes by a pair of blocks.
   Header<kFormat> next_header;
   Codes<kFormat> next;
-  fetch(0);
   next_header.load(super, lane);
   next.load(super + f.header_bytes, lane);
+  wait_for_previous();
+  fetch(0);
   int segment = 0;
 #pragma unroll 1
   for (int i = 0; i < args.supers; ++i, super += kBytes) {

@@ -56,6 +56,8 @@ struct Result {
 constexpr int kEachThreads = kSuperColumns;
 template <class Source>
 __global__ void __launch_bounds__(kEachThreads) each_value(Source source, Result result) {
+  start_next();
+  wait_for_previous();
   const int row = blockIdx.y, column = blockIdx.x * kSuperColumns + threadIdx.x;
   result.put(row, column, column < result.n ? source(row, column) : 0.0f);
 }

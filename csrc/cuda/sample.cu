@@ -16,6 +16,8 @@ __device__ inline uint64_t order_of(float logit, int index) {
 
 // Grid: rows. Shared: a key for each warp.
 __global__ void __launch_bounds__(kThreads) largest_of_row(const float* x, int n, int32_t* tokens) {
+  start_next();
+  wait_for_previous();
   const float* row = x + static_cast<int64_t>(blockIdx.x) * n;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   uint64_t* shared = reinterpret_cast<uint64_t*>(shared_memory());
@@ -33,6 +35,8 @@ __global__ void __launch_bounds__(kThreads) largest_of_row(const float* x, int n
 
 // Grid: (pieces of a row, rows).
 __global__ void __launch_bounds__(kThreads) find_bad(const float* x, int n, const int32_t* row_token, int32_t* bad) {
+  start_next();
+  wait_for_previous();
   const int row = blockIdx.y;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
@@ -43,6 +47,8 @@ __global__ void __launch_bounds__(kThreads) find_bad(const float* x, int n, cons
 
 __global__ void next_state(int tokens, const int32_t* step0, const int32_t* step1, int32_t* position0,
                            int32_t* position1, int32_t* entry, int32_t* visible) {
+  start_next();
+  wait_for_previous();
   const int t = blockIdx.x * blockDim.x + threadIdx.x;
   if (t >= tokens) return;
   position0[t] += step0[t];

@@ -3,7 +3,9 @@
 // barriers, not of speed, and not of what only a real GPU does.
 //
 // Threads of a block are fibers that switch at barriers and exchanges, in an order that options().seed shuffles. Blocks
-// run one after another. Work on a stream waits until somebody synchronises, so that reading too early shows.
+// run one after another. Work on a stream waits until somebody synchronises, so that reading too early shows; so does
+// reading an asynchronous copy early: by the seed it is made at once, or when its group is waited for, or never. One
+// block of a kernel that others come before finds, until it waits for them, memory as it was before some of them.
 // Memory from cudaMalloc and shared memory begin as NaN, and writing beyond their ends is found.
 #pragma once
 #include <math.h>
@@ -54,7 +56,7 @@ namespace glmlite::cuda_host {
 struct Options {
   size_t memory = size_t{1} << 30;  // of the device; cudaMalloc fails beyond it
   int devices = 1;
-  uint32_t seed = 0;  // 0: threads run in order; else shuffled between barriers
+  uint32_t seed = 0;  // 0: threads run in order, copies are made at once; else shuffled between barriers, any time
   int major = 9, minor = 0;
   int driver = 13000;            // the CUDA that the driver runs; 0: there is none
   size_t fail_after = SIZE_MAX;  // kernels; then the device fails, until `recover`
@@ -75,6 +77,12 @@ void sync_block();
 void sync_warp();
 // Gives `bytes` <= 64 of this lane to its warp and returns all lanes' [32][64] once each of them has given.
 const uint8_t* exchange(const void* mine, size_t bytes);
+// A thread that ends without it is a fault.
+void wait_for_previous();
+// Asynchronous copies of a thread: all but its last `under_way` groups are there after wait_copies.
+void copy_later(void* to, const void* from, size_t bytes);
+void commit_copies();
+void wait_copies(size_t under_way);
 void enqueue(CUstream_st* stream, std::function<void()> work);
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
