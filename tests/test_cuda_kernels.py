@@ -323,8 +323,8 @@ def test_attention_over_groups_of_pages(kv_type):
 
 
 def test_attention_over_a_long_context():
-    """More groups than the kernel that merges them takes in at once."""
-    n = 8200
+    """More pages than there are blocks for, and more groups of them than are merged at once."""
+    n = 16500
     s = Sequences(2, 1, 16, "q8", [n])
     keys = np.ascontiguousarray(s.qkv[0][: n - 1, 32:48]), np.ascontiguousarray(s.qkv[0][: n - 1, 48:])
     assert s.cache.store(*keys, s.pages[0])
