@@ -613,11 +613,10 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
         }
       }
     }
-    __syncthreads();  // the values have been read
+    __syncthreads();  // the values have been read, and a finished result written
     if (chunk + 1 < chunks) values.fetch(section(chunk + 1, true));
   }
 
-  __syncwarp();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     for (int r = 0; r < 8; ++r) {
