@@ -211,6 +211,27 @@ def test_replayed_graphs_equal_launches(case, gpu_layers):
     np.testing.assert_array_equal(bits(got), bits(plain.trace([work(b, [7], 6)], [0])[logits]))
 
 
+# Kernels that an op of a step of one token is, where all matrices are of one quantized format.
+KERNELS = {
+    **dict.fromkeys(["embed", "rms_norm", "layer_norm", "linear", "gelu", "select"], 1),
+    "swiglu": 0,  # in the kernel of the linear before it
+    "attention": 4,  # turns and store, chunks, merging, rounding
+}
+
+
+@on_emulator
+@pytest.mark.parametrize("architecture", ["glm4", "chatglm", "llama"])
+def test_launches_of_a_step(case, architecture):
+    """What a token costs a small model on a GPU: its ops, the turns of all layers, a check of the logits."""
+    c = case(architecture, "Q4_0", ffn=256)
+    engine = c.engine()
+    sequence = engine.new_sequence()
+    for i in range(3):  # launched, captured, replayed
+        before = cuda.launches()
+        engine.step([work(sequence, [5], i)], [0])
+        assert cuda.launches() - before == sum(KERNELS[op.kind] for op in c.recording.ops) + 2
+
+
 def test_sampling_runs_as_on_the_cpu(case):
     c = case("chatglm", "F32")
     ids, tokens = prompt(c, 20), []

@@ -147,7 +147,7 @@ class CudaExecutor final : public Executor {
   void fill(const Step& step, uint8_t* to) const;
   void replay();
   void enqueue(const CancelFlag* cancel, const Watch* watch);
-  void launch(const Op& op);
+  void launch(const Op& op, bool watched);
   void attend(const Op& op);
 
   uint8_t* cache(int index) const { return arena_.data() + plan_.weight_bytes + plan_.cache_offsets[index]; }
@@ -537,7 +537,7 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch) {
   int layer = 0;
   for (const Op& op : program_.ops) {
     if (rows_of(op.out) == 0) continue;
-    launch(op);
+    launch(op, watch != nullptr);
     if (watch) {
       const int64_t rows = rows_of(op.out);
       std::vector<float> host(static_cast<size_t>(rows * op.width));
@@ -569,7 +569,8 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch) {
         "a step's flags");
 }
 
-void CudaExecutor::launch(const Op& op) {
+// watched: every value is wanted, on its own.
+void CudaExecutor::launch(const Op& op, bool watched) {
   const Weights& w = bound_[op.out];
   const int64_t rows = rows_of(op.out);
   float* y = value(op.out);
@@ -591,7 +592,7 @@ void CudaExecutor::launch(const Op& op) {
       layer_norm(x, w.norm, w.bias[0], y, rows, op.width, op.eps, quantized, *stream_);
       break;
     case OpKind::kSwiglu:
-      swiglu(x, y, rows, op.width, quantized, *stream_);
+      if (watched || !plan_.gated[op.x]) swiglu(x, y, rows, op.width, quantized, *stream_);
       break;
     case OpKind::kGelu:
       gelu(x, y, rows, op.width, quantized, *stream_);
@@ -609,6 +610,10 @@ void CudaExecutor::launch(const Op& op) {
       linear_op.add = add;
       linear_op.alpha = op.alpha;
       linear_op.y = y;
+      if (!watched && plan_.gated[op.out]) {
+        linear_op.gated = value(op.out + 1);
+        linear_op.gated_blocks = blocks(op.out + 1);
+      }
       linear(linear_op, *stream_);
       if (quantized) quantize(y, rows, op.width, quantized, *stream_);
       break;

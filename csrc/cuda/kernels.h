@@ -73,6 +73,10 @@ struct Linear {
   const float* add;       // (T, width), or null; may be y
   float alpha;
   float* y;  // (T, width), width = the sum of n
+  // Where swiglu(y) goes, (T, width / 2), and its quantized form or null; null: it is not wanted. Where it is, y may
+  // stay unwritten: a step of a few tokens does both in one kernel.
+  float* gated;
+  uint8_t* gated_blocks;
 };
 void linear(const Linear& op, Stream stream);
 
