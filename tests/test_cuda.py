@@ -83,7 +83,7 @@ def test_stub():
     stub = ast.parse((Path(glmlite.__file__).parent / "_cuda.pyi").read_text("utf-8"))
     functions = {name: node for name, node in test_package.declared_members(stub.body).items() if node is not None}
     for name, node in functions.items():
-        if not (emulated and name.startswith(("machine_", "allow_"))):
+        if not (emulated and name.startswith("machine_")):
             assert test_package.compiled_parameters(getattr(cuda, name)) == test_package.declared_parameters(node), name
 
 
@@ -230,6 +230,14 @@ def test_launches_of_a_step(case, architecture):
         before = cuda.launches()
         engine.step([work(sequence, [5], i)], [0])
         assert cuda.launches() - before == sum(KERNELS[op.kind] for op in c.recording.ops) + 2
+
+
+def test_a_step_can_be_timed(case):
+    c = case("chatglm", "Q4_0")
+    times = cuda.measure_step(c.gguf, native_ops(c.recording.ops, c.gguf.dequantize), context=100)
+    assert [name.split()[0] for name, _ in times["ops"]] == [op.kind for op in c.recording.ops]
+    assert all(0 <= time < 1e6 for _, time in times["ops"])
+    assert 0 < times["ahead"] < 1e6 and 0 < times["in_turn"] < 1e6
 
 
 def test_sampling_runs_as_on_the_cpu(case):
