@@ -131,6 +131,14 @@ void launch_form(Format form, const LinearArgs& args, Stream stream) {
   }
 }
 
+// Whether one kernel does the product and swiglu: where gate and up are of one form and a block has all of a column.
+bool is_gated_at_once(const Linear& op, int64_t columns) {
+  const Format form = packed_form(op.parts[0].w.format);
+  const bool halves = op.count == 2 && op.parts[0].w.n == columns && packed_form(op.parts[1].w.format) == form;
+  return op.gated && op.tokens <= kGatedTokens && !op.add && !is_float(form) && columns % kGatedColumns == 0 &&
+         (op.count == 1 || halves);
+}
+
 }  // namespace
 
 void linear(const Linear& op, Stream stream) {
@@ -148,6 +156,10 @@ void linear(const Linear& op, Stream stream) {
   all.alpha = op.alpha;
   all.y = op.y;
   for (int i = 0; i < op.count; ++i) all.width += static_cast<int>(op.parts[i].w.n);
+
+  const int columns = all.width / 2;
+  const bool at_once = is_gated_at_once(op, columns);
+  if (at_once) all.gated = {op.gated, op.gated_blocks, columns};
 
   // One launch for all matrices of a form.
   bool done[kMaxParts] = {};
@@ -169,6 +181,7 @@ void linear(const Linear& op, Stream stream) {
     }
     launch_form(form, args, stream);
   }
+  if (op.gated && !at_once) swiglu(op.y, op.gated, op.tokens, columns, op.gated_blocks, stream);
 }
 
 }  // namespace glmlite::cuda

@@ -19,16 +19,12 @@ struct Selected {
   __device__ float operator()(int row, int column) const { return x[static_cast<int64_t>(rows[row]) * n + column]; }
 };
 
-// x / (1 + e^z)
-__device__ inline float divide_by_one_plus_exp(float x, float z) { return x / (1.0f + expf(z)); }
-
-// silu(gate) * up, silu(x) = x / (1 + e^-x)
 struct Swiglu {
   const float* x;
   int n;
   __device__ float operator()(int row, int column) const {
     const float* gate = x + static_cast<int64_t>(row) * 2 * n + column;
-    return divide_by_one_plus_exp(gate[0], -gate[0]) * gate[n];
+    return silu_times(gate[0], gate[n]);
   }
 };
 

@@ -52,6 +52,12 @@ struct Result {
   }
 };
 
+// x / (1 + e^z)
+__device__ inline float divide_by_one_plus_exp(float x, float z) { return x / (1.0f + expf(z)); }
+
+// silu(gate) * up, silu(x) = x / (1 + e^-x)
+__device__ inline float silu_times(float gate, float up) { return divide_by_one_plus_exp(gate, -gate) * up; }
+
 // Grid: (superblocks, rows). Source: float operator()(int row, int column) for column < n.
 constexpr int kEachThreads = kSuperColumns;
 template <class Source>

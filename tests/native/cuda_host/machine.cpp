@@ -537,6 +537,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
   });
   return result();
 }
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned) { return cudaEventRecord(e, s); }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   LOCK;
   while (!e->reached && !e->stream->queue.empty() && result() != cudaErrorLaunchFailure) drain(e->stream, 1);
