@@ -4,6 +4,7 @@ Runs on a GPU, or on the emulator where that was built, see tests/cuda_module.py
 """
 
 import ast
+import itertools
 import logging
 import sys
 import threading
@@ -215,7 +216,7 @@ def test_replayed_graphs_equal_launches(case, gpu_layers):
 KERNELS = {
     **dict.fromkeys(["embed", "rms_norm", "layer_norm", "linear", "gelu", "select"], 1),
     "swiglu": 0,  # in the kernel of the linear before it
-    "attention": 4,  # turns and store, chunks, merging, rounding
+    "attention": 3,  # turns and store, pages, merging
 }
 
 
@@ -224,12 +225,13 @@ KERNELS = {
 def test_launches_of_a_step(case, architecture):
     """What a token costs a small model on a GPU: its ops, the turns of all layers, a check of the logits."""
     c = case(architecture, "Q4_0", ffn=256)
-    engine = c.engine()
+    engine, ops = c.engine(), c.recording.ops
     sequence = engine.new_sequence()
+    norms_of_norms = sum(a.kind == b.kind == "rms_norm" for a, b in itertools.pairwise(ops))  # in one kernel
     for i in range(3):  # launched, captured, replayed
         before = cuda.launches()
         engine.step([work(sequence, [5], i)], [0])
-        assert cuda.launches() - before == sum(KERNELS[op.kind] for op in c.recording.ops) + 2
+        assert cuda.launches() - before == sum(KERNELS[op.kind] for op in ops) - norms_of_norms + 2
 
 
 def test_a_step_can_be_timed(case):

@@ -204,7 +204,7 @@ py::object kernel_rms_norm(const Array<float>& x, const Array<float>& w, const M
                            bool quantized) {
   const Buffer<float> from(x), weight(w), added(add);
   const Rows out(x.shape(0), x.shape(1), quantized);
-  rms_norm(from.get(), weight.get(), added.get(), out.y.get(), out.tokens, out.k, eps, out.at(), nullptr);
+  rms_norm(from.get(), {weight.get(), added.get(), eps, out.y.get(), out.at()}, nullptr, out.tokens, out.k, nullptr);
   return out.result();
 }
 

@@ -161,7 +161,7 @@ class CudaExecutor final : public Executor {
   using AfterOp = std::function<void(const Op&)>;
   void capture(Graph& graph, const AfterOp& after);
   void enqueue(const CancelFlag* cancel, const Watch* watch, const AfterOp& after = {});
-  void launch(const Op& op, bool watched);
+  void launch(const Op& op, bool alone);
   void attend(const Op& op);
 
   uint8_t* cache(int index) const { return arena_.data() + plan_.weight_bytes + plan_.cache_offsets[index]; }
@@ -586,8 +586,10 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch, const A
         "a step's flags");
 }
 
-// watched: every value is wanted, on its own.
-void CudaExecutor::launch(const Op& op, bool watched) {
+// alone: not together with the op before or after it.
+void CudaExecutor::launch(const Op& op, bool alone) {
+  if (!alone && op.out > 0 && plan_.with_next[op.out - 1]) return;
+  const Op* next = !alone && plan_.with_next[op.out] ? &program_.ops[op.out + 1] : nullptr;
   const Weights& w = bound_[op.out];
   const int64_t rows = rows_of(op.out);
   float* y = value(op.out);
@@ -602,14 +604,19 @@ void CudaExecutor::launch(const Op& op, bool watched) {
       embed(w.w[0], w.positions.empty() ? nullptr : &w.positions[0], w.positions.size() < 2 ? nullptr : &w.positions[1],
             state_, rows, y, quantized, *stream_);
       break;
-    case OpKind::kRmsNorm:
-      rms_norm(x, w.norm, add, y, rows, op.width, op.eps, quantized, *stream_);
+    case OpKind::kRmsNorm: {
+      const auto norm_of = [&](const Op& o) {
+        return RmsNorm{bound_[o.out].norm, o.add >= 0 ? value(o.add) : nullptr, o.eps, value(o.out), blocks(o.out)};
+      };
+      const RmsNorm second = next ? norm_of(*next) : RmsNorm{};
+      rms_norm(x, norm_of(op), next ? &second : nullptr, rows, op.width, *stream_);
       break;
+    }
     case OpKind::kLayerNorm:
       layer_norm(x, w.norm, w.bias[0], y, rows, op.width, op.eps, quantized, *stream_);
       break;
     case OpKind::kSwiglu:
-      if (watched || !plan_.gated[op.x]) swiglu(x, y, rows, op.width, quantized, *stream_);
+      swiglu(x, y, rows, op.width, quantized, *stream_);
       break;
     case OpKind::kGelu:
       gelu(x, y, rows, op.width, quantized, *stream_);
@@ -627,9 +634,9 @@ void CudaExecutor::launch(const Op& op, bool watched) {
       linear_op.add = add;
       linear_op.alpha = op.alpha;
       linear_op.y = y;
-      if (!watched && plan_.gated[op.out]) {
-        linear_op.gated = value(op.out + 1);
-        linear_op.gated_blocks = blocks(op.out + 1);
+      if (next) {
+        linear_op.gated = value(next->out);
+        linear_op.gated_blocks = blocks(next->out);
       }
       linear(linear_op, *stream_);
       if (quantized) quantize(y, rows, op.width, quantized, *stream_);

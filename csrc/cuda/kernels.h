@@ -98,8 +98,15 @@ void embed(const Matrix& table, const Matrix* first, const Matrix* second, const
            float* y, uint8_t* blocks, Stream stream);
 
 // As in cpu/kernels.h, n values a row; sums in the order of docs/cuda-kernels.md. add may be null; y may be x or add.
-void rms_norm(const float* x, const float* w, const float* add, float* y, int64_t tokens, int64_t n, float eps,
-              uint8_t* blocks, Stream stream);
+struct RmsNorm {
+  const float* w;
+  const float* add;
+  float eps;
+  float* y;
+  uint8_t* blocks;
+};
+// Of x, `norm`; and of its y, `next`, unless that is null (host pointer).
+void rms_norm(const float* x, const RmsNorm& norm, const RmsNorm* next, int64_t tokens, int64_t n, Stream stream);
 void layer_norm(const float* x, const float* w, const float* b, float* y, int64_t tokens, int64_t n, float eps,
                 uint8_t* blocks, Stream stream);
 // x (T, 2n): gate, up; y (T, n)

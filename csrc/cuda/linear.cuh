@@ -206,14 +206,18 @@ __global__ void __launch_bounds__(kLinearThreads, kNarrowBlocks<kFormat, kCols>)
   float* sums = reinterpret_cast<float*>(shared_memory());
 #pragma unroll 1
   for (int t = 0; t < kTiles; ++t) {
-    const uint8_t* next_tile = t + 1 < kTiles ? segment_of(t + 1) : nullptr;
     float y[kCols][4] = {};
     for (int64_t i = begin; i < end; ++i) {
       header = next_header;
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) codes[p] = next[p];
-      super = i + 1 < end ? super + kBytes : next_tile;
-      if (super) load(super);
+      if (i + 1 < end) {
+        super += kBytes;
+        load(super);
+      } else if (t + 1 < kTiles) {
+        super = segment_of(t + 1);
+        load(super);
+      }
       const Scales<kFormat> scales(header);
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {

@@ -26,14 +26,16 @@ Plan::Plan(const Program& program, int64_t pages, KvType kv_type) : pages_(pages
   plan_weights(program);
   plan_cache(program, kv_type);
   std::vector<ValueInfo> lives = program.values;
-  gated.assign(lives.size(), false);
-  for (size_t i = 1; i < program.ops.size(); ++i) {
-    const Op &swiglu = program.ops[i], &linear = program.ops[i - 1];
-    if (swiglu.kind != OpKind::kSwiglu || linear.kind != OpKind::kLinear || swiglu.x != linear.out) continue;
-    if (lives[linear.out].last_use != swiglu.out) continue;
-    gated[linear.out] = true;
-    for (const int read : {linear.x, linear.add})  // until swiglu's result has been written
-      if (read >= 0) lives[read].last_use = std::max(lives[read].last_use, swiglu.out);
+  with_next.assign(program.ops.size(), false);
+  for (size_t i = 0; i + 1 < program.ops.size(); ++i) {
+    const Op &op = program.ops[i], &next = program.ops[i + 1];
+    if (next.x != op.out || (i > 0 && with_next[i - 1])) continue;
+    const bool gated = op.kind == OpKind::kLinear && next.kind == OpKind::kSwiglu && lives[op.out].last_use == next.out;
+    const bool norms = op.kind == OpKind::kRmsNorm && next.kind == OpKind::kRmsNorm;
+    if (!gated && !norms) continue;
+    with_next[i] = true;
+    for (const int read : {op.x, op.add})  // until the next one's result has been written
+      if (read >= 0) lives[read].last_use = std::max(lives[read].last_use, next.out);
   }
   values = plan_slots(
       lives, [](int64_t width) { return static_cast<size_t>(width) * sizeof(float); },

@@ -42,8 +42,9 @@ class Plan {
   size_t kv_bytes = 0;
 
   SlotPlan values;
-  // By value: nothing but the swiglu after it reads it, so that the GPU may do both in one kernel.
-  std::vector<bool> gated;
+  // By op: the GPU may do it and the next one in one kernel: a linear and the swiglu that alone reads it, a norm and
+  // the norm of its result.
+  std::vector<bool> with_next;
 
   // Sizes of a step that its scratch memory depends on.
   struct StepSize {

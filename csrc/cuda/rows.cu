@@ -62,27 +62,34 @@ __device__ inline void prefetch_vector(const float* w, int n) {
   if (at < n) prefetch_bytes(reinterpret_cast<const uint8_t*>(w + at), min(kWarpFloats, n - at) * 4);
 }
 
-__global__ void __launch_bounds__(kNormThreads)
-    rms_norm_rows(const float* x, const float* w, const float* add, float eps, Result result) {
-  const int row = blockIdx.x, n = result.n;
-  start_next();
-  prefetch_vector(w, n);
-  wait_for_previous();
+__device__ inline void rms_norm_row(const float* x, const RmsNorm& norm, int n) {
+  const int row = blockIdx.x;
   const float* from = x + static_cast<int64_t>(row) * n;
-  const float* added = add ? add + static_cast<int64_t>(row) * n : nullptr;
+  const float* added = norm.add ? norm.add + static_cast<int64_t>(row) * n : nullptr;
   float squares = 0;
   for (int i = threadIdx.x; i < n; i += kNormThreads) squares = fmaf(from[i], from[i], squares);
   squares = block_sum(squares, reinterpret_cast<float*>(shared_memory()));
-  const float scale = 1.0f / sqrtf(squares / static_cast<float>(n) + eps);
+  const float scale = 1.0f / sqrtf(squares / static_cast<float>(n) + norm.eps);
+  const Result result{norm.y, norm.blocks, n};
   const int end = static_cast<int>(supers_of(n)) * kSuperColumns;
   for (int i = threadIdx.x; i < end; i += kNormThreads) {
     float v = 0;
     if (i < n) {
       v = from[i] * scale;
-      v = added ? fmaf(v, w[i], added[i]) : v * w[i];
+      v = added ? fmaf(v, norm.w[i], added[i]) : v * norm.w[i];
     }
     result.put(row, i, v);
   }
+}
+
+// next.w: null where it is not wanted.
+__global__ void __launch_bounds__(kNormThreads, 1) rms_norm_rows(const float* x, RmsNorm norm, RmsNorm next, int n) {
+  start_next();
+  prefetch_vector(norm.w, n);
+  if (next.w) prefetch_vector(next.w, n);
+  wait_for_previous();
+  rms_norm_row(x, norm, n);
+  if (next.w) rms_norm_row(norm.y, next, n);  // a thread reads what it has written itself
 }
 
 __global__ void __launch_bounds__(kNormThreads)
@@ -206,11 +213,10 @@ void embed(const Matrix& table, const Matrix* first, const Matrix* second, const
   launch_each(e, tokens, {y, blocks, static_cast<int>(table.k)}, stream);
 }
 
-void rms_norm(const float* x, const float* w, const float* add, float* y, int64_t tokens, int64_t n, float eps,
-              uint8_t* blocks, Stream stream) {
+void rms_norm(const float* x, const RmsNorm& norm, const RmsNorm* next, int64_t tokens, int64_t n, Stream stream) {
   if (tokens > 0)
-    launch(rms_norm_rows, static_cast<unsigned>(tokens), kNormThreads, kNormShared, stream, x, w, add, eps,
-           Result{y, blocks, static_cast<int>(n)});
+    launch(rms_norm_rows, static_cast<unsigned>(tokens), kNormThreads, kNormShared, stream, x, norm,
+           next ? *next : RmsNorm{}, static_cast<int>(n));
 }
 
 void layer_norm(const float* x, const float* w, const float* b, float* y, int64_t tokens, int64_t n, float eps,
