@@ -200,8 +200,10 @@ __global__ void __launch_bounds__(kLinearThreads, kNarrowBlocks<kFormat, kCols>)
     const int token = first + 8 * c, last = args.tokens - 1;  // tokens beyond the last are computed as if it
     const int of[3] = {token + lane / 4, token + lane % 4 * 2, token + lane % 4 * 2 + 1};
 #pragma unroll
-    for (int i = 0; i < 3; ++i)
-      rows[c][i] = args.blocks + static_cast<int64_t>(of[i] < last ? of[i] : last) * args.supers * kActSuperBytes;
+    for (int i = 0; i < 3; ++i) {
+      const int row = of[i] < last ? of[i] : last;
+      rows[c][i] = args.blocks + static_cast<int64_t>(kOne ? 0 : row) * args.supers * kActSuperBytes;
+    }
   }
   float* sums = reinterpret_cast<float*>(shared_memory());
 #pragma unroll 1

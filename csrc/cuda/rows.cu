@@ -63,9 +63,8 @@ __device__ inline void prefetch_vector(const float* w, int n) {
 }
 
 __device__ inline void rms_norm_row(const float* x, const RmsNorm& norm, int n) {
-  const int row = blockIdx.x;
-  const float* from = x + static_cast<int64_t>(row) * n;
-  const float* added = norm.add ? norm.add + static_cast<int64_t>(row) * n : nullptr;
+  const int64_t start = static_cast<int64_t>(blockIdx.x) * n;
+  const float* from = x + start;
   float squares = 0;
   for (int i = threadIdx.x; i < n; i += kNormThreads) squares = fmaf(from[i], from[i], squares);
   squares = block_sum(squares, reinterpret_cast<float*>(shared_memory()));
@@ -76,14 +75,15 @@ __device__ inline void rms_norm_row(const float* x, const RmsNorm& norm, int n) 
     float v = 0;
     if (i < n) {
       v = from[i] * scale;
-      v = added ? fmaf(v, norm.w[i], added[i]) : v * norm.w[i];
+      v = norm.add ? fmaf(v, norm.w[i], norm.add[start + i]) : v * norm.w[i];
     }
-    result.put(row, i, v);
+    result.put(blockIdx.x, i, v);
   }
 }
 
-// next.w: null where it is not wanted.
-__global__ void __launch_bounds__(kNormThreads, 1) rms_norm_rows(const float* x, RmsNorm norm, RmsNorm next, int n) {
+// next.w: null where it is not wanted. Of at most 32 registers where two blocks have room, so that one has it beside a
+// block of a product and starts before all of those have ended.
+__global__ void __launch_bounds__(kNormThreads, 2) rms_norm_rows(const float* x, RmsNorm norm, RmsNorm next, int n) {
   start_next();
   prefetch_vector(norm.w, n);
   if (next.w) prefetch_vector(next.w, n);
