@@ -12,6 +12,12 @@
 #include <vector>
 
 #include "fiber.h"
+#if __has_include(<sanitizer/asan_interface.h>)
+#include <sanitizer/asan_interface.h>  // under the address sanitizer not even reads pass an end
+#else
+#define ASAN_POISON_MEMORY_REGION(at, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(at, bytes)
+#endif
 
 using Work = std::function<void()>;
 
@@ -334,6 +340,7 @@ cudaError_t failed(cudaError_t error) {
 }
 
 bool guard_is_whole(void* p, size_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(static_cast<uint8_t*>(p) + bytes, kGuardBytes);
   for (size_t i = 0; i < kGuardBytes; ++i) {
     if (static_cast<uint8_t*>(p)[bytes + i] != kGuard) return false;
   }
@@ -345,6 +352,7 @@ cudaError_t allocate(void** p, size_t bytes, std::map<void*, size_t>& list) {
   if (posix_memalign(p, kGuardBytes, bytes + kGuardBytes)) return failed(cudaErrorMemoryAllocation);
   std::memset(*p, kPoison, bytes);
   std::memset(static_cast<uint8_t*>(*p) + bytes, kGuard, kGuardBytes);
+  ASAN_POISON_MEMORY_REGION(static_cast<uint8_t*>(*p) + bytes, kGuardBytes);
   list[*p] = bytes;
   return cudaSuccess;
 }
