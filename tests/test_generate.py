@@ -235,7 +235,7 @@ def test_sampler_on_special_rows(executor, options):
 
 def test_all_tokens_may_be_banned(executor):
     """Then they are equal."""
-    bias = {i: -math.inf for i in range(5)}
+    bias = dict.fromkeys(range(5), -math.inf)
     row = np.arange(5, dtype=np.float32)
     assert executor.Sampler(logit_bias=bias).sample(row).token == 0
     sampler = executor.Sampler(logit_bias=bias, temperature=1.0)
