@@ -198,7 +198,8 @@ bool Engine::reserve(const std::vector<Work>& works) {
 
 // One step of works whose pages are reserved.
 StepResult Engine::advance(const std::vector<Work>& works, const std::vector<int32_t>& rows,
-                           std::vector<std::optional<Request>> requests, const CancelFlag* cancel, const Watch* watch) {
+                           std::vector<std::optional<DrawRequest>> requests, const CancelFlag* cancel,
+                           const Watch* watch) {
   Step step;
   plan(works, rows, &step);
   step.requests = std::move(requests);
@@ -256,7 +257,7 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
       break;  // what was sampled so far is good
     }
     std::vector<int32_t> rows;
-    std::vector<std::optional<Request>> requests;
+    std::vector<std::optional<DrawRequest>> requests;
     int32_t last = -1;
     for (const Work& w : active) {
       last += static_cast<int32_t>(w.tokens.size());

@@ -76,7 +76,7 @@ class Engine {
 
   void require_open() const;
   StepResult advance(const std::vector<Work>& works, const std::vector<int32_t>& rows,
-                     std::vector<std::optional<Request>> requests, const CancelFlag* cancel, const Watch* watch);
+                     std::vector<std::optional<DrawRequest>> requests, const CancelFlag* cancel, const Watch* watch);
   void plan(const std::vector<Work>& works, const std::vector<int32_t>& rows, Step* step);
   bool reserve(const std::vector<Work>& works);
 

@@ -26,9 +26,9 @@ struct Step {
   std::vector<int64_t> entry;         // where the token's key and value go in its sequence's cache
   std::vector<int64_t> visible;       // it sees the entries below this
   std::vector<Run> runs;
-  std::vector<int32_t> rows;                     // tokens whose logits are wanted, ascending
-  std::vector<std::optional<Request>> requests;  // by row: a token drawn from the logits does as well; may be empty
-  const float* input = nullptr;                  // (tokens, width) of a program that begins with an input
+  std::vector<int32_t> rows;                         // tokens whose logits are wanted, ascending
+  std::vector<std::optional<DrawRequest>> requests;  // by row: a token drawn from the logits does as well; may be empty
+  const float* input = nullptr;                      // (tokens, width) of a program that begins with an input
 };
 
 struct StepResult {

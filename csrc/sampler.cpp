@@ -113,12 +113,12 @@ double Sampler::next_uniform() const {
   return static_cast<double>(z >> 11) * 0x1p-53;
 }
 
-Request Sampler::request(int64_t vocab) const {
+DrawRequest Sampler::request(int64_t vocab) const {
   const auto& o = options_;
   if (vocab > kMaxVocab)
     throw std::invalid_argument("a vocabulary of " + std::to_string(vocab) + ", sampling takes " +
                                 std::to_string(kMaxVocab) + " at most");
-  Request request{};
+  DrawRequest request{};
   Draw& d = request.draw;
   if (o.temperature > 0) d.sharpness = std::min(1 / o.temperature, 1e30);  // so that all are finite
   d.bins_per_logit = static_cast<float>(kBinsPerUnit * d.sharpness);
@@ -150,7 +150,7 @@ Request Sampler::request(int64_t vocab) const {
 }
 
 Sample Sampler::sample(const float* logits, int64_t vocab) {
-  const Request request = this->request(vocab);
+  const DrawRequest request = this->request(vocab);
   int32_t token;
   if (request.adjustments.empty()) {
     token = draw_token(request.draw, logits, vocab);

@@ -44,7 +44,7 @@ class Sampler {
   // draw in order of likelihood.
   Sample sample(const float* logits, int64_t vocab);
   // The same in two halves, for a device that draws: what it needs besides the logits, and what it drew.
-  Request request(int64_t vocab) const;
+  DrawRequest request(int64_t vocab) const;
   Sample take(int32_t token);
   bool needs_logits() const { return options_.logprobs >= 0; }
   bool stops(int32_t token) const { return stop_.count(token) != 0; }

@@ -138,7 +138,7 @@ GLMLITE_BOTH inline float logit_of(uint64_t key) {
 }
 
 // A draw with the changes that come before it, at most one of a token.
-struct Request {
+struct DrawRequest {
   Draw draw;
   std::vector<Adjustment> adjustments;
 };
