@@ -4,9 +4,10 @@
 
 Builds the module for the GPU at hand, runs all tests of CUDA, a tiny model under compute-sanitizer (memcheck and
 racecheck), and measures models of random weights beside the GPU's copy bandwidth and bf16 rate, measured in the same
-run. Prints one table. Needs the CUDA toolkit, a C++ compiler, cmake, ninja and, for this Python, numpy, pybind11 and
-pytest; the package need not be installed. `--only` picks steps. Steps that fail are named in the end, and the exit
-status is then 1.
+run, and what each op of a written token takes. Prints tables. Needs the CUDA toolkit, a C++ compiler, cmake, ninja and,
+for this Python, numpy, pybind11 and pytest; the package need not be installed. `--only` picks steps. Steps that fail
+are named in the end, and the exit status is then 1. Without a GPU it builds, for CUDAARCHS or an H100, and says that
+there is none.
 
     python benchmarks/cuda.py --rehearse
 
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -96,6 +98,8 @@ def main() -> int:
         print(f"== {step}", flush=True)
         begin = time.perf_counter()
         try:
+            if step != "build" and not arguments.rehearse:
+                module(False).devices()  # without a GPU, an error that says why there is none
             said = actions[step]() or "ok"
         except Exception as error:  # the other steps still have something to say
             said = f"FAILED: {type(error).__name__}: {error}"
@@ -117,16 +121,25 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def build() -> None:
-    """Both modules, for this Python and this GPU alone, into the package's folder."""
+def architecture() -> str:
+    """Of the GPU at hand, as CMake names it; without one, of CUDAARCHS, or an H100's."""
+    if shutil.which("nvidia-smi"):
+        asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        capability = subprocess.run(asked, capture_output=True, text=True).stdout.replace(".", "").split()
+        if capability and capability[0].isdigit():
+            return f"{capability[0]}{'a' if capability[0] == '90' else ''}-real"
+    return os.environ.get("CUDAARCHS", "90a-real")
+
+
+def build() -> str:
+    """Both modules, for this Python and one architecture, into the package's folder."""
     import pybind11
 
-    asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    capability = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()[0].replace(".", "")
+    target = architecture()
     folder = ROOT / "build-gpu"
     run(
         *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DGLMLITE_CUDA=ON"),
-        f"-DCMAKE_CUDA_ARCHITECTURES={capability}{'a' if capability == '90' else ''}-real",
+        f"-DCMAKE_CUDA_ARCHITECTURES={target}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
         limit=60,
@@ -135,6 +148,7 @@ def build() -> None:
     for module in folder.glob("_*.so"):
         (ROOT / "glmlite" / module.name).unlink(missing_ok=True)  # never write into one that is mapped
         shutil.copy(module, ROOT / "glmlite")
+    return f"for sm_{target.removesuffix('-real')}"
 
 
 def tests() -> str:
@@ -223,24 +237,47 @@ def write_model(path: Path, shape: str, format: str, **sizes) -> Path:
     return plain_gguf.write(path, metadata, [entry(*t) for t in tensors(s)])
 
 
+def opened(cuda, path: Path):
+    """A file and its program, as recorded and as an engine takes it."""
+    from glmlite import models
+    from glmlite.engine import native_ops
+
+    gguf = cuda.Gguf(str(path))
+    recording = models.record(gguf.metadata, {name: tuple(t.shape) for name, t in gguf.tensors.items()})
+    return gguf, recording, native_ops(recording.ops, gguf.dequantize)
+
+
+def time_step(cuda, path: Path, context: int) -> dict:
+    """Where the time of one token goes: all of it as a graph, and the ops of all layers by what they are."""
+    gguf, recording, ops = opened(cuda, path)
+    times = cuda.measure_step(gguf, ops, context=context)
+    parts: dict[str, dict] = {}
+    for op, (_, us) in zip(recording.ops, times["ops"]):
+        names = op.weights.get("w", ())
+        name = " ".join([op.kind, *(re.sub(r"^blk\.\d+\.|\.weight$", "", n) for n in names)])
+        part = parts.setdefault(name, {"name": name, "count": 0, "us": 0.0, "bytes": 0})
+        part["count"] += 1
+        part["us"] += us
+        part["bytes"] += sum(gguf.tensors[n].nbytes for n in names)
+    gguf.close()
+    return {"context": context, "ahead_us": times["ahead"], "in_turn_us": times["in_turn"], "parts": [*parts.values()]}
+
+
 class Model:
     """A file's engine on the first GPU."""
 
     def __init__(self, cuda, path: Path, kv_tokens: int, device: int = 0):
-        from glmlite import models
-        from glmlite.engine import kv_bytes_per_token, native_ops
+        from glmlite.engine import kv_bytes_per_token
 
         self.cuda = cuda
-        gguf = cuda.Gguf(str(path))
+        gguf, recording, ops = opened(cuda, path)
         shapes = {name: tuple(t.shape) for name, t in gguf.tensors.items()}
-        recording = models.record(gguf.metadata, shapes)
         linears = [w for op in recording.ops if op.kind == "linear" for w in op.weights["w"]]
         self.weight_bytes = sum(gguf.tensors[w].nbytes for w in linears)  # that a step reads
         # That a prompt's tokens are multiplied with; the logits' matrix is for the last one alone.
         self.weights = sum(math.prod(shapes[w]) for w in linears if w not in ("output.weight", "token_embd.weight"))
         self.kv_bytes = kv_bytes_per_token(recording.ops)
         begin = time.perf_counter()
-        ops = native_ops(recording.ops, gguf.dequantize)
         self.engine = cuda.Engine(gguf, ops, kv_tokens=kv_tokens, device=device)
         self.load_seconds = time.perf_counter() - begin
         gguf.close()
@@ -295,12 +332,14 @@ def benchmarks(rehearse: bool) -> dict:
     device = cuda.devices()[0]
     results: dict = {"device": {**device, "capability": ".".join(map(str, device["capability"]))}}
     bandwidth, rate = (0.0, 0.0) if rehearse else (cuda.machine_bandwidth(0), cuda.machine_bf16_rate(0))
-    results |= {"copy_gb_s": bandwidth, "bf16_gflops": rate, "cases": []}
+    results |= {"copy_gb_s": bandwidth, "bf16_gflops": rate, "cases": [], "tokens": []}
     cases = REHEARSAL if rehearse else CASES
     with tempfile.TemporaryDirectory() as folder:
         for shape, format in dict.fromkeys((c.shape, c.format) for c in cases):
             of_model = [c for c in cases if (c.shape, c.format) == (shape, format)]
             path = write_model(Path(folder) / "model.gguf", shape, format, **({"vocab": 512} if rehearse else {}))
+            for depth in sorted({c.depth for c in of_model if c.batch == 1 and c.generate}):
+                results["tokens"].append({"shape": shape, "format": format, **time_step(cuda, path, depth + 1)})
             need = max(c.batch * (c.depth + c.generate + c.prompt + 64) for c in of_model)
             model = Model(cuda, path, need)
             file_bytes = path.stat().st_size
@@ -362,6 +401,18 @@ def table(results: dict) -> str:
                 share = f"{item['of_copy_bandwidth']:.0%} of the copy's bandwidth"
             rows.append(f"| {item['name']} | {item['tokens_per_s']:.1f} | {share} |")
         lines += rows
+        for token in results["tokens"]:
+            lines += [
+                "",
+                f"{token['shape']} {token['format']}, one token, the {token['context']}th: {token['ahead_us']:.0f} us, "
+                f"{token['in_turn_us']:.0f} us if no kernel starts before others have ended; each op on its own:",
+                "",
+                "| | us | ops | GB/s |",
+                "|---|---|---|---|",
+            ]
+            for part in token["parts"]:
+                rate = f"{part['bytes'] / part['us'] / 1e3:.0f}" if part["bytes"] > 1e6 and part["us"] else ""
+                lines.append(f"| {part['name']} | {part['us']:.0f} | {part['count']} | {rate} |")
     return "\n".join(lines)
 
 

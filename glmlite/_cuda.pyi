@@ -31,6 +31,13 @@ class Need(TypedDict):
     reserve: int
     total: int
 
+class StepTimes(TypedDict):
+    """Microseconds of a captured step, the best of several."""
+
+    ops: list[tuple[str, float]]  # each on its own
+    ahead: float  # all of it, as it runs
+    in_turn: float  # with each kernel launched when the one before has ended
+
 def devices() -> list[Device]:
     """The GPUs there are. Raises RuntimeError that says why there are none."""
 
@@ -44,6 +51,11 @@ def memory_needed(
 
 def layers_that_fit(gguf: Gguf, ops: Sequence[tuple], free: int, *, kv_tokens: int, kv_type: str = "f16") -> int:
     """The most layers that take at most `free` bytes. Needs no GPU."""
+
+def measure_step(
+    gguf: Gguf, ops: Sequence[tuple], *, context: int, kv_type: str = "f16", device: int = 0
+) -> StepTimes:
+    """Loads a model on a GPU to time a step of one token that sees `context` entries of whatever is in memory."""
 
 def machine_bandwidth(device: int) -> float:
     """GB/s of a copy within the GPU's memory, bytes read and bytes written both counted, measured now."""

@@ -30,3 +30,10 @@ def load():
         spec.loader.exec_module(module)
         return module, True
     return None, f"no GPU ({why}) and no emulator in {FOLDER.name}, see tests/cuda_module.py"
+
+
+def shuffle(test: str) -> None:
+    """What the emulator leaves to chance, for a test of this name; GLMLITE_CUDA_SEED changes it."""
+    module, emulated = load()
+    if emulated is True:
+        module.options().seed = 1 + int(os.environ.get("GLMLITE_CUDA_SEED", "0")) + sum(map(ord, test))

@@ -29,8 +29,9 @@ on_emulator = pytest.mark.skipif(emulated is not True, reason="asks the emulator
 
 
 @pytest.fixture(autouse=True)
-def machine():
-    """The emulator, with faults to set: each test begins with a whole machine."""
+def machine(request):
+    """The emulator, with faults to set: each test begins with a whole machine, and its own order of threads."""
+    cuda_module.shuffle(request.node.name)
     if emulated is not True:
         yield None
         return
@@ -208,6 +209,35 @@ def test_replayed_graphs_equal_launches(case, gpu_layers):
     captured.step([work(captured.new_sequence(), prompt(c, LONG))], range(LONG))
     got = captured.step([work(other, [7], 6)], [0])
     np.testing.assert_array_equal(bits(got), bits(plain.trace([work(b, [7], 6)], [0])[logits]))
+
+
+# Kernels that an op of a step of one token is, where all matrices are of one quantized format.
+KERNELS = {
+    **dict.fromkeys(["embed", "rms_norm", "layer_norm", "linear", "gelu", "select"], 1),
+    "swiglu": 0,  # in the kernel of the linear before it
+    "attention": 4,  # turns and store, chunks, merging, rounding
+}
+
+
+@on_emulator
+@pytest.mark.parametrize("architecture", ["glm4", "chatglm", "llama"])
+def test_launches_of_a_step(case, architecture):
+    """What a token costs a small model on a GPU: its ops, the turns of all layers, a check of the logits."""
+    c = case(architecture, "Q4_0", ffn=256)
+    engine = c.engine()
+    sequence = engine.new_sequence()
+    for i in range(3):  # launched, captured, replayed
+        before = cuda.launches()
+        engine.step([work(sequence, [5], i)], [0])
+        assert cuda.launches() - before == sum(KERNELS[op.kind] for op in c.recording.ops) + 2
+
+
+def test_a_step_can_be_timed(case):
+    c = case("chatglm", "Q4_0")
+    times = cuda.measure_step(c.gguf, native_ops(c.recording.ops, c.gguf.dequantize), context=100)
+    assert [name.split()[0] for name, _ in times["ops"]] == [op.kind for op in c.recording.ops]
+    assert all(0 <= time < 1e6 for _, time in times["ops"])
+    assert 0 < times["ahead"] < 1e6 and 0 < times["in_turn"] < 1e6
 
 
 def test_sampling_runs_as_on_the_cpu(case):

@@ -4,8 +4,6 @@ With a GPU and glmlite._cuda the kernels run there. Without, they run on the emu
 is built: that checks their arithmetic, their indexing and their barriers on a CPU, and is no test on a GPU.
 """
 
-import os
-
 import cuda_module
 import numpy as np
 import pytest
@@ -24,9 +22,7 @@ FORMS = ["F16", "F32", "Q8_0", "Q4_0", "Q5_1", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS"]
 @pytest.fixture(autouse=True)
 def shuffled(request):
     """Threads of the emulator run in a random order between barriers, another one for each test."""
-    if emulated:
-        seed = int(os.environ.get("GLMLITE_CUDA_SEED", "0")) + sum(map(ord, request.node.name))
-        cuda.options().seed = seed + 1
+    cuda_module.shuffle(request.node.name)
 
 
 def linear(format, rows, x, **more):
@@ -123,6 +119,23 @@ def test_stacked_matrices(tokens):
     want = np.concatenate(want, 1)
     assert_same(cuda.kernel_linear(parts, x), want)
     assert_same(cuda.kernel_linear(parts, x, add=add, alpha=0.7), twins_cuda.epilogue(want, None, add, 0.7))
+
+
+@pytest.mark.parametrize("n, k, tokens", [(32, 256, 1), (352, 2304, 1), (64, 768, 3), (288, 512, 8), (288, 512, 9)])
+@pytest.mark.parametrize("format", twins.FORMATS)
+def test_gated(format, n, k, tokens):
+    x, launches = random_x(tokens, k), 2 if tokens <= 8 and format not in twins.FLOATS else 3
+    rows, bias = random_rows(format, 2 * n, k, 1), random_x(1, 2 * n)[0]
+    both = twins_cuda.epilogue(twins_cuda.linear(format, rows, x), bias, None, 1)
+    for parts in [[(format, rows, bias)], [(format, rows[:n], bias[:n]), (format, rows[n:], bias[n:])]]:
+        before = cuda.launches() if emulated else 0
+        y, blocks = cuda.kernel_linear(parts, x, gated=True)
+        assert not emulated or cuda.launches() - before == launches
+        assert_within(y, *twins_cuda.swiglu(both.astype(np.float64)))
+        want, want_blocks = cuda.kernel_swiglu(both, quantized=True)
+        assert_same(y, want)
+        for got, expected in zip(blocks, want_blocks):
+            np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("format", FORMS)

@@ -99,6 +99,8 @@ struct AppendArgs {
 
 // Grid: (heads of q, k and v / 4, tokens): a warp has a head.
 __global__ void __launch_bounds__(kHeadThreads) append_heads(AppendArgs args) {
+  start_next();
+  wait_for_previous();
   const AppendKv& op = args.op;
   const KvCache& c = op.cache;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, token = blockIdx.y, dim = c.head_dim;
@@ -142,6 +144,8 @@ __global__ void __launch_bounds__(kHeadThreads) append_heads(AppendArgs args) {
 // Grid: (2 kv_heads / 4, entries).
 __global__ void __launch_bounds__(kHeadThreads)
     store_heads(const float* k, const float* v, KvCache c, const int32_t* pages, int32_t* bad) {
+  start_next();
+  wait_for_previous();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, entry = blockIdx.y;
   const int h = blockIdx.x * kHeadWarps + warp;
   if (h >= 2 * c.kv_heads) return;
@@ -156,6 +160,8 @@ __global__ void __launch_bounds__(kHeadThreads)
 }
 
 __global__ void turn_table(Rope rope, StepState step, int tokens, float* turns) {
+  start_next();
+  wait_for_previous();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= tokens * rope.pairs) return;
   const int token = static_cast<int>(i / rope.pairs), pair = static_cast<int>(i % rope.pairs);
@@ -264,6 +270,8 @@ size_t attend_shared(int head_dim, int queries) {
 // Shared: keys, values, queries [query][columns], softmax weights [query][64].
 template <KvType kType, int kQueries, bool kSplit>
 __global__ void __launch_bounds__(256) attend(AttendArgs args) {
+  start_next();
+  wait_for_previous();
   const Attention& op = args.op;
   const KvCache& cache = op.cache;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, block_queries = blockDim.x / kWarp * kQueries;
@@ -420,6 +428,8 @@ __global__ void __launch_bounds__(256) attend(AttendArgs args) {
 
 // Grid: (heads / 4, tokens): a warp has a query.
 __global__ void __launch_bounds__(kHeadThreads) merge_chunks(AttendArgs args) {
+  start_next();
+  wait_for_previous();
   const Attention& op = args.op;
   const int lane = threadIdx.x % kWarp, dim = op.cache.head_dim, token = blockIdx.y;
   const int head = blockIdx.x * kHeadWarps + threadIdx.x / kWarp;

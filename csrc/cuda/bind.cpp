@@ -1,6 +1,8 @@
 // The Python module `glmlite._cuda`: files and engines as in `_native`, with a GPU to place them on.
 #include "../bind.h"
 
+#include <pybind11/stl.h>
+
 #include "bind.h"
 #include "device.h"
 #include "executor.h"
@@ -86,6 +88,30 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::arg("gguf"), py::arg("ops"), py::arg("free"), py::kw_only(), py::arg("kv_tokens"), py::arg("kv_type") = "f16",
       "The most layers that take at most `free` bytes of GPU memory. Needs no GPU.");
+  m.def(
+      "measure_step",
+      [](const Gguf& file, const py::sequence& ops, int64_t context, const std::string& kv_type, int device) {
+        Request r = to_request(file, ops, context, kv_type);
+        ExecutorOptions options;
+        options.pages = r.pages;
+        options.kv_type = r.kv_type;
+        options.device = device;
+        cuda::StepTimes times;
+        {
+          py::gil_scoped_release nogil;
+          times = cuda::measure_step(file, std::move(r.program), options, context);
+        }
+        py::dict result;
+        result["ops"] = times.ops;
+        result["ahead"] = times.ahead;
+        result["in_turn"] = times.in_turn;
+        return result;
+      },
+      py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("context"), py::arg("kv_type") = "f16",
+      py::arg("device") = 0,
+      "Loads a model on a GPU to time a step of one token that sees `context` entries, in microseconds: `ops`, (name, "
+      "time) of each op on its own; `ahead`, all of the step as it runs; `in_turn`, with each kernel launched when the "
+      "one before has ended.");
 #ifdef GLMLITE_CUDA_EMULATED
   cuda_host::bind_machine(m);
 #else

@@ -150,8 +150,8 @@ py::tuple kernel_quantize(const Array<float>& x) {
 
 using PartIn = std::tuple<std::string, Array<uint8_t>, Maybe<float>>;
 
-Array<float> kernel_linear(const std::vector<PartIn>& parts, const Array<float>& x, const Maybe<float>& add,
-                           float alpha, int64_t piece) {
+py::object kernel_linear(const std::vector<PartIn>& parts, const Array<float>& x, const Maybe<float>& add, float alpha,
+                         int64_t piece, bool gated) {
   std::vector<DeviceMatrix> matrices;
   std::vector<Buffer<float>> biases;
   const int64_t tokens = x.shape(0), k = x.shape(1);
@@ -174,7 +174,13 @@ Array<float> kernel_linear(const std::vector<PartIn>& parts, const Array<float>&
   op.add = added.get();
   op.alpha = alpha;
   op.y = y.get();
+  const Rows out(tokens, width / 2, true);
+  if (gated) {
+    op.gated = out.y.get();
+    op.gated_blocks = out.at();
+  }
   linear(op, nullptr);
+  if (gated) return out.result();
   check(cudaDeviceSynchronize());
   return y.array({tokens, width});
 }
@@ -401,7 +407,7 @@ void bind_kernels(py::module_& m) {
   m.def("packed_bytes", [](const std::string& f, int64_t n, int64_t k) { return packed_bytes(named_format(f), n, k); });
   m.def("kernel_quantize", kernel_quantize, array("x"));
   m.def("kernel_linear", kernel_linear, py::arg("parts"), array("x"), py::arg("add") = py::none(),
-        py::arg("alpha") = 1.0f, py::arg("piece") = kPackRows);
+        py::arg("alpha") = 1.0f, py::arg("piece") = kPackRows, py::arg("gated") = false);
   m.def("kernel_embed", kernel_embed, py::arg("format"), array("table"), array("tokens"), py::arg("axes"),
         array("positions"), py::arg("quantized") = false);
   m.def("kernel_rms_norm", kernel_rms_norm, array("x"), array("w"), py::arg("add"), py::arg("eps"),

@@ -28,13 +28,30 @@ inline void check_launch(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+// Whether kernels may start before those before them have ended, on the current device: launch.cu.
+bool launches_ahead();
+
+// Kernels follow one another closely (programmatic dependent launch): on sm_90 and later a kernel may start, and fetch
+// weights, which never change, while the ones before it are running. So each thread of each kernel calls
+// wait_for_previous, before it reads or writes anything that another kernel or a copy writes or reads. None ends
+// without it, since the kernel after it waits for this one alone.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream, Args... args) {
   if (shared_bytes > kSharedBytes)
     check_launch(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
 #ifdef __CUDACC__
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
+  cudaLaunchAttribute ahead{};
+  ahead.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  ahead.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &ahead;
+  config.numAttrs = launches_ahead() ? 1 : 0;
+  check_launch(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 #else
   cuda_host::enqueue(
       stream, [=] { cuda_host::run_grid(grid, block, shared_bytes, [&] { kernel(static_cast<Params>(args)...); }); });
@@ -43,6 +60,12 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 }
 
 inline unsigned blocks_of(int64_t count, int64_t size) { return static_cast<unsigned>((count + size - 1) / size); }
+
+// A warp asks for its next bytes of weights.
+__device__ inline void prefetch_bytes(const uint8_t* from, int bytes) {
+  constexpr int kLine = 128;
+  for (int at = threadIdx.x % kWarp * kLine; at < bytes; at += kWarp * kLine) prefetch(from + at);
+}
 
 // Over the lanes of a warp, as a tree: 16 apart, then 8, 4, 2, 1. All lanes get the result.
 __device__ inline float warp_sum(float x) {

@@ -73,11 +73,23 @@ class PinnedMemory {
 
 class Event {
  public:
-  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "an event"); }
+  // Or cudaEventDefault, to tell the time.
+  explicit Event(unsigned flags = cudaEventDisableTiming) {
+    check(cudaEventCreateWithFlags(&event_, flags), "an event");
+  }
   ~Event() { cudaEventDestroy(event_); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "an event"); }
+  // Captured, so that each launch of the graph records it.
+  void record_in_graph(cudaStream_t stream) {
+    check(cudaEventRecordWithFlags(event_, stream, cudaEventRecordExternal), "an event");
+  }
+  float microseconds_since(const Event& before) const {
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, before.event_, event_), "an event");
+    return 1000 * ms;
+  }
   void wait() { check(cudaEventSynchronize(event_), "waiting for the GPU"); }
 
  private:

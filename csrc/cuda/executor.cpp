@@ -8,6 +8,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
@@ -25,6 +28,7 @@ namespace {
 constexpr size_t kReserve = size_t{128} << 20;
 constexpr size_t kStageBytes = size_t{16} << 20;  // of each of two buffers that weights go through
 constexpr size_t kGraphs = 64;                    // kept at most; then all are made anew
+constexpr int kMeasurements = 8;                  // of a step
 
 std::string gigabytes(size_t bytes) {
   char text[32];
@@ -56,6 +60,12 @@ struct Graph {
   }
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
+};
+
+// While it lives, kernels may be launched ahead, or not.
+struct Ahead {
+  explicit Ahead(bool allow) { allow_launching_ahead(allow); }
+  ~Ahead() { allow_launching_ahead(true); }
 };
 
 class CudaExecutor final : public Executor {
@@ -99,6 +109,7 @@ class CudaExecutor final : public Executor {
   void write_prefix(const std::vector<int32_t>& pages) override {
     guarded([&] { store(pages); });
   }
+  StepTimes measure(int64_t context);
   size_t weight_bytes() const override { return plan_.weight_bytes; }
   size_t kv_bytes() const override { return plan_.kv_bytes; }
   size_t scratch_bytes() const override { return scratch_memory_.size(); }
@@ -147,8 +158,10 @@ class CudaExecutor final : public Executor {
   void lay_out(const Step& step);
   void fill(const Step& step, uint8_t* to) const;
   void replay();
-  void enqueue(const CancelFlag* cancel, const Watch* watch);
-  void launch(const Op& op);
+  using AfterOp = std::function<void(const Op&)>;
+  void capture(Graph& graph, const AfterOp& after);
+  void enqueue(const CancelFlag* cancel, const Watch* watch, const AfterOp& after = {});
+  void launch(const Op& op, bool watched);
   void attend(const Op& op);
   void draw();
   void fetch_logits(const Step& step, const std::vector<int32_t>& tokens);
@@ -565,20 +578,22 @@ void CudaExecutor::replay() {
     enqueue(nullptr, nullptr);
     return;
   }
-  if (!it->second.exec) {
-    check(cudaStreamBeginCapture(*stream_, cudaStreamCaptureModeThreadLocal), "capturing a step");
-    enqueue(nullptr, nullptr);
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamEndCapture(*stream_, &graph), "capturing a step");
-    const cudaError_t error = cudaGraphInstantiate(&it->second.exec, graph, 0);
-    cudaGraphDestroy(graph);
-    check(error, "capturing a step");
-  }
+  if (!it->second.exec) capture(it->second, {});
   check(cudaGraphLaunch(it->second.exec, *stream_), "a captured step");
 }
 
+void CudaExecutor::capture(Graph& graph, const AfterOp& after) {
+  check(cudaStreamBeginCapture(*stream_, cudaStreamCaptureModeThreadLocal), "capturing a step");
+  enqueue(nullptr, nullptr, after);
+  cudaGraph_t captured = nullptr;
+  check(cudaStreamEndCapture(*stream_, &captured), "capturing a step");
+  const cudaError_t error = cudaGraphInstantiate(&graph.exec, captured, 0);
+  cudaGraphDestroy(captured);
+  check(error, "capturing a step");
+}
+
 // Everything a step does on the GPU: its state in, its ops, its logits and flags out.
-void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch) {
+void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch, const AfterOp& after) {
   check(cudaMemcpyAsync(scratch(0), host_upload_.data(), upload_.bytes, cudaMemcpyHostToDevice, *stream_),
         "a step's state");
   for (size_t i = 0; i < ropes_.size(); ++i)
@@ -591,7 +606,8 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch) {
   int layer = 0;
   for (const Op& op : program_.ops) {
     if (rows_of(op.out) == 0) continue;
-    launch(op);
+    launch(op, watch != nullptr);
+    if (after) after(op);
     if (watch) {
       const int64_t rows = rows_of(op.out);
       std::vector<float> host(static_cast<size_t>(rows * op.width));
@@ -626,7 +642,8 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch) {
   check(cudaMemcpyAsync(host_results_.data(), bad, results, cudaMemcpyDeviceToHost, *stream_), "a step's results");
 }
 
-void CudaExecutor::launch(const Op& op) {
+// watched: every value is wanted, on its own.
+void CudaExecutor::launch(const Op& op, bool watched) {
   const Weights& w = bound_[op.out];
   const int64_t rows = rows_of(op.out);
   float* y = value(op.out);
@@ -648,7 +665,7 @@ void CudaExecutor::launch(const Op& op) {
       layer_norm(x, w.norm, w.bias[0], y, rows, op.width, op.eps, quantized, *stream_);
       break;
     case OpKind::kSwiglu:
-      swiglu(x, y, rows, op.width, quantized, *stream_);
+      if (watched || !plan_.gated[op.x]) swiglu(x, y, rows, op.width, quantized, *stream_);
       break;
     case OpKind::kGelu:
       gelu(x, y, rows, op.width, quantized, *stream_);
@@ -666,6 +683,10 @@ void CudaExecutor::launch(const Op& op) {
       linear_op.add = add;
       linear_op.alpha = op.alpha;
       linear_op.y = y;
+      if (!watched && plan_.gated[op.out]) {
+        linear_op.gated = value(op.out + 1);
+        linear_op.gated_blocks = blocks(op.out + 1);
+      }
       linear(linear_op, *stream_);
       if (quantized) quantize(y, rows, op.width, quantized, *stream_);
       break;
@@ -724,6 +745,56 @@ void CudaExecutor::draw() {
   cuda::draw(op, *stream_);
 }
 
+StepTimes CudaExecutor::measure(int64_t context) {
+  std::vector<int32_t> pages(static_cast<size_t>((context + kPageTokens - 1) / kPageTokens));
+  std::iota(pages.begin(), pages.end(), 0);
+  Step step;
+  step.tokens = step.rows = {0};
+  step.requests.emplace_back(DrawRequest{});  // the token of the largest logit
+  step.positions[0] = {static_cast<int32_t>(context - 1)};
+  step.positions[1] = {0};
+  step.entry = {context - 1};
+  step.visible = {context};
+  step.runs = {{0, 1, pages.data()}};
+  StepTimes times{};
+  guarded([&] {
+    lay_out(step);
+    fill(step, host_upload_.data());
+    enqueue(nullptr, nullptr);  // loads the kernels
+    check(cudaStreamSynchronize(*stream_), "a step");
+    // Launches a graph several times; `look` sees each.
+    const auto launch_captured = [&](bool ahead, const AfterOp& after, const auto& look) {
+      Graph graph;
+      {
+        const Ahead allowed(ahead);
+        capture(graph, after);
+      }
+      for (int i = 0; i < kMeasurements; ++i) {
+        Event begin(cudaEventDefault), end(cudaEventDefault);
+        begin.record(*stream_);
+        check(cudaGraphLaunch(graph.exec, *stream_), "a captured step");
+        end.record(*stream_);
+        check(cudaStreamSynchronize(*stream_), "a captured step");
+        look(i, end.microseconds_since(begin));
+      }
+    };
+    const auto least = [](float& best, int i, float time) { best = i ? std::min(best, time) : time; };
+    launch_captured(true, {}, [&](int i, float time) { least(times.ahead, i, time); });
+    launch_captured(false, {}, [&](int i, float time) { least(times.in_turn, i, time); });
+    std::vector<std::unique_ptr<Event>> clocks;
+    const auto record = [&](const Op&) {
+      clocks.push_back(std::make_unique<Event>(cudaEventDefault));
+      clocks.back()->record_in_graph(*stream_);
+    };
+    for (const Op& op : program_.ops) times.ops.emplace_back(op.text, 0.0f);
+    launch_captured(false, record, [&](int i, float) {
+      for (size_t op = 1; op < clocks.size(); ++op)
+        least(times.ops[op].second, i, clocks[op]->microseconds_since(*clocks[op - 1]));
+    });
+  });
+  return times;
+}
+
 // The part of a program that the GPU gets: all of it, or the second part of a split.
 bool on_both(const Program& program, int gpu_layers) { return gpu_layers >= 0 && gpu_layers < program.caches; }
 
@@ -741,6 +812,12 @@ Need memory_needed(const Program& program, int64_t pages, KvType kv_type, int gp
   need.scratch = plan.scratch(plan.largest()).bytes;
   need.reserve = kReserve;
   return need;
+}
+
+StepTimes measure_step(const Gguf& file, Program program, const ExecutorOptions& options, int64_t context) {
+  use_device(options.device);
+  CudaExecutor executor(file, std::move(program), options, {});
+  return executor.measure(context);
 }
 
 int layers_that_fit(const Program& program, int64_t pages, KvType kv_type, size_t free) {

@@ -17,6 +17,15 @@ Need memory_needed(const Program& program, int64_t pages, KvType kv_type, int gp
 // The most layers whose need is at most `free`; 0 if none.
 int layers_that_fit(const Program& program, int64_t pages, KvType kv_type, size_t free);
 
+// Microseconds of a step of one token that sees `context` entries of whatever is in the cache, captured, the best of
+// several: of each op on its own; of the step as it runs; of the step with each kernel launched when the one before has
+// ended.
+struct StepTimes {
+  std::vector<std::pair<std::string, float>> ops;
+  float ahead, in_turn;
+};
+StepTimes measure_step(const Gguf& file, Program program, const ExecutorOptions& options, int64_t context);
+
 // An ExecutorFactory. Without a device: make_cpu_executor.
 std::unique_ptr<Executor> make_executor(const Gguf& file, Program program, const ExecutorOptions& options,
                                         const LoadProgress& progress);

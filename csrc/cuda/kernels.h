@@ -22,6 +22,10 @@ namespace glmlite::cuda {
 
 using Stream = CUstream_st*;
 
+// Whether a kernel may start before the one before it has ended, where the GPU can do that; from the start it may. For
+// measurements: results do not depend on it. What has been captured stays as it is.
+void allow_launching_ahead(bool allow);
+
 // ---- weights --------------------------------------------------------------------------------------------------------
 
 // An (n, k) matrix, packed. `format` is the file's; some share a packed form (pack.h).
@@ -70,6 +74,10 @@ struct Linear {
   const float* add;       // (T, width), or null; may be y
   float alpha;
   float* y;  // (T, width), width = the sum of n
+  // Where swiglu(y) goes, (T, width / 2), and its quantized form or null; null: it is not wanted. Where it is, y may
+  // stay unwritten: a step of a few tokens does both in one kernel.
+  float* gated;
+  uint8_t* gated_blocks;
 };
 void linear(const Linear& op, Stream stream);
 

@@ -35,7 +35,8 @@ __device__ inline float float_weight(const uint4& v, int i) {
 // segments are added as those of quantized weights are. Shared: [segment][token][32 rows].
 template <Format kFormat, int kTokens>
 __global__ void __launch_bounds__(kFloatThreads) linear_float(LinearArgs args) {
-  constexpr int kStep = kColumns<kFormat>;
+  start_next();
+  constexpr int kStep = kColumns<kFormat>, kUnroll = 4;
   const int lane = threadIdx.x % kWarp, segment = threadIdx.x / kWarp;
   const int tile = blockIdx.x, first = blockIdx.y * kTokens;
   const LinearArgs::Part part = args.part_of(tile);
@@ -49,7 +50,9 @@ __global__ void __launch_bounds__(kFloatThreads) linear_float(LinearArgs args) {
   const int begin = static_cast<int>(segment_begin(units, segment));
   const int end = static_cast<int>(segment_begin(units, segment + 1));
   const bool whole = args.k % kStep == 0;
-#pragma unroll 4
+  prefetch_bytes(w - lane * 16 + int64_t{begin} * (kFloatRows * 16), min(end - begin, kUnroll) * (kFloatRows * 16));
+  wait_for_previous();
+#pragma unroll kUnroll
   for (int unit = begin; unit < end; ++unit) {
     const uint4 v = load_once(w + static_cast<int64_t>(unit) * (kFloatRows * 16));
     const int column = unit * kStep;
@@ -58,7 +61,7 @@ __global__ void __launch_bounds__(kFloatThreads) linear_float(LinearArgs args) {
       for (int t = 0; t < kTokens; ++t) {
 #pragma unroll
         for (int i = 0; i < kStep; i += 4) {
-          const float4 four = __ldg(reinterpret_cast<const float4*>(x[t] + column + i));
+          const float4 four = *reinterpret_cast<const float4*>(x[t] + column + i);
           y[t] = fmaf(float_weight<kFormat>(v, i), four.x, y[t]);
           y[t] = fmaf(float_weight<kFormat>(v, i + 1), four.y, y[t]);
           y[t] = fmaf(float_weight<kFormat>(v, i + 2), four.z, y[t]);
@@ -128,6 +131,14 @@ void launch_form(Format form, const LinearArgs& args, Stream stream) {
   }
 }
 
+// Whether one kernel does the product and swiglu: where gate and up are of one form and a block has all of a column.
+bool is_gated_at_once(const Linear& op, int64_t columns) {
+  const Format form = packed_form(op.parts[0].w.format);
+  const bool halves = op.count == 2 && op.parts[0].w.n == columns && packed_form(op.parts[1].w.format) == form;
+  return op.gated && op.tokens <= kGatedTokens && !op.add && !is_float(form) && columns % kGatedColumns == 0 &&
+         (op.count == 1 || halves);
+}
+
 }  // namespace
 
 void linear(const Linear& op, Stream stream) {
@@ -145,6 +156,10 @@ void linear(const Linear& op, Stream stream) {
   all.alpha = op.alpha;
   all.y = op.y;
   for (int i = 0; i < op.count; ++i) all.width += static_cast<int>(op.parts[i].w.n);
+
+  const int columns = all.width / 2;
+  const bool at_once = is_gated_at_once(op, columns);
+  if (at_once) all.gated = {op.gated, op.gated_blocks, columns};
 
   // One launch for all matrices of a form.
   bool done[kMaxParts] = {};
@@ -166,6 +181,7 @@ void linear(const Linear& op, Stream stream) {
     }
     launch_form(form, args, stream);
   }
+  if (op.gated && !at_once) swiglu(op.y, op.gated, op.tokens, columns, op.gated_blocks, stream);
 }
 
 }  // namespace glmlite::cuda

@@ -4,9 +4,11 @@
 // result is
 // ((0 + segment 0) + segment 1) + ... Then y + bias, then fma(alpha, add, y). All of it is a function of k alone, so
 // the two kernels here agree bit for bit:
-//   narrow: 16 rows and up to 32 tokens a block; its eight warps have a segment each
+//   narrow: 16 rows and up to 32 tokens a block; its eight warps have a segment each. Gated: 32 rows of gate and 32 of
+//     up, one tile of 16 after the other
 //   wide: 128 rows and up to 64 tokens a block; its eight warps have 16 rows each, and one segment after the other
 #pragma once
+#include "rows.cuh"
 #include "weights.cuh"
 
 namespace glmlite::cuda {
@@ -31,6 +33,7 @@ struct LinearArgs {
   const float* add;
   float alpha;
   float* y;
+  Result gated;  // of linear_narrow<..., kGated>, instead of y
 
   __device__ Part part_of(int tile) const {
     Part p = parts[0];
@@ -39,10 +42,11 @@ struct LinearArgs {
     }
     return p;
   }
+  __device__ float biased(const Part& p, int row, float v) const { return p.bias ? v + p.bias[row] : v; }
   // bias and add of row `row` of a part.
   __device__ void finish(const Part& p, int token, int row, float v) const {
     if (token >= tokens || row >= p.n) return;
-    if (p.bias) v += p.bias[row];
+    v = biased(p, row, v);
     const int64_t at = static_cast<int64_t>(token) * width + p.column + row;
     if (add) v = fmaf(alpha, add[at], v);
     y[at] = v;
@@ -116,15 +120,15 @@ struct ActRegisters {
   __device__ void load(const uint8_t* const (&rows)[kCols][3], int64_t at, int pair, int lane) {
 #pragma unroll
     for (int c = 0; c < kCols; ++c) {
-      codes[c] = __ldg(reinterpret_cast<const uint4*>(rows[c][0] + at + pair * 64 + lane % 4 * 16));
+      codes[c] = *reinterpret_cast<const uint4*>(rows[c][0] + at + pair * 64 + lane % 4 * 16);
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         const uint8_t* row = rows[c][1 + t] + at;
-        d[c][t] = __ldg(reinterpret_cast<const float2*>(row + kActScales) + pair);
+        d[c][t] = reinterpret_cast<const float2*>(row + kActScales)[pair];
         if constexpr (f.has_min) {
           const auto* from = reinterpret_cast<const float2*>(row + (f.groups == 2 ? kActHalfProducts : kActProducts));
 #pragma unroll
-          for (int i = 0; i < f.groups; ++i) p[c][t][i] = __ldg(from + pair * f.groups + i);
+          for (int i = 0; i < f.groups; ++i) p[c][t][i] = from[pair * f.groups + i];
         }
       }
     }
@@ -140,20 +144,55 @@ struct ActRegisters {
   }
 };
 
+constexpr int kPrefetchSupers = 3;  // that a warp asks for ahead, besides the first, which it loads
+
 // Blocks that should find room on a multiprocessor: two, but where their registers would not do.
 template <Format kFormat, int kCols>
 constexpr int kNarrowBlocks = kCols == 1 && kFormat != Format::kQ5_1 ? 2 : 1;
 
-// Grid: (tiles, tokens / (8 kCols)). kOne: for one token. Shared: the segments' sums, [segment][token][16 rows].
-template <Format kFormat, int kCols, bool kOne = false>
+// Rows of y that a block makes where it is gated.
+constexpr int kGatedColumns = 2 * kTileRows;
+constexpr int64_t kGatedTokens = 8;
+
+// Grid: (tiles, tokens / (8 kCols)). kOne: for one token. kGated: (columns of gated / kGatedColumns); up's first tile
+// is gated.n / 16. Shared: the segments' sums, [tile][segment][token][16 rows].
+template <Format kFormat, int kCols, bool kOne = false, bool kGated = false>
 __global__ void __launch_bounds__(kLinearThreads, kNarrowBlocks<kFormat, kCols>) linear_narrow(LinearArgs args) {
-  constexpr int kTokens = 8 * kCols;
+  start_next();
+  constexpr int kTokens = 8 * kCols, kSums = kTokens * kTileRows, kTiles = kGated ? 2 * kGatedColumns / kTileRows : 1;
   const int lane = threadIdx.x % kWarp, segment = threadIdx.x / kWarp;
-  const int tile = blockIdx.x, first = blockIdx.y * kTokens;
-  const LinearArgs::Part part = args.part_of(tile);
+  const int first = blockIdx.y * kTokens;
   constexpr Form f = form_of(kFormat);
   constexpr int64_t kBytes = super_bytes(f);
-  const uint8_t* super = part.data + static_cast<int64_t>(tile - part.tile) * args.supers * kBytes;
+  const int64_t begin = segment_begin(args.supers, segment), end = segment_begin(args.supers, segment + 1);
+  const auto tile_of = [&](int i) {
+    if constexpr (!kGated) return static_cast<int>(blockIdx.x);
+    return static_cast<int>(blockIdx.x) * 2 + i % 2 + i / 2 * (args.gated.n / kTileRows);
+  };
+  const auto segment_of = [&](int i) {  // of the weights of the block's tile i
+    const LinearArgs::Part part = args.part_of(tile_of(i));
+    return part.data + (static_cast<int64_t>(tile_of(i) - part.tile) * args.supers + begin) * kBytes;
+  };
+
+  Header<kFormat> header, next_header;
+  Codes<kFormat> codes[kPairs], next[kPairs];
+  const auto load = [&](const uint8_t* super) {
+    next_header.load(super, lane);
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) next[p].load(super + f.header_bytes + p * pair_bytes(f), lane);
+  };
+  const uint8_t* super = segment_of(0);
+  if (begin < end) load(super);
+  int ahead = kPrefetchSupers;
+#pragma unroll 1
+  for (int t = 0; t < kTiles; ++t) {
+    const LinearArgs::Part part = args.part_of(tile_of(t));
+    if (part.bias && threadIdx.x == 0) prefetch(part.bias + (tile_of(t) - part.tile) * kTileRows);
+    const int skip = t == 0, count = min(static_cast<int>(end - begin) - skip, ahead);
+    prefetch_bytes(segment_of(t) + skip * kBytes, count * static_cast<int>(kBytes));
+    ahead -= max(count, 0);
+  }
+  wait_for_previous();
 
   const uint8_t* rows[kCols][3];
 #pragma unroll
@@ -164,44 +203,60 @@ __global__ void __launch_bounds__(kLinearThreads, kNarrowBlocks<kFormat, kCols>)
     for (int i = 0; i < 3; ++i)
       rows[c][i] = args.blocks + static_cast<int64_t>(of[i] < last ? of[i] : last) * args.supers * kActSuperBytes;
   }
-
-  float y[kCols][4] = {};
-  const int64_t begin = segment_begin(args.supers, segment), end = segment_begin(args.supers, segment + 1);
-  Header<kFormat> header, next_header;
-  Codes<kFormat> codes[kPairs], next[kPairs];
-  const auto load = [&](int64_t i) {
-    next_header.load(super + i * kBytes, lane);
+  float* sums = reinterpret_cast<float*>(shared_memory());
+#pragma unroll 1
+  for (int t = 0; t < kTiles; ++t) {
+    const uint8_t* next_tile = t + 1 < kTiles ? segment_of(t + 1) : nullptr;
+    float y[kCols][4] = {};
+    for (int64_t i = begin; i < end; ++i) {
+      header = next_header;
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) next[p].load(super + i * kBytes + f.header_bytes + p * pair_bytes(f), lane);
-  };
-  if (begin < end) load(begin);
-  for (int64_t i = begin; i < end; ++i) {
-    header = next_header;
+      for (int p = 0; p < kPairs; ++p) codes[p] = next[p];
+      super = i + 1 < end ? super + kBytes : next_tile;
+      if (super) load(super);
+      const Scales<kFormat> scales(header);
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) codes[p] = next[p];
-    if (i + 1 < end) load(i + 1);
-    const Scales<kFormat> scales(header);
+      for (int p = 0; p < kPairs; ++p) {
+        ActRegisters<kFormat, kCols> act;
+        act.load(rows, i * kActSuperBytes, p, lane);
+        add_pair<kFormat, kCols, kOne>(codes[p], scales, p, act, y);
+      }
+    }
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      ActRegisters<kFormat, kCols> act;
-      act.load(rows, i * kActSuperBytes, p, lane);
-      add_pair<kFormat, kCols, kOne>(codes[p], scales, p, act, y);
+    for (int c = 0; c < kCols; ++c) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = 8 * c + lane % 4 * 2 + i % 2, row = lane / 4 + 8 * (i / 2);
+        sums[(t * kSegments + segment) * kSums + token * kTileRows + row] = y[c][i];
+      }
     }
   }
-
-  float* sums = reinterpret_cast<float*>(shared_memory());
-#pragma unroll
-  for (int c = 0; c < kCols; ++c) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      sums[(segment * kTokens + 8 * c + lane % 4 * 2 + i % 2) * kTileRows + lane / 4 + 8 * (i / 2)] = y[c][i];
-  }
   __syncthreads();
-  for (int i = threadIdx.x; i < kTokens * kTileRows; i += kLinearThreads) {
+  const auto total = [&](int t, int i) {
     float v = 0;
 #pragma unroll
-    for (int s = 0; s < kSegments; ++s) v += sums[s * kTokens * kTileRows + i];
-    args.finish(part, first + i / kTileRows, (tile - part.tile) * kTileRows + i % kTileRows, v);
+    for (int s = 0; s < kSegments; ++s) v += sums[(t * kSegments + s) * kSums + i];
+    return v;
+  };
+  if constexpr (!kGated) {
+    const LinearArgs::Part part = args.part_of(tile_of(0));
+    for (int i = threadIdx.x; i < kSums; i += kLinearThreads)
+      args.finish(part, first + i / kTileRows, (tile_of(0) - part.tile) * kTileRows + i % kTileRows, total(0, i));
+  } else {
+    // A warp has a token, a lane a column.
+    static_assert(kTokens == kLinearWarps && kTokens == kGatedTokens && kGatedColumns == kWarp);
+    const int token = threadIdx.x / kWarp, column = blockIdx.x * kGatedColumns + lane;
+    if (token >= args.tokens) return;
+    const auto value = [&](int t) {
+      const LinearArgs::Part part = args.part_of(tile_of(t));
+      const int row = lane % kTileRows;
+      return args.biased(part, (tile_of(t) - part.tile) * kTileRows + row, total(t, token * kTileRows + row));
+    };
+    args.gated.put(token, column, silu_times(value(lane / kTileRows), value(2 + lane / kTileRows)));
+    if (blockIdx.x + 1 < gridDim.x) return;
+    // What fills the last superblock.
+    for (int at = column + kGatedColumns; at < supers_of(args.gated.n) * kSuperColumns; at += kGatedColumns)
+      args.gated.put(token, at, 0.0f);
   }
 }
 
@@ -240,6 +295,7 @@ constexpr size_t kWideShared = 2 * kWideTokens<kFormat> * ActShared<kFormat>::kB
 // Grid: (tokens / kWideTokens, tiles / 8): blocks that run together share weights in L2.
 template <Format kFormat>
 __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
+  start_next();
   using Act = ActShared<kFormat>;
   constexpr int kCols = kWideCols<kFormat>, kTokens = kWideTokens<kFormat>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -270,9 +326,10 @@ __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
   // Weights are loaded ahead: headers by a superblock, codes by a pair of blocks.
   Header<kFormat> next_header;
   Codes<kFormat> next;
-  fetch(0);
   next_header.load(super, lane);
   next.load(super + f.header_bytes, lane);
+  wait_for_previous();
+  fetch(0);
   int segment = 0;
 #pragma unroll 1
   for (int i = 0; i < args.supers; ++i, super += kBytes) {
@@ -319,6 +376,14 @@ __global__ void __launch_bounds__(kLinearThreads) linear_wide(LinearArgs args) {
 // The kernels of one packed form, for `linear`. Each form is compiled in a file of its own.
 template <Format kFormat>
 void launch_quantized(const LinearArgs& args, Stream stream) {
+  if (args.gated.n > 0) {
+    const auto gated = [&](auto kernel) {
+      launch(kernel, dim3(args.gated.n / kGatedColumns), kLinearThreads,
+             sizeof(float) * 4 * kSegments * kGatedTokens * kTileRows, stream, args);
+    };
+    return args.tokens == 1 ? gated(linear_narrow<kFormat, 1, true, true>)
+                            : gated(linear_narrow<kFormat, 1, false, true>);
+  }
   const auto narrow = [&](auto kernel, int tokens) {
     launch(kernel, dim3(args.tiles, blocks_of(args.tokens, tokens)), kLinearThreads,
            sizeof(float) * kSegments * tokens * kTileRows, stream, args);

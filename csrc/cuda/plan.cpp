@@ -25,8 +25,18 @@ Plan::Plan(const Program& program, int64_t pages, KvType kv_type) : pages_(pages
   }
   plan_weights(program);
   plan_cache(program, kv_type);
+  std::vector<ValueInfo> lives = program.values;
+  gated.assign(lives.size(), false);
+  for (size_t i = 1; i < program.ops.size(); ++i) {
+    const Op &swiglu = program.ops[i], &linear = program.ops[i - 1];
+    if (swiglu.kind != OpKind::kSwiglu || linear.kind != OpKind::kLinear || swiglu.x != linear.out) continue;
+    if (lives[linear.out].last_use != swiglu.out) continue;
+    gated[linear.out] = true;
+    for (const int read : {linear.x, linear.add})  // until swiglu's result has been written
+      if (read >= 0) lives[read].last_use = std::max(lives[read].last_use, swiglu.out);
+  }
   values = plan_slots(
-      program.values, [](int64_t width) { return static_cast<size_t>(width) * sizeof(float); },
+      lives, [](int64_t width) { return static_cast<size_t>(width) * sizeof(float); },
       [](int64_t width) { return act_bytes(width, 1); });
 }
 

@@ -43,6 +43,8 @@ class Plan {
   size_t kv_bytes = 0;
 
   SlotPlan values;
+  // By value: nothing but the swiglu after it reads it, so that the GPU may do both in one kernel.
+  std::vector<bool> gated;
 
   // Sizes of a step that its scratch memory depends on.
   struct StepSize {

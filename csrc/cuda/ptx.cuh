@@ -19,6 +19,24 @@ __device__ inline float half_to_float(uint32_t bits) {
 }
 __device__ inline uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
 
+// Programmatic dependent launch, see `launch`. The next kernel of the stream may start once all blocks of this one have
+// called start_next, or ended.
+__device__ inline void start_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// All kernels before this one have ended, and what they wrote is there. What a step writes is read by plain loads only:
+// one for what never changes (__ldg, load_once) may be made before this.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Asks for 128 bytes, from DRAM to L2.
+__device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // 16 bytes that are read once: past L1, so that activations stay there.
 __device__ inline uint4 load_once(const void* p) {
   uint4 v;

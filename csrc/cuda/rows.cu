@@ -19,16 +19,12 @@ struct Selected {
   __device__ float operator()(int row, int column) const { return x[static_cast<int64_t>(rows[row]) * n + column]; }
 };
 
-// x / (1 + e^z)
-__device__ inline float divide_by_one_plus_exp(float x, float z) { return x / (1.0f + expf(z)); }
-
-// silu(gate) * up, silu(x) = x / (1 + e^-x)
 struct Swiglu {
   const float* x;
   int n;
   __device__ float operator()(int row, int column) const {
     const float* gate = x + static_cast<int64_t>(row) * 2 * n + column;
-    return divide_by_one_plus_exp(gate[0], -gate[0]) * gate[n];
+    return silu_times(gate[0], gate[n]);
   }
 };
 
@@ -59,9 +55,19 @@ __device__ inline float block_sum(float x, float* shared) {
   return warp_sum(shared[lane]);
 }
 
+// Of a vector of weights that is wanted later: the block's warps ask for it.
+__device__ inline void prefetch_vector(const float* w, int n) {
+  constexpr int kWarpFloats = 1024;  // 32 lines
+  const int at = threadIdx.x / kWarp * kWarpFloats;
+  if (at < n) prefetch_bytes(reinterpret_cast<const uint8_t*>(w + at), min(kWarpFloats, n - at) * 4);
+}
+
 __global__ void __launch_bounds__(kNormThreads)
     rms_norm_rows(const float* x, const float* w, const float* add, float eps, Result result) {
   const int row = blockIdx.x, n = result.n;
+  start_next();
+  prefetch_vector(w, n);
+  wait_for_previous();
   const float* from = x + static_cast<int64_t>(row) * n;
   const float* added = add ? add + static_cast<int64_t>(row) * n : nullptr;
   float squares = 0;
@@ -82,6 +88,10 @@ __global__ void __launch_bounds__(kNormThreads)
 __global__ void __launch_bounds__(kNormThreads)
     layer_norm_rows(const float* x, const float* w, const float* b, float eps, Result result) {
   const int row = blockIdx.x, n = result.n;
+  start_next();
+  prefetch_vector(w, n);
+  prefetch_vector(b, n);
+  wait_for_previous();
   const float* from = x + static_cast<int64_t>(row) * n;
   float* shared = reinterpret_cast<float*>(shared_memory());
   float sum = 0, squares = 0;

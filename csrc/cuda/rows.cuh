@@ -52,10 +52,18 @@ struct Result {
   }
 };
 
+// x / (1 + e^z)
+__device__ inline float divide_by_one_plus_exp(float x, float z) { return x / (1.0f + expf(z)); }
+
+// silu(gate) * up, silu(x) = x / (1 + e^-x)
+__device__ inline float silu_times(float gate, float up) { return divide_by_one_plus_exp(gate, -gate) * up; }
+
 // Grid: (superblocks, rows). Source: float operator()(int row, int column) for column < n.
 constexpr int kEachThreads = kSuperColumns;
 template <class Source>
 __global__ void __launch_bounds__(kEachThreads) each_value(Source source, Result result) {
+  start_next();
+  wait_for_previous();
   const int row = blockIdx.y, column = blockIdx.x * kSuperColumns + threadIdx.x;
   result.put(row, column, column < result.n ? source(row, column) : 0.0f);
 }

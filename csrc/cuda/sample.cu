@@ -14,6 +14,8 @@ static_assert(kBins == 2 * kThreads && kListed == 2 * kThreads, "a thread has tw
 
 // Grid: (pieces of a row, rows).
 __global__ void __launch_bounds__(kThreads) find_bad(const float* x, int n, const int32_t* row_token, int32_t* bad) {
+  start_next();
+  wait_for_previous();
   const int row = blockIdx.y;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
@@ -125,6 +127,8 @@ __device__ inline void add(uint64_t* to, uint64_t value) {
 
 // Leaves the row's logits as adjusted, the slice's largest key, and nothing in the bins and in the list.
 __global__ void __launch_bounds__(kThreads) adjust_logits(Drawing op) {
+  start_next();
+  wait_for_previous();
   auto& of_warp = *reinterpret_cast<uint64_t (*)[kWarps]>(shared_memory());
   const Row row(op, blockIdx.y);
   const Slice slice(op.vocab);
@@ -151,6 +155,8 @@ __global__ void __launch_bounds__(kThreads) adjust_logits(Drawing op) {
 }
 
 __global__ void __launch_bounds__(kThreads) fill_bins(Drawing op) {
+  start_next();
+  wait_for_previous();
   auto* in_bin = reinterpret_cast<uint64_t*>(shared_memory());
   const Row row(op, blockIdx.y);
   if (row.draw.sharpness == 0) return;
@@ -170,6 +176,8 @@ __global__ void __launch_bounds__(kThreads) fill_bins(Drawing op) {
 
 // Grid: (slices, rows).
 __global__ void __launch_bounds__(kThreads) list_tokens(Drawing op) {
+  start_next();
+  wait_for_previous();
   const Row row(op, blockIdx.y);
   if (row.draw.sharpness == 0) return;
   const Range range = range_of(row, *reinterpret_cast<RangeShared*>(shared_memory()));
@@ -209,6 +217,8 @@ struct DrawShared {
 };
 // Grid: rows.
 __global__ void __launch_bounds__(kThreads) draw_tokens(Drawing op) {
+  start_next();
+  wait_for_previous();
   auto& shared = *reinterpret_cast<DrawShared*>(shared_memory());
   const Row row(op, blockIdx.x);
   const Draw& draw = row.draw;

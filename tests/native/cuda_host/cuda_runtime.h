@@ -3,7 +3,9 @@
 // barriers, not of speed, and not of what only a real GPU does.
 //
 // Threads of a block are fibers that switch at barriers and exchanges, in an order that options().seed shuffles. Blocks
-// run one after another. Work on a stream waits until somebody synchronises, so that reading too early shows.
+// run one after another. Work on a stream waits until somebody synchronises, so that reading too early shows; so does
+// reading an asynchronous copy early: by the seed it is made at once, or when its group is waited for, or never. One
+// block of a kernel that others come before finds, until it waits for them, memory as it was before some of them.
 // Memory from cudaMalloc and shared memory begin as NaN, and writing beyond their ends is found.
 #pragma once
 #include <math.h>
@@ -15,6 +17,7 @@
 #include <functional>
 #include <type_traits>
 
+#define CUDART_VERSION 13000
 #define __global__
 #define __device__
 #define __host__
@@ -54,7 +57,7 @@ namespace glmlite::cuda_host {
 struct Options {
   size_t memory = size_t{1} << 30;  // of the device; cudaMalloc fails beyond it
   int devices = 1;
-  uint32_t seed = 0;  // 0: threads run in order; else shuffled between barriers
+  uint32_t seed = 0;  // 0: threads run in order, copies are made at once; else shuffled between barriers, any time
   int major = 9, minor = 0;
   int driver = 13000;            // the CUDA that the driver runs; 0: there is none
   size_t fail_after = SIZE_MAX;  // kernels; then the device fails, until `recover`
@@ -75,6 +78,12 @@ void sync_block();
 void sync_warp();
 // Gives `bytes` <= 64 of this lane to its warp and returns all lanes' [32][64] once each of them has given.
 const uint8_t* exchange(const void* mine, size_t bytes);
+// A thread that ends without it is a fault.
+void wait_for_previous();
+// Asynchronous copies of a thread: all but its last `under_way` groups are there after wait_copies.
+void copy_later(void* to, const void* from, size_t bytes);
+void commit_copies();
+void wait_copies(size_t under_way);
 void enqueue(CUstream_st* stream, std::function<void()> work);
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
@@ -179,8 +188,12 @@ enum cudaStreamCaptureMode {
   cudaStreamCaptureModeThreadLocal,
   cudaStreamCaptureModeRelaxed
 };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0;
+constexpr unsigned cudaEventDefault = 0, cudaEventRecordExternal = 1;
 struct cudaDeviceProp {
   char name[256];
   size_t totalGlobalMem;
@@ -234,6 +247,7 @@ cudaError_t cudaEventCreate(cudaEvent_t*);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned);
 cudaError_t cudaEventDestroy(cudaEvent_t);
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t = nullptr);
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t, cudaStream_t, unsigned flags);
 cudaError_t cudaEventSynchronize(cudaEvent_t);
 cudaError_t cudaEventQuery(cudaEvent_t);
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t);
@@ -244,6 +258,10 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long lo
 cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
 cudaError_t cudaGraphDestroy(cudaGraph_t);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
+  return attributes->ptxVersion = 90, cudaSuccess;
+}
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;

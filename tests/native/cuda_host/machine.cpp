@@ -40,13 +40,22 @@ constexpr int kWarp = 32;
 constexpr size_t kGuardBytes = 256;
 constexpr uint8_t kGuard = 0xA5, kPoison = 0xFF;
 
-enum class State { kReady, kAtWarp, kAtBlock, kDone };
+enum class State { kReady, kAtWarp, kAtBlock, kAtWait, kDone };
+
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, group;
+};
 
 struct Thread {
   Fiber fiber;
   ThreadState place;
   State state;
   size_t exchanges;
+  bool waited;               // for the kernels before this one
+  std::vector<Copy> copies;  // that have not been made
+  size_t groups;             // of copies, committed
 };
 
 struct Warp {
@@ -61,12 +70,15 @@ struct Machine {
   Thread* current = nullptr;
   dim3 grid, block;
   std::vector<uint8_t> shared;  // with a guard behind it
-  int at_block = 0, alive = 0;
+  int at_block = 0, at_wait = 0, alive = 0;
   const std::function<void()>* kernel = nullptr;
   std::mt19937 random;
   size_t launches = 0;
   size_t used = 0;
   std::map<void*, size_t> blocks;  // of device memory
+  std::map<void*, std::vector<uint8_t>>
+      past;              // the same, before one of the kernels that the next one follows; or empty
+  bool in_past = false;  // the block that runs sees it
   std::map<void*, size_t> pinned;
   cudaError_t error = cudaSuccess;
   CUstream_st null_stream;
@@ -95,7 +107,22 @@ void leave_barriers(Warp& w, int first) {
 
 void run_thread(void* argument) {
   (*machine().kernel)();
-  static_cast<Thread*>(argument)->state = State::kDone;
+  auto* t = static_cast<Thread*>(argument);
+  t->state = State::kDone;
+  if (!t->waited) fail("a thread ended without having waited for the kernels before it");
+}
+
+void exchange_past() {
+  Machine& m = machine();
+  m.in_past = !m.in_past;
+  for (auto& [p, bytes] : m.past) std::swap_ranges(bytes.begin(), bytes.end(), static_cast<uint8_t*>(p));
+}
+
+void release(State state, int count) {
+  for (int i = 0; i < count; ++i) {
+    Thread& t = *machine().threads[i];
+    if (t.state == state) t.state = State::kReady;
+  }
 }
 
 void run_block(int count) {
@@ -104,7 +131,7 @@ void run_block(int count) {
   std::memset(m.shared.data(), kPoison, guard);
   std::memset(m.shared.data() + guard, kGuard, kGuardBytes);
   m.alive = count;
-  m.at_block = 0;
+  m.at_block = m.at_wait = 0;
   for (size_t w = 0; w < m.warps.size(); ++w) {
     m.warps[w].waiting = 0;
     m.warps[w].lanes = std::min(kWarp, count - static_cast<int>(w) * kWarp);
@@ -113,6 +140,9 @@ void run_block(int count) {
     Thread& t = *m.threads[i];
     t.state = State::kReady;
     t.exchanges = 0;
+    t.copies.clear();
+    t.groups = 0;
+    t.waited = false;
     t.fiber.start(run_thread, &t);
   }
   std::vector<int> order(count);
@@ -130,9 +160,11 @@ void run_block(int count) {
     }
     if (m.at_block > 0 && m.at_block == m.alive) {
       m.at_block = 0;
-      for (int i = 0; i < count; ++i) {
-        if (m.threads[i]->state == State::kAtBlock) m.threads[i]->state = State::kReady;
-      }
+      release(State::kAtBlock, count);
+    } else if (m.at_wait > 0 && m.at_wait == m.alive) {
+      m.at_wait = 0;
+      exchange_past();
+      release(State::kAtWait, count);
     } else if (!ran) {
       return fail("threads wait for others that have ended or wait elsewhere");
     }
@@ -163,6 +195,15 @@ void sync_block() {
   Fiber::yield();
 }
 
+void wait_for_previous() {
+  Machine& m = machine();
+  m.current->waited = true;
+  if (!m.in_past) return;
+  m.current->state = State::kAtWait;
+  ++m.at_wait;
+  Fiber::yield();
+}
+
 void sync_warp() {
   Machine& m = machine();
   Thread& t = *m.current;
@@ -181,6 +222,25 @@ const uint8_t* exchange(const void* mine, size_t bytes) {
   std::memcpy(given[t.place.lane], mine, bytes);
   sync_warp();
   return given[0];
+}
+
+void copy_later(void* to, const void* from, size_t bytes) {
+  Machine& m = machine();
+  if (options().seed && m.random() % 2) {
+    m.current->copies.push_back({to, from, bytes, m.current->groups});
+  } else {
+    std::memcpy(to, from, bytes);
+  }
+}
+
+void commit_copies() { ++machine().current->groups; }
+
+void wait_copies(size_t under_way) {
+  Thread& t = *machine().current;
+  const auto end = std::stable_partition(t.copies.begin(), t.copies.end(),
+                                         [&](const Copy& c) { return c.group + under_way < t.groups; });
+  for (auto c = t.copies.begin(); c != end; ++c) std::memcpy(c->to, c->from, c->bytes);
+  t.copies.erase(t.copies.begin(), end);
 }
 
 void enqueue(CUstream_st* stream, Work work) {
@@ -214,15 +274,26 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
     p.lane = i % kWarp;
     p.warp = i / kWarp;
   }
+  // Of the kernels that follow one another, any later one may begin now.
+  const bool keep = options().seed && (m.past.empty() || m.random() % 2);
+  std::map<void*, std::vector<uint8_t>> now;
+  for (const auto& [p, bytes] : m.blocks) {
+    if (keep) now[p].assign(static_cast<uint8_t*>(p), static_cast<uint8_t*>(p) + bytes);
+  }
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  uint64_t before_early = m.past.empty() ? blocks : m.random() % blocks;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         for (int i = 0; i < count; ++i) m.threads[i]->place.block = dim3(x, y, z);
+        if (before_early-- == 0) exchange_past();
         run_block(count);
+        if (m.in_past) exchange_past();
         if (m.error != cudaSuccess) return;
       }
     }
   }
+  if (keep) m.past = std::move(now);
 }
 
 namespace {
@@ -232,9 +303,12 @@ void drain(CUstream_st* stream, size_t count) {
   std::vector<Work> works(stream->queue.begin(), stream->queue.begin() + static_cast<std::ptrdiff_t>(count));
   stream->queue.erase(stream->queue.begin(), stream->queue.begin() + static_cast<std::ptrdiff_t>(count));
   for (const Work& work : works) {
-    if (machine().error == cudaErrorLaunchFailure) return;  // it stays, as on a GPU
+    if (machine().error == cudaErrorLaunchFailure) break;  // it stays, as on a GPU
+    const size_t kernels = machine().launches;
     work();
+    if (machine().launches == kernels) machine().past.clear();  // a kernel waits for anything else before it starts
   }
+  machine().past.clear();
 }
 
 void drain_all() {
@@ -452,6 +526,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
   });
   return result();
 }
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned) { return cudaEventRecord(e, s); }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   LOCK;
   while (!e->reached && !e->stream->queue.empty() && result() != cudaErrorLaunchFailure) drain(e->stream, 1);

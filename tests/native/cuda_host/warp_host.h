@@ -21,12 +21,18 @@ inline uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | (magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
 
+inline void start_next() {}
+inline void wait_for_previous() { cuda_host::wait_for_previous(); }
+inline void prefetch(const void*) {}
+
 inline uint4 load_once(const void* p) { return *static_cast<const uint4*>(p); }
 
-inline void copy_async(void* to, const void* from) { *static_cast<uint4*>(to) = *static_cast<const uint4*>(from); }
-inline void commit_copies() {}
+inline void copy_async(void* to, const void* from) { cuda_host::copy_later(to, from, 16); }
+inline void commit_copies() { cuda_host::commit_copies(); }
 template <int kUnderWay>
-inline void copies_done() {}
+inline void copies_done() {
+  cuda_host::wait_copies(kUnderWay);
+}
 
 inline int dot4(uint32_t a, uint32_t b) {
   int sum = 0;
