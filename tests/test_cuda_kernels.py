@@ -302,6 +302,8 @@ def test_more_tokens_than_a_block_can_sort_are_left_to_the_cpu(options, width, l
 
 # ---- attention
 
+MMA = twins_cuda.MMA_EMULATED if emulated else twins_cuda.MMA_GPU
+
 
 class Sequences:
     """KV pages with sequences that are read in steps, and what they should hold."""
@@ -321,8 +323,10 @@ class Sequences:
         self.qkv = [rng.standard_normal((n, width)).astype(np.float32) for n in lengths]
         self.half = None
 
-    def step(self, tokens, visible=None, quantized=False, split=None):
-        """tokens: [(run, begin, end)], entries of each sequence that are read now -> y (T, heads * head_dim)."""
+    def step(self, tokens, visible=None, quantized=False, split=None, room=70):
+        """tokens: [(run, begin, end)], entries of each sequence that are read now -> y (T, heads * head_dim).
+
+        split: tokens of a tile; room: by how much contexts might be longer."""
         qkv = np.concatenate([self.qkv[run][a:b] for run, a, b in tokens])
         entry = np.concatenate([np.arange(a, b) for _, a, b in tokens]).astype(np.int32)
         run = np.concatenate([np.full(b - a, run) for run, a, b in tokens]).astype(np.int32)
@@ -338,7 +342,7 @@ class Sequences:
         assert not bad.any()
         context = int(sees.max())
         return self.cache.attend(
-            turned, *state, np.array(tiles, np.int32), most, context + 70, self.scale, quantized=quantized
+            turned, *state, np.array(tiles, np.int32), context + room, self.scale, quantized=quantized
         )
 
     @property
@@ -355,7 +359,7 @@ class Sequences:
             k, v = heads[:, self.heads + h // group], heads[:, self.heads + self.kv_heads + h // group]
             most = int(sees.max())
             value[:, h], bound[:, h] = twins_cuda.attend(
-                heads[begin:end, h], k[:most], v[:most], sees, self.scale, self.kv_type
+                heads[begin:end, h], k[:most], v[:most], sees, self.scale, self.kv_type, MMA
             )
         return value.reshape(end - begin, -1), bound.reshape(end - begin, -1)
 
@@ -404,9 +408,56 @@ def test_tiles_do_not_matter(split):
     assert_same(s.step([(0, 0, 70)]), t.step([(0, 0, 70)], split=split))
 
 
-@pytest.mark.parametrize("n", [3, 40])
-def test_attention_is_quantized_as_it_is_stored(n):
-    y, blocks = Sequences(4, 2, 32, "f16", [n]).step([(0, 0, n)], quantized=True)
+@pytest.mark.parametrize("kv_type", ["f16", "q8"])
+def test_attention_over_groups_of_pages(kv_type):
+    """Contexts of up to 19 pages, that is, three groups: read at once, and the last tokens alone."""
+    n = 1170
+    s, t = (Sequences(4, 1, 16, kv_type, [n]) for _ in range(2))
+    keys = np.ascontiguousarray(s.qkv[0][: n - 260, 64:80]), np.ascontiguousarray(s.qkv[0][: n - 260, 80:])
+    for cache in (s.cache, t.cache):
+        assert cache.store(*keys, s.pages[0])
+    at_once = s.step([(0, n - 260, n)])
+    assert_within(at_once[-3:], *s.expected(0, n - 3, n))
+    assert_within(at_once[:3], *s.expected(0, n - 260, n - 257))
+    t.step([(0, n - 260, n - 3)])
+    assert_same(t.step([(0, n - 3, n - 1)]), at_once[-3:-1])
+    assert_same(t.step([(0, n - 1, n)]), at_once[-1:])
+
+
+def test_attention_over_a_long_context():
+    """More pages than there are blocks for, and more groups of them than are merged at once."""
+    n = 16500
+    s = Sequences(2, 1, 16, "q8", [n])
+    keys = np.ascontiguousarray(s.qkv[0][: n - 1, 32:48]), np.ascontiguousarray(s.qkv[0][: n - 1, 48:])
+    assert s.cache.store(*keys, s.pages[0])
+    assert_within(s.step([(0, n - 1, n)]), *s.expected(0, n - 1, n))
+
+
+def test_attention_in_rounds():
+    """Where contexts might be so long that there is no room for all partial results at once."""
+    lengths = [5, 66, 5]
+    steps = [(0, 0, 5), (1, 61, 66), (2, 0, 5)]
+    one, many = (Sequences(4, 4, 32, "f16", lengths) for _ in range(2))
+    for s in (one, many):
+        s.step([(1, 0, 61)])
+    assert_same(many.step(steps, room=200_000), one.step(steps))
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8"])
+def test_keys_queries_and_values_of_any_size(kv_type):
+    """Queries are scaled by powers of two on their way to f16, and so are q8's values."""
+    for size in (1e-30, 1e-6, 1e4):
+        s = Sequences(4, 2, 32, kv_type, [70])
+        s.qkv[0][:, : 4 * 32] *= size
+        s.qkv[0][:, 4 * 32 : 6 * 32] *= 1 / size if kv_type == "q8" else 1
+        if kv_type == "q8":
+            s.qkv[0][:, 6 * 32 :] *= np.logspace(-20, -12, 70, dtype=np.float32)[:, None]
+        assert_within(s.step([(0, 0, 70)]), *s.expected(0, 0, 70))
+
+
+@pytest.mark.parametrize("heads, n", [(4, 3), (8, 40), (8, 140)])
+def test_attention_is_quantized_as_it_is_stored(heads, n):
+    y, blocks = Sequences(heads, 2, 32, "f16", [n]).step([(0, 0, n)], quantized=True)
     for got, want in zip(blocks, quantized(y)):
         np.testing.assert_array_equal(got, want)
 

@@ -135,10 +135,17 @@ def turned(x: np.ndarray, norm: np.ndarray | None, eps: float, pairs, cos, sin):
     return y, off * SECOND_ORDER + 2 * TINY
 
 
-def attend(q, k, v, visible, scale: float, kv_type: str):
+MMA_GPU = 48 * U
+"""Of one matrix instruction of f16, relative to the sum of its terms' sizes: up to 24 terms and sums of terms are cut to
+24 bits of the largest (Fasi et al. 2021, Numerical behavior of NVIDIA tensor cores)."""
+MMA_EMULATED = U
+HALF = 2.0**-11  # a rounding to f16
+
+
+def attend(q, k, v, visible, scale: float, kv_type: str, mma: float):
     """q (M, head_dim) f32; k, v (ctx, head_dim) f32 of one KV head, before the store; visible (M,) -> (value, bound).
 
-    q8: q is turned as the keys are, and neither it nor the softmax's weights are rounded to codes.
+    q8: q is turned as the keys are. mma: the error of a matrix instruction.
     """
     if kv_type == "q8":
         q, k, v = (a.astype(np.float64) for a in (twins_rows.rotate(q), twins_rows.stored_q8(twins_rows.rotate(k)), v))
@@ -147,19 +154,22 @@ def attend(q, k, v, visible, scale: float, kv_type: str):
         q, k, v = q.astype(np.float64), twins_rows.stored(k), twins_rows.stored(v)
     scale = float(np.float32(scale))
     ctx, head_dim = k.shape
-    chunks = -(-ctx // PAGE)
+    steps, merges = (64 if head_dim <= 64 else 128) // 16, -(-ctx // PAGE) + -(-ctx // (8 * PAGE))
     sees = np.arange(ctx) < visible[:, None]
     scores = np.where(sees, q @ k.T * scale, -np.inf)
     below = scores.max(1, keepdims=True) - scores
     p = np.exp(-below)
     weight = p / p.sum(1, keepdims=True)
     y = weight @ v
-    # A score: head_dim fma, then one product, or three with the rounded scale of q8's twin. Then the difference to the
-    # maximum and exp; then per merge a difference (together not more than `below`), exp, product and fma.
-    score_off = (head_dim + 4) * U * abs(scale) * (np.abs(q) @ np.abs(k).T)
+    # A query is two f16, of which the second ends 2^-25 below a power of two above the largest. Then a chain of matrix
+    # instructions for each, their sum, three products (four with the rounded scale of q8's twin) and log2 e.
+    of_query = 2.0**-22 * np.abs(q) + 2.0**-24 * np.abs(q).max(1, keepdims=True)
+    score_off = abs(scale) * (of_query + (steps * mma + 6 * U) * np.abs(q)) @ np.abs(k).T
+    # The difference to the maximum, 2^x and the rounding of the weight; then per merge a difference (together not more
+    # than `below`), 2^x, product and fma.
     below = np.where(sees, below, 0)
-    weight_off = np.where(sees, np.expm1(score_off + 2 * U * below + EXP + chunks * (EXP + 2 * U)), 0)
+    weight_off = np.where(sees, np.expm1(score_off + 2 * U * below + EXP + HALF + merges * (EXP + 2 * U)), 0)
     bound = (weight * weight_off) @ np.abs(v) + (weight * weight_off).sum(1, keepdims=True) * np.abs(y)
-    # The fma over a page and what q8 adds (weight times scale, and the scale's product in the twin); the sum's tree.
-    bound += (PAGE + 3) * U * (weight @ np.abs(v)) + 9 * U * np.abs(y)
-    return y, bound * SECOND_ORDER + ctx * 2 * TINY * (np.abs(v).max() + 1)
+    # The chains over a page, products with powers and scales, the quotient; and weights that f16 has no bits for.
+    bound += (PAGE // 16 * mma + 4 * U) * (weight @ np.abs(v) + np.abs(y)) + 2 * U * np.abs(y)
+    return y, bound * SECOND_ORDER + ctx * (2.0**-38 + 2 * TINY) * (np.abs(v).max() + 1)

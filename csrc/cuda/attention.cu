@@ -1,542 +1,712 @@
-// Attention over KV pages, and what writes them.
+// Attention over KV pages.
 //
-// A page has, of each KV head, keys and then values of 64 positions:
-//   f16  [position][dim], dim = head_dim in whole eights, filled up with 0
-//   q8   [position][dim] code + 128, dim in whole sixteens, filled up with code 0; then f32 scales [position]
-//
-// A chunk is a page. score = dot * scale, dot = fma over head_dim in order from 0; q8: (dot with codes * key scale) *
-// scale. Over what is visible of the chunk: max; p = exp(score - max); sum of p as (position l + position l + 32) and
-// then warp_sum's tree over l; acc = fma(p, v, acc) in order of position from 0, q8: fma(p * value scale, code, acc).
-// Chunks are merged one after the other: m = max of both, sum = fma(sum, exp(max - m), other sum * exp(other max - m)),
-// acc likewise; a chunk of which nothing is visible changes nothing. y = acc / sum.
-// Whether chunks are computed by different blocks and merged by a second kernel, or by one block in turn, is the same.
+// A chunk is a page. A query is scaled by a power of two to below 1 and split into f16 high + low: 22 bits. score =
+// (high . k + low . k) * (scale * log2 e / power), each product a chain of matrix instructions over the columns in
+// steps of 16, from 0; q8: k are codes, and their scale multiplies the sum first. Over what is visible of the chunk:
+// max; p = 2^(score - max); w = f16(2^15 p); q8: f16(2^15 p * (scale of the value / power of two above the largest)).
+// sum = a chain of f16(2^15 p) in steps of 16 positions, from 0; acc likewise of w * v.
+// Chunks are merged into groups of kGroupChunks, one after the other, and groups into the result: m = max of both, sum
+// = fma(sum, 2^(max - m), other sum * 2^(other max - m)), acc likewise, where q8's chunk has 2^(other max - m) * that
+// power of two; a chunk of which nothing is visible changes nothing. y = acc / sum.
+// Whether chunks are computed by different blocks and merged by a second kernel (few queries), or by one block in turn
+// (many), is the same.
 #include <algorithm>
 
+#include "pages.cuh"
 #include "rows.cuh"
-#include "weights.cuh"
 
 namespace glmlite::cuda {
 
 namespace {
 
-constexpr int64_t kSplitTokens = 8;  // steps of more tokens have enough blocks without splitting contexts
+constexpr int kQueryRows = 16;  // of the matrix instruction
+constexpr int kAttendWarps = 4, kAttendThreads = kAttendWarps * kWarp;
+constexpr int kWholeRows = kAttendWarps * kQueryRows;  // queries of a block that has all chunks
+constexpr int kSteps = kPageTokens / 16;               // of the matrix instruction over a chunk's positions
+constexpr int kGroupChunks = 8;
+constexpr int64_t kFewRows = 1024;  // queries; more have enough blocks without splitting contexts
 constexpr int kMostSplits = 256;
-
-__host__ __device__ constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
-__host__ __device__ constexpr int kv_columns(KvType type, int head_dim) {
-  return round_up(head_dim, type == KvType::kQ8 ? 16 : 8);
-}
-__host__ __device__ constexpr int kv_row_bytes(KvType type, int head_dim) {
-  return kv_columns(type, head_dim) * (type == KvType::kQ8 ? 1 : 2);
-}
-// Keys or values of one head in a page.
-__host__ __device__ constexpr int kv_section_bytes(KvType type, int head_dim) {
-  return kPageTokens * (kv_row_bytes(type, head_dim) + (type == KvType::kQ8 ? 4 : 0));
-}
-
-__device__ inline uint8_t* kv_section(const KvCache& c, int page, int kv_head, bool values) {
-  const int64_t bytes = kv_section_bytes(c.type, c.head_dim);
-  return c.pages + ((static_cast<int64_t>(page) * c.kv_heads + kv_head) * 2 + values) * bytes;
-}
-
-// ---- writing pages --------------------------------------------------------------------------------------------------
-
-constexpr int kHeadThreads = 128, kHeadWarps = kHeadThreads / kWarp;
-constexpr size_t kHeadShared = sizeof(float) * kHeadWarps * kMaxHeadDim;
-
-// A warp's row of head_dim values to position `index` of a section. True if all are finite.
-__device__ inline bool store_row(const KvCache& c, const float* x, uint8_t* section, int index) {
-  const int lane = threadIdx.x % kWarp, columns = kv_columns(c.type, c.head_dim);
-  float largest = 0;
-  int bad = 0;
-  for (int i = lane; i < c.head_dim; i += kWarp) {
-    bad |= !(fabsf(x[i]) <= 3.40282347e38f);
-    largest = fmaxf(largest, fabsf(x[i]));
-  }
-  for (int apart = kWarp / 2; apart > 0; apart /= 2) bad |= __shfl_xor_sync(kAllLanes, bad, apart);
-  largest = warp_max(largest);
-  if (c.type == KvType::kF16) {
-    uint16_t* row = reinterpret_cast<uint16_t*>(section) + index * columns;
-    for (int i = lane; i < columns; i += kWarp) {
-      const float v = i < c.head_dim ? x[i] : 0.0f;
-      row[i] = v == v ? float_to_half(fmaxf(-65504.0f, fminf(65504.0f, v))) : static_cast<uint16_t>(0);
-    }
-  } else {
-    const float scale = bad ? 0.0f : largest / 127.0f, whole = scale * 127.0f;
-    const float factor = whole >= 0x1p-100f ? 127.0f / whole : 0.0f;
-    uint8_t* row = section + index * columns;
-    for (int i = lane; i < columns; i += kWarp) {
-      const int code = factor > 0 && i < c.head_dim ? static_cast<int>(rintf(x[i] * factor)) : 0;
-      row[i] = static_cast<uint8_t>(code + 128);
-    }
-    if (lane == 0) reinterpret_cast<float*>(section + kPageTokens * columns)[index] = scale;
-  }
-  return !bad;
-}
-
-// By a Hadamard matrix, see cpu/kernels.h. head: in shared memory, the warp's.
-__device__ inline void rotate(float* head, int head_dim) {
-  const int lane = threadIdx.x % kWarp, n = head_dim & -head_dim;
-  for (int apart = 1; apart < n; apart *= 2) {
-    for (int i = lane; i < head_dim / 2; i += kWarp) {
-      float* first = head + i / apart * 2 * apart + i % apart;
-      const float a = first[0], b = first[apart];
-      first[0] = a + b;
-      first[apart] = a - b;
-    }
-    __syncwarp();
-  }
-  const float norm = 1.0f / sqrtf(static_cast<float>(n));
-  for (int i = lane; i < head_dim; i += kWarp) head[i] *= norm;
-  __syncwarp();
-}
-
-struct AppendArgs {
-  AppendKv op;
-  const int32_t *first, *second;  // of the rope's pairs
-  int pairs;
-};
-
-// Grid: (heads of q, k and v / 4, tokens): a warp has a head.
-__global__ void __launch_bounds__(kHeadThreads) append_heads(AppendArgs args) {
-  start_next();
-  wait_for_previous();
-  const AppendKv& op = args.op;
-  const KvCache& c = op.cache;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, token = blockIdx.y, dim = c.head_dim;
-  const int h = blockIdx.x * kHeadWarps + warp, all = op.heads + 2 * c.kv_heads;
-  if (h >= all) return;
-  float* from = op.qkv + (static_cast<int64_t>(token) * all + h) * dim;
-  float* head = reinterpret_cast<float*>(shared_memory()) + warp * kMaxHeadDim;
-  const bool is_query = h < op.heads, is_value = h >= op.heads + c.kv_heads;
-
-  float squares = 0;
-  for (int i = lane; i < dim; i += kWarp) {
-    head[i] = from[i];
-    squares = fmaf(head[i], head[i], squares);
-  }
-  if (!is_value) {
-    const float* norm = is_query ? op.q_norm : op.k_norm;
-    if (norm) {
-      const float scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(dim) + op.eps);
-      for (int i = lane; i < dim; i += kWarp) head[i] = head[i] * scale * norm[i];
-    }
-    __syncwarp();
-    const float2* turns = reinterpret_cast<const float2*>(op.turns) + static_cast<int64_t>(token) * args.pairs;
-    for (int i = lane; i < args.pairs; i += kWarp) {
-      float &first = head[args.first[i]], &second = head[args.second[i]];
-      const float a = first, b = second, cos = turns[i].x, sin = turns[i].y;
-      first = fmaf(a, cos, -(b * sin));
-      second = fmaf(a, sin, b * cos);
-    }
-    __syncwarp();
-    if (c.type == KvType::kQ8) rotate(head, dim);
-    for (int i = lane; i < dim; i += kWarp) from[i] = head[i];
-  }
-  if (is_query) return;
-  __syncwarp();
-  const int entry = op.step.entry[token];
-  const int page = op.step.pages[op.step.run[token] * op.step.page_stride + entry / kPageTokens];
-  const int kv_head = (h - op.heads) % c.kv_heads;
-  if (!store_row(c, head, kv_section(c, page, kv_head, is_value), entry % kPageTokens) && lane == 0) op.bad[token] = 1;
-}
-
-// Grid: (2 kv_heads / 4, entries).
-__global__ void __launch_bounds__(kHeadThreads)
-    store_heads(const float* k, const float* v, KvCache c, const int32_t* pages, int32_t* bad) {
-  start_next();
-  wait_for_previous();
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, entry = blockIdx.y;
-  const int h = blockIdx.x * kHeadWarps + warp;
-  if (h >= 2 * c.kv_heads) return;
-  const bool is_value = h >= c.kv_heads;
-  const float* from = (is_value ? v : k) + (static_cast<int64_t>(entry) * c.kv_heads + h % c.kv_heads) * c.head_dim;
-  float* head = reinterpret_cast<float*>(shared_memory()) + warp * kMaxHeadDim;
-  for (int i = lane; i < c.head_dim; i += kWarp) head[i] = from[i];
-  __syncwarp();
-  if (c.type == KvType::kQ8 && !is_value) rotate(head, c.head_dim);
-  uint8_t* section = kv_section(c, pages[entry / kPageTokens], h % c.kv_heads, is_value);
-  if (!store_row(c, head, section, entry % kPageTokens) && lane == 0) *bad = 1;
-}
-
-__global__ void turn_table(Rope rope, StepState step, int tokens, float* turns) {
-  start_next();
-  wait_for_previous();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= tokens * rope.pairs) return;
-  const int token = static_cast<int>(i / rope.pairs), pair = static_cast<int>(i % rope.pairs);
-  const double angle = rope.freq[pair] * step.positions[rope.axis[pair]][token];
-  turns[2 * i] = static_cast<float>(cos(angle) * rope.magnitude);
-  turns[2 * i + 1] = static_cast<float>(sin(angle) * rope.magnitude);
-}
-
-// ---- attention ------------------------------------------------------------------------------------------------------
+constexpr size_t kMostPartialBytes = size_t{32} << 20;  // unless one tile takes more
+constexpr float kOne = 32768.0f;                        // 2^15, of a weight: far from f16's smallest, below its largest
+constexpr float kLog2E = 1.44269504f;
 
 struct AttendArgs {
   Attention op;
+  float scale;       // times log2 e
   int group;         // query heads of a KV head
-  int query_blocks;  // blocks that share the queries of a tile
-  int max_chunks;    // of a partial's row
+  int rows;          // queries of a KV head in a tile, at most
+  int query_blocks;  // blocks that share them
+  int max_chunks;
 };
 
-// (max, sum, unused, unused, acc in whole fours).
-__host__ __device__ constexpr int partial_floats(int head_dim) { return 4 + round_up(head_dim, 4); }
+// The queries of a KV head in a tile from `first` on: (token, head) with the head running faster.
+struct Queries {
+  Tile tile;
+  int heads, group, kv_head, first, count;
 
-// The state of a query in a warp: lane l has columns 4 l .. 4 l + 3.
-struct State {
-  float max = -INFINITY, sum = 0, acc[4] = {};
-
-  __device__ void merge(float other_max, float other_sum, const float (&other)[4]) {
-    if (other_sum == 0.0f) return;
-    const float top = fmaxf(max, other_max), s = expf(max - top), other_s = expf(other_max - top);
-    sum = fmaf(sum, s, other_sum * other_s);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) acc[i] = fmaf(acc[i], s, other[i] * other_s);
-    max = top;
+  __device__ Queries(const AttendArgs& args, const Tile& tile, int kv_head, int first, int most)
+      : tile(tile), heads(args.op.heads), group(args.group), kv_head(kv_head), first(first) {
+    count = min(most, (tile.end - tile.begin) * group - first);
   }
-  __device__ void finish(float* y, int head_dim) const {
-    const int column = threadIdx.x % kWarp * 4;
+  __device__ int token(int row) const { return tile.begin + (first + row) / group; }
+  __device__ int head(int row) const { return kv_head * group + (first + row) % group; }
+};
+
+// Powers of two: x * down is below 1 and, but for 0 and numbers near it, at least 1/2; up undoes it. x >= 0.
+struct Power {
+  float down, up;
+};
+__device__ inline Power power_below_one(float x) {
+  const uint32_t exponent = min(__float_as_uint(x) >> 23, 252u);
+  return {__uint_as_float((253 - exponent) << 23), __uint_as_float((exponent + 1) << 23)};
+}
+
+__device__ inline float largest_of_four_lanes(float x) {
+  for (int apart = 2; apart > 0; apart /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, apart));
+  return x;
+}
+
+// Sixteen queries as operand A. A lane has rows lane / 4 and lane / 4 + 8; operand B's lane has eight columns in 16
+// bytes, which go into two steps, so column i of the lane's in step s is 32 (s / 2) + 8 (lane % 4) + 4 (s % 2) + i.
+template <int kColumns>
+struct QueryOperand {
+  uint32_t high[kColumns / 16][4];
+  float scale[2];  // of the scores of a row
+
+  // keep_low(step, words): where the low halves go.
+  template <class KeepLow>
+  __device__ void load(const float* const (&rows)[2], int dim, float softmax_scale, const KeepLow& keep_low) {
+    const auto value = [&](int r, int step, int i) {
+      const int column = step / 2 * 32 + threadIdx.x % 4 * 8 + step % 2 * 4 + i;
+      return rows[r] && column < dim ? rows[r][column] : 0.0f;
+    };
+    float down[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (column + i < head_dim) y[column + i] = acc[i] / sum + 0.0f;  // never -0
+    for (int r = 0; r < 2; ++r) {
+      float largest = 0;
+      for (int s = 0; s < kColumns / 16; ++s) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(value(r, s, i)));
+      }
+      const Power power = power_below_one(largest_of_four_lanes(largest));
+      scale[r] = softmax_scale * power.up;
+      down[r] = power.down;
+    }
+#pragma unroll
+    for (int s = 0; s < kColumns / 16; ++s) {
+      uint32_t low[4];
+#pragma unroll
+      for (int word = 0; word < 4; ++word) {
+        const int r = word % 2, i = word / 2 * 2;
+        const float a = value(r, s, i) * down[r], b = value(r, s, i + 1) * down[r];
+        high[s][word] = halves_of(a, b);
+        low[word] = halves_of(a - half_to_float(high[s][word] & 0xffff), b - half_to_float(high[s][word] >> 16));
+      }
+      keep_low(s, low);
     }
   }
+
+  // Adds steps 2 j and 2 j + 1 to the scores of rows lane / 4, + 8 with keys lane % 4 * 2, + 1 of eight. low: of the
+  // two steps; key: columns 32 j + 8 (lane % 4) .. + 7 of key lane / 4.
+  __device__ void add_scores(int j, const uint32_t (&low)[2][4], const uint4& key, float (&s)[4]) const {
+    mma_half(s, high[2 * j], key.x, key.y);
+    mma_half(s, low[0], key.x, key.y);
+    mma_half(s, high[2 * j + 1], key.z, key.w);
+    mma_half(s, low[1], key.z, key.w);
+  }
 };
 
-// Keys or values of a page in shared memory. Rows are 16 bytes further apart than they are long, against conflicts.
-template <KvType kType>
-struct Section {
-  static constexpr bool kCodes = kType == KvType::kQ8;
-  uint8_t* rows;
-  int row_bytes;
+// A chunk's scores come in tiles of eight positions such that a lane's scores are, as weights, its part of operand A of
+// the product with the values: of tile n the lane has positions 32 (n / 4) + 8 (lane % 4) + 2 (n % 4), + 1.
+__device__ inline int position_of(int tile) { return tile / 4 * 32 + threadIdx.x % 4 * 8 + tile % 4 * 2; }
+// The position whose key a lane brings as operand B.
+__device__ inline int key_of(int tile) {
+  const int i = threadIdx.x % kWarp / 4;
+  return tile / 4 * 32 + i / 2 * 8 + tile % 4 * 2 + i % 2;
+}
 
-  __device__ int stride() const { return row_bytes + 16; }
-  __device__ float* scales() const { return reinterpret_cast<float*>(rows + kPageTokens * stride()); }
-  static constexpr __host__ __device__ int bytes(int head_dim) {
-    return kPageTokens * (kv_row_bytes(kType, head_dim) + 16 + (kCodes ? 4 : 0));
+// Scores of a tile to those of what rows see, the rest -inf; tops: maxima so far. key_scales: q8's, of the chunk.
+template <KvType kType>
+__device__ inline void finish_scores(const float (&scale)[2], const float* key_scales, int tile, const int (&seen)[2],
+                                     float (&s)[4], float (&tops)[2]) {
+  const int position = position_of(tile);
+  float2 k = {1, 1};
+  if constexpr (kType == KvType::kQ8) k = *reinterpret_cast<const float2*>(key_scales + position);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kType == KvType::kQ8) s[i] *= i % 2 ? k.y : k.x;
+    s[i] = position + i % 2 < seen[i / 2] ? s[i] * scale[i / 2] : -INFINITY;
+    tops[i / 2] = fmaxf(tops[i / 2], s[i]);
   }
-  // The first `count` positions; the others become zero.
-  __device__ void fetch(const uint8_t* from, int count) const {
-    const int pieces = row_bytes / 16;
-    for (int i = threadIdx.x; i < kPageTokens * pieces; i += blockDim.x) {
-      const int row = i / pieces, at = i % pieces * 16;
-      if (row < count) {
-        copy_async(rows + row * stride() + at, from + row * row_bytes + at);
-      } else {
-        *reinterpret_cast<uint4*>(rows + row * stride() + at) = make_uint4(0, 0, 0, 0);
+}
+
+// For q8, of two rows: the power of two above the largest scale among the values that a row sees. For f16: 1.
+struct ValuePowers {
+  Power of[2] = {{1, 1}, {1, 1}};
+
+  __device__ void find(const float* scales, const int (&seen)[2]) {
+    const int lane = threadIdx.x % kWarp;
+    float first = scales[lane], second = scales[lane + kWarp];  // become the largest up to and with a position
+    for (int apart = 1; apart < kWarp; apart *= 2) {
+      const float a = __shfl_sync(kAllLanes, first, lane - apart), b = __shfl_sync(kAllLanes, second, lane - apart);
+      if (lane >= apart) {
+        first = fmaxf(first, a);
+        second = fmaxf(second, b);
       }
     }
-    if constexpr (kCodes) {
-      for (int i = threadIdx.x; i < kPageTokens; i += blockDim.x)
-        scales()[i] = i < count ? reinterpret_cast<const float*>(from + kPageTokens * row_bytes)[i] : 0.0f;
+    second = fmaxf(second, __shfl_sync(kAllLanes, first, kWarp - 1));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int last = min(seen[r], kPageTokens) - 1;
+      const float a = __shfl_sync(kAllLanes, first, last), b = __shfl_sync(kAllLanes, second, last);
+      of[r] = power_below_one(last < 0 ? 0.0f : last < kWarp ? a : b);
+    }
+  }
+};
+
+// Softmax weights of two tiles as operand A of one step: for the product with the values, and for the sum.
+template <KvType kType>
+struct WeightWords {
+  uint32_t values[4];
+  __device__ const uint32_t (&plain() const)[4] { return values; }
+};
+template <>
+struct WeightWords<KvType::kQ8> {
+  uint32_t values[4], ones[4];
+  __device__ const uint32_t (&plain() const)[4] { return ones; }
+};
+template <KvType kType>
+struct WeightOperand : WeightWords<kType> {
+  __device__ void set(int tile, const float (&s)[4], const float (&tops)[2], const float* value_scales,
+                      const ValuePowers& powers) {
+    float2 v = {1, 1};
+    if constexpr (kType == KvType::kQ8) v = *reinterpret_cast<const float2*>(value_scales + position_of(tile));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int word = tile % 2 * 2 + r;
+      const float top = tops[r] == -INFINITY ? 0.0f : tops[r];
+      const float a = kOne * exp2f(s[2 * r] - top), b = kOne * exp2f(s[2 * r + 1] - top);
+      this->values[word] = halves_of(a, b);
+      if constexpr (kType == KvType::kQ8) {
+        this->ones[word] = this->values[word];
+        this->values[word] = halves_of(a * (v.x * powers.of[r].down), b * (v.y * powers.of[r].down));
+      }
+    }
+  }
+  __device__ void add_sum(float (&sum)[4]) const {
+    constexpr uint32_t kHalfOnes = 0x3c003c00;
+    mma_half(sum, this->plain(), kHalfOnes, kHalfOnes);
+  }
+};
+
+// Of two rows with eight columns, a chunk's values weighted. value(i): positions 32 i + 8 (lane % 4) .. + 7 of column
+// lane / 4.
+template <KvType kType, class Value>
+__device__ inline void weigh(const WeightOperand<kType> (&weights)[kSteps], const Value& value, float (&acc)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) acc[i] = 0;
+#pragma unroll
+  for (int i = 0; i < kSteps / 2; ++i) {
+    const uint4 v = value(i);
+    mma_half(acc, weights[2 * i].values, v.x, v.y);
+    mma_half(acc, weights[2 * i + 1].values, v.z, v.w);
+  }
+}
+
+// Maximum and sum of a softmax in progress.
+struct Running {
+  float max = -INFINITY, sum = 0;
+
+  struct Factors {
+    float mine, other;
+    __device__ float merged(float acc, float other_acc) const { return fmaf(acc, mine, other_acc * other); }
+  };
+  // Takes another's in; the factors are for what goes with them. power: of the other's values.
+  __device__ Factors merge(const Running& o, float power = 1) {
+    if (o.sum == 0.0f) return {1, 0};
+    const float top = fmaxf(max, o.max);
+    const Factors f{exp2f(max - top), exp2f(o.max - top)};
+    sum = f.merged(sum, o.sum);
+    max = top;
+    return {f.mine, f.other * power};
+  }
+};
+
+// Heads of whole blocks in rows of whole superblocks are rounded by the kernels that compute them.
+__host__ __device__ inline bool rounds_itself(const Attention& op) {
+  return op.cache.head_dim % kBlockColumns == 0 && op.heads * op.cache.head_dim % kSuperColumns == 0;
+}
+__device__ inline float* result_of(const Attention& op, int token, int head) {
+  return op.y + (static_cast<int64_t>(token) * op.heads + head) * op.cache.head_dim;
+}
+// A warp's 32 columns of a head's result.
+__device__ inline void put_head(const Attention& op, int token, int head, int column, float v) {
+  const int dim = op.cache.head_dim;
+  if (op.blocks && rounds_itself(op)) {
+    Result{op.y, op.blocks, op.heads * dim}.put(token, head * dim + column, v);
+  } else if (column < dim) {
+    result_of(op, token, head)[column] = v;
+  }
+}
+
+__device__ inline float quotient(float acc, float sum) { return acc / sum + 0.0f; }  // never -0
+
+// Eight codes + 128 as f16.
+__device__ inline uint4 codes_to_halves(uint2 codes) {
+  const auto two = [](uint32_t word, uint32_t picks) {
+    constexpr uint32_t kStart = 0x64646464;                      // the upper byte of 1024 .. 1279 in f16
+    return half2_minus(__byte_perm(word, kStart, picks), 1152);  // 1024 + 128
+  };
+  return make_uint4(two(codes.x, 0x4140), two(codes.x, 0x4342), two(codes.y, 0x4140), two(codes.y, 0x4342));
+}
+
+// Keys or values in global memory. Rows (of keys) or columns (of values) have `length` values; piece i of one has 8.
+template <KvType kType>
+struct Section {
+  const uint8_t* at;
+
+  __device__ uint4 piece(int row, int length, int i) const {
+    const int from = row * length + 8 * i;
+    if constexpr (kType == KvType::kQ8) return codes_to_halves(*reinterpret_cast<const uint2*>(at + from));
+    return *reinterpret_cast<const uint4*>(at + 2 * from);
+  }
+  __device__ const float* scales(int columns) const {
+    return reinterpret_cast<const float*>(at + kPageTokens * columns);
+  }
+};
+
+__device__ inline int chunks_of(int context) { return (context + kPageTokens - 1) / kPageTokens; }
+
+// ---- few queries: a block has one chunk at a time -------------------------------------------------------------------
+
+// (max, sum, power of the values, unused, acc).
+__host__ __device__ constexpr int partial_floats(int columns) { return 4 + columns; }
+
+// Of a chunk of row `row` of the tile's queries.
+__device__ inline float* partial_of(const AttendArgs& args, int columns, int tile, int kv_head, int row, int chunk) {
+  const int64_t query = (static_cast<int64_t>(tile) * args.op.cache.kv_heads + kv_head) * args.rows + row;
+  return args.op.partials + (query * args.max_chunks + chunk) * partial_floats(columns);
+}
+
+template <KvType kType>
+constexpr size_t kSplitShared =
+    kSteps * kWarp * sizeof(WeightOperand<kType>) + kAttendWarps * kQueryRows * sizeof(float);
+
+// Grid: (tiles, KV heads * query_blocks, chunks). A block has up to 16 queries and chunks z, z + gridDim.z, ...; its
+// warps share the positions of a chunk among them for the scores, and the columns for the values, so that keys and
+// values go straight into registers, each once.
+// Shared: a chunk's weights [step][lane], maxima [warp][row].
+template <KvType kType, int kColumns>
+__global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) {
+  start_next();
+  wait_for_previous();
+  constexpr int kMine = kColumns / 8 / kAttendWarps;  // eights of columns
+  const Attention& op = args.op;
+  const KvCache& cache = op.cache;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, row = lane / 4;
+  const int kv_head = blockIdx.y % cache.kv_heads, first = blockIdx.y / cache.kv_heads * kQueryRows;
+  const Queries queries(args, op.tiles[blockIdx.x], kv_head, first, kQueryRows);
+  if (queries.count <= 0) return;
+
+  int visible[2], context = 0;
+  const float* rows[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const bool is = row + 8 * r < queries.count;
+    const int token = is ? queries.token(row + 8 * r) : 0;
+    visible[r] = is ? op.step.visible[token] : 0;
+    rows[r] =
+        is ? op.qkv + (static_cast<int64_t>(token) * (op.heads + 2 * cache.kv_heads) + queries.head(row + 8 * r)) *
+                          cache.head_dim
+           : nullptr;
+    context = max(context, visible[r]);
+  }
+  for (int apart = 16; apart > 2; apart /= 2) context = max(context, __shfl_xor_sync(kAllLanes, context, apart));
+  const int chunks = chunks_of(context);
+  if (static_cast<int>(blockIdx.z) >= chunks) return;
+  const int32_t* pages = op.step.pages + op.step.run[queries.tile.begin] * op.step.page_stride;
+
+  auto* shared_weights = reinterpret_cast<WeightOperand<kType>*>(shared_memory());
+  auto* shared_tops = reinterpret_cast<float*>(shared_weights + kSteps * kWarp);
+  QueryOperand<kColumns> query;
+  uint32_t low[kColumns / 32][2][4];
+  query.load(rows, cache.head_dim, args.scale, [&](int step, const uint32_t (&words)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) low[step / 2][step % 2][i] = words[i];
+  });
+
+  for (int chunk = blockIdx.z; chunk < chunks; chunk += gridDim.z) {
+    const Section<kType> keys{kv_section(cache, pages[chunk], kv_head, false)};
+    const Section<kType> values{kv_section(cache, pages[chunk], kv_head, true)};
+    uint4 k[2][kColumns / 32], v[kMine][kSteps / 2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int j = 0; j < kColumns / 32; ++j) k[n][j] = keys.piece(key_of(2 * warp + n), kColumns, 4 * j + lane % 4);
+    }
+#pragma unroll
+    for (int n = 0; n < kMine; ++n) {
+#pragma unroll
+      for (int i = 0; i < kSteps / 2; ++i)
+        v[n][i] = values.piece((warp * kMine + n) * 8 + lane / 4, kPageTokens, 4 * i + lane % 4);
+    }
+
+    const int seen[2] = {visible[0] - chunk * kPageTokens, visible[1] - chunk * kPageTokens};
+    float s[2][4] = {}, tops[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int j = 0; j < kColumns / 32; ++j) query.add_scores(j, low[j], k[n][j], s[n]);
+      finish_scores<kType>(query.scale, keys.scales(kColumns), 2 * warp + n, seen, s[n], tops);
+    }
+    ValuePowers powers;
+    if constexpr (kType == KvType::kQ8) powers.find(values.scales(kColumns), seen);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      tops[r] = largest_of_four_lanes(tops[r]);
+      if (lane % 4 == 0) shared_tops[warp * kQueryRows + row + 8 * r] = tops[r];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int w = 0; w < kAttendWarps; ++w) tops[r] = fmaxf(tops[r], shared_tops[w * kQueryRows + row + 8 * r]);
+    }
+    WeightOperand<kType> weights[kSteps];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) weights[0].set(2 * warp + n, s[n], tops, values.scales(kColumns), powers);
+    shared_weights[warp * kWarp + lane] = weights[0];
+    __syncthreads();
+    float sum[4] = {};
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      weights[i] = shared_weights[i * kWarp + lane];
+      weights[i].add_sum(sum);
+    }
+    float* to[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      to[r] = partial_of(args, kColumns, blockIdx.x, kv_head, first + row + 8 * r, chunk);
+      if (rows[r] && warp == 0 && lane % 4 == 0)
+        *reinterpret_cast<float4*>(to[r]) = make_float4(tops[r], sum[2 * r], powers.of[r].up, 0);
+    }
+#pragma unroll
+    for (int n = 0; n < kMine; ++n) {
+      float acc[4];
+      weigh(weights, [&](int i) { return v[n][i]; }, acc);
+      const int column = (warp * kMine + n) * 8 + lane % 4 * 2;
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (rows[r]) *reinterpret_cast<float2*>(to[r] + 4 + column) = make_float2(acc[2 * r], acc[2 * r + 1]);
+    }
+  }
+}
+
+// Grid: (queries of a KV head in a tile * KV heads, tiles). A warp merges every 16th group of a query's chunks, then a
+// thread of the first warps has a column. Shared: groups of a round, (max, sum, .., acc) each.
+constexpr int kMergeWarps = 16, kMergeThreads = kMergeWarps * kWarp;
+template <int kColumns>
+__global__ void __launch_bounds__(kMergeThreads) merge_chunks(AttendArgs args) {
+  start_next();
+  wait_for_previous();
+  constexpr int kEach = kColumns / kWarp;
+  const Attention& op = args.op;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int kv_head = blockIdx.x % op.cache.kv_heads, row = blockIdx.x / op.cache.kv_heads;
+  const Queries queries(args, op.tiles[blockIdx.y], kv_head, 0, args.rows);
+  if (row >= queries.count) return;
+  const int token = queries.token(row), head = queries.head(row), dim = op.cache.head_dim;
+  const int chunks = chunks_of(op.step.visible[token]);
+  const float* partials = partial_of(args, kColumns, blockIdx.y, kv_head, row, 0);
+  float* shared = reinterpret_cast<float*>(shared_memory());
+
+  Running total;
+  float y = 0;
+  for (int begin = 0; begin < chunks; begin += kMergeWarps * kGroupChunks) {
+    Running group;
+    float acc[kEach] = {}, other[kGroupChunks][kEach];
+    Running heads[kGroupChunks];
+    float powers[kGroupChunks];
+    const int from = begin + warp * kGroupChunks;
+#pragma unroll
+    for (int c = 0; c < kGroupChunks; ++c) {
+      if (from + c >= chunks) continue;
+      const float* p = partials + static_cast<int64_t>(from + c) * partial_floats(kColumns);
+      heads[c] = {p[0], p[1]};
+      powers[c] = p[2];
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) other[c][i] = p[4 + kWarp * i + lane];
+    }
+#pragma unroll
+    for (int c = 0; c < kGroupChunks; ++c) {
+      if (from + c >= chunks) continue;
+      const Running::Factors f = group.merge(heads[c], powers[c]);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) acc[i] = f.merged(acc[i], other[c][i]);
+    }
+    float* mine = shared + warp * partial_floats(kColumns);
+    if (lane == 0) *reinterpret_cast<float2*>(mine) = make_float2(group.max, group.sum);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) mine[4 + kWarp * i + lane] = acc[i];
+    __syncthreads();
+    if (warp < kEach) {
+      for (int w = 0; w < kMergeWarps && begin + w * kGroupChunks < chunks; ++w) {
+        const float* of = shared + w * partial_floats(kColumns);
+        y = total.merge({of[0], of[1]}).merged(y, of[4 + threadIdx.x]);
+      }
+    }
+    __syncthreads();  // what the next round overwrites has been read
+  }
+  if (warp < kEach && warp * kWarp < dim) put_head(op, token, head, warp * kWarp + lane, quotient(y, total.sum));
+}
+
+// ---- many queries: a block has all chunks ---------------------------------------------------------------------------
+
+// Keys or values of a chunk as f16 in shared memory: rows of kLength values in pieces of eight. Odd rows have their
+// pieces in another order, so that eight lanes' 16 bytes, of two rows, meet no bank twice.
+template <KvType kType, int kRows, int kLength>
+struct SharedSection {
+  static constexpr int kPieces = kLength / 8, kBytes = kRows * kLength * 2;
+  uint8_t* at;
+
+  __device__ uint4* place(int row, int piece) const {
+    return reinterpret_cast<uint4*>(at) + row * kPieces + (piece ^ (row % 2 * 4));
+  }
+  __device__ void fetch(const uint8_t* from) const {
+    if constexpr (kType == KvType::kQ8) {
+#pragma unroll 4
+      for (int i = threadIdx.x; i < kRows * kPieces / 2; i += kAttendThreads) {
+        const uint4 codes = reinterpret_cast<const uint4*>(from)[i];
+        *place(2 * i / kPieces, 2 * i % kPieces) = codes_to_halves(make_uint2(codes.x, codes.y));
+        *place(2 * i / kPieces, 2 * i % kPieces + 1) = codes_to_halves(make_uint2(codes.z, codes.w));
+      }
+    } else {
+#pragma unroll 1
+      for (int i = threadIdx.x; i < kRows * kPieces; i += kAttendThreads)
+        copy_async(place(i / kPieces, i % kPieces), from + 16 * i);
     }
     commit_copies();
   }
-  // Columns 8 i .. 8 i + 7 of a row; 4 i .. 4 i + 3.
-  __device__ void eight(int row, int i, float (&v)[8]) const {
-    if constexpr (kCodes) {
-      const uint2 c = *reinterpret_cast<const uint2*>(rows + row * stride() + 8 * i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = byte_to_float(j < 4 ? c.x : c.y, j % 4, 128);
-    } else {
-      const uint4 c = *reinterpret_cast<const uint4*>(rows + row * stride() + 16 * i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = half_of(c, j);
-    }
-  }
-  __device__ void four(int row, int i, float (&v)[4]) const {
-    if constexpr (kCodes) {
-      const uint32_t c = *reinterpret_cast<const uint32_t*>(rows + row * stride() + 4 * i);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) v[j] = byte_to_float(c, j, 128);
-    } else {
-      const uint2 c = *reinterpret_cast<const uint2*>(rows + row * stride() + 8 * i);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) v[j] = half_to_float((j < 2 ? c.x : c.y) >> 16 * (j % 2) & 0xffff);
-    }
-  }
 };
 
-__host__ __device__ constexpr int query_floats(int head_dim) { return round_up(head_dim, 16); }
+template <int kColumns>
+constexpr size_t kWholeShared = 2 * (2 * kPageTokens + kWholeRows) * kColumns;
 
-template <KvType kType>
-size_t attend_shared(int head_dim, int queries) {
-  return 2 * Section<kType>::bytes(head_dim) + sizeof(float) * queries * (query_floats(head_dim) + kPageTokens);
-}
-
-// Grid: (tiles, KV heads * query_blocks, chunks or 1). A block has kQueries queries for each of its warps, all of one
-// KV head, so it reads a page once for all of them. kSplit: block z computes chunks z, z + gridDim.z, ... and leaves
-// them as partials; else it merges all chunks itself.
-// Shared: keys, values, queries [query][columns], softmax weights [query][64].
-template <KvType kType, int kQueries, bool kSplit>
-__global__ void __launch_bounds__(256) attend(AttendArgs args) {
+// Grid: (tiles, KV heads * query_blocks). A warp has 16 queries; a block's warps have the same KV head, so a page is
+// read once for all of them. Sums over groups are kept where the result goes. Shared: keys, values, the low halves of
+// the queries [warp][step][lane].
+template <KvType kType, int kColumns>
+__global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs args) {
   start_next();
   wait_for_previous();
   const Attention& op = args.op;
   const KvCache& cache = op.cache;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, block_queries = blockDim.x / kWarp * kQueries;
-  const int dim = cache.head_dim, columns = query_floats(dim);
-  const int kv_head = blockIdx.y % cache.kv_heads, first = blockIdx.y / cache.kv_heads * block_queries;
-  const Tile tile = op.tiles[blockIdx.x];
-  const int count = min(block_queries, (tile.end - tile.begin) * args.group - first);  // of queries
-  if (count <= 0) return;
-
-  const int row_bytes = kv_row_bytes(kType, dim);
-  const Section<kType> keys{shared_memory(), row_bytes}, values{keys.rows + Section<kType>::bytes(dim), row_bytes};
-  float* queries = reinterpret_cast<float*>(values.rows + Section<kType>::bytes(dim));
-  float* weights = queries + block_queries * columns + warp * kQueries * kPageTokens;
-
-  const auto token_of = [&](int query) { return tile.begin + (first + query) / args.group; };
-  const auto head_of = [&](int query) { return kv_head * args.group + (first + query) % args.group; };
-  const int64_t qkv_columns = static_cast<int64_t>(op.heads + 2 * cache.kv_heads) * dim;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, row = warp * kQueryRows + lane / 4;
+  const int kv_head = blockIdx.y % cache.kv_heads, first = blockIdx.y / cache.kv_heads * kWholeRows;
+  const Queries queries(args, op.tiles[blockIdx.x], kv_head, first, kWholeRows);
+  if (queries.count <= 0) return;
 
   int context = 0;  // that any of the block's queries sees
-  for (int t = token_of(0); t <= token_of(count - 1); ++t) context = max(context, op.step.visible[t]);
-  const int chunks = (context + kPageTokens - 1) / kPageTokens;
-  const int begin = kSplit ? blockIdx.z : 0, step = kSplit ? gridDim.z : 1;
-  if (begin >= chunks) return;
-
-  const int32_t* pages = op.step.pages + op.step.run[tile.begin] * op.step.page_stride;
-  const auto fetch = [&](const Section<kType>& to, int chunk, bool is_values) {
-    if (chunk < chunks)
-      to.fetch(kv_section(cache, pages[chunk], kv_head, is_values), min(kPageTokens, context - chunk * kPageTokens));
-  };
-  fetch(keys, begin, false);
-  fetch(values, begin, true);
-  for (int i = threadIdx.x; i < count * columns; i += blockDim.x) {
-    const int q = i / columns, column = i % columns;
-    queries[i] = column < dim ? op.qkv[token_of(q) * qkv_columns + head_of(q) * dim + column] : 0.0f;
+  for (int t = queries.token(0); t <= queries.token(queries.count - 1); ++t) context = max(context, op.step.visible[t]);
+  const int chunks = chunks_of(context);
+  const int32_t* pages = op.step.pages + op.step.run[queries.tile.begin] * op.step.page_stride;
+  const SharedSection<kType, kPageTokens, kColumns> keys{shared_memory()};
+  const SharedSection<kType, kColumns, kPageTokens> values{shared_memory() + keys.kBytes};
+  const auto section = [&](int chunk, bool is_values) { return kv_section(cache, pages[chunk], kv_head, is_values); };
+  if (chunks > 0) {
+    keys.fetch(section(0, false));
+    values.fetch(section(0, true));
   }
 
-  const int mine = warp * kQueries;  // the warp's first query
-  int visible[kQueries];
+  int visible[2], most = 0;
+  const float* rows[2];
 #pragma unroll
-  for (int q = 0; q < kQueries; ++q) visible[q] = mine + q < count ? op.step.visible[token_of(mine + q)] : 0;
-  State state[kSplit ? 1 : kQueries];
+  for (int r = 0; r < 2; ++r) {
+    const bool is = row + 8 * r < queries.count;
+    const int token = is ? queries.token(row + 8 * r) : 0;
+    visible[r] = is ? op.step.visible[token] : 0;
+    rows[r] =
+        is ? op.qkv + (static_cast<int64_t>(token) * (op.heads + 2 * cache.kv_heads) + queries.head(row + 8 * r)) *
+                          cache.head_dim
+           : nullptr;
+    most = max(most, visible[r]);
+  }
+  for (int apart = 16; apart > 2; apart /= 2) most = max(most, __shfl_xor_sync(kAllLanes, most, apart));
+  QueryOperand<kColumns> query;
+  uint4* low = reinterpret_cast<uint4*>(shared_memory() + 2 * keys.kBytes) + warp * (kColumns / 16) * kWarp + lane;
+  query.load(rows, cache.head_dim, args.scale, [&](int step, const uint32_t (&words)[4]) {
+    low[step * kWarp] = make_uint4(words[0], words[1], words[2], words[3]);
+  });
 
-  for (int chunk = begin; chunk < chunks; chunk += step) {
+  Running group[2], total[2];
+  float acc[kColumns / 8][4] = {};
+  for (int chunk = 0; chunk < chunks; ++chunk) {
     copies_done<1>();
     __syncthreads();
-    float score[kQueries][2] = {};
-    if (mine < count) {
-      const float* row = queries + mine * columns;
-      for (int i = 0; i < (dim + 7) / 8; ++i) {
-        float k[2][8];
-        keys.eight(lane, i, k[0]);
-        keys.eight(lane + kWarp, i, k[1]);
+    const bool sees = chunk * kPageTokens < most;
+    const int seen[2] = {visible[0] - chunk * kPageTokens, visible[1] - chunk * kPageTokens};
+    float s[2 * kSteps][4] = {};
+    Running of_chunk[2];
+    float tops[2] = {-INFINITY, -INFINITY};
+    if (sees) {
+      const Section<kType> page{section(chunk, false)};
 #pragma unroll
-        for (int q = 0; q < kQueries; ++q) {
+      for (int j = 0; j < kColumns / 32; ++j) {
+        const uint4 a = low[2 * j * kWarp], b = low[(2 * j + 1) * kWarp];
+        const uint32_t both[2][4] = {{a.x, a.y, a.z, a.w}, {b.x, b.y, b.z, b.w}};
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const float4 x = *reinterpret_cast<const float4*>(row + q * columns + 8 * i + 4 * half);
-#pragma unroll
-            for (int p = 0; p < 2; ++p) {
-              score[q][p] = fmaf(x.x, k[p][4 * half], score[q][p]);
-              score[q][p] = fmaf(x.y, k[p][4 * half + 1], score[q][p]);
-              score[q][p] = fmaf(x.z, k[p][4 * half + 2], score[q][p]);
-              score[q][p] = fmaf(x.w, k[p][4 * half + 3], score[q][p]);
-            }
-          }
-        }
+        for (int n = 0; n < 2 * kSteps; ++n) query.add_scores(j, both, *keys.place(key_of(n), 4 * j + lane % 4), s[n]);
       }
-      if constexpr (kType == KvType::kQ8) {
 #pragma unroll
-        for (int q = 0; q < kQueries; ++q) {
-#pragma unroll
-          for (int p = 0; p < 2; ++p) score[q][p] *= keys.scales()[lane + p * kWarp];
-        }
-      }
+      for (int n = 0; n < 2 * kSteps; ++n)
+        finish_scores<kType>(query.scale, page.scales(kColumns), n, seen, s[n], tops);
     }
     __syncthreads();  // the keys have been read
-    fetch(keys, chunk + step, false);
-
-    float top[kQueries], sum[kQueries];
-#pragma unroll
-    for (int q = 0; q < kQueries; ++q) {
-      const int seen = visible[q] - chunk * kPageTokens;
-      top[q] = -INFINITY;
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        score[q][p] = lane + p * kWarp < seen ? score[q][p] * op.scale : -INFINITY;
-        top[q] = fmaxf(top[q], score[q][p]);
-      }
-      top[q] = warp_max(top[q]);
-#pragma unroll
-      for (int p = 0; p < 2; ++p) score[q][p] = lane + p * kWarp < seen ? expf(score[q][p] - top[q]) : 0.0f;
-      sum[q] = warp_sum(score[q][0] + score[q][1]);
-    }
-    if (chunk + step < chunks) {
+    if (chunk + 1 < chunks) {
+      keys.fetch(section(chunk + 1, false));
       copies_done<1>();
     } else {
       copies_done<0>();
     }
-    __syncthreads();
-    float acc[kQueries][4] = {};
-    if (mine < count) {
+    WeightOperand<kType> weights[kSteps];
+    ValuePowers powers;
+    if (sees) {
+      const Section<kType> page{section(chunk, true)};
+      if constexpr (kType == KvType::kQ8) powers.find(page.scales(kColumns), seen);
+      float sum[4] = {};
 #pragma unroll
-      for (int q = 0; q < kQueries; ++q) {
+      for (int r = 0; r < 2; ++r) tops[r] = largest_of_four_lanes(tops[r]);
 #pragma unroll
-        for (int p = 0; p < 2; ++p) {
-          const int position = lane + p * kWarp;
-          weights[q * kPageTokens + position] =
-              kType == KvType::kQ8 ? score[q][p] * values.scales()[position] : score[q][p];
+      for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+        for (int n = 2 * i; n < 2 * i + 2; ++n) weights[i].set(n, s[n], tops, page.scales(kColumns), powers);
+        weights[i].add_sum(sum);
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) of_chunk[r] = {tops[r], sum[2 * r]};
+    }
+    __syncthreads();  // the values are there
+    if (sees) {
+      const Running::Factors f[2] = {group[0].merge(of_chunk[0], powers.of[0].up),
+                                     group[1].merge(of_chunk[1], powers.of[1].up)};
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+        float part[4];
+        weigh(weights, [&](int i) { return *values.place(8 * n + lane / 4, 4 * i + lane % 4); }, part);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) acc[n][i] = f[i / 2].merged(acc[n][i], part[i]);
+      }
+    }
+    if (chunk % kGroupChunks == kGroupChunks - 1 || chunk + 1 == chunks) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const Running::Factors f = total[r].merge(group[r]);
+        group[r] = {};
+        const bool is = row + 8 * r < queries.count;
+        float* y = is ? result_of(op, queries.token(row + 8 * r), queries.head(row + 8 * r)) : nullptr;
+#pragma unroll
+        for (int i = 0; i < kColumns / 4; ++i) {
+          float& of_group = acc[i / 2][2 * r + i % 2];
+          const int column = i / 2 * 8 + lane % 4 * 2 + i % 2;
+          if (is && column < cache.head_dim) y[column] = f.merged(chunk < kGroupChunks ? 0.0f : y[column], of_group);
+          of_group = 0;
         }
       }
-      __syncwarp();
-      const int column = 4 * lane < row_bytes / (kType == KvType::kQ8 ? 1 : 2) ? lane : 0;
-      for (int position = 0; position < kPageTokens; position += 4) {
-        float v[4][4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) values.four(position + i, column, v[i]);
-#pragma unroll
-        for (int q = 0; q < kQueries; ++q) {
-          const float4 p = *reinterpret_cast<const float4*>(weights + q * kPageTokens + position);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            acc[q][i] = fmaf(p.x, v[0][i], acc[q][i]);
-            acc[q][i] = fmaf(p.y, v[1][i], acc[q][i]);
-            acc[q][i] = fmaf(p.z, v[2][i], acc[q][i]);
-            acc[q][i] = fmaf(p.w, v[3][i], acc[q][i]);
-          }
-        }
-      }
     }
-#pragma unroll
-    for (int q = 0; q < kQueries; ++q) {
-      if constexpr (kSplit) {
-        if (mine + q >= count) continue;
-        const int64_t at = (token_of(mine + q) * op.heads + head_of(mine + q)) * int64_t{args.max_chunks} + chunk;
-        float* to = op.partials + at * partial_floats(dim);
-        if (lane == 0) *reinterpret_cast<float2*>(to) = make_float2(top[q], sum[q]);
-        if (4 * lane < dim)
-          *reinterpret_cast<float4*>(to + 4 + 4 * lane) = {acc[q][0], acc[q][1], acc[q][2], acc[q][3]};
-      } else {
-        state[q].merge(top[q], sum[q], acc[q]);
-      }
-    }
-    __syncthreads();  // the values have been read
-    fetch(values, chunk + step, true);
+    __syncthreads();  // the values have been read, and a finished result written
+    if (chunk + 1 < chunks) values.fetch(section(chunk + 1, true));
   }
-  if constexpr (!kSplit) {
+
 #pragma unroll
-    for (int q = 0; q < kQueries; ++q) {
-      if (mine + q < count)
-        state[q].finish(op.y + (int64_t{token_of(mine + q)} * op.heads + head_of(mine + q)) * dim, dim);
+  for (int half = 0; half < 2; ++half) {
+    for (int r = 0; r < 8; ++r) {
+      const float sum = __shfl_sync(kAllLanes, total[half].sum, 4 * r);
+      const int query_row = warp * kQueryRows + 8 * half + r;
+      if (query_row >= queries.count) continue;
+      const int token = queries.token(query_row), head = queries.head(query_row);
+      const float* from = result_of(op, token, head);
+      for (int column = lane; column - lane < cache.head_dim; column += kWarp)
+        put_head(op, token, head, column, column < cache.head_dim ? quotient(from[column], sum) : 0.0f);
     }
   }
 }
 
-// Grid: (heads / 4, tokens): a warp has a query.
-__global__ void __launch_bounds__(kHeadThreads) merge_chunks(AttendArgs args) {
-  start_next();
-  wait_for_previous();
-  const Attention& op = args.op;
-  const int lane = threadIdx.x % kWarp, dim = op.cache.head_dim, token = blockIdx.y;
-  const int head = blockIdx.x * kHeadWarps + threadIdx.x / kWarp;
-  if (head >= op.heads) return;
-  const int64_t query = static_cast<int64_t>(token) * op.heads + head;
-  const float* from = op.partials + query * args.max_chunks * partial_floats(dim);
-  const int chunks = (op.step.visible[token] + kPageTokens - 1) / kPageTokens;
-  const int column = 4 * lane < dim ? 4 * lane : 0;
-  State state;
-  constexpr int kAhead = 8;
-  for (int begin = 0; begin < chunks; begin += kAhead) {
-    float2 head_of[kAhead];
-    float4 acc[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const float* p = from + min(begin + i, chunks - 1) * partial_floats(dim);
-      head_of[i] = *reinterpret_cast<const float2*>(p);
-      acc[i] = *reinterpret_cast<const float4*>(p + 4 + column);
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const float other[4] = {acc[i].x, acc[i].y, acc[i].z, acc[i].w};
-      if (begin + i < chunks) state.merge(head_of[i].x, head_of[i].y, other);
-    }
-  }
-  state.finish(op.y + query * dim, dim);
+// ---- which ----------------------------------------------------------------------------------------------------------
+
+bool is_split(int heads, int64_t tokens) { return tokens * heads <= kFewRows; }
+
+// Bytes of the partials of a tile.
+size_t tile_partial_bytes(int heads, int kv_heads, int head_dim, int64_t tokens, int64_t max_context) {
+  const int64_t tile_tokens = std::min(tokens, attention_tile_tokens(heads, kv_heads, tokens));
+  return sizeof(float) * static_cast<size_t>(tile_tokens * heads * int64_t{blocks_of(max_context, kPageTokens)}) *
+         static_cast<size_t>(partial_floats(kv_columns(head_dim)));
+}
+// Tiles whose partials there is room for at once.
+int64_t tiles_of_round(size_t tile_bytes) {
+  return std::max<int64_t>(1, static_cast<int64_t>(kMostPartialBytes / tile_bytes));
 }
 
-void check_head_dim(int head_dim) {
-  if (head_dim > kMaxHeadDim)
-    throw std::invalid_argument("attention on CUDA: head_dim is " + std::to_string(head_dim) + ", expected at most " +
-                                std::to_string(kMaxHeadDim));
-}
-
-template <KvType kType>
+template <KvType kType, int kColumns>
 void launch_attention(const Attention& op, Stream stream) {
-  AttendArgs args{op, op.heads / op.cache.kv_heads, 1, static_cast<int>(blocks_of(op.max_context, kPageTokens))};
-  const bool split = op.tokens <= kSplitTokens;
-  const auto most = static_cast<int>(op.tile_tokens * args.group);
-  const int warps = most <= 16 ? 4 : 8, of_warp = most <= 4 ? 1 : 4, queries = warps * of_warp;
-  args.query_blocks = static_cast<int>(blocks_of(most, queries));
-  const dim3 grid(static_cast<unsigned>(op.tile_count), static_cast<unsigned>(op.cache.kv_heads * args.query_blocks),
-                  split ? std::min(args.max_chunks, kMostSplits) : 1);
-  const auto run = [&](auto kernel) {
-    launch(kernel, grid, dim3(warps * kWarp), attend_shared<kType>(op.cache.head_dim, queries), stream, args);
-  };
-  if (split) {
-    of_warp == 1 ? run(attend<kType, 1, true>) : run(attend<kType, 4, true>);
-    launch(merge_chunks, dim3(blocks_of(op.heads, kHeadWarps), static_cast<unsigned>(op.tokens)), kHeadThreads, 0,
-           stream, args);
-  } else {
-    of_warp == 1 ? run(attend<kType, 1, false>) : run(attend<kType, 4, false>);
+  const int kv_heads = op.cache.kv_heads;
+  AttendArgs args{};
+  args.op = op;
+  args.scale = op.scale * kLog2E;
+  args.group = op.heads / kv_heads;
+  const bool split = is_split(op.heads, op.tokens);
+  const int64_t tile_tokens = std::min(op.tokens, attention_tile_tokens(op.heads, kv_heads, op.tokens));
+  args.rows = static_cast<int>(tile_tokens * args.group);
+  args.query_blocks = static_cast<int>(blocks_of(args.rows, split ? kQueryRows : kWholeRows));
+  args.max_chunks = static_cast<int>(blocks_of(op.max_context, kPageTokens));
+  const auto heads_grid = static_cast<unsigned>(kv_heads * args.query_blocks);
+  if (!split) {
+    launch(attend_whole<kType, kColumns>, dim3(static_cast<unsigned>(op.tile_count), heads_grid), kAttendThreads,
+           kWholeShared<kColumns>, stream, args);
+    return;
+  }
+  const int64_t round =
+      tiles_of_round(tile_partial_bytes(op.heads, kv_heads, op.cache.head_dim, op.tokens, op.max_context));
+  for (int64_t begin = 0; begin < op.tile_count; begin += round) {
+    const auto tiles = static_cast<unsigned>(std::min(round, op.tile_count - begin));
+    args.op.tiles = op.tiles + begin;
+    launch(attend_split<kType, kColumns>,
+           dim3(tiles, heads_grid, static_cast<unsigned>(std::min(args.max_chunks, kMostSplits))), kAttendThreads,
+           kSplitShared<kType>, stream, args);
+    launch(merge_chunks<kColumns>, dim3(static_cast<unsigned>(args.rows * kv_heads), tiles), kMergeThreads,
+           sizeof(float) * kMergeWarps * partial_floats(kColumns), stream, args);
   }
 }
 
 }  // namespace
 
-size_t kv_page_bytes(KvType type, int kv_heads, int head_dim) {
-  return static_cast<size_t>(2 * kv_heads) * static_cast<size_t>(kv_section_bytes(type, head_dim));
-}
-
-void make_turns(const Rope& rope, const StepState& step, int64_t tokens, float* turns, Stream stream) {
-  if (tokens * rope.pairs > 0)
-    launch(turn_table, blocks_of(tokens * rope.pairs, 128), 128, 0, stream, rope, step, static_cast<int>(tokens),
-           turns);
-}
-
-void append_kv(const AppendKv& op, Stream stream) {
-  check_head_dim(op.cache.head_dim);
-  if (op.tokens < 1) return;
-  AppendArgs args{op, nullptr, nullptr, 0};
-  if (op.rope) {
-    args.first = op.rope->first;
-    args.second = op.rope->second;
-    args.pairs = static_cast<int>(op.rope->pairs);
-  }
-  launch(append_heads, dim3(blocks_of(op.heads + 2 * op.cache.kv_heads, kHeadWarps), static_cast<unsigned>(op.tokens)),
-         kHeadThreads, kHeadShared, stream, args);
-}
-
-void store_prefix(const float* k, const float* v, int64_t count, const KvCache& cache, const int32_t* pages,
-                  int32_t* bad, Stream stream) {
-  check_head_dim(cache.head_dim);
-  if (count > 0)
-    launch(store_heads, dim3(blocks_of(2 * cache.kv_heads, kHeadWarps), static_cast<unsigned>(count)), kHeadThreads,
-           kHeadShared, stream, k, v, cache, pages, bad);
-}
-
 int64_t attention_tile_tokens(int heads, int kv_heads, int64_t tokens) {
-  return std::max(1, (tokens <= kSplitTokens ? 16 : 32) / (heads / kv_heads));
+  return std::max(1, (is_split(heads, tokens) ? kQueryRows : kWholeRows) / (heads / kv_heads));
 }
 
-size_t attention_partial_bytes(int heads, int head_dim, int64_t tokens, int64_t max_context) {
-  if (tokens > kSplitTokens) return 0;
-  return sizeof(float) * static_cast<size_t>(tokens * heads * int64_t{blocks_of(max_context, kPageTokens)}) *
-         static_cast<size_t>(partial_floats(head_dim));
+size_t attention_partial_bytes(int heads, int kv_heads, int head_dim, int64_t tokens, int64_t tiles,
+                               int64_t max_context) {
+  if (!is_split(heads, tokens)) return 0;
+  const size_t of_tile = tile_partial_bytes(heads, kv_heads, head_dim, tokens, max_context);
+  return of_tile * static_cast<size_t>(std::min(tiles, tiles_of_round(of_tile)));
 }
 
 void attention(const Attention& op, Stream stream) {
   check_head_dim(op.cache.head_dim);
   if (op.tokens < 1) return;
-  if (op.cache.type == KvType::kF16) {
-    launch_attention<KvType::kF16>(op, stream);
+  const auto run = [&](auto columns) {
+    if (op.cache.type == KvType::kF16) {
+      launch_attention<KvType::kF16, columns>(op, stream);
+    } else {
+      launch_attention<KvType::kQ8, columns>(op, stream);
+    }
+  };
+  if (kv_columns(op.cache.head_dim) == 64) {
+    run(std::integral_constant<int, 64>());
   } else {
-    launch_attention<KvType::kQ8>(op, stream);
+    run(std::integral_constant<int, 128>());
   }
-  if (op.blocks) quantize(op.y, op.tokens, int64_t{op.heads} * op.cache.head_dim, op.blocks, stream);
+  if (op.blocks && !rounds_itself(op))
+    quantize(op.y, op.tokens, int64_t{op.heads} * op.cache.head_dim, op.blocks, stream);
 }
 
 }  // namespace glmlite::cuda

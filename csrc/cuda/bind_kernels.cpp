@@ -292,7 +292,9 @@ class KvPages {
         type_(kv_type_named(kv_type.c_str())),
         kv_heads_(kv_heads),
         head_dim_(head_dim),
-        memory_(pages * static_cast<int64_t>(kv_page_bytes(type_, kv_heads, head_dim))) {}
+        memory_(pages * static_cast<int64_t>(kv_page_bytes(type_, kv_heads, head_dim))) {
+    check(cudaMemset(memory_.get(), 0, static_cast<size_t>(pages) * page_bytes()));
+  }
 
   size_t page_bytes() const { return kv_page_bytes(type_, kv_heads_, head_dim_); }
 
@@ -364,13 +366,12 @@ class KvPages {
   // tiles (n, 2).
   py::object attend(const Array<float>& qkv, const Array<int32_t>& positions, const Array<int32_t>& entry,
                     const Array<int32_t>& visible, const Array<int32_t>& run, const Array<int32_t>& pages,
-                    const Array<int32_t>& tiles, int64_t tile_tokens, int64_t max_context, float scale,
-                    bool quantized) {
+                    const Array<int32_t>& tiles, int64_t max_context, float scale, bool quantized) {
     const StepIn step(positions, entry, visible, run, pages);
     const int64_t tokens = qkv.shape(0), width = int64_t{heads_} * head_dim_;
     const Buffer<float> values(qkv);
     const Buffer<int32_t> cut(tiles);
-    const size_t bytes = attention_partial_bytes(heads_, head_dim_, tokens, max_context);
+    const size_t bytes = attention_partial_bytes(heads_, kv_heads_, head_dim_, tokens, tiles.shape(0), max_context);
     const Buffer<float> partials(static_cast<int64_t>(bytes / sizeof(float)) + 1);
     const Rows out(tokens, width, quantized);
     Attention op{};
@@ -382,7 +383,6 @@ class KvPages {
     op.step = step.state;
     op.tiles = reinterpret_cast<const Tile*>(cut.get());
     op.tile_count = tiles.shape(0);
-    op.tile_tokens = tile_tokens;
     op.max_context = max_context;
     op.partials = partials.get();
     op.y = out.y.get();
@@ -429,8 +429,7 @@ void bind_kernels(py::module_& m) {
            py::arg("eps") = 0.0f)
       .def("store", &KvPages::store, array("k"), array("v"), array("pages"))
       .def("attend", &KvPages::attend, array("qkv"), array("positions"), array("entry"), array("visible"), array("run"),
-           array("pages"), array("tiles"), py::arg("tile_tokens"), py::arg("max_context"), py::arg("scale"),
-           py::arg("quantized") = false);
+           array("pages"), array("tiles"), py::arg("max_context"), py::arg("scale"), py::arg("quantized") = false);
 }
 
 }  // namespace glmlite::cuda

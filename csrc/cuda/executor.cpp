@@ -80,6 +80,7 @@ class CudaExecutor final : public Executor {
     guarded([&] {
       stream_.emplace();
       arena_ = DeviceMemory(plan_.weight_bytes + plan_.kv_bytes, name_ + ": weights and KV cache");
+      check(cudaMemsetAsync(arena_.data() + plan_.weight_bytes, 0, plan_.kv_bytes, *stream_), "an empty KV cache");
       reserve(plan_.largest());
       host_logits_ = PinnedMemory(static_cast<size_t>(kStepRows * program_.vocab) * sizeof(float));
       probe();
@@ -723,7 +724,6 @@ void CudaExecutor::attend(const Op& op) {
   attention_op.step = state_;
   attention_op.tiles = reinterpret_cast<const Tile*>(scratch(upload_.tiles[kind]));
   attention_op.tile_count = shape_.tiles[kind];
-  attention_op.tile_tokens = tile_tokens_[kind];
   attention_op.max_context = shape_.context;
   attention_op.partials = reinterpret_cast<float*>(scratch(scratch_.partials));
   attention_op.y = value(op.out);

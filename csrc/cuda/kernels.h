@@ -123,7 +123,8 @@ struct Rope {
 // turns: (T, pairs) pairs of f32 cos and sin, scaled by the magnitude. Once per step and table. Angles in f64.
 void make_turns(const Rope& rope, const StepState& step, int64_t tokens, float* turns, Stream stream);
 
-// The KV pages of one layer: page p at pages + p * kv_page_bytes. Contents need no initial value.
+// The KV pages of one layer: page p at pages + p * kv_page_bytes. They begin as zeros: what no query sees still takes
+// part in matrix instructions, with weight 0, and so must be finite.
 struct KvCache {
   KvType type;
   int kv_heads, head_dim;
@@ -171,15 +172,15 @@ struct Attention {
   StepState step;
   const Tile* tiles;  // (tile_count), in device memory
   int64_t tile_count;
-  int64_t tile_tokens;  // the most tokens of a tile, at most attention_tile_tokens
   int64_t max_context;  // no visible[t] is above this, now or when a captured graph is replayed. It sizes the grid and
                         // the partials; a generous bound costs little
   float* partials;      // attention_partial_bytes(...), 16-byte aligned; scratch
   float* y;             // (T, heads * head_dim)
   uint8_t* blocks;
 };
-// 0 where the context is not split: steps of more than a few tokens.
-size_t attention_partial_bytes(int heads, int head_dim, int64_t tokens, int64_t max_context);
+// 0 where the context is not split: steps of more than a few queries.
+size_t attention_partial_bytes(int heads, int kv_heads, int head_dim, int64_t tokens, int64_t tiles,
+                               int64_t max_context);
 void attention(const Attention& op, Stream stream);
 
 // ---- logits ---------------------------------------------------------------------------------------------------------

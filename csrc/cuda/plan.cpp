@@ -83,16 +83,14 @@ void Plan::plan_cache(const Program& program, KvType kv_type) {
 size_t Plan::partial_bytes(int64_t tokens, int64_t context) const {
   size_t bytes = 0;
   for (const AttentionShape& a : attentions)
-    bytes = std::max(bytes, attention_partial_bytes(a.heads, a.head_dim, tokens, context));
+    bytes = std::max(bytes, attention_partial_bytes(a.heads, a.kv_heads, a.head_dim, tokens, tokens, context));
   return bytes;
 }
 
 Plan::StepSize Plan::largest() const {
   const int64_t room = pages_ * kPageTokens, context = context_bound(room), tokens = std::min(kStepTokens, room);
   StepSize size{tokens, kStepRows, kStepRows, 0, 0};
-  // The context is split for a few tokens only.
-  for (int64_t t = 1; t <= std::min(4 * kGraphTokens, tokens); ++t)
-    size.partials = std::max(size.partials, partial_bytes(t, context));
+  for (int64_t t = 1; t <= tokens; ++t) size.partials = std::max(size.partials, partial_bytes(t, context));
   // Per token: its six numbers, its flag, at most one tile for each kind of attention; per row its token, and what is
   // drawn from it; the pages of as many sequences as a graph can have.
   const int64_t tables = std::min(kGraphTokens, tokens) * (context / kPageTokens);

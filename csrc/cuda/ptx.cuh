@@ -19,6 +19,17 @@ __device__ inline float half_to_float(uint32_t bits) {
 }
 __device__ inline uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
 
+// Two f32 to f16, the first in the lower half.
+__device__ inline uint32_t halves_of(float low, float high) {
+  const __half2 v = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&v);
+}
+// Of two f16, each less the same whole number up to 2048.
+__device__ inline uint32_t half2_minus(uint32_t v, int number) {
+  const __half2 r = __hsub2(*reinterpret_cast<const __half2*>(&v), __half2half2(__int2half_rn(number)));
+  return *reinterpret_cast<const uint32_t*>(&r);
+}
+
 // Programmatic dependent launch, see `launch`. The next kernel of the stream may start once all blocks of this one have
 // called start_next, or ended.
 __device__ inline void start_next() {
@@ -100,6 +111,25 @@ __device__ inline void mma_k32(int (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                  : "+r"(d[2 * half]), "+r"(d[2 * half + 1])
                  : "r"(a[2 + half]), "r"(b1));
   }
+#endif
+}
+
+// d += a . b for a of 16 rows and b of 8 columns of f16, k 16; sums in f32, in an order and with an error of the
+// hardware's, the same for all rows and columns. Lane 4 g + i has
+//   a[0]: row g, k 2 i, 2 i + 1; a[1]: row g + 8; a[2], a[3]: k + 8; b0: column g, the same k; b1: k + 8
+//   d: (row g, column 2 i), (g, 2 i + 1), (g + 8, 2 i), (g + 8, 2 i + 1)
+__device__ inline void mma_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  for (int half = 0; half < 2; ++half)
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(half ? b1 : b0));
 #endif
 }
 

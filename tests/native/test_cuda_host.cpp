@@ -20,12 +20,22 @@ void reverse(int* to, bool barrier) {
   to[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
-bool reverses(bool barrier, unsigned seed) {
+// The same where a warp has much to do between its write and its reads, so that another has written unless it is slow.
+void reverse_late(int* to, bool barrier) {
+  wait_for_previous();
+  int* shared = reinterpret_cast<int*>(shared_memory());
+  shared[threadIdx.x] = static_cast<int>(threadIdx.x);
+  for (int i = 0; i < 9; ++i) __syncwarp();
+  if (barrier) __syncthreads();
+  to[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+bool reverses(void (*kernel)(int*, bool), bool barrier, unsigned seed) {
   glmlite::cuda_host::options().seed = seed;
   int* device;
   std::vector<int> got(64);
   CHECK(cudaMalloc(&device, 64 * sizeof(int)) == cudaSuccess);
-  launch(reverse, dim3(1), dim3(64), 64 * sizeof(int), nullptr, device, barrier);
+  launch(kernel, dim3(1), dim3(64), 64 * sizeof(int), nullptr, device, barrier);
   CHECK(cudaMemcpy(got.data(), device, 64 * sizeof(int), cudaMemcpyDeviceToHost) == cudaSuccess);
   CHECK(cudaFree(device) == cudaSuccess);
   for (int i = 0; i < 64; ++i) {
@@ -89,12 +99,14 @@ void wait_for_nobody(int) {
 
 TEST(a_missing_barrier_shows) {
   // In some order of threads; one that is there never does.
-  int wrong = 0;
+  int wrong = 0, wrong_late = 0;
   for (unsigned seed = 0; seed < 8; ++seed) {
-    CHECK(reverses(true, seed));
-    wrong += !reverses(false, seed);
+    CHECK(reverses(reverse, true, seed) && reverses(reverse_late, true, seed));
+    wrong += !reverses(reverse, false, seed);
+    wrong_late += !reverses(reverse_late, false, seed);
   }
   CHECK(wrong == 8);
+  CHECK(wrong_late > 0);
 }
 
 TEST(a_missing_wait_for_a_copy_shows) {

@@ -147,16 +147,27 @@ void run_block(int count) {
   }
   std::vector<int> order(count);
   std::iota(order.begin(), order.end(), 0);
+  const auto run = [&](int i) {
+    Thread& t = *m.threads[i];
+    if (t.state != State::kReady) return false;
+    m.current = &t;
+    t.fiber.resume();
+    if (t.state == State::kDone) --m.alive;
+    return true;
+  };
+  // Warps either keep step with one another, or each runs for as long as it can before another does.
+  const bool in_step = options().seed == 0 || m.random() % 2 == 0;
   while (m.alive > 0) {
     if (options().seed) std::shuffle(order.begin(), order.end(), m.random);
     bool ran = false;
-    for (int i : order) {
-      Thread& t = *m.threads[i];
-      if (t.state != State::kReady) continue;
+    for (size_t next = 0; next < order.size(); ++next) {
+      if (!run(order[next])) continue;
       ran = true;
-      m.current = &t;
-      t.fiber.resume();
-      if (t.state == State::kDone) --m.alive;
+      const int warp = order[next] / kWarp * kWarp;
+      for (bool more = !in_step; more;) {
+        more = false;
+        for (int i = warp; i < std::min(warp + kWarp, count); ++i) more |= run(i);
+      }
     }
     if (m.at_block > 0 && m.at_block == m.alive) {
       m.at_block = 0;

@@ -21,6 +21,14 @@ inline uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | (magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
 
+inline uint32_t halves_of(float low, float high) {
+  return float_to_half(low) | static_cast<uint32_t>(float_to_half(high)) << 16;
+}
+inline uint32_t half2_minus(uint32_t v, int number) {
+  return halves_of(half_to_float(v & 0xffff) - static_cast<float>(number),
+                   half_to_float(v >> 16) - static_cast<float>(number));
+}
+
 inline void start_next() {}
 inline void wait_for_previous() { cuda_host::wait_for_previous(); }
 inline void prefetch(const void*) {}
@@ -63,6 +71,24 @@ inline void mma_k16(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, int c) {
 inline void mma_k32(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int c) {
   const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
   mma_words(d, words, 2, c);
+}
+
+// Products are exact; their sum and d are rounded once.
+inline void mma_half(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  float mine[12];  // a, then b
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  for (int i = 0; i < 12; ++i) mine[i] = half_to_float(words[i / 2] >> 16 * (i % 2) & 0xffff);
+  const auto* given = reinterpret_cast<const float*>(cuda_host::exchange(mine, sizeof mine));
+  const int lane = cuda_host::thread_state().lane, row = lane / 4, column = lane % 4 * 2;
+  for (int i = 0; i < 4; ++i) {
+    double sum = d[i];
+    for (int t = 0; t < 4; ++t) {
+      const float* of_a = given + 16 * (4 * row + t) + i / 2 * 2;
+      const float* of_b = given + 16 * (4 * (column + i % 2) + t) + 8;
+      for (int j = 0; j < 4; ++j) sum += static_cast<double>(of_a[j / 2 * 4 + j % 2]) * of_b[j];
+    }
+    d[i] = static_cast<float>(sum);
+  }
 }
 
 }  // namespace glmlite::cuda
