@@ -108,10 +108,8 @@ Plan::Scratch Plan::scratch(const StepSize& size) const {
     s.turns.push_back(at);
     at += align256(2 * pairs * static_cast<size_t>(size.tokens) * sizeof(float));
   }
-  s.partials = at;
-  at += align256(size.partials);
-  s.draws = at;
-  at += align256(draw_bytes(vocab_, size.draws));
+  s.partials = s.draws = at;
+  at += align256(std::max(size.partials, draw_bytes(vocab_, size.draws)));
   for (const Slot& slot : values.slots) {
     s.slots.push_back(at);
     at += align256(slot.row_bytes * static_cast<size_t>(slot.selected ? size.rows : size.tokens));

@@ -56,7 +56,7 @@ class Plan {
   StepSize largest() const;
   // Bytes of attention's partial results in a step of so many tokens.
   size_t partial_bytes(int64_t tokens, int64_t context) const;
-  // Upload, turns, partials, draws, slots, one after the other.
+  // Upload, turns, partials, slots, one after the other. What draws need takes the partials' place after the last.
   struct Scratch {
     std::vector<size_t> turns;  // by rope
     size_t partials, draws;
