@@ -16,12 +16,13 @@ void require(bool ok, const char* name, double value, const char* expected) {
   if (!ok) throw std::invalid_argument(std::string(name) + ": " + std::to_string(value) + ", expected " + expected);
 }
 
-// From logits as adjusted. Only the few that matter are put in order.
-int32_t draw_token(const Draw& draw, const float* logits, int64_t vocab) {
-  const float* largest = std::max_element(logits, logits + vocab);
-  const float max = *largest;
-  if (draw.sharpness == 0 || !std::isfinite(max)) return static_cast<int32_t>(largest - logits);
+// Tokens in bins first to last are those that matter; weights of the bins before the first, and of all.
+struct Range {
+  int first, last;
+  uint64_t before, total;
+};
 
+Range range_of(const Draw& draw, const float* logits, int64_t vocab, float max) {
   uint64_t in_bin[kBins] = {};  // how many with top_k, otherwise their weight
   constexpr int64_t kBlock = 256;
   int bins[kBlock];
@@ -34,36 +35,43 @@ int32_t draw_token(const Draw& draw, const float* logits, int64_t vocab) {
       for (int64_t i = 0; i < n; ++i) weights[i] = draw.weight(logits[begin + i], max);
     for (int64_t i = 0; i < n; ++i) in_bin[bins[i]] += weights[i];
   }
-  uint64_t total = std::accumulate(in_bin, in_bin + kBins - 1, uint64_t{0});
-  const uint64_t reach = draw.reach(total);
+  const uint64_t total = std::accumulate(in_bin, in_bin + kBins - 1, uint64_t{0}), reach = draw.reach(total);
   int last = 0;
-  uint64_t before = 0;  // the last
+  uint64_t before = 0;
   while (before + in_bin[last] < reach && last < draw.last_bin) before += in_bin[last++];
-  const int first = draw.filters() ? 0 : last;
-  if (draw.filters()) before = 0;
+  return draw.filters() ? Range{0, last, 0, total} : Range{last, last, before, total};
+}
 
+// From logits as adjusted. Only the few that matter are put in order.
+int32_t draw_token(const Draw& draw, const float* logits, int64_t vocab) {
+  const float* largest = std::max_element(logits, logits + vocab);
+  const float max = *largest;
+  if (draw.sharpness == 0 || !std::isfinite(max)) return static_cast<int32_t>(largest - logits);
+
+  const Range range = range_of(draw, logits, vocab, max);
   std::vector<uint64_t> keys;
   for (int64_t i = 0; i < vocab; ++i) {
     const int bin = draw.bin(logits[i], max);
-    if (bin >= first && bin <= last) keys.push_back(key_of(logits[i], static_cast<int32_t>(i)));
+    if (bin >= range.first && bin <= range.last) keys.push_back(key_of(logits[i], static_cast<int32_t>(i)));
   }
   std::sort(keys.begin(), keys.end(), std::greater<uint64_t>());
   const auto weight = [&](uint64_t key) { return draw.weight(logit_of(key), max); };
+  uint64_t total = range.total;
   if (draw.top_k > 0) {
-    if (static_cast<int64_t>(keys.size()) > draw.top_k) keys.resize(static_cast<size_t>(draw.top_k));
+    keys.resize(std::min(keys.size(), static_cast<size_t>(draw.top_k)));
     total = 0;
     for (const uint64_t key : keys) total += weight(key);
   }
+
   const uint64_t limit = draw.limit(total);
-  std::vector<uint64_t> sums;  // up to and with each key
-  uint64_t sum = before;
-  for (const uint64_t key : keys) {
-    const uint64_t w = weight(key);
+  std::vector<uint64_t> sums;  // up to and with each key that is kept
+  uint64_t sum = range.before;
+  for (size_t i = 0; i < keys.size() && sum < limit; ++i) {
+    const uint64_t w = weight(keys[i]);
     sums.push_back(sum += w >= draw.min_weight ? w : 0);
-    if (sum >= limit) break;
   }
-  const uint64_t target = draw.target(draw.filters() ? sum : total);
-  return token_of(keys[std::upper_bound(sums.begin(), sums.end(), target) - sums.begin()]);
+  if (draw.filters()) total = sum;
+  return token_of(keys[std::upper_bound(sums.begin(), sums.end(), draw.target(total)) - sums.begin()]);
 }
 
 }  // namespace
@@ -139,9 +147,8 @@ DrawRequest Sampler::request(int64_t vocab) const {
     if (token >= vocab)
       throw std::invalid_argument("logit_bias: token " + std::to_string(token) + ", the vocabulary has " +
                                   std::to_string(vocab));
-    const auto seen = counts_.find(token);
-    const bool penalized = penalties && seen != counts_.end();
-    request.adjustments.push_back({token, penalized ? seen->second : 0, bias});
+    const auto seen = penalties ? counts_.find(token) : counts_.end();
+    request.adjustments.push_back({token, seen == counts_.end() ? 0 : seen->second, bias});
   }
   if (!penalties) return request;
   for (const auto& [token, count] : counts_)

@@ -92,8 +92,8 @@ struct Draw {
   GLMLITE_BOTH uint64_t target(uint64_t total) const {
     return smaller(static_cast<uint64_t>(u * real(total)), total - 1);
   }
-  // What must be listed and put in order is found from a sum over the bins, of tokens with top_k, otherwise of weights:
-  // what lies in the bins up to the one in which it reaches this; without filters only what lies in that one.
+  // Where a sum over the bins, of how many tokens they have with top_k, otherwise of what these weigh, reaches this, is
+  // the last bin whose tokens matter. Without filters those of the bins before it matter as a sum alone.
   GLMLITE_BOTH uint64_t reach(uint64_t total) const {
     if (top_k > 0) return static_cast<uint64_t>(top_k);
     return filters() ? limit(total) : target(total) + 1;

@@ -259,6 +259,11 @@ def test_draw(options):
             assert_draws(random_logits(3, vocab, step), samplers, [0, 1, 2, 2, 0])
 
 
+def test_draw_from_a_vocabulary_of_the_usual_size():
+    logits = random_logits(2, 151552)
+    assert_draws(logits, [sampler({"temperature": 1.0}), sampler({"temperature": 0.8, "top_p": 0.5})], [0, 1])
+
+
 def test_draws_of_a_batch_are_those_alone():
     logits, options = random_logits(len(DRAWS), 4097), list(enumerate(DRAWS))
     together = assert_draws(logits, [sampler(o, i) for i, o in options], range(len(DRAWS)))
