@@ -16,6 +16,7 @@
 #include "cpu/team.h"
 #include "dequantize.h"
 #include "memory.h"
+#include "sampler.h"
 
 namespace py = pybind11;
 
@@ -213,6 +214,19 @@ Array<float> dequantize(const std::string& format_name, const Array<uint8_t>& ro
   return y;
 }
 
+Array<uint64_t> draw_weights(const Array<float>& logits, double temperature) {
+  SamplerOptions options;
+  options.temperature = temperature;
+  const Draw draw = Sampler(options).request(logits.size()).draw;
+  const float max = *std::max_element(logits.data(), logits.data() + logits.size());
+  Array<uint64_t> weights(logits.size());
+  for (py::ssize_t i = 0; i < logits.size(); ++i) {
+    const float logit = logits.data()[i];
+    weights.mutable_data()[i] = draw.bin(logit, max) < kBins - 1 ? draw.weight(logit, max) : 0;
+  }
+  return weights;
+}
+
 }  // namespace
 
 void bind_kernels(py::module_& m) {
@@ -261,6 +275,7 @@ void bind_kernels(py::module_& m) {
   m.def("kernel_quantize", kernel_quantize, py::arg("isa"), py::arg("x").noconvert());
   m.def("kernel_unpack_row", kernel_unpack_row, py::arg("isa"), py::arg("format"), py::arg("rows").noconvert(),
         py::arg("k"), py::arg("row"));
+  m.def("draw_weights", draw_weights, py::arg("logits").noconvert(), py::arg("temperature"));
   m.def("dequantize", dequantize, py::arg("format"), py::arg("rows").noconvert());
 }
 

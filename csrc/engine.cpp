@@ -196,15 +196,16 @@ bool Engine::reserve(const std::vector<Work>& works) {
   return true;
 }
 
-// One step of works whose pages are reserved. Logits of `rows`, valid until the next step.
-const float* Engine::advance(const std::vector<Work>& works, const std::vector<int32_t>& rows, const CancelFlag* cancel,
-                             const Watch* watch) {
+// One step of works whose pages are reserved.
+StepResult Engine::advance(const std::vector<Work>& works, const std::vector<int32_t>& rows,
+                           std::vector<std::optional<DrawRequest>> requests, const CancelFlag* cancel,
+                           const Watch* watch) {
   Step step;
   plan(works, rows, &step);
+  step.requests = std::move(requests);
   for (size_t i = 0; i < works.size(); ++i) step.runs[i].pages = table_->at(works[i].sequence).pages.data();
-  int64_t bad = -1;
-  const float* logits = executor_->run(step, cancel, watch, &bad);
-  if (bad >= 0) {
+  const StepResult result = executor_->run(step, cancel, watch);
+  if (const int64_t bad = result.bad_token; bad >= 0) {
     const auto run = std::find_if(step.runs.begin(), step.runs.end(), [&](const Run& r) { return bad < r.end; });
     const Work& w = works[static_cast<size_t>(run - step.runs.begin())];
     throw std::runtime_error("sequence " + std::to_string(w.sequence) +
@@ -213,7 +214,7 @@ const float* Engine::advance(const std::vector<Work>& works, const std::vector<i
                              std::to_string(step.tokens[bad]) + "): its weights are damaged, or overflow");
   }
   for (const Work& w : works) table_->extend(w.sequence, static_cast<int64_t>(w.tokens.size()));
-  return logits;
+  return result;
 }
 
 static std::runtime_error cache_full(const PageTable& table) {
@@ -229,7 +230,7 @@ std::vector<float> Engine::step(const std::vector<Work>& works, const std::vecto
   plan(works, rows, &checked);
   Rollback rollback(*table_, works);
   if (!reserve(works)) throw cache_full(*table_);
-  const float* logits = advance(works, rows, cancel, watch);
+  const float* logits = advance(works, rows, {}, cancel, watch).logits;
   std::vector<float> result;
   for (size_t i = 0; i < rows.size(); ++i) {
     const float* row = logits + (selects_ ? static_cast<int64_t>(i) : rows[i]) * info_.vocab;
@@ -256,12 +257,16 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
       break;  // what was sampled so far is good
     }
     std::vector<int32_t> rows;
+    std::vector<std::optional<DrawRequest>> requests;
     int32_t last = -1;
     for (const Work& w : active) {
       last += static_cast<int32_t>(w.tokens.size());
-      if (w.sampler) rows.push_back(last);
+      if (!w.sampler) continue;
+      rows.push_back(last);
+      requests.emplace_back();
+      if (!w.sampler->needs_logits()) requests.back() = w.sampler->request(info_.vocab);
     }
-    const float* logits = advance(active, rows, cancel, nullptr);
+    const StepResult result = advance(active, rows, std::move(requests), cancel, nullptr);
     std::vector<Work> next;
     std::vector<size_t> next_origin;
     size_t row = 0;
@@ -269,9 +274,11 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
       Work& w = active[i];
       if (!w.sampler) continue;
       const int64_t at = selects_ ? static_cast<int64_t>(row) : rows[row];
+      const int32_t drawn = result.tokens.empty() ? -1 : result.tokens[row];
       ++row;
       auto& out = samples[origin[i]];
-      out.push_back(w.sampler->sample(logits + at * info_.vocab, info_.vocab));
+      out.push_back(drawn >= 0 ? w.sampler->take(drawn)
+                               : w.sampler->sample(result.logits + at * info_.vocab, info_.vocab));
       const int32_t token = out.back().token;
       if (static_cast<int64_t>(out.size()) >= w.budget || w.sampler->stops(token) || token >= tokens_) continue;
       const auto n = static_cast<int32_t>(out.size()) - 1;

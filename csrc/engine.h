@@ -18,7 +18,7 @@ struct Work {
   std::vector<int32_t> tokens;
   std::vector<std::array<int32_t, 2>> positions;  // one per token
   int64_t visible = 0;                            // 0: causal; n: each token sees the first n entries
-  std::shared_ptr<Sampler> sampler;
+  std::shared_ptr<Sampler> sampler;               // no other work's
   int64_t budget = 1;
   std::array<int32_t, 2> next_position{0, 0};  // of the first sampled token
   std::array<int32_t, 2> position_step{1, 0};  // from one sampled token to the next
@@ -75,8 +75,8 @@ class Engine {
   class Rollback;
 
   void require_open() const;
-  const float* advance(const std::vector<Work>& works, const std::vector<int32_t>& rows, const CancelFlag* cancel,
-                       const Watch* watch);
+  StepResult advance(const std::vector<Work>& works, const std::vector<int32_t>& rows,
+                     std::vector<std::optional<DrawRequest>> requests, const CancelFlag* cancel, const Watch* watch);
   void plan(const std::vector<Work>& works, const std::vector<int32_t>& rows, Step* step);
   bool reserve(const std::vector<Work>& works);
 

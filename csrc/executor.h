@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "program.h"
+#include "sampling.h"
 
 namespace glmlite {
 
@@ -24,8 +26,15 @@ struct Step {
   std::vector<int64_t> entry;         // where the token's key and value go in its sequence's cache
   std::vector<int64_t> visible;       // it sees the entries below this
   std::vector<Run> runs;
-  std::vector<int32_t> rows;     // tokens whose logits are wanted, ascending
-  const float* input = nullptr;  // (tokens, width) of a program that begins with an input
+  std::vector<int32_t> rows;                         // tokens whose logits are wanted, ascending
+  std::vector<std::optional<DrawRequest>> requests;  // by row: a token drawn from the logits does as well; may be empty
+  const float* input = nullptr;                      // (tokens, width) of a program that begins with an input
+};
+
+struct StepResult {
+  const float* logits = nullptr;  // (rows, vocab), valid until the next call; garbage where a token was drawn
+  std::vector<int32_t> tokens;    // by row: as requested, or -1: not drawn; empty: none was
+  int64_t bad_token = -1;         // the first token whose logits, keys or values are not finite
 };
 
 // Set by any thread, seen between ops.
@@ -39,10 +48,8 @@ using Watch = std::function<void(int value, const float* rows, int64_t count, in
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Runs the step. Logits: (rows, vocab), valid until the next call. Entries of the cache that the step writes are
-  // garbage if it throws: Cancelled, OutOfMemory.
-  // *bad_token: the first token whose logits, keys or values are not finite, or -1.
-  virtual const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) = 0;
+  // Entries of the cache that the step writes are garbage if it throws: Cancelled, OutOfMemory.
+  virtual StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) = 0;
   virtual void copy_page(int32_t from, int32_t to) = 0;
   // Writes the program's prefix into the pages of the first sequence.
   virtual void write_prefix(const std::vector<int32_t>& pages) = 0;

@@ -14,17 +14,18 @@ class HybridExecutor final : public Executor {
         share_(static_cast<double>(first_ops) / static_cast<double>(first_ops + second_ops)),
         isa_(std::string(first_->isa()) + " + " + second_->isa()) {}
 
-  const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) override {
+  StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) override {
     in_second_.store(false, std::memory_order_relaxed);
+    const StepResult half = first_->run(step, cancel, watch);
+    if (half.bad_token >= 0) return half;
     Step rest = step;
-    rest.input = first_->run(step, cancel, watch, bad_token);
-    if (*bad_token >= 0) return rest.input;
+    rest.input = half.logits;
     in_second_.store(true, std::memory_order_relaxed);
     // Its input was seen as the first part's last value.
     const Watch shifted = [&](int value, const float* rows, int64_t count, int64_t width) {
       if (value > 0) (*watch)(value + shift_, rows, count, width);
     };
-    return second_->run(rest, cancel, watch ? &shifted : nullptr, bad_token);
+    return second_->run(rest, cancel, watch ? &shifted : nullptr);
   }
   void copy_page(int32_t from, int32_t to) override {
     first_->copy_page(from, to);

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -14,15 +16,62 @@ void require(bool ok, const char* name, double value, const char* expected) {
   if (!ok) throw std::invalid_argument(std::string(name) + ": " + std::to_string(value) + ", expected " + expected);
 }
 
-struct Candidate {
-  float logit;
-  int32_t token;
-  double p;
+// Tokens in bins first to last are those that matter; weights of the bins before the first, and of all.
+struct Range {
+  int first, last;
+  uint64_t before, total;
 };
 
-// Most likely first; of equals the lower id, so that the order is one and the same everywhere.
-bool likelier(const Candidate& a, const Candidate& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+Range range_of(const Draw& draw, const float* logits, int64_t vocab, float max) {
+  uint64_t in_bin[kBins] = {};  // how many with top_k, otherwise their weight
+  constexpr int64_t kBlock = 256;
+  int bins[kBlock];
+  uint64_t weights[kBlock];
+  std::fill_n(weights, kBlock, 1);
+  for (int64_t begin = 0; begin < vocab; begin += kBlock) {
+    const int64_t n = std::min(kBlock, vocab - begin);
+    for (int64_t i = 0; i < n; ++i) bins[i] = draw.bin(logits[begin + i], max);
+    if (draw.top_k == 0)
+      for (int64_t i = 0; i < n; ++i) weights[i] = draw.weight(logits[begin + i], max);
+    for (int64_t i = 0; i < n; ++i) in_bin[bins[i]] += weights[i];
+  }
+  const uint64_t total = std::accumulate(in_bin, in_bin + kBins - 1, uint64_t{0}), reach = draw.reach(total);
+  int last = 0;
+  uint64_t before = 0;
+  while (before + in_bin[last] < reach && last < draw.last_bin) before += in_bin[last++];
+  return draw.filters() ? Range{0, last, 0, total} : Range{last, last, before, total};
+}
+
+// From logits as adjusted. Only the few that matter are put in order.
+int32_t draw_token(const Draw& draw, const float* logits, int64_t vocab) {
+  const float* largest = std::max_element(logits, logits + vocab);
+  const float max = *largest;
+  if (draw.sharpness == 0 || !std::isfinite(max)) return static_cast<int32_t>(largest - logits);
+
+  const Range range = range_of(draw, logits, vocab, max);
+  std::vector<uint64_t> keys;
+  for (int64_t i = 0; i < vocab; ++i) {
+    const int bin = draw.bin(logits[i], max);
+    if (bin >= range.first && bin <= range.last) keys.push_back(key_of(logits[i], static_cast<int32_t>(i)));
+  }
+  std::sort(keys.begin(), keys.end(), std::greater<uint64_t>());
+  const auto weight = [&](uint64_t key) { return draw.weight(logit_of(key), max); };
+  uint64_t total = range.total;
+  if (draw.top_k > 0) {
+    keys.resize(std::min(keys.size(), static_cast<size_t>(draw.top_k)));
+    total = 0;
+    for (const uint64_t key : keys) total += weight(key);
+  }
+
+  const uint64_t limit = draw.limit(total);
+  std::vector<uint64_t> sums;  // up to and with each key that is kept
+  uint64_t sum = range.before;
+  for (size_t i = 0; i < keys.size() && sum < limit; ++i) {
+    const uint64_t w = weight(keys[i]);
+    sums.push_back(sum += w >= draw.min_weight ? w : 0);
+  }
+  if (draw.filters()) total = sum;
+  return token_of(keys[std::upper_bound(sums.begin(), sums.end(), draw.target(total)) - sums.begin()]);
 }
 
 }  // namespace
@@ -44,6 +93,7 @@ Sampler::Sampler(SamplerOptions options)
   for (const auto& [token, bias] : o.logit_bias) {
     require(token >= 0, "logit_bias token", token, "an id of the vocabulary");
     require(bias < 1e6, "logit_bias", bias, "a number below a million, or -inf");
+    require(biased_.insert(token).second, "logit_bias token", token, "each once");
   }
 }
 
@@ -62,91 +112,80 @@ void Sampler::accept(int32_t token) {
   }
 }
 
-// splitmix64 (Steele et al. 2014) of the seed, at the draw's place in its sequence: 53 bits in [0, 1).
-double Sampler::next_uniform() {
-  uint64_t z = options_.seed + ++draws_ * 0x9e3779b97f4a7c15u;
+// splitmix64 (Steele et al. 2014) of the seed, at the next draw's place in its sequence: 53 bits in [0, 1).
+double Sampler::next_uniform() const {
+  uint64_t z = options_.seed + (draws_ + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   z ^= z >> 31;
   return static_cast<double>(z >> 11) * 0x1p-53;
 }
 
-int32_t Sampler::draw(const float* logits, int64_t vocab) {
-  if (options_.temperature == 0) return static_cast<int32_t>(std::max_element(logits, logits + vocab) - logits);
+DrawRequest Sampler::request(int64_t vocab) const {
+  const auto& o = options_;
+  if (vocab > kMaxVocab)
+    throw std::invalid_argument("a vocabulary of " + std::to_string(vocab) + ", sampling takes " +
+                                std::to_string(kMaxVocab) + " at most");
+  DrawRequest request{};
+  Draw& d = request.draw;
+  if (o.temperature > 0) d.sharpness = std::min(1 / o.temperature, 1e30);  // so that all are finite
+  d.bins_per_logit = static_cast<float>(kBinsPerUnit * d.sharpness);
+  d.top_k = o.top_k < vocab ? o.top_k : 0;
+  d.top_p = o.top_p;
+  constexpr double kOne = uint64_t{1} << kWeightBits;
+  d.min_weight = std::max<uint64_t>(1, static_cast<uint64_t>(std::ceil(o.min_p * kOne)));
+  // Where weights are rounded up to min_weight; top_k's sum of weights has those that min_p leaves out.
+  const double furthest = -std::log((static_cast<double>(d.min_weight) - 0.75) / kOne);
+  d.last_bin = d.top_k > 0 ? kBins - 2 : std::min(kBins - 2, static_cast<int>(kBinsPerUnit * furthest) + 1);
+  d.u = next_uniform();
+  d.repetition = o.repetition_penalty;
+  d.presence = o.presence_penalty;
+  d.frequency = o.frequency_penalty;
 
-  std::vector<Candidate> all(static_cast<size_t>(vocab));
-  for (int64_t i = 0; i < vocab; ++i) all[i] = {logits[i], static_cast<int32_t>(i), 0};
-  if (options_.top_k > 0 && options_.top_k < vocab) {
-    std::nth_element(all.begin(), all.begin() + options_.top_k - 1, all.end(), likelier);
-    all.resize(static_cast<size_t>(options_.top_k));
-    std::sort(all.begin(), all.end(), [](auto& a, auto& b) { return a.token < b.token; });
+  const bool penalties = o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0;
+  for (const auto& [token, bias] : o.logit_bias) {
+    if (token >= vocab)
+      throw std::invalid_argument("logit_bias: token " + std::to_string(token) + ", the vocabulary has " +
+                                  std::to_string(vocab));
+    const auto seen = penalties ? counts_.find(token) : counts_.end();
+    request.adjustments.push_back({token, seen == counts_.end() ? 0 : seen->second, bias});
   }
-  const double max =
-      std::max_element(all.begin(), all.end(), [](auto& a, auto& b) { return a.logit < b.logit; })->logit;
-  double total = 0;
-  for (Candidate& c : all) total += c.p = std::exp((static_cast<double>(c.logit) - max) / options_.temperature);
-
-  // The most likely, in order, until top_p or min_p ends them. Sorted in growing pieces: few are wanted of many.
-  const double u = next_uniform();
-  const bool filtered = options_.top_p < 1 || options_.min_p > 0;
-  std::vector<double> reached;  // sum of probabilities up to and with each one kept
-  size_t sorted = 0;
-  double sum = 0;
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (i == sorted) {
-      sorted = std::min(all.size(), std::max<size_t>(64, sorted * 4));
-      std::partial_sort(all.begin() + static_cast<std::ptrdiff_t>(i), all.begin() + static_cast<std::ptrdiff_t>(sorted),
-                        all.end(), likelier);
-    }
-    if (filtered && i > 0 && (sum >= options_.top_p * total || all[i].p < options_.min_p * all[0].p)) break;
-    reached.push_back(sum += all[i].p);
-    if (!filtered && sum > u * total) break;  // nothing is cut off, so what is left cannot matter
-  }
-  const auto it = std::upper_bound(reached.begin(), reached.end(), u * (filtered ? sum : total));
-  const auto index = std::min<size_t>(static_cast<size_t>(it - reached.begin()), reached.size() - 1);
-  return all[index].token;
+  if (!penalties) return request;
+  for (const auto& [token, count] : counts_)
+    if (token >= 0 && token < vocab && !biased_.count(token)) request.adjustments.push_back({token, count, 0.0});
+  return request;
 }
 
 Sample Sampler::sample(const float* logits, int64_t vocab) {
-  Sample result{0, std::numeric_limits<double>::quiet_NaN(), {}};
-  const bool penalties = !counts_.empty() && (options_.repetition_penalty != 1 || options_.presence_penalty != 0 ||
-                                              options_.frequency_penalty != 0);
-  if (options_.logit_bias.empty() && !penalties) {
-    result.token = draw(logits, vocab);
+  const DrawRequest request = this->request(vocab);
+  int32_t token;
+  if (request.adjustments.empty()) {
+    token = draw_token(request.draw, logits, vocab);
   } else {
     std::vector<float> adjusted(logits, logits + vocab);
-    for (const auto& [token, bias] : options_.logit_bias) {
-      if (token >= vocab)
-        throw std::invalid_argument("logit_bias: token " + std::to_string(token) + ", the vocabulary has " +
-                                    std::to_string(vocab));
-      adjusted[token] = static_cast<float>(adjusted[token] + bias);
-    }
-    if (penalties) {
-      for (const auto& [token, count] : counts_) {
-        if (token < 0 || token >= vocab) continue;
-        double l = adjusted[token];
-        l = l > 0 ? l / options_.repetition_penalty : l * options_.repetition_penalty;
-        l -= options_.presence_penalty + static_cast<double>(count) * options_.frequency_penalty;
-        adjusted[token] = static_cast<float>(l);
-      }
-    }
-    result.token = draw(adjusted.data(), vocab);
+    for (const Adjustment& a : request.adjustments) adjusted[a.token] = request.draw.adjusted(logits[a.token], a);
+    token = draw_token(request.draw, adjusted.data(), vocab);
   }
+  Sample result = take(token);
+  if (options_.logprobs < 0) return result;
 
-  if (options_.logprobs >= 0) {
-    const double max = *std::max_element(logits, logits + vocab);
-    double sum = 0;
-    for (int64_t i = 0; i < vocab; ++i) sum += std::exp(logits[i] - max);
-    const double log_sum = max + std::log(sum);
-    result.logprob = logits[result.token] - log_sum;
-    std::vector<Candidate> all(static_cast<size_t>(vocab));
-    for (int64_t i = 0; i < vocab; ++i) all[i] = {logits[i], static_cast<int32_t>(i), 0};
-    const auto n = std::min<int64_t>(options_.logprobs, vocab);
-    std::partial_sort(all.begin(), all.begin() + n, all.end(), likelier);
-    for (int64_t i = 0; i < n; ++i) result.top.emplace_back(all[i].token, all[i].logit - log_sum);
-  }
-  accept(result.token);
+  const double max = *std::max_element(logits, logits + vocab);
+  double sum = 0;
+  for (int64_t i = 0; i < vocab; ++i) sum += std::exp(logits[i] - max);
+  const double log_sum = max + std::log(sum);
+  result.logprob = logits[token] - log_sum;
+  std::vector<uint64_t> keys(static_cast<size_t>(vocab));
+  for (int64_t i = 0; i < vocab; ++i) keys[i] = key_of(logits[i], static_cast<int32_t>(i));
+  const auto n = std::min<int64_t>(options_.logprobs, vocab);
+  std::partial_sort(keys.begin(), keys.begin() + n, keys.end(), std::greater<uint64_t>());
+  for (int64_t i = 0; i < n; ++i) result.top.emplace_back(token_of(keys[i]), logit_of(keys[i]) - log_sum);
   return result;
+}
+
+Sample Sampler::take(int32_t token) {
+  if (options_.temperature > 0) ++draws_;
+  accept(token);
+  return {token, std::numeric_limits<double>::quiet_NaN(), {}};
 }
 
 }  // namespace glmlite

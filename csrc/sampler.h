@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "sampling.h"
+
 namespace glmlite {
 
 struct SamplerOptions {
@@ -41,17 +43,20 @@ class Sampler {
   // most likely whose probabilities reach top_p (Holtzman et al. 2020), those of at least min_p times the largest, one
   // draw in order of likelihood.
   Sample sample(const float* logits, int64_t vocab);
+  // The same in two halves, for a device that draws: what it needs besides the logits, and what it drew.
+  DrawRequest request(int64_t vocab) const;
+  Sample take(int32_t token);
+  bool needs_logits() const { return options_.logprobs >= 0; }
   bool stops(int32_t token) const { return stop_.count(token) != 0; }
 
  private:
   void accept(int32_t token);
-  int32_t draw(const float* logits, int64_t vocab);
-  double next_uniform();
+  double next_uniform() const;
 
   SamplerOptions options_;
-  std::unordered_set<int32_t> stop_;
+  std::unordered_set<int32_t> stop_, biased_;
   std::deque<int32_t> window_;
-  std::unordered_map<int32_t, int64_t> counts_;  // of the tokens in the window
+  std::unordered_map<int32_t, int32_t> counts_;  // of the tokens in the window
   uint64_t draws_ = 0;
 };
 

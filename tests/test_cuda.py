@@ -253,6 +253,100 @@ def test_sampling_runs_as_on_the_cpu(case):
     assert tokens[0] == tokens[1] and len(tokens[0]) == 12
 
 
+# ---- tokens drawn on the GPU: those that the CPU's sampler draws from the same logits
+
+SAMPLERS = [
+    {},
+    {"temperature": 0.8, "top_p": 0.9},
+    {"temperature": 1.2, "top_k": 20, "repetition_penalty": 1.3},
+    {"temperature": 0.6},
+    {"temperature": 0.7, "logprobs": 2},  # needs the logits
+    {"temperature": 1e4},  # more tokens to put in order than a block can
+    {"temperature": 0.9, "logit_bias": {i: i / 500 for i in range(1100)}},  # more changes than there is room for
+]
+
+
+def run(engine, prompts, samplers, budget=6):
+    sequences = [engine.new_sequence() for _ in prompts]
+    works = [
+        work(sequence, ids, sampler=s, budget=budget, next_position=(len(ids), 0))
+        for sequence, ids, s in zip(sequences, prompts, samplers)
+    ]
+    samples = engine.run(works, max_ms=1e9)
+    for sequence in sequences:
+        engine.free(sequence)
+    return samples
+
+
+def run_by_hand(engine, ids, sampler, budget=6):
+    sequence, samples = engine.new_sequence(), []
+    logits = engine.step([work(sequence, ids)], [len(ids) - 1])
+    while len(samples) < budget:
+        samples.append(sampler.sample(logits[0]))
+        logits = engine.step([work(sequence, [samples[-1].token], engine.length(sequence))], [0])
+    engine.free(sequence)
+    return samples
+
+
+@pytest.mark.parametrize("gpu_layers", [-1, 1])
+def test_tokens_are_those_of_the_cpus_sampler(case, gpu_layers):
+    """In mixed company, in captured steps of several tokens, and alone."""
+    c = case("glm4", vocab=2500)
+    engine = c.engine(gpu_layers=gpu_layers)
+    prompts = [prompt(c, 5 + i, seed=i) for i in range(len(SAMPLERS))]
+    samplers = lambda: [cuda.Sampler(seed=i, **options) for i, options in enumerate(SAMPLERS)]  # noqa: E731
+    want = [run_by_hand(engine, ids, s) for ids, s in zip(prompts, samplers())]
+    together = run(engine, prompts, samplers())
+    alone = [run(engine, [ids], [s])[0] for ids, s in zip(prompts, samplers())]
+    for got in (together, alone):
+        assert [[s.token for s in samples] for samples in got] == [[s.token for s in samples] for samples in want]
+        assert got[4] == want[4] and len(got[4][0].top) == 2
+
+
+def test_more_draws_than_foreseen(case):
+    c = case("chatglm", "Q4_0")
+    engine = c.engine(kv_tokens=2048)
+    prompts = [prompt(c, 2, seed=i) for i in range(18)]
+    before = engine.scratch_bytes()
+    options = {"temperature": 1.0, "presence_penalty": 0.5}
+    got = run(engine, prompts, [cuda.Sampler(seed=i, **options) for i in range(18)], budget=3)
+    assert engine.scratch_bytes() > before
+    for i, ids in enumerate(prompts):
+        (alone,) = run(engine, [ids], [cuda.Sampler(seed=i, **options)], budget=3)
+        assert [s.token for s in got[i]] == [s.token for s in alone]
+
+
+@on_emulator
+@pytest.mark.parametrize("options, kernels", [({}, 2), ({"temperature": 1.0}, 4)], ids=str)
+def test_a_step_returns_a_token_or_logits(case, options, kernels):
+    c = case("chatglm")
+    engine, launches = c.engine(), []
+    for logprobs in (-1, 0):
+        before = cuda.launches()
+        run(engine, [prompt(c, 5)], [cuda.Sampler(logprobs=logprobs, **options)], budget=3)
+        launches.append(cuda.launches() - before)
+    assert launches[0] - launches[1] == 3 * kernels
+
+
+def test_a_failed_run_takes_back_what_was_drawn(case):
+    c = case("chatglm", "F32")
+    c.model.tensors["token_embd.weight"][77] = np.inf
+    c.gguf = c.open(c.gguf.paths[0] + ".bad", "F32")
+    engine, flat = c.engine(), np.zeros(1000, np.float32)
+    options = {"temperature": 1.0, "seed": 3, "presence_penalty": 0.5, "logit_bias": {77: 100.0}}
+    sampler, sequence = cuda.Sampler(**options), engine.new_sequence()
+    w = work(sequence, [1, 2], sampler=sampler, budget=3, next_position=(2, 0))
+    with pytest.raises(RuntimeError, match=r"not finite at token 2 \(id 77\)"):
+        engine.run([w], max_ms=1e9)
+    assert engine.length(sequence) == 0
+    fresh = cuda.Sampler(**options)
+    assert [sampler.sample(flat).token for _ in range(9)] == [fresh.sample(flat).token for _ in range(9)]
+    w = work(sequence, [1, 2], sampler=cuda.Sampler(logit_bias={c.vocab: 1.0}))
+    with pytest.raises(ValueError, match=rf"logit_bias: token {c.vocab}, the vocabulary has {c.vocab}"):
+        engine.run([w])
+    assert engine.length(sequence) == 0
+
+
 # ---- what goes wrong
 
 

@@ -202,17 +202,107 @@ def test_rows_are_quantized_as_they_are_stored(n):
             np.testing.assert_array_equal(got, want)
 
 
-def test_argmax_and_finite():
+def test_check_finite():
     x = random_x(5, 3000)
-    x[1, [7, 2999]] = 50
-    x[2] = -1
-    x[2, 5], x[2, 9] = -0.0, 0.0  # equals: the first
     x[3] = -np.inf
-    x[4] = -(np.abs(x[4]) + 1)
-    np.testing.assert_array_equal(cuda.kernel_argmax(x), [int(np.argmax(row)) for row in x])
     x[0, 2998] = np.nan
     bad = cuda.kernel_check_finite(x, np.array([4, 0, 1, 6, 2], np.int32), 8)
     np.testing.assert_array_equal(bad, [0, 0, 0, 0, 1, 0, 1, 0])
+
+
+# ---- draws: the CPU's sampler is the twin
+
+DRAWS = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_p": 0.8},
+    {"temperature": 0.7, "top_k": 40},
+    {"temperature": 1.0, "min_p": 0.05},
+    {"temperature": 1.3, "top_k": 200, "top_p": 0.9, "min_p": 0.02},
+    {"temperature": 0.6, "top_p": 0.9, "min_p": 0.1},
+    {"temperature": 1e-3, "top_p": 0.5},
+    {"temperature": 1e-300, "top_k": 3},
+    {"temperature": 2.0, "top_k": 2000},
+    {"repetition_penalty": 1.4, "presence_penalty": 0.5},
+    {"temperature": 0.9, "top_p": 0.95, "frequency_penalty": 0.3, "logit_bias": {5: 12.0, 0: -np.inf, 17: 1.0}},
+]
+
+
+def sampler(options, seed=0):
+    """After some tokens; twice the same for the same seed."""
+    made = cuda.Sampler(seed=seed, **options)
+    made.accept(np.random.default_rng(seed).integers(0, 50, 300).tolist())
+    return made
+
+
+def random_logits(rows, vocab, seed=0):
+    """A few likely tokens, and many that are not."""
+    rng = np.random.default_rng([rows, vocab, seed])
+    x = 2 * rng.standard_normal((rows, vocab))
+    x[:, rng.integers(0, vocab, 20)] += rng.uniform(3, 12, (rows, 20))
+    return x.astype(np.float32)
+
+
+def assert_draws(logits, samplers, rows, *, listed=True):
+    """What the GPU draws is what the CPU draws, or nothing, where too many would have to be put in order."""
+    got = cuda.kernel_draw(logits, samplers, rows)
+    want = [s.sample(logits[row]).token for s, row in zip(samplers, rows)]
+    assert got.tolist() == (want if listed else [-1] * len(want))
+    return got
+
+
+@pytest.mark.parametrize("options", DRAWS, ids=str)
+def test_draw(options):
+    for vocab in (1, 50, 9001):
+        samplers = [sampler({**options, "logit_bias": {}} if vocab == 1 else options, seed) for seed in range(5)]
+        for step in range(3):
+            assert_draws(random_logits(3, vocab, step), samplers, [0, 1, 2, 2, 0])
+
+
+def test_draw_from_a_vocabulary_of_the_usual_size():
+    logits = random_logits(2, 151552)
+    assert_draws(logits, [sampler({"temperature": 1.0}), sampler({"temperature": 0.8, "top_p": 0.5})], [0, 1])
+
+
+def test_draws_of_a_batch_are_those_alone():
+    logits, options = random_logits(len(DRAWS), 4097), list(enumerate(DRAWS))
+    together = assert_draws(logits, [sampler(o, i) for i, o in options], range(len(DRAWS)))
+    alone = [cuda.kernel_draw(logits[i : i + 1], [sampler(o, i)], [0])[0] for i, o in options]
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("options", DRAWS, ids=str)
+def test_draw_from_special_rows(options):
+    rng = np.random.default_rng(7)
+    rows = [
+        rng.integers(-2, 3, 100),  # ties
+        np.where(np.arange(100) % 3, -0.0, 0.0),
+        np.full(100, 7.5),
+        1000.0 * (np.arange(100) == 17),
+        1e-30 * rng.standard_normal(100),
+        3e38 * rng.uniform(-1, 1, 100),
+    ]
+    logits = np.array(rows, np.float32)
+    for seed in range(4):
+        samplers = [sampler(options, seed + i) for i in range(len(rows))]
+        assert_draws(logits, samplers, range(len(rows)))
+
+
+@pytest.mark.parametrize(
+    "options, width, listed",
+    [
+        ({"temperature": 1.0, "top_p": 0.5}, 0.0, False),
+        ({"temperature": 1.0, "top_k": 2100}, 1.0, False),
+        ({"temperature": 1.0, "min_p": 0.5}, 0.1, False),
+        ({"temperature": 1e4}, 1.0, False),
+        ({"temperature": 1.0}, 3.0, True),
+        ({"temperature": 1.0, "top_k": 1900}, 3.0, True),
+    ],
+    ids=str,
+)
+def test_more_tokens_than_a_block_can_sort_are_left_to_the_cpu(options, width, listed):
+    logits = (width * np.random.default_rng(1).standard_normal((2, 5000))).astype(np.float32)
+    assert_draws(logits, [sampler(options, seed) for seed in range(2)], [1, 0], listed=listed)
 
 
 # ---- attention

@@ -179,27 +179,81 @@ SAMPLERS = [
     {"temperature": 1.0},
     {"temperature": 0.7, "top_k": 5},
     {"temperature": 1.3, "top_p": 0.6},
+    {"temperature": 1.0, "min_p": 0.05},
+    {"temperature": 1.0, "min_p": 1e-14},
     {"temperature": 1.3, "min_p": 0.2, "top_p": 0.9, "top_k": 30},
     {"temperature": 0.9, "repetition_penalty": 1.5, "presence_penalty": 0.3, "frequency_penalty": 0.2},
     {"repetition_penalty": 3.0, "penalty_window": 4},
     {"temperature": 1.0, "logit_bias": {3: 5.0, 7: -math.inf}},
+    {"temperature": 1.0, "logit_bias": {3: 5.0, 7: -math.inf}, "repetition_penalty": 1.2, "top_p": 0.9},
+    {"temperature": 1e-3, "top_p": 0.9},
+    {"temperature": 1e-300},
+    {"temperature": 1e4},
+    {"temperature": 1e4, "top_k": 7, "top_p": 1e-300},
 ]
 
 
-@pytest.mark.parametrize("options", SAMPLERS, ids=str)
-def test_sampler_against_twin(executor, options):
-    rng = np.random.RandomState(1)
-    options = {"seed": 2**63 + 5, "logprobs": 3, **options}
-    got, want = executor.Sampler(**options), twin_engine.Sampler(**options)
-    for sampler in (got, want):
-        sampler.accept([1, 2, 3, 3])
-    for _ in range(60):
-        logits = (3 * rng.standard_normal(50)).astype(np.float32)
+def assert_same_draws(got, want, rows):
+    for logits in rows:
         a, b = got.sample(logits), want.sample(logits)
         assert a.token == b.token
         assert [t for t, _ in a.top] == [t for t, _ in b.top]
-        # Sums of 50 f64 terms in another order: far below 1e-12.
-        assert np.allclose([a.logprob, *(x for _, x in a.top)], [b.logprob, *(x for _, x in b.top)], rtol=0, atol=1e-12)
+        a, b = ([s.logprob, *(x for _, x in s.top)] for s in (a, b))
+        assert np.allclose(a, b, rtol=1e-15, atol=1e-12, equal_nan=True)  # sums of f64 terms in another order
+
+
+@pytest.mark.parametrize("options", SAMPLERS, ids=str)
+@pytest.mark.parametrize("vocab", [50, 300])
+def test_sampler_against_twin(executor, options, vocab):
+    rng = np.random.RandomState(vocab)
+    options = {"seed": 2**63 + 5, "logprobs": 3, **options}
+    samplers = executor.Sampler(**options), twin_engine.Sampler(**options)
+    for sampler in samplers:
+        sampler.accept([1, 2, 3, 3])
+    assert_same_draws(*samplers, (3 * rng.standard_normal((60, vocab))).astype(np.float32))
+
+
+@pytest.mark.parametrize("options", SAMPLERS, ids=str)
+def test_sampler_on_special_rows(executor, options):
+    """Ties, zeros of both signs, a flat row, one token for certain, a row of one, huge and tiny numbers."""
+    rng = np.random.RandomState(2)
+    rows = [
+        rng.randint(-2, 3, 40),
+        np.where(np.arange(40) % 3, -0.0, 0.0),
+        np.full(40, 7.5),
+        1000.0 * (np.arange(40) == 17),
+        1e-30 * rng.standard_normal(40),
+        3e38 * rng.uniform(-1, 1, 40),
+        np.full(40, -3.4e38),
+    ]
+    rows = [np.asarray(row, np.float32) for row in rows for _ in range(8)]
+    samplers = executor.Sampler(seed=9, **options), twin_engine.Sampler(seed=9, **options)
+    assert_same_draws(*samplers, rows)
+    if "logit_bias" not in options:
+        assert executor.Sampler(seed=9, **options).sample(np.float32([2.5])).token == 0
+
+
+def test_all_tokens_may_be_banned(executor):
+    """Then they are equal."""
+    bias = dict.fromkeys(range(5), -math.inf)
+    row = np.arange(5, dtype=np.float32)
+    assert executor.Sampler(logit_bias=bias).sample(row).token == 0
+    sampler = executor.Sampler(logit_bias=bias, temperature=1.0)
+    assert {sampler.sample(row).token for _ in range(100)} == set(range(5))
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.3, 0.8, 1.0, 2.5, 1e4])
+def test_weights_are_those_of_the_softmax(temperature):
+    """Whole numbers, of exp within 2^-46 of it and half a unit for rounding; those of the twin, bit for bit."""
+    rng = np.random.RandomState(4)
+    logits = np.sort((4 * min(temperature, 10) * rng.standard_normal(5000)).astype(np.float32))[::-1].copy()
+    weights = twin_engine.draw_weights(logits, temperature)
+    x = (logits.astype(np.longdouble) - logits[0]) / temperature
+    exact = 2.0**44 * np.exp(x)
+    assert (np.abs(weights - exact) <= 0.5 + 2.0**-46 * exact).all()
+    assert (np.diff(weights) <= 0).all() and weights[0] == 2**44
+    native = pytest.importorskip("glmlite._native", reason="the native module is not built")
+    np.testing.assert_array_equal(native.draw_weights(logits, temperature), weights)
 
 
 def test_twin_sampler_draws_what_the_probabilities_say():

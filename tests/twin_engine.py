@@ -5,6 +5,7 @@ is no native module. It runs a token at a time (a bidirectional context whole), 
 independent of chunks and batches, as the native ones are.
 """
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -71,6 +72,24 @@ class Sample(NamedTuple):
     top: list
 
 
+def finite(x):
+    """To f32, but never to infinity."""
+    return np.float32(np.clip(x, *(float(end) for end in (np.finfo(np.float32).min, np.finfo(np.float32).max))))
+
+
+def draw_weights(logits, temperature):
+    """round(2^44 exp((logits - logits[0]) / temperature)) of logits in descending order, by f64 operations in the order
+    of `csrc/sampling.h`."""
+    difference = logits.astype(np.float64) - np.float64(logits[0])
+    x = np.maximum(difference * min(1 / temperature, 1e30), -32)
+    k = np.rint(x * float.fromhex("0x1.71547652b82fep+0"))
+    r = (x - k * float.fromhex("0x1.62e42feep-1")) - k * float.fromhex("0x1.a39ef35793c76p-33")
+    y = np.full(r.shape, 1 / math.factorial(11))
+    for n in range(10, -1, -1):
+        y = y * r + 1 / math.factorial(n)
+    return np.rint(np.ldexp(y, k.astype(int) + 44)).astype(np.int64)
+
+
 class Sampler:
     """See `_native.pyi`; in f32 where the native one rounds to f32, otherwise in f64."""
 
@@ -122,11 +141,11 @@ class Sampler:
     def _adjusted(self, raw):
         x = raw.copy()
         for token, bias in self.logit_bias.items():
-            x[token] = np.float32(float(x[token]) + bias)
+            x[token] = finite(float(x[token]) + bias)
         for token, count in Counter(self.seen).items():
             y = float(x[token])
             y = y / self.repetition_penalty if y > 0 else y * self.repetition_penalty
-            x[token] = np.float32(y - (self.presence_penalty + count * self.frequency_penalty))
+            x[token] = finite(y - (self.presence_penalty + count * self.frequency_penalty))
         return x
 
     def _draw(self, x):
@@ -134,12 +153,17 @@ class Sampler:
             return int(np.argmax(x))
         order = np.argsort(-x, kind="stable")  # equal ones by id
         order = order[: self.top_k or None]
-        p = np.exp((x[order].astype(np.float64) - float(x[order[0]])) / self.temperature)
-        before = np.cumsum(p) - p
-        kept = (before < self.top_p * p.sum()) & (p >= self.min_p * p[0]) if self.top_p < 1 or self.min_p else p > 0
-        kept[0] = True
-        total = np.cumsum(p[: int(np.argmin(kept)) if not kept.all() else len(p)])
-        return int(order[np.searchsorted(total, self._uniform() * total[-1], side="right")])
+        weights = draw_weights(x[order], self.temperature)
+        total = int(weights.sum())
+        least = max(1, math.ceil(self.min_p * 2.0**44))
+        filters = 0 < self.top_k < len(x) or self.top_p < 1 or least > 1
+        sums = np.cumsum(np.where(weights >= least, weights, 0))
+        if filters:
+            limit = total if self.top_p == 1 else min(total, math.ceil(self.top_p * float(total)))
+            sums = sums[: np.searchsorted(sums, limit) + 1]
+            total = int(sums[-1])
+        target = min(int(self._uniform() * float(total)), total - 1)
+        return int(order[np.searchsorted(sums, target, side="right")])
 
     def _uniform(self):
         """splitmix64 at the draw's place in its sequence, 53 bits."""

@@ -76,7 +76,7 @@ class CpuExecutor final : public Executor {
     load(file, progress);
   }
 
-  const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) override;
+  StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) override;
   void copy_page(int32_t from, int32_t to) override {
     for (const Cache& c : caches_) std::memcpy(k_page(c, to, 0), k_page(c, from, 0), c.page_bytes);
   }
@@ -482,7 +482,7 @@ Activations CpuExecutor::activations(int id) const {
   return {value(id), slot >= 0 ? reinterpret_cast<const uint8_t*>(slots_[slot]) : nullptr};
 }
 
-const float* CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) {
+StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch) {
   reserve(step);
   step_ = &step;
   fuse_ = watch == nullptr;
@@ -516,8 +516,7 @@ const float* CpuExecutor::run(const Step& step, const CancelFlag* cancel, const 
   step_ = nullptr;
   if (leave_after.load() >= 0) throw Cancelled("the step was cancelled");
   const auto bad = std::find(bad_.begin(), bad_.end(), 1);
-  *bad_token = bad == bad_.end() ? -1 : bad - bad_.begin();
-  return value(program_.ops.back().out);
+  return {value(program_.ops.back().out), {}, bad == bad_.end() ? -1 : bad - bad_.begin()};
 }
 
 // cos and sin of every rotary pair at every token's position. Angles in f64, so that long positions keep their bits.

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../sampler.h"
 #include "bind.h"
 #include "kernels.h"
 #include "pack.h"
@@ -238,12 +239,40 @@ py::object kernel_select(const Array<float>& x, const Array<int32_t>& rows, bool
   return out.result();
 }
 
-Array<int32_t> kernel_argmax(const Array<float>& logits) {
+// A token for each sampler, from rows[i] of the logits: (token or -1).
+Array<int32_t> kernel_draw(const Array<float>& logits, const std::vector<std::shared_ptr<Sampler>>& samplers,
+                           const std::vector<int32_t>& rows) {
+  const auto count = static_cast<int64_t>(samplers.size());
+  Drawing op{};
+  op.vocab = logits.shape(1);
+  op.count = count;
+  op.greedy = true;
+  std::vector<DrawRequest> requests;
+  for (const auto& sampler : samplers) {
+    requests.push_back(sampler->request(op.vocab));
+    op.greedy &= requests.back().draw.sharpness == 0;
+    op.adjustment_stride = std::max(op.adjustment_stride, static_cast<int64_t>(requests.back().adjustments.size()));
+  }
+  std::vector<Drawing::Row> drawn;
+  std::vector<Adjustment> adjustments(static_cast<size_t>(count * op.adjustment_stride) + 1);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const std::vector<Adjustment>& list = requests[i].adjustments;
+    drawn.push_back({requests[i].draw, rows[i], static_cast<int32_t>(list.size())});
+    std::copy(list.begin(), list.end(), adjustments.begin() + static_cast<std::ptrdiff_t>(i) * op.adjustment_stride);
+  }
   const Buffer<float> from(logits);
-  const Buffer<int32_t> tokens(logits.shape(0));
-  argmax(from.get(), logits.shape(0), logits.shape(1), tokens.get(), nullptr);
+  const Buffer<Drawing::Row> draws(drawn.data(), count);
+  const Buffer<Adjustment> changes(adjustments.data(), static_cast<int64_t>(adjustments.size()));
+  const Buffer<uint8_t> scratch(static_cast<int64_t>(draw_bytes(op.vocab, count)));
+  const Buffer<int32_t> tokens(count);
+  op.logits = from.get();
+  op.rows = draws.get();
+  op.adjustments = changes.get();
+  op.scratch = scratch.get();
+  op.tokens = tokens.get();
+  draw(op, nullptr);
   check(cudaDeviceSynchronize());
-  return tokens.array({logits.shape(0)});
+  return tokens.array({count});
 }
 
 Array<int32_t> kernel_check_finite(const Array<float>& x, const Array<int32_t>& row_token, int64_t tokens) {
@@ -388,7 +417,7 @@ void bind_kernels(py::module_& m) {
   m.def("kernel_swiglu", kernel_swiglu, array("x"), py::arg("quantized") = false);
   m.def("kernel_gelu", kernel_gelu, array("x"), py::arg("quantized") = false);
   m.def("kernel_select", kernel_select, array("x"), array("rows"), py::arg("quantized") = false);
-  m.def("kernel_argmax", kernel_argmax, array("logits"));
+  m.def("kernel_draw", kernel_draw, array("logits"), py::arg("samplers"), py::arg("rows"));
   m.def("kernel_check_finite", kernel_check_finite, array("x"), array("row_token"), py::arg("tokens"));
   m.def("attention_tile_tokens", attention_tile_tokens);
   py::class_<KvPages>(m, "KvPages")

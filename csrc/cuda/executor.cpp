@@ -91,10 +91,10 @@ class CudaExecutor final : public Executor {
   }
   ~CudaExecutor() override { cudaSetDevice(device_.index); }
 
-  const float* run(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token) override {
-    const float* logits = nullptr;
-    guarded([&] { logits = run_step(step, cancel, watch, bad_token); });
-    return logits;
+  StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) override {
+    StepResult result;
+    guarded([&] { result = run_step(step, cancel, watch); });
+    return result;
   }
   void copy_page(int32_t from, int32_t to) override {
     guarded([&] {
@@ -134,13 +134,14 @@ class CudaExecutor final : public Executor {
   struct Shape {
     int64_t tokens, rows, runs, context;
     std::vector<int64_t> tiles;  // by kind of tile
-    bool operator<(const Shape& o) const {
-      return std::tie(tokens, rows, runs, context, tiles) < std::tie(o.tokens, o.rows, o.runs, o.context, o.tiles);
-    }
+    int64_t draws, adjustments;  // rows that are drawn from, and room for adjustments of each
+    bool greedy;
+    auto tie() const { return std::tie(tokens, rows, runs, context, tiles, draws, adjustments, greedy); }
+    bool operator<(const Shape& o) const { return tie() < o.tie(); }
   };
   // Where the parts of a step's state lie in its upload, in bytes.
   struct Upload {
-    size_t tokens, positions[2], entry, visible, run, rows, pages, bad, input, bytes;
+    size_t tokens, positions[2], entry, visible, run, rows, pages, draws, adjustments, bad, drawn, input, bytes;
     std::vector<size_t> tiles;  // by kind of tile
   };
 
@@ -154,7 +155,7 @@ class CudaExecutor final : public Executor {
   void store(const std::vector<int32_t>& pages);
   void reserve(const Plan::StepSize& size);
 
-  const float* run_step(const Step& step, const CancelFlag* cancel, const Watch* watch, int64_t* bad_token);
+  StepResult run_step(const Step& step, const CancelFlag* cancel, const Watch* watch);
   void lay_out(const Step& step);
   void fill(const Step& step, uint8_t* to) const;
   void replay();
@@ -163,6 +164,8 @@ class CudaExecutor final : public Executor {
   void enqueue(const CancelFlag* cancel, const Watch* watch, const AfterOp& after = {});
   void launch(const Op& op, bool alone);
   void attend(const Op& op);
+  void draw();
+  void fetch_logits(const Step& step, const std::vector<int32_t>& tokens);
 
   uint8_t* cache(int index) const { return arena_.data() + plan_.weight_bytes + plan_.cache_offsets[index]; }
   uint8_t* scratch(size_t offset) const { return scratch_memory_.data() + offset; }
@@ -173,6 +176,9 @@ class CudaExecutor final : public Executor {
   uint8_t* blocks(int id) const {
     const int slot = plan_.values.places[id].quantized_slot;
     return slot < 0 ? nullptr : scratch(scratch_.slots[slot]);
+  }
+  int32_t logits_row(const Step& step, size_t i) const {
+    return program_.selects ? static_cast<int32_t>(i) : step.rows[i];
   }
   int64_t rows_of(int id) const { return program_.values[id].selected ? shape_.rows : shape_.tokens; }
   const int32_t* numbers(size_t offset) const { return reinterpret_cast<const int32_t*>(scratch(offset)); }
@@ -188,11 +194,11 @@ class CudaExecutor final : public Executor {
   DeviceMemory arena_;           // weights, then KV pages
   DeviceMemory scratch_memory_;  // a step's state and values, as scratch_ says
   Plan::Scratch scratch_;
-  Plan::StepSize room_{0, 0, 0, 0};
+  Plan::StepSize room_{0, 0, 0, 0, 0};
   PinnedMemory host_upload_;
-  PinnedMemory host_logits_;  // of the usual number of rows
-  Memory many_logits_;        // of more
-  PinnedMemory host_bad_;
+  PinnedMemory host_logits_;         // of the usual number of rows
+  Memory many_logits_;               // of more
+  PinnedMemory host_results_;        // flags of tokens that are bad, then the tokens drawn
   std::optional<OwnStream> stream_;  // goes before the memory, which whatever still runs uses
 
   std::vector<Weights> bound_;  // by op
@@ -205,6 +211,7 @@ class CudaExecutor final : public Executor {
   // The step in progress.
   Shape shape_;
   Upload upload_;
+  std::vector<size_t> drawn_;  // indices of the step's rows that are drawn from
   StepState state_;
   float* logits_ = nullptr;  // host
   std::atomic<int> done_{0};
@@ -392,19 +399,20 @@ void CudaExecutor::store(const std::vector<int32_t>& pages) {
 
 // Makes room for a step, besides what there is room for already.
 void CudaExecutor::reserve(const Plan::StepSize& size) {
-  if (size.tokens <= room_.tokens && size.rows <= room_.rows && size.upload <= room_.upload &&
-      size.partials <= room_.partials)
+  if (size.tokens <= room_.tokens && size.rows <= room_.rows && size.draws <= room_.draws &&
+      size.upload <= room_.upload && size.partials <= room_.partials)
     return;
   const Plan::StepSize room{std::max(size.tokens, room_.tokens), std::max(size.rows, room_.rows),
-                            std::max(size.upload, room_.upload), std::max(size.partials, room_.partials)};
+                            std::max(size.draws, room_.draws), std::max(size.upload, room_.upload),
+                            std::max(size.partials, room_.partials)};
   graphs_.clear();  // they have addresses in them
-  room_ = {0, 0, 0, 0};
+  room_ = {0, 0, 0, 0, 0};
   scratch_memory_.reset();
   scratch_ = plan_.scratch(room);
   scratch_memory_ = DeviceMemory(scratch_.bytes, name_ + ": a step of " + std::to_string(size.tokens) + " tokens");
   if (host_upload_.size() < room.upload) host_upload_ = PinnedMemory(room.upload);
-  const size_t flags = static_cast<size_t>(room.tokens) * sizeof(int32_t);
-  if (host_bad_.size() < flags) host_bad_ = PinnedMemory(flags);
+  const size_t results = static_cast<size_t>(room.tokens + 3 + room.draws) * sizeof(int32_t);
+  if (host_results_.size() < results) host_results_ = PinnedMemory(results);
   room_ = room;  // not before all is there
 }
 
@@ -429,10 +437,24 @@ void CudaExecutor::lay_out(const Step& step) {
     shape_.tiles.push_back(tiles);
   }
 
+  drawn_.clear();
+  shape_.greedy = true;
+  size_t most = 0;
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    const std::optional<DrawRequest>& request = step.requests[i];
+    if (!request || request->adjustments.size() > kMaxAdjustments) continue;
+    drawn_.push_back(i);
+    shape_.greedy &= request->draw.sharpness == 0;
+    most = std::max(most, request->adjustments.size());
+  }
+  shape_.draws = static_cast<int64_t>(drawn_.size());
+  if (most > 0) shape_.adjustments = 64;  // steps share a graph
+  while (shape_.adjustments < static_cast<int64_t>(most)) shape_.adjustments *= 2;
+
   size_t at = 0;
-  const auto place = [&](int64_t count) {
+  const auto place = [&](int64_t count, size_t size = sizeof(int32_t)) {
     const size_t begin = at;
-    at += (static_cast<size_t>(count) * sizeof(int32_t) + 15) / 16 * 16;
+    at += (static_cast<size_t>(count) * size + 15) / 16 * 16;
     return begin;
   };
   upload_ = {};
@@ -444,12 +466,16 @@ void CudaExecutor::lay_out(const Step& step) {
   upload_.rows = place(shape_.rows);
   upload_.pages = place(shape_.runs * (shape_.context / kPageTokens));
   for (const int64_t tiles : shape_.tiles) upload_.tiles.push_back(place(2 * tiles));
+  upload_.draws = place(shape_.draws, sizeof(Drawing::Row));
+  upload_.adjustments = place(shape_.draws * shape_.adjustments, sizeof(Adjustment));
   upload_.bad = place(shape_.tokens);
+  upload_.drawn = place(shape_.draws);
   const bool input = program_.ops[0].kind == OpKind::kInput;
   upload_.input = place(input ? shape_.tokens * program_.ops[0].width : 0);
   upload_.bytes = at;
 
-  reserve({shape_.tokens, shape_.rows, upload_.bytes, plan_.partial_bytes(shape_.tokens, shape_.context)});
+  reserve(
+      {shape_.tokens, shape_.rows, shape_.draws, upload_.bytes, plan_.partial_bytes(shape_.tokens, shape_.context)});
 
   state_ = {numbers(upload_.tokens),     {numbers(upload_.positions[0]), numbers(upload_.positions[1])},
             numbers(upload_.entry),      numbers(upload_.visible),
@@ -493,13 +519,19 @@ void CudaExecutor::fill(const Step& step, uint8_t* to) const {
       for (int64_t begin = tokens.begin; begin < tokens.end; begin += tile_tokens_[kind])
         *tile++ = {static_cast<int32_t>(begin), static_cast<int32_t>(std::min(begin + tile_tokens_[kind], tokens.end))};
   }
+  for (size_t i = 0; i < drawn_.size(); ++i) {
+    const DrawRequest& request = *step.requests[drawn_[i]];
+    reinterpret_cast<Drawing::Row*>(to + upload_.draws)[i] = {request.draw, logits_row(step, drawn_[i]),
+                                                              static_cast<int32_t>(request.adjustments.size())};
+    std::copy(request.adjustments.begin(), request.adjustments.end(),
+              reinterpret_cast<Adjustment*>(to + upload_.adjustments) + i * static_cast<size_t>(shape_.adjustments));
+  }
   if (program_.ops[0].kind == OpKind::kInput)
     std::memcpy(to + upload_.input, step.input,
                 static_cast<size_t>(shape_.tokens * program_.ops[0].width) * sizeof(float));
 }
 
-const float* CudaExecutor::run_step(const Step& step, const CancelFlag* cancel, const Watch* watch,
-                                    int64_t* bad_token) {
+StepResult CudaExecutor::run_step(const Step& step, const CancelFlag* cancel, const Watch* watch) {
   done_.store(0, std::memory_order_relaxed);
   lay_out(step);
   fill(step, host_upload_.data());
@@ -511,11 +543,33 @@ const float* CudaExecutor::run_step(const Step& step, const CancelFlag* cancel, 
   }
   check(cudaStreamSynchronize(*stream_), "a step");
   done_.store(static_cast<int>(program_.ops.size()), std::memory_order_relaxed);
-  const auto* bad = reinterpret_cast<const int32_t*>(host_bad_.data());
+  StepResult result;
+  result.logits = logits_;
+  const auto* bad = reinterpret_cast<const int32_t*>(host_results_.data());
   const auto* end = bad + shape_.tokens;
   const auto* found = std::find_if(bad, end, [](int32_t flag) { return flag != 0; });
-  *bad_token = found == end ? -1 : found - bad;
-  return logits_;
+  if (found != end) {
+    result.bad_token = found - bad;
+  } else if (!drawn_.empty()) {
+    const auto* tokens = reinterpret_cast<const int32_t*>(host_results_.data() + (upload_.drawn - upload_.bad));
+    result.tokens.assign(step.rows.size(), -1);
+    for (size_t i = 0; i < drawn_.size(); ++i) result.tokens[drawn_[i]] = tokens[i];
+    fetch_logits(step, result.tokens);
+  }
+  return result;
+}
+
+// Of the rows without a token.
+void CudaExecutor::fetch_logits(const Step& step, const std::vector<int32_t>& tokens) {
+  const float* from = value(program_.ops.back().out);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0) continue;
+    const int64_t at = logits_row(step, i) * program_.vocab;
+    check(cudaMemcpyAsync(logits_ + at, from + at, static_cast<size_t>(program_.vocab) * sizeof(float),
+                          cudaMemcpyDeviceToHost, *stream_),
+          "logits");
+  }
+  check(cudaStreamSynchronize(*stream_), "logits");
 }
 
 void CudaExecutor::replay() {
@@ -577,13 +631,16 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch, const A
   auto* bad = reinterpret_cast<int32_t*>(scratch(upload_.bad));
   if (const int64_t rows = rows_of(last); rows > 0) {
     check_finite(value(last), rows, program_.vocab, program_.selects ? numbers(upload_.rows) : nullptr, bad, *stream_);
-    check(cudaMemcpyAsync(logits_, value(last), static_cast<size_t>(rows * program_.vocab) * sizeof(float),
-                          cudaMemcpyDeviceToHost, *stream_),
-          "logits");
+    if (drawn_.empty()) {
+      check(cudaMemcpyAsync(logits_, value(last), static_cast<size_t>(rows * program_.vocab) * sizeof(float),
+                            cudaMemcpyDeviceToHost, *stream_),
+            "logits");
+    } else {
+      draw();
+    }
   }
-  check(cudaMemcpyAsync(host_bad_.data(), bad, static_cast<size_t>(shape_.tokens) * sizeof(int32_t),
-                        cudaMemcpyDeviceToHost, *stream_),
-        "a step's flags");
+  const size_t results = upload_.drawn - upload_.bad + drawn_.size() * sizeof(int32_t);
+  check(cudaMemcpyAsync(host_results_.data(), bad, results, cudaMemcpyDeviceToHost, *stream_), "a step's results");
 }
 
 // alone: not together with the op before or after it.
@@ -681,11 +738,26 @@ void CudaExecutor::attend(const Op& op) {
   attention(attention_op, *stream_);
 }
 
+void CudaExecutor::draw() {
+  Drawing op{};
+  op.logits = value(program_.ops.back().out);
+  op.vocab = program_.vocab;
+  op.rows = reinterpret_cast<const Drawing::Row*>(scratch(upload_.draws));
+  op.adjustments = reinterpret_cast<const Adjustment*>(scratch(upload_.adjustments));
+  op.count = shape_.draws;
+  op.adjustment_stride = shape_.adjustments;
+  op.greedy = shape_.greedy;
+  op.scratch = scratch(scratch_.draws);
+  op.tokens = reinterpret_cast<int32_t*>(scratch(upload_.drawn));
+  cuda::draw(op, *stream_);
+}
+
 StepTimes CudaExecutor::measure(int64_t context) {
   std::vector<int32_t> pages(static_cast<size_t>((context + kPageTokens - 1) / kPageTokens));
   std::iota(pages.begin(), pages.end(), 0);
   Step step;
   step.tokens = step.rows = {0};
+  step.requests.emplace_back(DrawRequest{});  // the token of the largest logit
   step.positions[0] = {static_cast<int32_t>(context - 1)};
   step.positions[1] = {0};
   step.entry = {context - 1};

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "../blocks.h"
+#include "../sampling.h"
 
 struct CUstream_st;  // cudaStream_t is a pointer to it
 
@@ -189,15 +190,31 @@ size_t attention_partial_bytes(int heads, int kv_heads, int head_dim, int64_t to
                                int64_t max_context);
 void attention(const Attention& op, Stream stream);
 
-// ---- logits and steps -----------------------------------------------------------------------------------------------
+// ---- logits ---------------------------------------------------------------------------------------------------------
 
 // bad[row_token ? row_token[r] : r] = 1 where row r of (rows, n) has a value that is not finite.
 void check_finite(const float* x, int64_t rows, int64_t n, const int32_t* row_token, int32_t* bad, Stream stream);
-// tokens[r] = the index of the largest of row r, the lowest of equals; of rows that are not finite, 0.
-void argmax(const float* logits, int64_t rows, int64_t vocab, int32_t* tokens, Stream stream);
-// The state of the next step of T sequences with one token each, from that of this one: positions[a][t] +=
-// position_step[a][t], entry[t] += 1, visible[t] += 1. tokens are argmax's.
-void advance(int64_t tokens, const int32_t* const position_step[2], int32_t* const positions[2], int32_t* entry,
-             int32_t* visible, Stream stream);
+
+// A token each from some of the rows of (rows, vocab) logits, the same that the CPU draws (sampler.cpp) from such a
+// row, which must be finite.
+struct Drawing {
+  // What is drawn from a row, by Draw's arithmetic.
+  struct Row {
+    Draw draw;
+    int32_t row;
+    int32_t adjustments;
+  };
+  const float* logits;
+  int64_t vocab;                  // at most kMaxVocab
+  const Row* rows;                // (count)
+  const Adjustment* adjustments;  // (count, adjustment_stride), of each row the first `adjustments`
+  int64_t count;
+  int64_t adjustment_stride;
+  bool greedy;       // no row has another temperature than 0
+  uint8_t* scratch;  // draw_bytes(vocab, count), 256-byte aligned
+  int32_t* tokens;   // (count) the token, or -1 where too many were likely enough to be put in order here
+};
+size_t draw_bytes(int64_t vocab, int64_t count);
+void draw(const Drawing& op, Stream stream);
 
 }  // namespace glmlite::cuda

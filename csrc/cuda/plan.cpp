@@ -13,7 +13,7 @@ int64_t context_bound(int64_t context) {
   return bound;
 }
 
-Plan::Plan(const Program& program, int64_t pages, KvType kv_type) : pages_(pages) {
+Plan::Plan(const Program& program, int64_t pages, KvType kv_type) : pages_(pages), vocab_(program.vocab) {
   for (const Op& op : program.ops) {
     if (op.kind == OpKind::kLinear && op.w.size() > kMaxParts)
       throw std::invalid_argument(op.text + ": " + std::to_string(op.w.size()) + " matrices, the GPU takes " +
@@ -91,13 +91,15 @@ size_t Plan::partial_bytes(int64_t tokens, int64_t context) const {
 
 Plan::StepSize Plan::largest() const {
   const int64_t room = pages_ * kPageTokens, context = context_bound(room), tokens = std::min(kStepTokens, room);
-  StepSize size{tokens, kStepRows, 0, 0};
+  StepSize size{tokens, kStepRows, kStepRows, 0, 0};
   for (int64_t t = 1; t <= tokens; ++t) size.partials = std::max(size.partials, partial_bytes(t, context));
-  // Per token: its six numbers, its flag, at most one tile for each kind of attention; per row its token; the pages of
-  // as many sequences as a graph can have.
+  // Per token: its six numbers, its flag, at most one tile for each kind of attention; per row its token, and what is
+  // drawn from it; the pages of as many sequences as a graph can have.
   const int64_t tables = std::min(kGraphTokens, tokens) * (context / kPageTokens);
-  size.upload = align256(static_cast<size_t>(tokens * (7 + 2 * 2) + kStepRows + tables + 16 * 64) * sizeof(int32_t)) +
-                align256(static_cast<size_t>(tokens * input_width_) * sizeof(float));
+  size.upload =
+      align256(static_cast<size_t>(tokens * (7 + 2 * 2) + 2 * kStepRows + tables + 16 * 64) * sizeof(int32_t)) +
+      align256(kStepRows * (sizeof(Drawing::Row) + kMaxAdjustments * sizeof(Adjustment))) +
+      align256(static_cast<size_t>(tokens * input_width_) * sizeof(float));
   return size;
 }
 
@@ -108,8 +110,8 @@ Plan::Scratch Plan::scratch(const StepSize& size) const {
     s.turns.push_back(at);
     at += align256(2 * pairs * static_cast<size_t>(size.tokens) * sizeof(float));
   }
-  s.partials = at;
-  at += align256(size.partials);
+  s.partials = s.draws = at;
+  at += align256(std::max(size.partials, draw_bytes(vocab_, size.draws)));
   for (const Slot& slot : values.slots) {
     s.slots.push_back(at);
     at += align256(slot.row_bytes * static_cast<size_t>(slot.selected ? size.rows : size.tokens));

@@ -18,6 +18,7 @@ constexpr size_t align256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 constexpr int64_t kGraphTokens = 16;
 // Room for a step's values is made while loading for so many tokens and rows of logits, and grows for larger steps.
 constexpr int64_t kStepTokens = 512, kStepRows = 16;
+constexpr size_t kMaxAdjustments = 1024;  // of a row of logits; a row with more is drawn from on the CPU
 
 // The context that kernels are started for: steps below it share a graph. At least `context`, in whole pages.
 int64_t context_bound(int64_t context);
@@ -48,7 +49,7 @@ class Plan {
 
   // Sizes of a step that its scratch memory depends on.
   struct StepSize {
-    int64_t tokens, rows;
+    int64_t tokens, rows, draws;
     size_t upload;    // bytes of its state
     size_t partials;  // bytes of attention's partial results
   };
@@ -56,10 +57,10 @@ class Plan {
   StepSize largest() const;
   // Bytes of attention's partial results in a step of so many tokens.
   size_t partial_bytes(int64_t tokens, int64_t context) const;
-  // Upload, turns, partials, slots, one after the other.
+  // Upload, turns, partials, slots, one after the other. What draws need takes the partials' place after the last.
   struct Scratch {
     std::vector<size_t> turns;  // by rope
-    size_t partials;
+    size_t partials, draws;
     std::vector<size_t> slots;
     size_t bytes;
   };
@@ -75,6 +76,7 @@ class Plan {
   void plan_cache(const Program& program, KvType kv_type);
 
   const int64_t pages_;
+  const int64_t vocab_;
   int64_t input_width_ = 0;
   std::vector<size_t> pairs_;  // by rope
   std::map<std::string, size_t> offsets_;

@@ -110,6 +110,11 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return glmlite::cuda_host::from_lane(value, glmlite::cuda_host::thread_state().lane ^ mask);
 }
 template <class T>
+T __shfl_up_sync(unsigned, T value, int apart) {
+  const int lane = glmlite::cuda_host::thread_state().lane;
+  return glmlite::cuda_host::from_lane(value, lane < apart ? lane : lane - apart);
+}
+template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
   return glmlite::cuda_host::from_lane(value, lane & 31);
 }
@@ -142,6 +147,16 @@ inline float __uint_as_float(unsigned x) { return bits_cast<float>(x); }
 inline int atomicExch(int* p, int value) {
   const int old = *p;
   *p = value;
+  return old;
+}
+inline unsigned atomicAdd(unsigned* p, unsigned value) {
+  const unsigned old = *p;
+  *p += value;
+  return old;
+}
+inline unsigned long long atomicAdd(unsigned long long* p, unsigned long long value) {
+  const unsigned long long old = *p;
+  *p += value;
   return old;
 }
 using std::max;
