@@ -144,7 +144,7 @@ def build() -> str:
         f"-DPython_EXECUTABLE={sys.executable}",
         limit=60,
     )
-    run("cmake", "--build", folder, limit=240)
+    run("ninja", "-C", folder, limit=300)  # not by cmake, which would leave it behind if that is too long
     for module in folder.glob("_*.so"):
         (ROOT / "glmlite" / module.name).unlink(missing_ok=True)  # never write into one that is mapped
         shutil.copy(module, ROOT / "glmlite")

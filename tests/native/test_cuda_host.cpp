@@ -120,7 +120,7 @@ TEST(a_missing_wait_for_a_copy_shows) {
 }
 
 TEST(what_is_read_before_waiting_for_other_kernels_shows) {
-  constexpr int kKernels = 4, kBlocks = 3;
+  constexpr int kKernels = 40, kBlocks = 3;
   int zero[kBlocks] = {}, got[kBlocks], *device;
   CHECK(cudaMalloc(&device, sizeof got) == cudaSuccess);
   for (unsigned seed = 1; seed < 8; ++seed) {

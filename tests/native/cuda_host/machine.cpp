@@ -291,14 +291,15 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
     p.lane = i % kWarp;
     p.warp = i / kWarp;
   }
-  // Of the kernels that follow one another, any later one may begin now.
-  const bool keep = options().seed && (m.past.empty() || m.random() % 2);
+  // Of the kernels that follow one another, a later one may begin now.
+  const auto chance = [&](unsigned n) { return options().seed && m.random() % n == 0; };
+  const bool keep = chance(4);
   std::map<void*, std::vector<uint8_t>> now;
   for (const auto& [p, bytes] : m.blocks) {
     if (keep) now[p].assign(static_cast<uint8_t*>(p), static_cast<uint8_t*>(p) + bytes);
   }
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  uint64_t before_early = m.past.empty() ? blocks : m.random() % blocks;
+  uint64_t before_early = !m.past.empty() && chance(2) ? m.random() % blocks : blocks;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
