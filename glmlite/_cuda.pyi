@@ -52,9 +52,7 @@ def memory_needed(
 def layers_that_fit(gguf: Gguf, ops: Sequence[tuple], free: int, *, kv_tokens: int, kv_type: str = "f16") -> int:
     """The most layers that take at most `free` bytes. Needs no GPU."""
 
-def measure_step(
-    gguf: Gguf, ops: Sequence[tuple], *, context: int, kv_type: str = "f16", device: int = 0
-) -> StepTimes:
+def measure_step(gguf: Gguf, ops: Sequence[tuple], *, context: int, kv_type: str = "f16", device: int = 0) -> StepTimes:
     """Loads a model on a GPU to time a step of one token that sees `context` entries of whatever is in memory."""
 
 def machine_bandwidth(device: int) -> float:
