@@ -52,14 +52,11 @@ struct Queries {
   __device__ int head(int row) const { return kv_head * group + (first + row) % group; }
 };
 
-// Powers of two: x * down is below 1 and, but for 0 and numbers near it, at least 1/2; up undoes it. x >= 0.
-struct Power {
-  float down, up;
-};
-__device__ inline Power power_below_one(float x) {
-  const uint32_t exponent = min(__float_as_uint(x) >> 23, 252u);
-  return {__uint_as_float((253 - exponent) << 23), __uint_as_float((exponent + 1) << 23)};
+// A power of two: x * down is below 1 and, but for 0 and numbers near it, at least 1/2; up undoes it. x >= 0.
+__device__ inline float power_down(float x) {
+  return __uint_as_float((253 - min(__float_as_uint(x) >> 23, 252u)) << 23);
 }
+__device__ inline float power_up(float down) { return __uint_as_float((254u << 23) - __float_as_uint(down)); }
 
 __device__ inline float largest_of_four_lanes(float x) {
   for (int apart = 2; apart > 0; apart /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, apart));
@@ -88,9 +85,8 @@ struct QueryOperand {
 #pragma unroll
         for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(value(r, s, i)));
       }
-      const Power power = power_below_one(largest_of_four_lanes(largest));
-      scale[r] = softmax_scale * power.up;
-      down[r] = power.down;
+      down[r] = power_down(largest_of_four_lanes(largest));
+      scale[r] = softmax_scale * power_up(down[r]);
     }
 #pragma unroll
     for (int s = 0; s < kColumns / 16; ++s) {
@@ -125,13 +121,30 @@ __device__ inline int key_of(int tile) {
   return tile / 4 * 32 + i / 2 * 8 + tile % 4 * 2 + i % 2;
 }
 
-// Scores of a tile to those of what rows see, the rest -inf; tops: maxima so far. key_scales: q8's, of the chunk.
+// q8's scales of a chunk's keys or values, two in each lane of a warp.
+struct ChunkScales {
+  float of[2];
+
+  __device__ void load(const float* scales) {
+    const int lane = threadIdx.x % kWarp;
+    of[0] = scales[lane];
+    of[1] = scales[lane + kWarp];
+  }
+  // Of a lane's two positions of a tile.
+  __device__ float2 of_tile(int tile) const {
+    const int lane = position_of(tile) % kWarp;
+    const float mine = tile < 4 ? of[0] : of[1];
+    return {__shfl_sync(kAllLanes, mine, lane), __shfl_sync(kAllLanes, mine, lane + 1)};
+  }
+};
+
+// Scores of a tile to those of what rows see, the rest -inf; tops: maxima so far.
 template <KvType kType>
-__device__ inline void finish_scores(const float (&scale)[2], const float* key_scales, int tile, const int (&seen)[2],
-                                     float (&s)[4], float (&tops)[2]) {
+__device__ inline void finish_scores(const float (&scale)[2], const ChunkScales& key_scales, int tile,
+                                     const int (&seen)[2], float (&s)[4], float (&tops)[2]) {
   const int position = position_of(tile);
   float2 k = {1, 1};
-  if constexpr (kType == KvType::kQ8) k = *reinterpret_cast<const float2*>(key_scales + position);
+  if constexpr (kType == KvType::kQ8) k = key_scales.of_tile(tile);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if constexpr (kType == KvType::kQ8) s[i] *= i % 2 ? k.y : k.x;
@@ -140,13 +153,15 @@ __device__ inline void finish_scores(const float (&scale)[2], const float* key_s
   }
 }
 
-// For q8, of two rows: the power of two above the largest scale among the values that a row sees. For f16: 1.
-struct ValuePowers {
-  Power of[2] = {{1, 1}, {1, 1}};
+// Those of values, and of two rows the power of two that brings the largest that the row sees below 1. For f16: 1.
+struct ValueScales : ChunkScales {
+  float down[2] = {1, 1};
 
-  __device__ void find(const float* scales, const int (&seen)[2]) {
+  __device__ float up(int row) const { return power_up(down[row]); }
+  __device__ void load(const float* scales, const int (&seen)[2]) {
+    ChunkScales::load(scales);
     const int lane = threadIdx.x % kWarp;
-    float first = scales[lane], second = scales[lane + kWarp];  // become the largest up to and with a position
+    float first = of[0], second = of[1];  // become the largest up to and with a position
     for (int apart = 1; apart < kWarp; apart *= 2) {
       const float a = __shfl_sync(kAllLanes, first, lane - apart), b = __shfl_sync(kAllLanes, second, lane - apart);
       if (lane >= apart) {
@@ -159,7 +174,7 @@ struct ValuePowers {
     for (int r = 0; r < 2; ++r) {
       const int last = min(seen[r], kPageTokens) - 1;
       const float a = __shfl_sync(kAllLanes, first, last), b = __shfl_sync(kAllLanes, second, last);
-      of[r] = power_below_one(last < 0 ? 0.0f : last < kWarp ? a : b);
+      down[r] = power_down(last < 0 ? 0.0f : last < kWarp ? a : b);
     }
   }
 };
@@ -177,10 +192,9 @@ struct WeightWords<KvType::kQ8> {
 };
 template <KvType kType>
 struct WeightOperand : WeightWords<kType> {
-  __device__ void set(int tile, const float (&s)[4], const float (&tops)[2], const float* value_scales,
-                      const ValuePowers& powers) {
+  __device__ void set(int tile, const float (&s)[4], const float (&tops)[2], const ValueScales& scales) {
     float2 v = {1, 1};
-    if constexpr (kType == KvType::kQ8) v = *reinterpret_cast<const float2*>(value_scales + position_of(tile));
+    if constexpr (kType == KvType::kQ8) v = scales.of_tile(tile);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int word = tile % 2 * 2 + r;
@@ -189,7 +203,7 @@ struct WeightOperand : WeightWords<kType> {
       this->values[word] = halves_of(a, b);
       if constexpr (kType == KvType::kQ8) {
         this->ones[word] = this->values[word];
-        this->values[word] = halves_of(a * (v.x * powers.of[r].down), b * (v.y * powers.of[r].down));
+        this->values[word] = halves_of(a * (v.x * scales.down[r]), b * (v.y * scales.down[r]));
       }
     }
   }
@@ -338,6 +352,13 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
   for (int chunk = blockIdx.z; chunk < chunks; chunk += gridDim.z) {
     const Section<kType> keys{kv_section(cache, pages[chunk], kv_head, false)};
     const Section<kType> values{kv_section(cache, pages[chunk], kv_head, true)};
+    const int seen[2] = {visible[0] - chunk * kPageTokens, visible[1] - chunk * kPageTokens};
+    ChunkScales key_scales;
+    ValueScales value_scales;
+    if constexpr (kType == KvType::kQ8) {
+      key_scales.load(keys.scales(kColumns));
+      value_scales.load(values.scales(kColumns), seen);
+    }
     uint4 k[2][kColumns / 32], v[kMine][kSteps / 2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -351,16 +372,13 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
         v[n][i] = values.piece((warp * kMine + n) * 8 + lane / 4, kPageTokens, 4 * i + lane % 4);
     }
 
-    const int seen[2] = {visible[0] - chunk * kPageTokens, visible[1] - chunk * kPageTokens};
     float s[2][4] = {}, tops[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int j = 0; j < kColumns / 32; ++j) query.add_scores(j, low[j], k[n][j], s[n]);
-      finish_scores<kType>(query.scale, keys.scales(kColumns), 2 * warp + n, seen, s[n], tops);
+      finish_scores<kType>(query.scale, key_scales, 2 * warp + n, seen, s[n], tops);
     }
-    ValuePowers powers;
-    if constexpr (kType == KvType::kQ8) powers.find(values.scales(kColumns), seen);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       tops[r] = largest_of_four_lanes(tops[r]);
@@ -374,7 +392,7 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
     }
     WeightOperand<kType> weights[kSteps];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) weights[0].set(2 * warp + n, s[n], tops, values.scales(kColumns), powers);
+    for (int n = 0; n < 2; ++n) weights[0].set(2 * warp + n, s[n], tops, value_scales);
     shared_weights[warp * kWarp + lane] = weights[0];
     __syncthreads();
     float sum[4] = {};
@@ -388,7 +406,7 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
     for (int r = 0; r < 2; ++r) {
       to[r] = partial_of(args, kColumns, blockIdx.x, kv_head, first + row + 8 * r, chunk);
       if (rows[r] && warp == 0 && lane % 4 == 0)
-        *reinterpret_cast<float4*>(to[r]) = make_float4(tops[r], sum[2 * r], powers.of[r].up, 0);
+        *reinterpret_cast<float4*>(to[r]) = make_float4(tops[r], sum[2 * r], value_scales.up(r), 0);
     }
 #pragma unroll
     for (int n = 0; n < kMine; ++n) {
@@ -466,31 +484,39 @@ __global__ void __launch_bounds__(kMergeThreads) merge_chunks(AttendArgs args) {
 // pieces in another order, so that eight lanes' 16 bytes, of two rows, meet no bank twice.
 template <KvType kType, int kRows, int kLength>
 struct SharedSection {
-  static constexpr int kPieces = kLength / 8, kBytes = kRows * kLength * 2;
+  static constexpr int kPieces = kLength / 8;
   uint8_t* at;
 
   __device__ uint4* place(int row, int piece) const {
     return reinterpret_cast<uint4*>(at) + row * kPieces + (piece ^ (row % 2 * 4));
   }
+  // A thread's pieces are an even number of rows apart, so all in the same order.
   __device__ void fetch(const uint8_t* from) const {
-    if constexpr (kType == KvType::kQ8) {
-#pragma unroll 4
-      for (int i = threadIdx.x; i < kRows * kPieces / 2; i += kAttendThreads) {
-        const uint4 codes = reinterpret_cast<const uint4*>(from)[i];
-        *place(2 * i / kPieces, 2 * i % kPieces) = codes_to_halves(make_uint2(codes.x, codes.y));
-        *place(2 * i / kPieces, 2 * i % kPieces + 1) = codes_to_halves(make_uint2(codes.z, codes.w));
+    constexpr int kAtOnce = kType == KvType::kQ8 ? 2 : 1;  // pieces that 16 bytes make
+    static_assert(kAttendThreads * kAtOnce % (2 * kPieces) == 0);
+    const int first = threadIdx.x * kAtOnce;
+    uint4* to = place(first / kPieces, first % kPieces);
+    from += 16 * threadIdx.x;
+#pragma unroll 2
+    for (int i = 0; i < kRows * kPieces; i += kAttendThreads * kAtOnce) {
+      if constexpr (kType == KvType::kQ8) {
+        const uint4 codes = *reinterpret_cast<const uint4*>(from);
+        to[0] = codes_to_halves(make_uint2(codes.x, codes.y));
+        to[1] = codes_to_halves(make_uint2(codes.z, codes.w));
+      } else {
+        copy_async(to, from);
       }
-    } else {
-#pragma unroll 1
-      for (int i = threadIdx.x; i < kRows * kPieces; i += kAttendThreads)
-        copy_async(place(i / kPieces, i % kPieces), from + 16 * i);
+      to += kAttendThreads * kAtOnce;
+      from += 16 * kAttendThreads;
     }
     commit_copies();
   }
 };
 
 template <int kColumns>
-constexpr size_t kWholeShared = 2 * (2 * kPageTokens + kWholeRows) * kColumns;
+constexpr size_t kSectionShared = 2 * kPageTokens * kColumns;
+template <int kColumns>
+constexpr size_t kWholeShared = 2 * kSectionShared<kColumns> + 2 * kWholeRows * kColumns;
 
 // Grid: (tiles, KV heads * query_blocks). A warp has 16 queries; a block's warps have the same KV head, so a page is
 // read once for all of them. Sums over groups are kept where the result goes. Shared: keys, values, the low halves of
@@ -511,7 +537,7 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
   const int chunks = chunks_of(context);
   const int32_t* pages = op.step.pages + op.step.run[queries.tile.begin] * op.step.page_stride;
   const SharedSection<kType, kPageTokens, kColumns> keys{shared_memory()};
-  const SharedSection<kType, kColumns, kPageTokens> values{shared_memory() + keys.kBytes};
+  const SharedSection<kType, kColumns, kPageTokens> values{shared_memory() + kSectionShared<kColumns>};
   const auto section = [&](int chunk, bool is_values) { return kv_section(cache, pages[chunk], kv_head, is_values); };
   if (chunks > 0) {
     keys.fetch(section(0, false));
@@ -533,7 +559,8 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
   }
   for (int apart = 16; apart > 2; apart /= 2) most = max(most, __shfl_xor_sync(kAllLanes, most, apart));
   QueryOperand<kColumns> query;
-  uint4* low = reinterpret_cast<uint4*>(shared_memory() + 2 * keys.kBytes) + warp * (kColumns / 16) * kWarp + lane;
+  uint4* low =
+      reinterpret_cast<uint4*>(shared_memory() + 2 * kSectionShared<kColumns>) + warp * (kColumns / 16) * kWarp + lane;
   query.load(rows, cache.head_dim, args.scale, [&](int step, const uint32_t (&words)[4]) {
     low[step * kWarp] = make_uint4(words[0], words[1], words[2], words[3]);
   });
@@ -549,7 +576,8 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
     Running of_chunk[2];
     float tops[2] = {-INFINITY, -INFINITY};
     if (sees) {
-      const Section<kType> page{section(chunk, false)};
+      ChunkScales scales;
+      if constexpr (kType == KvType::kQ8) scales.load(Section<kType>{section(chunk, false)}.scales(kColumns));
 #pragma unroll
       for (int j = 0; j < kColumns / 32; ++j) {
         const uint4 a = low[2 * j * kWarp], b = low[(2 * j + 1) * kWarp];
@@ -558,8 +586,7 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
         for (int n = 0; n < 2 * kSteps; ++n) query.add_scores(j, both, *keys.place(key_of(n), 4 * j + lane % 4), s[n]);
       }
 #pragma unroll
-      for (int n = 0; n < 2 * kSteps; ++n)
-        finish_scores<kType>(query.scale, page.scales(kColumns), n, seen, s[n], tops);
+      for (int n = 0; n < 2 * kSteps; ++n) finish_scores<kType>(query.scale, scales, n, seen, s[n], tops);
     }
     __syncthreads();  // the keys have been read
     if (chunk + 1 < chunks) {
@@ -569,17 +596,16 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
       copies_done<0>();
     }
     WeightOperand<kType> weights[kSteps];
-    ValuePowers powers;
+    ValueScales scales;
     if (sees) {
-      const Section<kType> page{section(chunk, true)};
-      if constexpr (kType == KvType::kQ8) powers.find(page.scales(kColumns), seen);
+      if constexpr (kType == KvType::kQ8) scales.load(Section<kType>{section(chunk, true)}.scales(kColumns), seen);
       float sum[4] = {};
 #pragma unroll
       for (int r = 0; r < 2; ++r) tops[r] = largest_of_four_lanes(tops[r]);
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
-        for (int n = 2 * i; n < 2 * i + 2; ++n) weights[i].set(n, s[n], tops, page.scales(kColumns), powers);
+        for (int n = 2 * i; n < 2 * i + 2; ++n) weights[i].set(n, s[n], tops, scales);
         weights[i].add_sum(sum);
       }
 #pragma unroll
@@ -587,8 +613,8 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
     }
     __syncthreads();  // the values are there
     if (sees) {
-      const Running::Factors f[2] = {group[0].merge(of_chunk[0], powers.of[0].up),
-                                     group[1].merge(of_chunk[1], powers.of[1].up)};
+      const Running::Factors f[2] = {group[0].merge(of_chunk[0], scales.up(0)),
+                                     group[1].merge(of_chunk[1], scales.up(1))};
 #pragma unroll
       for (int n = 0; n < kColumns / 8; ++n) {
         float part[4];
