@@ -37,7 +37,7 @@ def machine(request):
         yield None
         return
     options = cuda.options()
-    before = {name: getattr(options, name) for name in ("memory", "devices", "driver", "fail_after")}
+    before = {name: getattr(options, name) for name in ("memory", "devices", "driver", "fail_after", "ahead_in_graphs")}
     yield options
     for name, value in before.items():
         setattr(options, name, value)
@@ -210,6 +210,18 @@ def test_replayed_graphs_equal_launches(case, gpu_layers):
     captured.step([work(captured.new_sequence(), prompt(c, LONG))], range(LONG))
     got = captured.step([work(other, [7], 6)], [0])
     np.testing.assert_array_equal(bits(got), bits(plain.trace([work(b, [7], 6)], [0])[logits]))
+
+
+@on_emulator
+def test_steps_are_captured_in_turn_where_a_driver_refuses_others(case, machine):
+    c = case("glm4", "Q4_0")
+    captured, plain = c.engine(), c.engine()
+    machine.ahead_in_graphs = False
+    a, b = captured.new_sequence(), plain.new_sequence()
+    for i, token in enumerate(prompt(c, 4)):
+        got = captured.step([work(a, [token], i)], [0])
+        want = plain.trace([work(b, [token], i)], [0])[len(c.recording.ops) - 1]
+        np.testing.assert_array_equal(bits(got), bits(want))
 
 
 # Kernels that an op of a step of one token is, where all matrices are of one quantized format.

@@ -28,9 +28,6 @@ inline void check_launch(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-// Whether kernels may start before those before them have ended, on the current device: launch.cu.
-bool launches_ahead();
-
 // Kernels follow one another closely (programmatic dependent launch): on sm_90 and later a kernel may start, and fetch
 // weights, which never change, while the ones before it are running. So each thread of each kernel calls
 // wait_for_previous, before it reads or writes anything that another kernel or a copy writes or reads. None ends
@@ -53,8 +50,9 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   config.numAttrs = launches_ahead() ? 1 : 0;
   check_launch(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 #else
-  cuda_host::enqueue(
-      stream, [=] { cuda_host::run_grid(grid, block, shared_bytes, [&] { kernel(static_cast<Params>(args)...); }); });
+  cuda_host::enqueue_kernel(stream, launches_ahead(), [=] {
+    cuda_host::run_grid(grid, block, shared_bytes, [&] { kernel(static_cast<Params>(args)...); });
+  });
 #endif
   check_launch(cudaGetLastError());
 }

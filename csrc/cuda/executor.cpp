@@ -161,6 +161,7 @@ class CudaExecutor final : public Executor {
   void replay();
   using AfterOp = std::function<void(const Op&)>;
   void capture(Graph& graph, const AfterOp& after);
+  void capture_step(Graph& graph, const AfterOp& after);
   void enqueue(const CancelFlag* cancel, const Watch* watch, const AfterOp& after = {});
   void launch(const Op& op, bool alone);
   void attend(const Op& op);
@@ -228,7 +229,7 @@ void CudaExecutor::guarded(const Fn& fn) {
   } catch (...) {
     settle();
     if (!lost_.empty()) throw std::runtime_error(lost_);
-    throw;
+    if (!lost_.empty() || !launches_ahead()) throw;
   }
 }
 
@@ -583,7 +584,19 @@ void CudaExecutor::replay() {
   check(cudaGraphLaunch(it->second.exec, *stream_), "a captured step");
 }
 
+// Should a driver not take kernels that are launched ahead into graphs, then in turn.
 void CudaExecutor::capture(Graph& graph, const AfterOp& after) {
+  try {
+    capture_step(graph, after);
+  } catch (const std::runtime_error&) {
+    settle();
+    if (!lost_.empty() || !launches_ahead()) throw;
+    const Ahead allowed(false);
+    capture_step(graph, after);
+  }
+}
+
+void CudaExecutor::capture_step(Graph& graph, const AfterOp& after) {
   check(cudaStreamBeginCapture(*stream_, cudaStreamCaptureModeThreadLocal), "capturing a step");
   enqueue(nullptr, nullptr, after);
   cudaGraph_t captured = nullptr;

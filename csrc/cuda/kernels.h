@@ -25,6 +25,8 @@ using Stream = CUstream_st*;
 // Whether a kernel may start before the one before it has ended, where the GPU can do that; from the start it may. For
 // measurements: results do not depend on it. What has been captured stays as it is.
 void allow_launching_ahead(bool allow);
+// On the current device, now.
+bool launches_ahead();
 
 // ---- weights --------------------------------------------------------------------------------------------------------
 

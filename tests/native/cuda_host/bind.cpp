@@ -14,7 +14,8 @@ void bind_machine(py::module_& m) {
       .def_readwrite("major", &Options::major)
       .def_readwrite("minor", &Options::minor)
       .def_readwrite("driver", &Options::driver)
-      .def_readwrite("fail_after", &Options::fail_after);
+      .def_readwrite("fail_after", &Options::fail_after)
+      .def_readwrite("ahead_in_graphs", &Options::ahead_in_graphs);
   m.def("options", &options, py::return_value_policy::reference);
   m.def("launches", &launches, "Kernels run so far.");
   m.def("recover", &recover);

@@ -61,6 +61,7 @@ struct Options {
   int major = 9, minor = 0;
   int driver = 13000;            // the CUDA that the driver runs; 0: there is none
   size_t fail_after = SIZE_MAX;  // kernels; then the device fails, until `recover`
+  bool ahead_in_graphs = true;   // whether kernels that are launched ahead can be captured
 };
 Options& options();
 void recover();     // from what lasts until a process ends
@@ -85,6 +86,7 @@ void copy_later(void* to, const void* from, size_t bytes);
 void commit_copies();
 void wait_copies(size_t under_way);
 void enqueue(CUstream_st* stream, std::function<void()> work);
+void enqueue_kernel(CUstream_st* stream, bool ahead, std::function<void()> kernel);
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
 template <class T>

@@ -267,6 +267,15 @@ void enqueue(CUstream_st* stream, Work work) {
   (stream->capturing ? stream->captured : stream->queue).push_back(std::move(work));
 }
 
+void enqueue_kernel(CUstream_st* stream, bool ahead, Work kernel) {
+  const std::lock_guard<std::recursive_mutex> lock(machine().mutex);
+  if (ahead && stream && stream->capturing && !options().ahead_in_graphs) {
+    machine().error = cudaErrorInvalidValue;
+  } else {
+    enqueue(stream, std::move(kernel));
+  }
+}
+
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
   Machine& m = machine();
   const auto count = static_cast<int>(block.x * block.y * block.z);
