@@ -229,7 +229,7 @@ void CudaExecutor::guarded(const Fn& fn) {
   } catch (...) {
     settle();
     if (!lost_.empty()) throw std::runtime_error(lost_);
-    if (!lost_.empty() || !launches_ahead()) throw;
+    throw;
   }
 }
 
