@@ -52,6 +52,26 @@ struct Queries {
   __device__ int head(int row) const { return kv_head * group + (first + row) % group; }
 };
 
+// A lane's two queries, `row` and `row` + 8: their values or null, and how much of the context they see; `most`: that
+// any of the warp's 16 sees.
+struct LaneQueries {
+  const float* rows[2];
+  int visible[2], most = 0;
+
+  __device__ LaneQueries(const Attention& op, const Queries& queries, int row) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool is = row + 8 * r < queries.count;
+      const int token = is ? queries.token(row + 8 * r) : 0;
+      visible[r] = is ? op.step.visible[token] : 0;
+      const int64_t head = static_cast<int64_t>(token) * (op.heads + 2 * op.cache.kv_heads) + queries.head(row + 8 * r);
+      rows[r] = is ? op.qkv + head * op.cache.head_dim : nullptr;
+      most = max(most, visible[r]);
+    }
+    for (int apart = 16; apart > 2; apart /= 2) most = max(most, __shfl_xor_sync(kAllLanes, most, apart));
+  }
+};
+
 // A power of two: x * down is below 1 and, but for 0 and numbers near it, at least 1/2; up undoes it. x >= 0.
 __device__ inline float power_down(float x) {
   return __uint_as_float((253 - min(__float_as_uint(x) >> 23, 252u)) << 23);
@@ -322,21 +342,8 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
   const Queries queries(args, op.tiles[blockIdx.x], kv_head, first, kQueryRows);
   if (queries.count <= 0) return;
 
-  int visible[2], context = 0;
-  const float* rows[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const bool is = row + 8 * r < queries.count;
-    const int token = is ? queries.token(row + 8 * r) : 0;
-    visible[r] = is ? op.step.visible[token] : 0;
-    rows[r] =
-        is ? op.qkv + (static_cast<int64_t>(token) * (op.heads + 2 * cache.kv_heads) + queries.head(row + 8 * r)) *
-                          cache.head_dim
-           : nullptr;
-    context = max(context, visible[r]);
-  }
-  for (int apart = 16; apart > 2; apart /= 2) context = max(context, __shfl_xor_sync(kAllLanes, context, apart));
-  const int chunks = chunks_of(context);
+  const LaneQueries mine(op, queries, row);
+  const int chunks = chunks_of(mine.most);
   if (static_cast<int>(blockIdx.z) >= chunks) return;
   const int32_t* pages = op.step.pages + op.step.run[queries.tile.begin] * op.step.page_stride;
 
@@ -344,7 +351,7 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
   auto* shared_tops = reinterpret_cast<float*>(shared_weights + kSteps * kWarp);
   QueryOperand<kColumns> query;
   uint32_t low[kColumns / 32][2][4];
-  query.load(rows, cache.head_dim, args.scale, [&](int step, const uint32_t (&words)[4]) {
+  query.load(mine.rows, cache.head_dim, args.scale, [&](int step, const uint32_t (&words)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) low[step / 2][step % 2][i] = words[i];
   });
@@ -352,7 +359,7 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
   for (int chunk = blockIdx.z; chunk < chunks; chunk += gridDim.z) {
     const Section<kType> keys{kv_section(cache, pages[chunk], kv_head, false)};
     const Section<kType> values{kv_section(cache, pages[chunk], kv_head, true)};
-    const int seen[2] = {visible[0] - chunk * kPageTokens, visible[1] - chunk * kPageTokens};
+    const int seen[2] = {mine.visible[0] - chunk * kPageTokens, mine.visible[1] - chunk * kPageTokens};
     ChunkScales key_scales;
     ValueScales value_scales;
     if constexpr (kType == KvType::kQ8) {
@@ -405,7 +412,7 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       to[r] = partial_of(args, kColumns, blockIdx.x, kv_head, first + row + 8 * r, chunk);
-      if (rows[r] && warp == 0 && lane % 4 == 0)
+      if (mine.rows[r] && warp == 0 && lane % 4 == 0)
         *reinterpret_cast<float4*>(to[r]) = make_float4(tops[r], sum[2 * r], value_scales.up(r), 0);
     }
 #pragma unroll
@@ -415,7 +422,7 @@ __global__ void __launch_bounds__(kAttendThreads) attend_split(AttendArgs args) 
       const int column = (warp * kMine + n) * 8 + lane % 4 * 2;
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        if (rows[r]) *reinterpret_cast<float2*>(to[r] + 4 + column) = make_float2(acc[2 * r], acc[2 * r + 1]);
+        if (mine.rows[r]) *reinterpret_cast<float2*>(to[r] + 4 + column) = make_float2(acc[2 * r], acc[2 * r + 1]);
     }
   }
 }
@@ -544,24 +551,11 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
     values.fetch(section(0, true));
   }
 
-  int visible[2], most = 0;
-  const float* rows[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const bool is = row + 8 * r < queries.count;
-    const int token = is ? queries.token(row + 8 * r) : 0;
-    visible[r] = is ? op.step.visible[token] : 0;
-    rows[r] =
-        is ? op.qkv + (static_cast<int64_t>(token) * (op.heads + 2 * cache.kv_heads) + queries.head(row + 8 * r)) *
-                          cache.head_dim
-           : nullptr;
-    most = max(most, visible[r]);
-  }
-  for (int apart = 16; apart > 2; apart /= 2) most = max(most, __shfl_xor_sync(kAllLanes, most, apart));
+  const LaneQueries mine(op, queries, row);
   QueryOperand<kColumns> query;
   uint4* low =
       reinterpret_cast<uint4*>(shared_memory() + 2 * kSectionShared<kColumns>) + warp * (kColumns / 16) * kWarp + lane;
-  query.load(rows, cache.head_dim, args.scale, [&](int step, const uint32_t (&words)[4]) {
+  query.load(mine.rows, cache.head_dim, args.scale, [&](int step, const uint32_t (&words)[4]) {
     low[step * kWarp] = make_uint4(words[0], words[1], words[2], words[3]);
   });
 
@@ -570,24 +564,20 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
   for (int chunk = 0; chunk < chunks; ++chunk) {
     copies_done<1>();
     __syncthreads();
-    const bool sees = chunk * kPageTokens < most;
-    const int seen[2] = {visible[0] - chunk * kPageTokens, visible[1] - chunk * kPageTokens};
+    const int seen[2] = {mine.visible[0] - chunk * kPageTokens, mine.visible[1] - chunk * kPageTokens};
     float s[2 * kSteps][4] = {};
-    Running of_chunk[2];
     float tops[2] = {-INFINITY, -INFINITY};
-    if (sees) {
-      ChunkScales scales;
-      if constexpr (kType == KvType::kQ8) scales.load(Section<kType>{section(chunk, false)}.scales(kColumns));
+    ChunkScales key_scales;
+    if constexpr (kType == KvType::kQ8) key_scales.load(Section<kType>{section(chunk, false)}.scales(kColumns));
 #pragma unroll
-      for (int j = 0; j < kColumns / 32; ++j) {
-        const uint4 a = low[2 * j * kWarp], b = low[(2 * j + 1) * kWarp];
-        const uint32_t both[2][4] = {{a.x, a.y, a.z, a.w}, {b.x, b.y, b.z, b.w}};
+    for (int j = 0; j < kColumns / 32; ++j) {
+      const uint4 a = low[2 * j * kWarp], b = low[(2 * j + 1) * kWarp];
+      const uint32_t both[2][4] = {{a.x, a.y, a.z, a.w}, {b.x, b.y, b.z, b.w}};
 #pragma unroll
-        for (int n = 0; n < 2 * kSteps; ++n) query.add_scores(j, both, *keys.place(key_of(n), 4 * j + lane % 4), s[n]);
-      }
-#pragma unroll
-      for (int n = 0; n < 2 * kSteps; ++n) finish_scores<kType>(query.scale, scales, n, seen, s[n], tops);
+      for (int n = 0; n < 2 * kSteps; ++n) query.add_scores(j, both, *keys.place(key_of(n), 4 * j + lane % 4), s[n]);
     }
+#pragma unroll
+    for (int n = 0; n < 2 * kSteps; ++n) finish_scores<kType>(query.scale, key_scales, n, seen, s[n], tops);
     __syncthreads();  // the keys have been read
     if (chunk + 1 < chunks) {
       keys.fetch(section(chunk + 1, false));
@@ -596,32 +586,26 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_whole(AttendArgs arg
       copies_done<0>();
     }
     WeightOperand<kType> weights[kSteps];
-    ValueScales scales;
-    if (sees) {
-      if constexpr (kType == KvType::kQ8) scales.load(Section<kType>{section(chunk, true)}.scales(kColumns), seen);
-      float sum[4] = {};
+    ValueScales value_scales;
+    if constexpr (kType == KvType::kQ8) value_scales.load(Section<kType>{section(chunk, true)}.scales(kColumns), seen);
+    float sum[4] = {};
 #pragma unroll
-      for (int r = 0; r < 2; ++r) tops[r] = largest_of_four_lanes(tops[r]);
+    for (int r = 0; r < 2; ++r) tops[r] = largest_of_four_lanes(tops[r]);
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
-        for (int n = 2 * i; n < 2 * i + 2; ++n) weights[i].set(n, s[n], tops, scales);
-        weights[i].add_sum(sum);
-      }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) of_chunk[r] = {tops[r], sum[2 * r]};
+      for (int n = 2 * i; n < 2 * i + 2; ++n) weights[i].set(n, s[n], tops, value_scales);
+      weights[i].add_sum(sum);
     }
     __syncthreads();  // the values are there
-    if (sees) {
-      const Running::Factors f[2] = {group[0].merge(of_chunk[0], scales.up(0)),
-                                     group[1].merge(of_chunk[1], scales.up(1))};
+    const Running::Factors f[2] = {group[0].merge({tops[0], sum[0]}, value_scales.up(0)),
+                                   group[1].merge({tops[1], sum[2]}, value_scales.up(1))};
 #pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n) {
-        float part[4];
-        weigh(weights, [&](int i) { return *values.place(8 * n + lane / 4, 4 * i + lane % 4); }, part);
+    for (int n = 0; n < kColumns / 8; ++n) {
+      float part[4];
+      weigh(weights, [&](int i) { return *values.place(8 * n + lane / 4, 4 * i + lane % 4); }, part);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) acc[n][i] = f[i / 2].merged(acc[n][i], part[i]);
-      }
+      for (int i = 0; i < 4; ++i) acc[n][i] = f[i / 2].merged(acc[n][i], part[i]);
     }
     if (chunk % kGroupChunks == kGroupChunks - 1 || chunk + 1 == chunks) {
 #pragma unroll
