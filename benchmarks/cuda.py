@@ -240,7 +240,7 @@ def write_model(path: Path, shape: str, format: str, **sizes) -> Path:
 def opened(cuda, path: Path):
     """A file and its program, as recorded and as an engine takes it."""
     from glmlite import models
-    from glmlite.engine import native_ops
+    from glmlite.placement import native_ops
 
     gguf = cuda.Gguf(str(path))
     recording = models.record(gguf.metadata, {name: tuple(t.shape) for name, t in gguf.tensors.items()})
@@ -267,7 +267,7 @@ class Model:
     """A file's engine on the first GPU."""
 
     def __init__(self, cuda, path: Path, kv_tokens: int, device: int = 0):
-        from glmlite.engine import kv_bytes_per_token
+        from glmlite.placement import kv_bytes_per_token
 
         self.cuda = cuda
         gguf, recording, ops = opened(cuda, path)

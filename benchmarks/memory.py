@@ -145,15 +145,15 @@ def generate(model, i):
     elif kind == 1:
         model.generate(prompt, **arguments, logprobs=3, stop=["\n", "the end"], repetition_penalty=1.1)
     elif kind == 2:
-        for _ in model.generate(prompt, **arguments, stream=True):
+        for _ in model.stream(prompt, **arguments):
             pass
     elif kind == 3:  # left after its first piece
-        for _ in model.generate(prompt, **{**arguments, "max_tokens": 64}, stream=True):
+        for _ in model.stream(prompt, **{**arguments, "max_tokens": 64}):
             break
     elif kind == 4:  # never looked at
-        model.generate(prompt, **arguments, stream=True)
+        model.stream(prompt, **arguments)
     elif kind == 5:
-        generation = model.generate(prompt, **{**arguments, "max_tokens": 64}, stream=True)
+        generation = model.stream(prompt, **{**arguments, "max_tokens": 64})
         next(generation, None)
         generation.cancel()
         generation.result()

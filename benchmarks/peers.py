@@ -24,7 +24,7 @@ import numpy as np
 
 from glmlite import _native, models
 from glmlite.cli.bench import work_per_token
-from glmlite.engine import kv_bytes_per_token, native_ops
+from glmlite.placement import kv_bytes_per_token, native_ops
 
 
 class Ours:

@@ -8,7 +8,7 @@
 namespace glmlite {
 void bind_errors();                    // FormatError, Cancelled
 void bind_gguf(pybind11::module_& m);  // Gguf
-// The program of `glmlite.engine.native_ops`.
+// The program of `glmlite.placement.native_ops`.
 std::vector<OpSpec> to_ops(const pybind11::sequence& ops);
 void bind_engine(pybind11::module_& m, ExecutorFactory make);  // Engine, Sampler, Cancel
 void bind_kernels(pybind11::module_& m);                       // kernel entry points for tests and benchmarks

@@ -15,7 +15,7 @@ def main() -> None:
         for line in sys.stdin:
             messages.append({"role": "user", "content": line.strip()})
             answer = ""
-            for piece in model.chat(messages, stream=True, max_tokens=100, overflow="truncate"):
+            for piece in model.chat_stream(messages, max_tokens=100, overflow="truncate"):
                 print(piece.text, end="", flush=True)
                 answer += piece.text
             print()

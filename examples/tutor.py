@@ -19,7 +19,7 @@ BLANKS = ["Anna went to the [MASK] to borrow a book.", "小明去[MASK]借书。
 def main() -> None:
     with glmlite.load(*sys.argv[1:2]) as model:
         running = [
-            model.chat([{"role": "user", "content": question}], stream=True, temperature=0.0, max_tokens=100)
+            model.chat_stream([{"role": "user", "content": question}], temperature=0.0, max_tokens=100)
             for question in QUESTIONS
         ]
         for question, generation in zip(QUESTIONS, running):

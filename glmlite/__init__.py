@@ -2,20 +2,29 @@
 
 import logging
 
-from .errors import Cancelled, ContextOverflow, FormatError
-from .generate import Completion, Generation, Logprob, Parameters, Piece
+from ._package import VERSION, find_modules
+from .cancel import Cancel
+from .errors import Cancelled, Closed, ContextOverflow, FormatError
+from .generate import Completion, Generation, Logprob, Piece
 from .hf import AutoModelForCausalLM, AutoTokenizer
 from .infill import Infill
-from .model import Model, load
+from .loading import aload, load
+from .model import Model
+from .parameters import Parameters
 from .scheduler import Stats
 
 # A library does not print: without this, warnings go to stderr in a program that has not set up logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+find_modules(__path__)
+
+__version__ = VERSION
 
 __all__ = [
     "AutoModelForCausalLM",
     "AutoTokenizer",
+    "Cancel",
     "Cancelled",
+    "Closed",
     "Completion",
     "ContextOverflow",
     "FormatError",
@@ -26,5 +35,6 @@ __all__ = [
     "Parameters",
     "Piece",
     "Stats",
+    "aload",
     "load",
 ]

@@ -137,7 +137,7 @@ class Engine:
     """A program with its packed weights and KV cache. One call computes at a time; calls from other threads wait.
 
     ops: (kind, out id, width, {slot: value id}, {slot: [tensor names]}, {slot: attribute}) per op, see
-    `glmlite.engine.native_ops`. kv_tokens: capacity of the cache in tokens over all sequences, in whole pages of
+    `glmlite.placement.native_ops`. kv_tokens: capacity of the cache in tokens over all sequences, in whole pages of
     `page_tokens`. kv_type: "f16" or "q8", what keys and values are rounded to in it. threads: 0 = as many as the
     machine's physical cores allow. isa: "" = default.
     progress(done_bytes, total_bytes) -> False cancels the load.

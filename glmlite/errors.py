@@ -11,3 +11,7 @@ class Cancelled(RuntimeError):
 
 class ContextOverflow(ValueError):
     """A prompt, or a prompt and its answer, does not fit the context the model was loaded with."""
+
+
+class Closed(RuntimeError):
+    """The model was closed, before the call or while it ran."""

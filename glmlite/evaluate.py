@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from . import models
 from .errors import Cancelled
-from .model import infiller, load
+from .loading import load
+from .model import infiller
 
 __all__ = ["Bucket", "Divergence", "Perplexity", "perplexity"]
 
@@ -169,8 +170,10 @@ class Reader:
         self.model = load(
             path, context=context, parallel=1, kv_type=kv_type, threads=threads, device=device, progress=loading
         )
-        self.engine = self.model.engine
-        self._native = self.model.native
+        if self.model.context < context:
+            self.model.close()
+            raise ValueError(f"context is {context}, the model was trained for {self.model.context} tokens")
+        self._native, self.engine = self.model.debug
         gguf = self._native.Gguf(path)
         try:
             self.recording = models.record(gguf.metadata, {n: tuple(t.shape) for n, t in gguf.tensors.items()})

@@ -1,145 +1,28 @@
-"""What a caller asks of a generation, and what comes back: parameters, pieces, completions, stop strings."""
+"""What comes back from a model: pieces, completions and the handle of an answer that is being written."""
 
 from __future__ import annotations
 
-import math
-import operator
 import os
 import queue
-import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .errors import FormatError
+from .cancel import Cancel
+from .errors import Cancelled
+from .parameters import Parameters
 from .scheduler import Request, Scheduler, Stats
 
+__all__ = ["Completion", "Generation", "Logprob", "Piece", "StopStrings"]
+
 CANCELLED = "cancelled"
+TICK = 0.1  # seconds between two looks at a request that is waited for
 
-
-@dataclass(frozen=True)
-class Parameters:
-    """How to generate. None means the model's default where one is named.
-
-    stream: return a `Generation` to iterate instead of a `Completion`.
-    max_tokens: at most so many tokens; without it, until the model stops or the context is full.
-    temperature, top_k, top_p, min_p, repetition_penalty, penalty_window: the file's `general.sampling.*`, or else
-        0.8, 0 (off), 0.8, 0 (off), 1 (off) and 256 tokens. temperature 0 takes the most likely token.
-    presence_penalty, frequency_penalty: subtracted from the logits of tokens in the window, once and per occurrence.
-    seed: 0 <= seed < 2**64; None draws one, and the completion tells it. A seed fixes the answer, whatever else runs.
-    logit_bias: token id -> added to its logit; -inf forbids it.
-    logprobs: 0 for the log probability of each token, n for those of the n most likely ones too.
-    stop: strings that end the answer and are not part of it, wherever the borders of tokens fall.
-    stop_ids: token ids that end it, besides the model's own.
-    ignore_eos: do not end at the model's own end tokens.
-    overflow: what to do with a prompt that does not fit the context. "error": ContextOverflow. "truncate": drop the
-        oldest tokens after the model's prefix, until the prompt and `max_tokens` (or a quarter of the context; at
-        most half of it) fit.
-    on_progress: called with (done, total) prompt tokens while the prompt is read, ten times a second and when it is
-        done, by the thread that waits. What it raises cancels the request.
-    """
-
-    stream: bool = False
-    max_tokens: int | None = None
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 0.8
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    penalty_window: int = 256
-    seed: int | None = None
-    logit_bias: Mapping[int, float] | None = None
-    logprobs: int | None = None
-    stop: str | Sequence[str] = ()
-    stop_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    overflow: str = "error"
-    on_progress: Callable[[int, int], None] | None = None
-
-    @classmethod
-    def of(cls, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Parameters:
-        """`given` over `defaults`; None in `given` counts as not given."""
-        names = [f.name for f in fields(cls)]
-        for name in given:
-            if name not in names:
-                raise TypeError(f"'{name}' is no parameter of a generation; they are {', '.join(names)}")
-        return cls(**{**defaults, **{k: v for k, v in given.items() if v is not None}})
-
-    def __post_init__(self):
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1)
-        if self.seed is not None:
-            _integer("seed", self.seed, 0, 2**64 - 1)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, 1000)
-        _integer("top_k", self.top_k, 0)
-        _integer("penalty_window", self.penalty_window, 0, 2**20)
-        _number("temperature", self.temperature, 0.0)
-        _number("top_p", self.top_p, 0.0, 1.0)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("presence_penalty", self.presence_penalty)
-        _number("frequency_penalty", self.frequency_penalty)
-        _number("repetition_penalty", self.repetition_penalty, 0.0)
-        if self.top_p == 0 or self.repetition_penalty == 0:
-            raise ValueError("top_p and repetition_penalty must be above 0")
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not (isinstance(stop, Iterable) and all(isinstance(s, str) for s in stop)):
-            raise TypeError(f"stop is {self.stop!r}, expected a string or strings")
-        if not all(stop):
-            raise ValueError(f"stop is {self.stop!r}, expected strings that are not empty")
-        object.__setattr__(self, "stop", tuple(stop))
-        object.__setattr__(self, "stop_ids", tuple(token_ids("stop_ids", self.stop_ids)))
-        for token in self.stop_ids:
-            _integer("stop_ids", token, 0)
-        if not isinstance(self.logit_bias, Mapping | None):
-            raise TypeError(f"logit_bias is {self.logit_bias!r}, expected a mapping of token ids to numbers")
-        for token, bias in (self.logit_bias or {}).items():
-            _integer("logit_bias", token, 0)
-            if not (hasattr(bias, "__float__") and bias < math.inf):
-                raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below infinity")
-        if self.overflow not in ("error", "truncate"):
-            raise ValueError(f"overflow is {self.overflow!r}, expected 'error' or 'truncate'")
-        if self.on_progress is not None and not callable(self.on_progress):
-            raise TypeError("on_progress: expected a function of (done, total)")
-
-    def sampler(self, native: Any, *, seed: int, stop: Sequence[int]) -> Any:
-        return native.Sampler(
-            temperature=float(self.temperature),
-            top_k=self.top_k,
-            top_p=float(self.top_p),
-            min_p=float(self.min_p),
-            repetition_penalty=float(self.repetition_penalty),
-            presence_penalty=float(self.presence_penalty),
-            frequency_penalty=float(self.frequency_penalty),
-            penalty_window=self.penalty_window,
-            seed=seed,
-            logit_bias=dict(self.logit_bias or {}),
-            logprobs=-1 if self.logprobs is None else self.logprobs,
-            stop=list(stop),
-        )
-
-
-def sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling parameters that a file recommends (GGUF `general.sampling.*`), checked. Raises FormatError."""
-    names = {
-        "temp": "temperature",
-        "top_k": "top_k",
-        "top_p": "top_p",
-        "min_p": "min_p",
-        "penalty_repeat": "repetition_penalty",
-        "penalty_last_n": "penalty_window",
-    }
-    found = {name: metadata.get(f"general.sampling.{key}") for key, name in names.items()}
-    defaults = {name: value for name, value in found.items() if value is not None}
-    try:
-        Parameters(**defaults)
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"metadata: general.sampling: {error}") from None
-    return defaults
+T = TypeVar("T")
 
 
 def random_seed() -> int:
@@ -221,26 +104,74 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
+class Events(Generic[T]):
+    """What the engine thread tells the thread or coroutine that waits for a request: results, or an exception."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[T | Exception] = queue.SimpleQueue()
+        self._wake: Callable[[], object] | None = None
+
+    def put(self, event: T | Exception) -> None:
+        self._queue.put(event)
+        if (wake := self._wake) is not None:
+            with suppress(RuntimeError):  # the event loop of the one who waited has ended
+                wake()
+
+    def get(self, waiting: Callable[[], object] = lambda: None) -> T | Exception:
+        """The next event. Calls `waiting` ten times a second until it is there.
+
+        A wait without an end could not be interrupted from the keyboard on Windows.
+        """
+        while True:
+            try:
+                return self._queue.get(timeout=TICK)
+            except queue.Empty:
+                waiting()
+
+    async def get_async(self, waiting: Callable[[], object] | None) -> T | Exception:
+        """The next event, for a coroutine. Calls `waiting`, if there is one, as `get` does."""
+        import asyncio
+
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        self._wake = lambda: loop.call_soon_threadsafe(arrived.set)
+        try:
+            while True:
+                arrived.clear()
+                with suppress(queue.Empty):
+                    return self._queue.get_nowait()
+                if waiting is None:
+                    await arrived.wait()
+                    continue
+                try:
+                    await asyncio.wait_for(arrived.wait(), TICK)
+                except asyncio.TimeoutError:
+                    waiting()
+        finally:
+            self._wake = None
+
+
 class Answer:
     """The sink of a generation: turns samples into pieces, on the engine thread."""
 
     def __init__(self, decoder: Any, parameters: Parameters, stop_ids: Sequence[int], max_tokens: int):
-        self.events: queue.SimpleQueue = queue.SimpleQueue()
+        self.events: Events[Piece] = Events()
         self.stop: int | str | None = None
         self._decoder = decoder
-        self._strings = StopStrings(parameters.stop)
+        self._strings = StopStrings(parameters.stops)
         self._stop_ids = frozenset(stop_ids)
         self._left = max_tokens
         self._logprobs = parameters.logprobs is not None
 
-    def take(self, samples: list) -> bool:
-        text, tokens, logprobs, reason = "", [], [], None
+    def take(self, samples: list[Any]) -> bool:
+        text, tokens, reason = "", [], None
+        logprobs: list[Logprob] | None = [] if self._logprobs else None
         for sample in samples:
             if sample.token in self._stop_ids:
                 self.stop, reason = sample.token, "stop"
                 break
             tokens.append(sample.token)
-            logprobs.append(Logprob(sample.token, sample.logprob, sample.top))
+            if logprobs is not None:
+                logprobs.append(Logprob(sample.token, sample.logprob, sample.top))
             certain, self.stop = self._strings.push(self._decoder.push([sample.token]))
             text += certain
             self._left -= 1
@@ -252,22 +183,35 @@ class Answer:
             rest, stop = self._strings.push(self._decoder.finish() if reason == "stop" else "")
             text += rest + self._strings.flush()
             self.stop = self.stop if stop is None else stop
-        self.events.put(Piece(text, tokens, logprobs if self._logprobs else None, reason))
+        self.events.put(Piece(text, tokens, logprobs, reason))
         return reason is not None
 
     def fail(self, error: Exception) -> None:
         self.events.put(error)
 
+    def cancel(self) -> None:
+        self.events.put(Piece("", [], None, CANCELLED))
+
 
 class Generation:
-    """A running generation: iterate it for its pieces, or ask for its `result`.
+    """An answer that is being written: iterate it for its pieces, with `for` or `async for`, or ask for its `result`,
+    which `await` gives, too.
 
-    A loop that is left early, `close`, the end of a `with` block, an exception while waiting (KeyboardInterrupt) and
-    the loss of the last reference all cancel the request, wherever it is: queued, reading, writing. `next()` takes
-    single pieces without that. One thread at a time may wait for it; any may cancel it.
+    A loop that is left early, `close`, the end of a `with` block, an exception while waiting (KeyboardInterrupt, a
+    cancelled task) and the loss of the last reference all cancel the request, wherever it is: queued, reading,
+    writing. `next()` takes single pieces without that. One thread or task at a time may wait for it; any may cancel it.
     """
 
-    def __init__(self, scheduler: Scheduler, request: Request, answer: Answer, on_progress, seed: int, owner: Any):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        request: Request,
+        answer: Answer,
+        on_progress: Callable[[int, int], object] | None,
+        seed: int,
+        owner: object,
+        cancel: Cancel | None = None,
+    ):
         self._scheduler = scheduler
         self._request = request
         self._answer = answer
@@ -277,7 +221,11 @@ class Generation:
         self._read = 0
         self._pieces: list[Piece] = []
         self._error: Exception | None = None
+        self._cancel = cancel
+        self._key = 0
         scheduler.submit(request)
+        if cancel is not None:
+            self._key = cancel.add(lambda: _cancel(request, answer))  # not a method: this must be free to be lost
 
     @property
     def stats(self) -> Stats:
@@ -291,29 +239,20 @@ class Generation:
 
     def cancel(self) -> None:
         """Ends it: what has been written is delivered, then a piece with finish_reason "cancelled". From any thread."""
-        self._request.cancel()
-        self._answer.events.put(Piece("", [], None, CANCELLED))
+        _cancel(self._request, self._answer)
 
     def close(self) -> None:
+        """Ends it if it runs; nothing more is delivered to a loop."""
         if not self.finished:
             self.cancel()
+        if self._cancel is not None:
+            self._cancel.discard(self._key)
 
     def result(self) -> Completion:
         """Waits for the end. Raises what the request failed with."""
         while self._take() is not None:
             pass
-        pieces = self._pieces
-        logprobs = [x for p in pieces for x in p.logprobs or []]
-        reason = pieces[-1].finish_reason
-        return Completion(
-            text="".join(p.text for p in pieces),
-            tokens=[t for p in pieces for t in p.tokens],
-            finish_reason=reason,
-            logprobs=logprobs if any(p.logprobs is not None for p in pieces) else None,
-            stats=self.stats,
-            stop=self._answer.stop if reason == "stop" else None,
-            seed=self._seed,
-        )
+        return self._completion()
 
     def __next__(self) -> Piece:
         piece = self._take()
@@ -328,31 +267,74 @@ class Generation:
         finally:
             self.close()
 
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return _Pieces(self)
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        return self._result_async().__await__()
+
     def __enter__(self) -> Generation:
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __del__(self):
+    def __del__(self) -> None:
         self.close()
+
+    async def _result_async(self) -> Completion:
+        while await self._take_async() is not None:
+            pass
+        return self._completion()
+
+    def _completion(self) -> Completion:
+        pieces = self._pieces
+        logprobs = [x for p in pieces for x in p.logprobs or []]
+        reason = pieces[-1].finish_reason
+        assert reason is not None
+        return Completion(
+            text="".join(p.text for p in pieces),
+            tokens=[t for p in pieces for t in p.tokens],
+            finish_reason=reason,
+            logprobs=logprobs if any(p.logprobs is not None for p in pieces) else None,
+            stats=self.stats,
+            stop=self._answer.stop if reason == "stop" else None,
+            seed=self._seed,
+        )
 
     def _take(self) -> Piece | None:
         if not self.finished:
             try:
-                event = receive(self._answer.events, self._report)
-                if isinstance(event, Piece):
-                    if not self._pieces and self._on_progress is not None and event.finish_reason != CANCELLED:
-                        self._on_progress(self.stats.prompt_tokens, self.stats.prompt_tokens)
-                    self._pieces.append(event)
-                    return event
+                return self._note(self._answer.events.get(self._report))
             except BaseException:
-                self.cancel()
+                self.close()
                 raise
-            self._error = event
         if self._error is not None:
             raise self._error
         return None
+
+    async def _take_async(self) -> Piece | None:
+        if not self.finished:
+            try:
+                report = None if self._on_progress is None else self._report
+                return self._note(await self._answer.events.get_async(report))
+            except BaseException:
+                self.close()
+                raise
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _note(self, event: Piece | Exception) -> Piece:
+        if isinstance(event, Exception):
+            self._error = event
+            raise event
+        if not self._pieces and self._on_progress is not None and event.finish_reason != CANCELLED:
+            self._on_progress(self.stats.prompt_tokens, self.stats.prompt_tokens)
+        self._pieces.append(event)
+        if event.finish_reason is not None:
+            self.close()
+        return event
 
     def _report(self) -> None:
         """Tells how far the prompt is read, until the first piece is there."""
@@ -362,14 +344,38 @@ class Generation:
             self._on_progress(self._read, total)
 
 
+class _Pieces:
+    """The pieces of a generation for `async for`, which is cancelled when the loop lets go of this."""
+
+    def __init__(self, generation: Generation):
+        self._generation = generation
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> Piece:
+        piece = await self._generation._take_async()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def __del__(self) -> None:
+        self._generation.close()
+
+
+def _cancel(request: Request, answer: Answer) -> None:
+    request.cancel()
+    answer.cancel()
+
+
 class Rows:
     """The sink of a request for `count` rows of logits."""
 
     def __init__(self, count: int):
-        self.events: queue.SimpleQueue = queue.SimpleQueue()
+        self.events: Events[NDArray[np.float32]] = Events()
         self.left = count
 
-    def take(self, logits: np.ndarray) -> bool:
+    def take(self, logits: NDArray[np.float32]) -> bool:
         self.left -= len(logits)
         self.events.put(logits)
         return self.left == 0
@@ -378,57 +384,34 @@ class Rows:
         self.events.put(error)
 
 
-def logits(scheduler: Scheduler, tokens: Sequence[int], layout: Any, *, all: bool) -> np.ndarray:
-    """(rows, vocab) after each token, or after the last. An exception while waiting cancels."""
+def logits(
+    scheduler: Scheduler, tokens: Sequence[int], layout: Any, *, all: bool, cancel: Cancel | None = None
+) -> NDArray[np.float32]:
+    """(rows, vocab) after each token, or after the last. An exception while waiting cancels.
+
+    Raises Cancelled where `cancel` ends it.
+    """
     count = len(tokens) if all else 1
     sink = Rows(count)
     request = Request(tokens, layout, sink, rows="all" if all else "last")
+
+    def end() -> None:
+        request.cancel()
+        sink.fail(Cancelled("logits: cancelled"))
+
     scheduler.submit(request)
-    rows: list[np.ndarray] = []
+    key = 0 if cancel is None else cancel.add(end)
+    rows: list[NDArray[np.float32]] = []
     try:
         while sum(map(len, rows)) < count:
-            event = receive(sink.events)
+            event = sink.events.get()
             if isinstance(event, Exception):
                 raise event
             rows.append(event)
     except BaseException:
         request.cancel()
         raise
+    finally:
+        if cancel is not None:
+            cancel.discard(key)
     return np.concatenate(rows)
-
-
-def receive(events: queue.SimpleQueue, waiting: Callable[[], None] = lambda: None) -> Any:
-    """The next result or exception of a request. Calls `waiting` ten times a second until it is there.
-
-    A wait without an end could not be interrupted from the keyboard on Windows.
-    """
-    while True:
-        try:
-            return events.get(timeout=0.1)
-        except queue.Empty:
-            waiting()
-
-
-def token_ids(name: str, ids: Any) -> list[int]:
-    """A list of token ids out of whatever sequence of integers. Raises TypeError for others."""
-    try:
-        if isinstance(ids, bytes | str):
-            raise TypeError
-        return [operator.index(i) for i in ids]
-    except TypeError:
-        raise TypeError(f"{name} is {reprlib.repr(ids)}, expected token ids") from None
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is {value!r}, expected an integer")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} is {value}, expected at least {low}" + (f" and at most {high}" if high else ""))
-
-
-def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} is {value!r}, expected a number")
-    if not (math.isfinite(value) and low <= value <= high):
-        bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
-        raise ValueError(f"{name} is {value}, expected " + (" and ".join(bounds) or "a finite number"))

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from . import engine as engines
+from . import placement
 from .generate import Generation
-from .model import Model, infiller, load, model_file, prompt_ids
+from .loading import load, model_file
+from .model import Model, infiller, prompt_ids
 from .tokenizer import Tokenizer
 
 Turns = list[Any]
@@ -43,7 +44,7 @@ class AutoTokenizer:
     def from_pretrained(cls, path: str | os.PathLike[str] | None = None, **ignored: Any) -> HFTokenizer:
         """The tokenizer of a GGUF file (default: the built-in model). Other arguments (trust_remote_code, ...) have no
         meaning here."""
-        gguf = engines.executor("cpu").Gguf(model_file(path))
+        gguf = placement.backend("cpu").Gguf(model_file(path))
         try:
             return HFTokenizer(gguf.metadata, Tokenizer.from_metadata(gguf.metadata))
         finally:
@@ -76,7 +77,7 @@ class BatchEncoding(dict):
     def to(self, device: Any) -> BatchEncoding:
         """Nothing, or RuntimeError if the device cannot be had: token ids stay in the CPU's memory."""
         if str(device).startswith("cuda"):
-            engines.executor(str(device))
+            placement.backend(str(device))
         return self
 
 
@@ -205,7 +206,7 @@ class HFModel:
     def to(self, device: Any) -> HFModel:
         """Nothing, or RuntimeError: as `cuda`."""
         if str(device).startswith("cuda") and self.device == "cpu":
-            engines.executor(str(device))  # why not, if it cannot be had
+            placement.backend(str(device))  # why not, if it cannot be had
             raise RuntimeError(f"the model is on the CPU: load it with device_map={str(device)!r}")
         return self
 
@@ -261,7 +262,7 @@ class HFModel:
         try:
             for row, mask in zip(rows, masks):
                 prompt = row[mask != 0].tolist()
-                started.append(self.model.generate(prompt, stream=True, max_tokens=room, **sampling))
+                started.append(self.model.stream(prompt, max_tokens=room, **sampling))
             done = [generation.result() for generation in started]
         finally:
             for generation in started:
@@ -321,9 +322,8 @@ class HFModel:
         if max_new_tokens is None and max_length is not None:
             max_new_tokens = max(max_length - len(prompt), 1)
         answer = ""
-        for piece in model.generate(
+        for piece in model.stream(
             prompt,
-            stream=True,
             max_tokens=max_new_tokens,
             temperature=temperature if do_sample else 0.0,
             top_p=top_p,

@@ -1,157 +1,74 @@
-"""Load a model file and generate from it."""
+"""A loaded model: what a program does with it."""
 
 from __future__ import annotations
 
-import logging
-import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from . import builtin, models
-from . import engine as engines
-from .errors import ContextOverflow, FormatError
-from .generate import Answer, Completion, Generation, Parameters, logits, random_seed, sampling_defaults, token_ids
+from . import models
+from .cancel import Cancel
+from .errors import ContextOverflow
+from .generate import Answer, Completion, Generation, logits, random_seed
 from .infill import BLANKS, Infill, Infiller
-from .scheduler import PREFILL_ALONE, PREFILL_GPU, Request, Scheduler
+from .parameters import Options, Parameters, token_ids
+from .scheduler import Request, Scheduler
 from .tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-DEFAULT_CONTEXT = 4096
-LEAST_CONTEXT = 512
-# Metadata that nothing needs once the tokenizer is made: GLM-4's 318,088 merges take 30 MB.
-OF_THE_TOKENIZER = ("merges", "scores", "precompiled_charsmap")
+__all__ = ["Model"]
 
 
-def load(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    context: int | None = None,
-    parallel: int = 4,
-    kv_tokens: int | None = None,
-    kv_type: str = "f16",
-    threads: int | None = None,
-    device: str = "auto",
-    gpu_layers: int | None = None,
-    progress: Callable[[float], Any] | None = None,
-) -> Model:
-    """Load a GGUF file; without a path the built-in model, a small demonstration.
+class Debug(NamedTuple):
+    """What computes, for tools and benchmarks: an engine and its module (`glmlite/_native.pyi`)."""
 
-    context: tokens that one request may have, prompt and answer. Default: what the model was trained for, at most
-        4096, and halved (not below 512) until the cache fits what the machine has free besides the weights.
-    parallel: requests that run at the same time; more wait in line.
-    kv_tokens: room of the KV cache, shared by all requests and by what is kept for reuse. Default: `context`; a
-        request that finds no room waits, or starts over later, so give `parallel * context` to serve several long ones.
-    kv_type: "f16", or "q8", which takes half the memory, reads a long context faster and is as good as exact:
-        keys (turned by a Hadamard matrix) and values in 8 bits, with one scale per token and head.
-    threads: of the engine; default: the machine's physical cores.
-    device: "cpu", "cuda" (the first GPU), "cuda:1", or "auto": the first GPU if this build can use one and the model
-        fits into its memory, otherwise the CPU; the log says which, and why.
-    gpu_layers: run only so many of the model's layers on the GPU, the last ones and the output, and the others on the
-        CPU. Default: all.
-    progress: called with 0 to 1 while loading; returning False cancels (Cancelled).
-
-    Raises FileNotFoundError, FormatError (not a model we run: what, and where in the file), ValueError (arguments),
-    MemoryError (with the numbers), RuntimeError (the device cannot be had: why).
-    """
-    _check("context", context, none=True)
-    _check("parallel", parallel)
-    _check("kv_tokens", kv_tokens, none=True)
-    _check("threads", threads, none=True)
-    _check("gpu_layers", gpu_layers, none=True, least=0)
-    if gpu_layers and device == "cpu":
-        raise ValueError(f"gpu_layers is {gpu_layers} and device 'cpu', expected another device or no gpu_layers")
-    native = engines.executor(device)
-    path = model_file(path)
-    gguf = native.Gguf(path)
-    try:
-        metadata = gguf.metadata
-        shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
-        recording = models.record(metadata, shapes)
-        tokenizer = Tokenizer.from_metadata(metadata)
-        defaults = sampling_defaults(metadata)
-        for key in OF_THE_TOKENIZER:
-            metadata.pop(f"tokenizer.ggml.{key}", None)
-        per_token = engines.kv_bytes_per_token(recording.ops, kv_type)
-        ops = engines.native_ops(recording.ops, gguf.dequantize)
-        page = native.Engine.page_tokens
-        # A sequence begins in the prefix's last page, of which it needs a copy.
-        prefix = engines.prefix_tokens(recording.ops, shapes.__getitem__) % page
-
-        def sizes(fixed: int, per_token: int, free: int) -> tuple[int, int]:
-            """Tokens of context, and of the cache in whole pages."""
-            tokens = _context(context, recording, fixed, per_token, free)
-            return tokens, -(-(_kv_tokens(kv_tokens, tokens) + prefix) // page) * page
-
-        placement = engines.CPU
-        if hasattr(native, "memory_needed") and gpu_layers != 0:
-            try:
-                gpu = engines.Gpu(native, device, gpu_layers, gguf, ops, kv_type)
-                need = gpu.need(LEAST_CONTEXT)
-            except (RuntimeError, ValueError) as error:  # a GPU that gives no memory, a shape without kernels
-                if device != "auto":
-                    raise
-                log.info("device 'auto': the CPU, because %s", error)
-            else:
-                tokens, room = sizes(need["total"] - need["kv"], per_token, gpu.free)
-                placement = gpu.place(room)
-        if placement is engines.CPU:
-            tokens, room = sizes(gguf.nbytes, per_token, native.available_memory())
-        engine = native.Engine(
-            gguf,
-            ops,
-            kv_tokens=room,
-            kv_type=kv_type,
-            threads=threads or 0,
-            progress=None if progress is None else lambda done, total: progress(done / total if total else 1.0),
-            **placement.arguments,
-        )
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-    finally:
-        gguf.close()
-    name = str(metadata.get("general.name") or path.stem)
-    if builtin.is_it(path):
-        builtin.announce()
-    log.info(
-        "%s: loaded, %s, context %d, on %s (%s, %d threads)",
-        *(path, recording.architecture, tokens, placement.device, engine.isa, engine.threads),
-    )
-    chunk = PREFILL_ALONE if placement is engines.CPU else PREFILL_GPU
-    scheduler = Scheduler(native, engine, parallel=parallel, name=name, chunk=chunk)
-    facts = (path, name, metadata, recording, tokenizer, defaults, tokens, placement.device)
-    return Model(*facts, native, engine, scheduler)
+    native: Any
+    engine: Any
 
 
 class Model:
-    """A loaded model, from `load`. Any number of threads may use it at once.
+    """A loaded model, from `glmlite.load`. Any number of threads may use it at once, and coroutines may wait for it.
 
     path, name, architecture, tokenizer; metadata: of the file, without what only the tokenizer is made of (merges,
     scores); context: tokens of one request; device: where it runs: "cpu", "cuda:0" or, in two parts, "cpu + cuda:0";
-    vocab_size: width of the logits; engine: what computes, and native: its module, for tools (`glmlite/_native.pyi`).
-    `close` or the end of a `with` block gives the memory back at once; requests that run then fail with RuntimeError. A
+    vocab_size: width of the logits.
+    `close` or the end of a `with` block gives the memory back at once; requests that run then fail with Closed. A
     model does not survive a fork of the process (multiprocessing: use "spawn", or load in the child).
     """
 
     def __init__(
-        self, path, name, metadata, recording, tokenizer, defaults, context, device, native, engine, scheduler
+        self,
+        *,
+        path: Path,
+        name: str,
+        metadata: Mapping[str, Any],
+        recording: models.Recording,
+        tokenizer: Tokenizer,
+        defaults: Mapping[str, float],
+        context: int,
+        device: str,
+        native: Any,
+        engine: Any,
+        scheduler: Scheduler,
     ):
-        self.path: Path = path
-        self.name: str = name
-        self.architecture: str = recording.architecture
-        self.metadata: Mapping[str, Any] = metadata
-        self.tokenizer: Tokenizer = tokenizer
-        self.context: int = context
-        self.device: str = device
-        self.vocab_size: int = recording.vocab
-        self.engine = engine
+        self.path = path
+        self.name = name
+        self.architecture = recording.architecture
+        self.metadata = metadata
+        self.tokenizer = tokenizer
+        self.context = context
+        self.device = device
+        self.vocab_size = recording.vocab
         self._layout = recording.layout
         self._defaults = defaults
-        self.native = native
+        self._native = native
+        self._engine = engine
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
@@ -167,6 +84,11 @@ class Model:
         from . import chat
 
         return chat.chat_format(self.metadata, self.tokenizer, self.architecture)
+
+    @property
+    def debug(self) -> Debug:
+        """The engine and its module, for tools that measure or look inside. Nothing here is promised to stay."""
+        return Debug(self._native, self._engine)
 
     # ---- text
 
@@ -186,37 +108,103 @@ class Model:
 
     # ---- generation
 
-    def generate(self, prompt: str | Sequence[int], **parameters: Any) -> Completion | Generation:
-        """Continue a text, or token ids taken as they are. Parameters: see `glmlite.Parameters`.
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        parameters: Parameters | None = None,
+        /,
+        *,
+        cancel: Cancel | None = None,
+        **changes: Unpack[Options],
+    ) -> Completion:
+        """Continue a text, or token ids taken as they are, and wait for the whole answer.
 
-        Returns a Completion; with `stream=True` a Generation, which is iterated for its pieces.
-        Raises TypeError and ValueError (parameters, ids), ContextOverflow, RuntimeError (closed, numbers not finite).
+        parameters, and changes to them as keyword arguments: see `glmlite.Parameters`. cancel: ends it, from any
+        thread, also before it has begun; the completion then has what was written.
+        Raises TypeError and ValueError (parameters, ids), ContextOverflow, Closed, RuntimeError (numbers that are not
+        finite).
         """
-        p = Parameters.of(self._defaults, parameters)
-        generation = self._start(prompt, p)
-        return generation if p.stream else generation.result()
+        return self.stream(prompt, parameters, cancel=cancel, **changes).result()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        parameters: Parameters | None = None,
+        /,
+        *,
+        cancel: Cancel | None = None,
+        **changes: Unpack[Options],
+    ) -> Generation:
+        """As `generate`, and return at once: the Generation gives the answer in pieces, to `for` and `async for`, or
+        whole, to `result` and `await`."""
+        return self._start(prompt, Parameters.of(parameters, **changes), self._defaults, cancel)
 
     def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        parameters: Parameters | None = None,
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: Mapping[str, Any] | None = None,
+        cancel: Cancel | None = None,
+        **changes: Unpack[Options],
+    ) -> Completion:
+        """Answer a conversation: `[{"role": "user", "content": "..."}]`. Otherwise as `generate`.
+
+        tools: functions that the model may call, in the shape of the OpenAI API. template: variables for the model's
+        chat template (`{"enable_thinking": False}`).
+        """
+        return self.chat_stream(messages, parameters, tools=tools, template=template, cancel=cancel, **changes).result()
+
+    def chat_stream(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        parameters: Parameters | None = None,
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: Mapping[str, Any] | None = None,
+        cancel: Cancel | None = None,
+        **changes: Unpack[Options],
+    ) -> Generation:
+        """As `chat`, and return at once, as `stream` does."""
+        p = Parameters.of(parameters, **changes)
+        return self._start(self.chat_ids(messages, tools=tools, template=template), p, self._defaults, cancel)
+
+    def chat_ids(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: Mapping[str, Any] | None = None,
-        **parameters: Any,
-    ) -> Completion | Generation:
-        """Answer a conversation: `[{"role": "user", "content": "..."}]`. As `generate` otherwise.
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The prompt of a conversation, see `glmlite.chat.render`.
 
-        template: variables for the model's chat template (`{"enable_thinking": False}`).
+        add_generation_prompt: end where the answer begins.
         """
-        return self.generate(self.chat_ids(messages, tools=tools, **(template or {})), **parameters)
-
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
-        """The prompt of a conversation, see `glmlite.chat.render`."""
         from . import chat
 
-        return chat.render(self.metadata, self.tokenizer, self.architecture, messages, **template)
+        return chat.render(
+            self.metadata,
+            self.tokenizer,
+            self.architecture,
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            **(template or {}),
+        )
 
-    def infill(self, text: str, **parameters: Any) -> Infill:
+    def infill(
+        self,
+        text: str,
+        parameters: Parameters | None = None,
+        /,
+        *,
+        cancel: Cancel | None = None,
+        **changes: Unpack[Options],
+    ) -> Infill:
         """Fill the masks of a text one after another: `[MASK]` a few words, `[sMASK]` a sentence, `[gMASK]` more.
 
         From left to right; `chatglm1` fills `[gMASK]` first, as it was trained to, and has no `[sMASK]`. Takes the most
@@ -224,21 +212,27 @@ class Model:
         """
         if self._infiller is None:
             raise ValueError(f"infill: {self.architecture} models fill no blanks; those that do: {', '.join(BLANKS)}")
-        p = Parameters.of({**self._defaults, "temperature": 0.0}, parameters)
-        if p.stream:
-            raise ValueError("infill: answers in one piece, without stream")
+        p = Parameters.of(parameters, **changes)
+        defaults = {**self._defaults, "temperature": 0.0}
         ids = list(self.tokenizer.encode(text, special=True, prefix=False))
-        filled, completions = self._infiller.fill(ids, lambda prompt: self._start(prompt, p).result())
+        filled, completions = self._infiller.fill(ids, lambda prompt: self._start(prompt, p, defaults, cancel).result())
         return Infill(self.tokenizer.decode(filled), [c.text for c in completions], completions)
 
-    def logits(self, prompt: str | Sequence[int], *, all: bool = False) -> np.ndarray:
-        """(vocab,) f32 logits of what follows the prompt; with `all`, (tokens, vocab) after each of its tokens."""
+    def logits(
+        self, prompt: str | Sequence[int], *, all: bool = False, cancel: Cancel | None = None
+    ) -> NDArray[np.float32]:
+        """(vocab,) f32 logits of what follows the prompt; with `all`, (tokens, vocab) after each of its tokens.
+
+        cancel: ends it, from any thread (Cancelled).
+        """
         ids = self._ids(prompt)
         self._fits(ids, len(ids))
-        rows = logits(self._scheduler, ids, self._layout(ids, self.tokenizer.id_of), all=all)
+        rows = logits(self._scheduler, ids, self._layout(ids, self.tokenizer.id_of), all=all, cancel=cancel)
         return rows if all else rows[0]
 
-    def _start(self, prompt: str | Sequence[int], p: Parameters) -> Generation:
+    def _start(
+        self, prompt: str | Sequence[int], p: Parameters, defaults: Mapping[str, float], cancel: Cancel | None
+    ) -> Generation:
         ids = self._ids(prompt)
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
@@ -251,12 +245,18 @@ class Model:
         if not p.ignore_eos:
             stops += sorted(self.tokenizer.eos_ids)
         seed = random_seed() if p.seed is None else int(p.seed)
-        sampler = p.sampler(self.native, seed=seed, stop=stops)
+        sampler = self._native.Sampler(
+            **p.sampling(defaults),
+            seed=seed,
+            logit_bias=dict(p.logit_bias or {}),
+            logprobs=-1 if p.logprobs is None else p.logprobs,
+            stop=stops,
+        )
         sampler.accept(ids)
         answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens)
         layout = self._layout(ids, self.tokenizer.id_of)
         request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens)
-        return Generation(self._scheduler, request, answer, p.on_progress, seed, self)
+        return Generation(self._scheduler, request, answer, p.on_progress, seed, self, cancel)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
@@ -265,7 +265,7 @@ class Model:
         self._in_vocabulary("prompt", ids)
         return ids
 
-    def _in_vocabulary(self, what: str, ids) -> None:
+    def _in_vocabulary(self, what: str, ids: Iterable[int]) -> None:
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"{what}: token id {i}, expected 0 to {self.vocab_size - 1}")
@@ -290,7 +290,7 @@ class Model:
         """Bytes held for "weights" and "kv", the cache; nothing once closed."""
         if self.closed:
             return {"weights": 0, "kv": 0}
-        return {"weights": self.engine.weight_bytes, "kv": self.engine.kv_bytes}
+        return {"weights": self._engine.weight_bytes, "kv": self._engine.kv_bytes}
 
     @property
     def closed(self) -> bool:
@@ -303,7 +303,7 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -317,42 +317,3 @@ def prompt_ids(tokenizer: Tokenizer, blanks: Infiller | None, text: str) -> list
 
 def infiller(architecture: str, tokenizer: Tokenizer) -> Infiller | None:
     return Infiller(architecture, tokenizer) if architecture in BLANKS else None
-
-
-def _context(asked: int | None, recording: models.Recording, weight_bytes: int, per_token: int, free: int) -> int:
-    """Tokens of one request, `per_token` bytes each: what was asked for, or else what fits into `free` bytes beside the
-    weights."""
-    if asked is not None:
-        if asked > recording.context:
-            raise ValueError(f"context is {asked}, the model was trained for {recording.context} tokens")
-        return asked
-    context = min(recording.context, DEFAULT_CONTEXT)
-    while context > LEAST_CONTEXT and weight_bytes + context * per_token > free:
-        context = max(context // 2, LEAST_CONTEXT)
-    return context
-
-
-def _kv_tokens(asked: int | None, context: int) -> int:
-    if asked is not None and asked < context:
-        raise ValueError(f"kv_tokens is {asked}, a context of {context} needs at least as many")
-    return asked or context
-
-
-def model_file(path: str | os.PathLike[str] | None) -> Path:
-    path = builtin.path() if path is None else Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder, expected a .gguf file")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such file, expected the path of a .gguf file (hub names are not looked up)"
-        )
-    return path
-
-
-def _check(name: str, value: int | None, *, none: bool = False, least: int = 1) -> None:
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}, expected an integer")
-    if value < least:
-        raise ValueError(f"{name} is {value}, expected at least {least}")

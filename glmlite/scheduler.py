@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .errors import Cancelled
+from .errors import Cancelled, Closed
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Scheduler:
     # ---- any thread ----
 
     def submit(self, request: Request) -> None:
-        """Queues. RuntimeError: closed, or this process is a fork of the one that loaded the model."""
+        """Queues. Raises Closed, and RuntimeError where this process is a fork of the one that loaded the model."""
         if os.getpid() != self._pid:
             raise RuntimeError(
                 f"{self.name}: loaded before this process was forked, and its engine thread stayed behind; "
@@ -180,7 +180,7 @@ class Scheduler:
             )
         with self._changed:
             if self._closing:
-                raise RuntimeError(f"{self.name}: the model is closed")
+                raise Closed(f"{self.name}: the model is closed")
             self._queue.append(request)
             self._changed.notify()
 
@@ -220,7 +220,7 @@ class Scheduler:
             except Exception as error:  # our own mistake: these requests fail, the thread and later ones go on
                 log.exception("%s: scheduler", self.name)
                 self._give_up(error)
-        self._give_up(RuntimeError(f"{self.name}: the model was closed while this request ran or waited"))
+        self._give_up(Closed(f"{self.name}: the model was closed while this request ran or waited"))
         self.engine.close()
 
     def _give_up(self, error: Exception) -> None:

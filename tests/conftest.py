@@ -8,7 +8,7 @@ import tiny
 import twin_engine
 
 import glmlite
-from glmlite import engine as engines
+from glmlite import placement
 
 # What a shell starts in the background ignores SIGINT, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,8 +29,8 @@ def executor(request, monkeypatch):
         if not hasattr(native, "Engine"):
             pytest.skip("the native module has no engine")
         return native
-    real = engines.executor
-    monkeypatch.setattr(engines, "executor", lambda device: real(device) if device.startswith("cuda") else twin_engine)
+    real = placement.backend
+    monkeypatch.setattr(placement, "backend", lambda device: real(device) if device.startswith("cuda") else twin_engine)
     return twin_engine
 
 

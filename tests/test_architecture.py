@@ -12,20 +12,21 @@ PACKAGE = ROOT / "glmlite"
 # The modules and packages of glmlite, top to bottom. One may import what stands in a lower line, not in its own.
 LAYERS = [
     ["__main__"],
-    ["cli", "server"],
+    ["cli"],
     ["__init__"],
     ["hf"],
     ["doctor"],
     ["convert"],
     ["evaluate", "quantize"],
+    ["loading"],
     ["model"],
     ["infill"],
     ["generate"],
-    ["scheduler"],
-    ["builtin", "chat", "engine", "hub", "models", "reference", "samples", "tokenizer"],
+    ["parameters", "scheduler"],
+    ["builtin", "cancel", "chat", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],
-    ["errors", "families"],
+    ["_package", "errors", "families"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -102,7 +102,7 @@ def test_threads_and_instruction_sets_do_not_matter(isa, threads, monkeypatch):
         pytest.skip(f"this machine has no {isa}")
     monkeypatch.setenv("GLMLITE_ISA", isa)
     with glmlite.load(threads=threads) as model:
-        assert (model.engine.isa, model.engine.threads) == (isa, threads)
+        assert (model.debug.engine.isa, model.debug.engine.threads) == (isa, threads)
         assert [evaluate.answer(model, PROMPTS[i])[0] for i in SOME] == [GOLDEN["answers"][i] for i in SOME]
 
 

@@ -22,6 +22,7 @@ import glmlite
 from glmlite import builtin, samples
 from glmlite.cli import bench, console, inspect, main
 from glmlite.errors import ContextOverflow, FormatError
+from glmlite.model import Debug
 
 WAIT = 120  # seconds for what takes one: a loaded machine starts a process slowly
 
@@ -77,7 +78,7 @@ class Model:
     def __exit__(self, *exc):
         self.closed = True
 
-    def chat(self, messages, *, stream, on_progress, **settings):
+    def chat_stream(self, messages, *, on_progress, **settings):
         self.calls.append(("chat", messages, settings))
         said = messages[-1]["content"]
         if "overflow" in said:
@@ -90,7 +91,7 @@ class Model:
         system = [m["content"] for m in messages if m["role"] == "system"]
         return Stream(["\n ", f"{len(messages)} ", *system, f"<{said}>", " 好"])
 
-    def generate(self, text, *, stream, on_progress, **settings):
+    def stream(self, text, *, on_progress, **settings):
         self.calls.append(("generate", text, settings))
         return Stream([" and", " so on", "\x1b[31m"])
 
@@ -590,7 +591,7 @@ def test_bench_measures_each_part_at_depth(monkeypatch, device, kind):
     monkeypatch.setitem(sys.modules, "glmlite._native", native)
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(bench, "work_per_token", lambda gguf: bench.Work(bytes=50, operations=500))
-    model = SimpleNamespace(engine=engine, path=None, native=native, device=device)
+    model = SimpleNamespace(debug=Debug(native, engine), path=None, device=device)
     facts = bench.measure(model, prompt=600, generate=4, depth=700, repeat=2)
     prefill = [(512, 0), (88, 0)]
     assert engine.log == [(512, 0), (188, 0), *prefill * 3, *[(1, 4)] * 3, "free"]

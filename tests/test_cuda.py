@@ -20,9 +20,9 @@ import tiny
 from test_engine import BIDIRECTIONAL, CAUSAL, FORMATS, assert_close, causal, check_ops, parts_of, prompt
 
 import glmlite
-from glmlite import engine as engines
-from glmlite.engine import native_ops
+from glmlite import placement
 from glmlite.errors import Cancelled
+from glmlite.placement import native_ops
 
 cuda, emulated = cuda_module.load()
 pytestmark = pytest.mark.skipif(cuda is None, reason=str(emulated))
@@ -491,9 +491,9 @@ def test_no_gpu_says_why(machine, installed, caplog, fault, why):
     for name, value in fault.items():
         setattr(machine, name, value)
     with pytest.raises(RuntimeError, match=f"device 'cuda': {why}; use device='cpu' or 'auto'"):
-        engines.executor("cuda")
+        placement.backend("cuda")
     with caplog.at_level(logging.INFO, "glmlite"):
-        assert engines.executor("auto").__name__ == "glmlite._native"
+        assert placement.backend("auto").__name__ == "glmlite._native"
     assert f"device 'auto': the CPU, because {why.replace(chr(92), '')}" in caplog.text
 
 

@@ -9,8 +9,8 @@ from twin_engine import executor
 _native = pytest.importorskip("glmlite._native")
 
 from glmlite import models, reference  # noqa: E402
-from glmlite.engine import native_ops  # noqa: E402
 from glmlite.errors import Cancelled, FormatError  # noqa: E402
+from glmlite.placement import native_ops  # noqa: E402
 
 CAUSAL = ["chatglm", "glm4", "llama"]
 BIDIRECTIONAL = ["chatglm1", "glm"]

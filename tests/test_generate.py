@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import twin_engine
 from twin_engine import Sample
 
 from glmlite.errors import FormatError
-from glmlite.generate import Answer, Parameters, Piece, StopStrings, sampling_defaults
+from glmlite.generate import Answer, Piece, StopStrings
+from glmlite.parameters import Options, Parameters, sampling_defaults
 
 
 class Decoder:
@@ -38,7 +40,7 @@ def answer(pieces, *, stop=(), stop_ids=(), max_tokens=100, **parameters):
 
 
 def events(sink):
-    return [sink.events.get() for _ in range(sink.events.qsize())]
+    return [sink.events.get() for _ in range(sink.events._queue.qsize())]
 
 
 # ---- parameters
@@ -71,7 +73,7 @@ def events(sink):
 )
 def test_bad_values_name_the_parameter(given):
     with pytest.raises(ValueError, match=next(iter(given))):
-        Parameters.of({}, given)
+        Parameters.of(None, **given)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +92,24 @@ def test_bad_values_name_the_parameter(given):
 )
 def test_bad_types_name_the_parameter(given):
     with pytest.raises(TypeError, match=next(iter(given))):
-        Parameters.of({}, given)
+        Parameters.of(None, **given)
 
 
 def test_unknown_parameter_lists_the_known():
     with pytest.raises(TypeError, match=r"'temprature'.*temperature"):
-        Parameters.of({}, {"temprature": 1})
+        Parameters.of(None, temprature=1)
 
 
 def test_none_means_the_default_and_given_values_win():
-    p = Parameters.of({"temperature": 0.3, "top_k": 7}, {"temperature": None, "top_k": 0, "stop": "x"})
-    assert (p.temperature, p.top_k, p.top_p, p.stop) == (0.3, 0, 0.8, ("x",))
+    base = Parameters(min_p=0.1, seed=3)
+    p = Parameters.of(base, temperature=None, top_k=0, stop="x")
+    assert (p.temperature, p.top_k, p.min_p, p.stop, p.seed) == (None, 0, 0.1, ("x",), 3)
+    sampling = p.sampling({"temperature": 0.3, "top_k": 7})
+    assert (sampling["temperature"], sampling["top_k"], sampling["top_p"], sampling["min_p"]) == (0.3, 0, 0.8, 0.1)
+
+
+def test_keywords_are_the_fields():
+    assert list(Options.__annotations__) == [f.name for f in fields(Parameters)]
 
 
 def test_defaults_of_a_file():

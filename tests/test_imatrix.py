@@ -69,9 +69,9 @@ def test_equals_the_values_of_the_same_engine(tmp_path, format):
     got = imatrix.collect(path, TEXT, context=CONTEXT, chunks=1)
     (tokens, *_), *_ = chunks_of(model)
     with glmlite.load(path, context=CONTEXT) as loaded:
-        sequence = loaded.engine.new_sequence()
+        sequence = loaded.debug.engine.new_sequence()
         positions = np.stack([np.arange(CONTEXT), np.zeros(CONTEXT)], 1).astype(np.int32)
-        values = loaded.engine.trace([native.Work(sequence, tokens, positions)], [])
+        values = loaded.debug.engine.trace([native.Work(sequence, tokens, positions)], [])
     for op in linears(model)[:-1]:
         want = np.square(values[op.inputs["x"].id].astype(np.float64)).sum(axis=0)
         for name in op.weights["w"]:

@@ -29,12 +29,12 @@ SOAK = """
         if kind == 0:
             model.generate(prompt, **arguments, logprobs=2, stop=["the end"])
         elif kind == 1:
-            for _ in model.generate(prompt, **arguments, stream=True):
+            for _ in model.stream(prompt, **arguments):
                 break
         elif kind == 2:
-            model.generate(prompt, **arguments, stream=True)
+            model.stream(prompt, **arguments)
         elif kind == 3:
-            with model.generate(prompt, **{**arguments, "max_tokens": 60}, stream=True) as generation:
+            with model.stream(prompt, **{**arguments, "max_tokens": 60}) as generation:
                 next(generation)
                 generation.cancel()
                 generation.result()

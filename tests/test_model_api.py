@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import glmlite
-from glmlite import engine as engines
-from glmlite import model as models
+from glmlite import loading, placement
 from glmlite.program import Recorder, Rope
 
 PARAMETERS = {"max_tokens": 12, "ignore_eos": True, "seed": 1}
@@ -42,7 +41,6 @@ def test_load_takes_str_and_works_as_context_manager(executor, tiny_file):
     ("arguments", "error"),
     [
         ({"context": 0}, ValueError),
-        ({"context": 257}, ValueError),
         ({"context": 64.0}, TypeError),
         ({"parallel": 0}, ValueError),
         ({"threads": -1}, ValueError),
@@ -55,19 +53,26 @@ def test_bad_arguments_are_named(load, arguments, error):
         load(**arguments)
 
 
+def test_a_longer_context_than_the_model_s_is_cut_to_it(load, caplog):
+    """So that a program may pass one number for every model."""
+    with caplog.at_level("WARNING", "glmlite"):
+        assert load(context=100_000).context == 256
+    assert "context is 100000, the model was trained for 256 tokens" in caplog.text
+
+
 def test_devices():
     with pytest.raises(ValueError, match=r"device is 'tpu', expected 'cpu'"):
-        engines.executor("tpu")
+        placement.backend("tpu")
     with pytest.raises(ValueError, match=r"gpu_layers is 3 and device 'cpu'"):
         glmlite.load("x.gguf", device="cpu", gpu_layers=3)
 
 
 def test_no_gpu_says_why(caplog):
     with pytest.raises(RuntimeError, match=r"'cuda:1': this build .* no CUDA module .*use device='cpu' or 'auto'"):
-        engines.executor("cuda:1")
+        placement.backend("cuda:1")
     with caplog.at_level("INFO", "glmlite"):
         native = pytest.importorskip("glmlite._native")
-        assert engines.executor("auto") is native
+        assert placement.backend("auto") is native
     assert "device 'auto': the CPU, because this build" in caplog.text
 
 
@@ -96,19 +101,15 @@ def test_progress_that_returns_false_cancels_the_load(load):
 def test_context_is_halved_until_it_fits():
     r = Recorder({"e": (9, 8), "w": (24, 8)})
     r.attention(r.linear(r.embed("e"), "w"), 0, heads=1, kv_heads=1, head_dim=8, rope=None)
-    assert engines.kv_bytes_per_token(r.ops) == 2 * 8 * 2
-    assert engines.kv_bytes_per_token(r.ops, "q8") == 2 * (16 + 4)
+    assert placement.kv_bytes_per_token(r.ops) == 2 * 8 * 2
+    assert placement.kv_bytes_per_token(r.ops, "q8") == 2 * (16 + 4)
     with pytest.raises(ValueError, match="kv_type is 'q4', expected 'f16' or 'q8'"):
-        engines.kv_bytes_per_token(r.ops, "q4")
-
-    class Recording:
-        ops, context = r.ops, 100_000
+        placement.kv_bytes_per_token(r.ops, "q4")
 
     for free, want in [(2**64 - 1, 4096), (10**9, 4096), (1000 + 32 * 4095, 2048), (0, 512)]:
-        assert models._context(None, Recording, 1000, 32, free) == want
-    Recording.context = 300
-    assert models._context(None, Recording, 1000, 32, 0) == 300
-    assert models._context(200, Recording, 1000, 32, 0) == 200
+        assert loading._context(None, 100_000, 1000, 32, free) == want
+    assert loading._context(None, 300, 1000, 32, 0) == 300
+    assert loading._context(200, 300, 1000, 32, 0) == 200
 
 
 def test_native_ops():
@@ -117,7 +118,7 @@ def test_native_ops():
     x = r.embed("e")
     rope = Rope(4, 100.0, interleaved=True, factors="f")
     r.attention(r.linear(x, ["w", "v"], add=None), 0, heads=1, kv_heads=1, head_dim=4, rope=rope)
-    embed, linear, attention = engines.native_ops(r.ops, lambda name: np.array([1.0, 2.0], np.float32))
+    embed, linear, attention = placement.native_ops(r.ops, lambda name: np.array([1.0, 2.0], np.float32))
     assert embed == ("embed", 0, 4, {}, {"table": ["e"]}, {})
     assert linear == ("linear", 1, 12, {"x": 0}, {"w": ["w", "v"]}, {"alpha": 1.0})
     table = attention[5].pop("rope")
@@ -133,7 +134,7 @@ def test_native_ops():
 def test_a_stream_is_the_completion_in_pieces(load):
     model = load()
     whole = model.generate(PROMPT, temperature=1.0, **PARAMETERS)
-    pieces = list(model.generate(PROMPT, temperature=1.0, stream=True, **PARAMETERS))
+    pieces = list(model.stream(PROMPT, temperature=1.0, **PARAMETERS))
     assert [t for p in pieces for t in p.tokens] == whole.tokens
     assert "".join(p.text for p in pieces) == whole.text == str(whole)
     assert [p.finish_reason for p in pieces] == [None] * (len(pieces) - 1) + ["length"]
@@ -287,7 +288,7 @@ def test_chat_renders_and_generates(load):
     assert ids[:2] == list(model.tokenizer.prefix_ids)
     got = model.chat(messages, **PARAMETERS)
     assert got.tokens == model.generate(ids, **PARAMETERS).tokens
-    streamed = list(model.chat(messages, stream=True, **PARAMETERS))
+    streamed = list(model.chat_stream(messages, **PARAMETERS))
     assert [t for p in streamed for t in p.tokens] == got.tokens
 
 
@@ -303,8 +304,6 @@ def test_infill_fills_each_mask(load, architecture):
     assert [len(c.tokens) <= 5 for c in again.completions] == [True, True]
     with pytest.raises(ValueError, match="no mask"):
         model.infill("the other")
-    with pytest.raises(ValueError, match="stream"):
-        model.infill("[MASK]", stream=True)
 
 
 def test_prompts_of_blanks(load):

@@ -33,7 +33,7 @@ def slow(load, executor):
     """A model that takes a while to read 1500 tokens, and such a prompt."""
     if executor.__name__ == "twin_engine":
         model = load(sizes={"context": 2048}, parallel=1)
-        model.engine.delay = 0.005
+        model._engine.delay = 0.005
     else:
         model = load(sizes={"context": 2048, "dim": 512, "layers": 8, "ffn": 2048, "heads": 8}, parallel=1)
     return model, [i % 250 for i in range(1500)]
@@ -71,7 +71,7 @@ def test_a_small_pool_starts_requests_over_and_changes_nothing(load):
     long = PARAMETERS | {"max_tokens": 40}
     alone = [load(sizes=sizes).generate(p, seed=1, **long).tokens for p in asked]
     model = load(sizes=sizes, parallel=4)
-    assert model.engine.kv_tokens == 256
+    assert model._engine.kv_tokens == 256
     preempted = []
     preempt = model._scheduler._preempt
     model._scheduler._preempt = lambda request: (preempted.append(request), preempt(request))
@@ -126,7 +126,7 @@ def test_kept_sequences_give_way(load):
     scheduler = model._scheduler
     until(lambda: not scheduler._active)
     assert len(scheduler._kept) == 2  # two pages each, of four
-    assert model.engine.kv_free() >= 0
+    assert model._engine.kv_free() >= 0
 
 
 # ---- cancelling
@@ -137,7 +137,7 @@ def test_abandoned_iterators_free_their_slot(slow):
     held = []
 
     def loop_left_early():
-        generation = model.generate(prompt[:20], stream=True, **PARAMETERS)
+        generation = model.stream(prompt[:20], **PARAMETERS)
         held.append(generation)
         for piece in generation:
             assert piece.tokens
@@ -145,11 +145,11 @@ def test_abandoned_iterators_free_their_slot(slow):
         return generation._request
 
     def lost():
-        generation = model.generate(prompt, stream=True, **PARAMETERS)
+        generation = model.stream(prompt, **PARAMETERS)
         return generation._request
 
     def block_left():
-        with model.generate(prompt, stream=True) as generation:
+        with model.stream(prompt) as generation:
             held.append(generation)
         return generation._request
 
@@ -164,7 +164,7 @@ def test_abandoned_iterators_free_their_slot(slow):
 
 def test_cancel_while_reading_ends_at_once(slow):
     model, prompt = slow
-    generation = model.generate(prompt, stream=True)
+    generation = model.stream(prompt)
     until(lambda: model._scheduler._active)
     time.sleep(0.05)
     begin = time.monotonic()
@@ -177,9 +177,9 @@ def test_cancel_while_reading_ends_at_once(slow):
 
 def test_cancel_in_the_queue(slow):
     model, prompt = slow
-    first = model.generate(prompt, stream=True)
+    first = model.stream(prompt)
     until(lambda: model._scheduler._active)
-    second = model.generate(prompt, stream=True)
+    second = model.stream(prompt)
     second.cancel()
     assert second.result().finish_reason == "cancelled"
     assert not first.finished
@@ -189,7 +189,7 @@ def test_cancel_in_the_queue(slow):
 
 def test_a_cancelled_answer_keeps_what_was_delivered(load):
     model = load()
-    generation = model.generate([1, 2, 3], stream=True, seed=1, **PARAMETERS | {"max_tokens": 200})
+    generation = model.stream([1, 2, 3], seed=1, **PARAMETERS | {"max_tokens": 200})
     first = next(generation)
     generation.cancel()
     done = generation.result()
@@ -202,9 +202,9 @@ def test_a_cancelled_answer_keeps_what_was_delivered(load):
 def test_cancelling_one_does_not_change_another(load):
     model = load()
     want = load().generate([1, 2, 3], seed=1, **PARAMETERS | {"max_tokens": 150}).tokens
-    kept = model.generate([1, 2, 3], stream=True, seed=1, **PARAMETERS | {"max_tokens": 150})
+    kept = model.stream([1, 2, 3], seed=1, **PARAMETERS | {"max_tokens": 150})
     for i in range(10):
-        other = model.generate([i, 2, 3] * 20, stream=True, **PARAMETERS)
+        other = model.stream([i, 2, 3] * 20, **PARAMETERS)
         time.sleep(0.003)
         other.cancel()
     assert kept.result().tokens == want
@@ -277,7 +277,7 @@ def test_a_failing_request_fails_alone(load):
     want = [alone.generate(p, **options).tokens for p in asked]
     model = load(parallel=8)
     engine = Engine(model, bad=250)
-    running = [model.generate(p, stream=True, **options) for p in [[250, 1, 2], *asked[:3], [3, 250], *asked[3:]]]
+    running = [model.stream(p, **options) for p in [[250, 1, 2], *asked[:3], [3, 250], *asked[3:]]]
     engine.go.set()
     broken = [running.pop(4), running.pop(0)]
     assert [g.result().tokens for g in running] == want
@@ -297,7 +297,7 @@ def test_logits_that_start_over_come_once(load):
     preempted = []
     preempt = model._scheduler._preempt
     model._scheduler._preempt = lambda request: (preempted.append(request.rows_done), preempt(request))
-    running = model.generate([7] * 62, stream=True, **PARAMETERS)
+    running = model.stream([7] * 62, **PARAMETERS)
     until(lambda: model._scheduler._active)
     with ThreadPoolExecutor(1) as pool:
         logits = pool.submit(model.logits, ids, all=True)
@@ -326,7 +326,7 @@ def test_a_mistake_in_the_scheduler_does_not_end_its_thread(load, monkeypatch, c
 
 def test_close_fails_what_runs_and_waits(slow):
     model, prompt = slow
-    running, waiting = (model.generate(prompt, stream=True) for _ in range(2))
+    running, waiting = (model.stream(prompt) for _ in range(2))
     until(lambda: model._scheduler._active)
     begin = time.monotonic()
     model.close()
@@ -344,7 +344,7 @@ def test_a_lost_model_ends_its_thread(executor, tiny_file):
     model = glmlite.load(tiny_file())
     model.generate([1, 2], max_tokens=2)
     thread = model._scheduler._thread
-    generation = model.generate([1, 2], stream=True, max_tokens=2)
+    generation = model.stream([1, 2], max_tokens=2)
     del model
     gc.collect()
     assert generation.result().finish_reason in ("stop", "length")
@@ -376,12 +376,12 @@ def test_the_interpreter_ends_while_a_request_runs(executor, tiny_file):
     path = tiny_file(context=2048)
     script = f"""
         import sys, glmlite
-        from glmlite import engine
+        from glmlite import placement
         if {executor.__name__ == "twin_engine"}:
             import twin_engine
-            engine.executor = lambda device: twin_engine
+            placement.backend = lambda device: twin_engine
         model = glmlite.load(sys.argv[1])
-        generation = model.generate([1, 2], stream=True, ignore_eos=True)
+        generation = model.stream([1, 2], ignore_eos=True)
         next(generation)
         print("running")
     """

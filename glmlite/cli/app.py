@@ -35,7 +35,7 @@ def _version(wanted: bool) -> None:
 
 def version() -> str:
     """What is installed and what it can use on this machine."""
-    from ..engine import executor
+    from ..placement import backend
 
     try:
         from .. import _native
@@ -49,7 +49,7 @@ def version() -> str:
             return f"none: {error}"
 
     try:
-        gpus = executor("cuda").devices()
+        gpus = backend("cuda").devices()
         cuda = ", ".join(f"cuda:{gpu['index']} {gpu['name']}, {gpu['total'] / 1e9:.0f} GB" for gpu in gpus)
     except RuntimeError as error:
         cuda = f"no ({error.__cause__})"

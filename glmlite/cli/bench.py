@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from ..engine import gpu_index
+from ..placement import gpu_index
 from . import console, running
 from .options import Device, GpuLayers, Json, KvType, Loading, ModelName, Threads
 
@@ -48,6 +48,8 @@ def bench(
     context = depth + max(prompt, 1) + generate + 1
     loading = Loading(context=context, kv_type=kv_type, threads=threads, device=device, gpu_layers=gpu_layers)
     with running.opened(model, loading) as opened:
+        if opened.context < context:
+            raise ValueError(f"{model}: {context} tokens to measure, the model was trained for {opened.context}")
         facts = measure(opened, prompt, generate, depth, repeat)
     facts = {"model": model, "kv_type": kv_type, **facts}
     console.write(json.dumps(facts) + "\n" if as_json else _text(facts))
@@ -62,7 +64,7 @@ class Work(NamedTuple):
 
 def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> dict[str, Any]:
     """Tokens per second at `depth`, and the fraction of what the machine can do."""
-    engine, native = model.engine, model.native
+    native, engine = model.debug
     work = work_per_token(native.Gguf(model.path))
     limits = machine(model)
     facts: dict[str, Any] = {
@@ -116,9 +118,10 @@ def machine(model: Any) -> Limits:
 
     if model.device.startswith("cuda"):
         index = gpu_index(model.device)
-        rate = model.native.machine_bf16_rate(index) or math.inf  # there is none before sm_80
-        return Limits(model.native.machine_bandwidth(index), "bf16", rate)
-    threads = model.engine.threads
+        native = model.debug.native
+        rate = native.machine_bf16_rate(index) or math.inf  # there is none before sm_80
+        return Limits(native.machine_bandwidth(index), "bf16", rate)
+    threads = model.debug.engine.threads
     return Limits(_native.machine_bandwidth(threads), "int8", _native.machine_int8_peak(threads))
 
 

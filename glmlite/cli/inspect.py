@@ -74,9 +74,9 @@ def describe(gguf: Any, context: int | None, tensors: bool, kv_type: str = "f16"
 
 def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[str, Any]:
     """Bytes of the weights and of the cache."""
-    from ..engine import kv_bytes_per_token
     from ..errors import FormatError
     from ..models import record
+    from ..placement import kv_bytes_per_token
 
     try:
         recording = record(gguf.metadata, {name: tensor.shape for name, tensor in gguf.tensors.items()})

@@ -46,12 +46,12 @@ def run(
         if raw or engine.chat_format is None:
             if system is not None:
                 raise ValueError(f"{model}: has no chat template, so there is no place for a system message")
-            answer = running.stream(engine.generate, text, **sampling.given())
+            answer = running.stream(engine.stream, text, **sampling.given())
         else:
             messages = [{"role": "user", "content": text}]
             if system is not None:
                 messages.insert(0, {"role": "system", "content": system})
-            answer = running.stream(engine.chat, messages, strip=True, **template(think), **sampling.given())
+            answer = running.stream(engine.chat_stream, messages, strip=True, **template(think), **sampling.given())
         if stats:
             console.note(running.speed(answer.stats))
     raise typer.Exit(130 if answer.stopped else 0)

@@ -25,6 +25,8 @@ def opened(name: str, loading: Loading) -> Iterator[Any]:
     with console.progress("loading") as progress:
         model = glmlite.load(path, progress=lambda done: progress(done, 1), **loading.given())
     with model:
+        if loading.context is not None and model.context < loading.context:
+            console.note(f"[--context {loading.context}: the model was trained for {model.context} tokens]")
         yield model
 
 
@@ -45,7 +47,7 @@ def stream(start: Callable[..., Any], *args: Any, strip: bool = False, **setting
     stopped = False
     reason = None
     with ExitStack() as stack:
-        pieces = start(*args, stream=True, on_progress=stack.enter_context(console.progress("reading")), **settings)
+        pieces = start(*args, on_progress=stack.enter_context(console.progress("reading")), **settings)
         try:
             for piece in pieces:
                 stack.close()

@@ -23,7 +23,7 @@ import tempfile
 import numpy as np
 
 from glmlite import _native, models, reference
-from glmlite.engine import native_ops
+from glmlite.placement import native_ops
 from glmlite.tokenizer import Tokenizer
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ import numpy as np
 
 from glmlite import _native, models, reference
 from glmlite.convert import writer
-from glmlite.engine import native_ops
+from glmlite.placement import native_ops
 from glmlite.quantize import quantize
 from glmlite.tokenizer import Tokenizer
 

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ KV_TYPES: dict[str, Callable[[int], int]] = {
 log = logging.getLogger(__name__)
 
 
-def executor(device: str) -> ModuleType:
+def backend(device: str) -> ModuleType:
     """The module that runs programs on `device`: "cpu", "cuda" (the first GPU), "cuda:1", or "auto": a GPU if one can
     be used.
 
@@ -42,7 +43,11 @@ def executor(device: str) -> ModuleType:
     try:
         from . import _native
     except ImportError as error:
-        raise RuntimeError(f"glmlite._native cannot be loaded, is the package built? {error}") from error
+        here = Path(__file__).parent
+        raise RuntimeError(
+            f"glmlite._native, the compiled engine, cannot be loaded: {error}; {here} has none beside it and none is "
+            "installed for this Python: `pip install .` in the source folder builds one"
+        ) from error
     return _native
 
 
@@ -80,7 +85,7 @@ CPU = Placement("cpu", {})
 
 
 class Gpu:
-    """A model's memory on a GPU. native: `executor(device)`'s; gpu_layers: None: all layers; ops: `native_ops`."""
+    """A model's memory on a GPU. native: `backend(device)`'s; gpu_layers: None: all layers; ops: `native_ops`."""
 
     def __init__(
         self, native: ModuleType, device: str, gpu_layers: int | None, gguf: Any, ops: Sequence[tuple], kv_type: str

@@ -1,0 +1,28 @@
+"""What this package is, and where its compiled modules lie."""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+__all__ = ["VERSION", "find_modules"]
+
+VERSION = "0.1.0"  # pyproject.toml and CMakeLists.txt read it here
+
+
+def find_modules(package: list[str]) -> None:
+    """Extends the package's `__path__` by the installed package of this version, where its own folder has no compiled
+    modules: Python was started in the source folder, whose `glmlite` hides the installed one.
+    """
+    if _has_modules(Path(package[0])):
+        return
+    for entry in map(Path, sys.path):
+        installed = entry / "glmlite"
+        if (entry / f"glmlite-{VERSION}.dist-info").is_dir() and _has_modules(installed):
+            package.append(str(installed))
+            return
+
+
+def _has_modules(folder: Path) -> bool:
+    return any((folder / f"_native{suffix}").exists() for suffix in EXTENSION_SUFFIXES)

@@ -1,0 +1,53 @@
+"""One object that ends work, whatever the work is and whether or not it has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .errors import Cancelled
+
+__all__ = ["Cancel"]
+
+
+class Cancel:
+    """Ends the calls that it is given to as `cancel=`: those that run, and those that begin later.
+
+    A load and `logits` then raise `Cancelled`; an answer ends with what has been written and the finish_reason
+    "cancelled". Any thread may cancel, at any time, and as often as it likes.
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = False
+        # No lock: single operations of a dict are atomic, and a finalizer may come between any two of them.
+        self._ends: dict[int, Callable[[], object]] = {}
+
+    def __repr__(self) -> str:
+        return f"<glmlite.Cancel, {'cancelled' if self._cancelled else 'not cancelled'}>"
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Ends all of them, now and for good."""
+        self._cancelled = True
+        for end in list(self._ends.values()):
+            end()
+
+    def check(self, what: str) -> None:
+        """Raises Cancelled, with `what` in the message, once this was cancelled."""
+        if self._cancelled:
+            raise Cancelled(f"{what}: cancelled")
+
+    def add(self, end: Callable[[], object]) -> int:
+        """Has `end` called by `cancel`, at once if that has been called; it may be called more than once and by any
+        thread. Returns a key for `discard`."""
+        key = id(end)
+        self._ends[key] = end
+        if self._cancelled:
+            end()
+        return key
+
+    def discard(self, key: int) -> None:
+        """Forgets what was added."""
+        self._ends.pop(key, None)

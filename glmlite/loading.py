@@ -1,0 +1,272 @@
+"""From a file to a model: read its header, record its program, find where it fits, pack its weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from . import builtin, models, placement, samples
+from .cancel import Cancel
+from .errors import Cancelled, FormatError
+from .model import Model
+from .parameters import sampling_defaults
+from .scheduler import PREFILL_ALONE, PREFILL_GPU, Scheduler
+from .tokenizer import Tokenizer
+
+__all__ = ["aload", "load", "model_file"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = 4096
+LEAST_CONTEXT = 512
+# Metadata that nothing needs once the tokenizer is made: GLM-4's 318,088 merges take 30 MB.
+OF_THE_TOKENIZER = ("merges", "scores", "precompiled_charsmap")
+HEADER = 0.1  # what reading the header and making the tokenizer count in the progress of a load
+
+P = ParamSpec("P")
+
+
+def load(
+    path: str | bytes | os.PathLike[str] | None = None,
+    *,
+    context: int | None = None,
+    parallel: int = 4,
+    kv_tokens: int | None = None,
+    kv_type: str = "f16",
+    threads: int | None = None,
+    device: str = "auto",
+    gpu_layers: int | None = None,
+    progress: Callable[[float], object] | None = None,
+    cancel: Cancel | None = None,
+) -> Model:
+    """Load a GGUF file; without a path the built-in model, a small demonstration.
+
+    path: a file (`~` is your home folder); "builtin": the built-in model; "smollm2": the sample model, which is
+        downloaded when it is asked for the first time.
+    context: tokens that one request may have, prompt and answer. Default: what the model was trained for, at most
+        4096, and halved (not below 512) until the cache fits what the machine has free besides the weights. More than
+        the model was trained for is cut to that, with a warning in the log; `Model.context` tells what came out.
+    parallel: requests that run at the same time; more wait in line.
+    kv_tokens: room of the KV cache, shared by all requests and by what is kept for reuse. Default: `context`; a
+        request that finds no room waits, or starts over later, so give `parallel * context` to serve several long ones.
+    kv_type: "f16", or "q8", which takes half the memory, reads a long context faster and is as good as exact:
+        keys (turned by a Hadamard matrix) and values in 8 bits, with one scale per token and head.
+    threads: of the engine; default: the machine's physical cores.
+    device: "cpu", "cuda" (the first GPU), "cuda:1", or "auto": the first GPU if this build can use one and the model
+        fits into its memory, otherwise the CPU; the log says which, and why.
+    gpu_layers: run only so many of the model's layers on the GPU, the last ones and the output, and the others on the
+        CPU. Default: all.
+    progress: called with 0 to 1 while loading; returning False cancels (Cancelled). What it raises ends the load.
+    cancel: ends the load, from any thread (Cancelled).
+
+    Raises FileNotFoundError, FormatError (not a model we run: what, and where in the file), ValueError (arguments),
+    MemoryError (with the numbers), RuntimeError (the device cannot be had: why), Cancelled.
+    """
+    _check("context", context, none=True)
+    _check("parallel", parallel)
+    _check("kv_tokens", kv_tokens, none=True)
+    _check("threads", threads, none=True)
+    _check("gpu_layers", gpu_layers, none=True, least=0)
+    if gpu_layers and device == "cpu":
+        raise ValueError(f"gpu_layers is {gpu_layers} and device 'cpu', expected another device or no gpu_layers")
+    report = Report(progress, cancel)
+    report(0.0)
+    native = placement.backend(device)
+    file = model_file(path)
+    try:
+        with closing(native.Gguf(file)) as gguf:
+            report(0.2 * HEADER)
+            header = Header.read(gguf, report)
+            ops = placement.native_ops(header.recording.ops, gguf.dequantize)
+            room = Room(context, kv_tokens, kv_type, header, native.Engine.page_tokens)
+            place, tokens, cache = _place(native, device, gpu_layers, gguf, ops, room)
+            report(HEADER)
+            engine = native.Engine(
+                gguf,
+                ops,
+                kv_tokens=cache,
+                kv_type=kv_type,
+                threads=threads or 0,
+                progress=lambda done, total: report(HEADER + (1 - HEADER) * (done / total if total else 1.0)),
+                **place.arguments,
+            )
+    except FormatError as error:
+        raise FormatError(f"{file}: {error}") from error
+    name = str(header.metadata.get("general.name") or file.stem)
+    if builtin.is_it(file):
+        builtin.announce()
+    log.info(
+        "%s: loaded, %s, context %d, on %s (%s, %d threads)",
+        *(file, header.recording.architecture, tokens, place.device, engine.isa, engine.threads),
+    )
+    chunk = PREFILL_ALONE if place is placement.CPU else PREFILL_GPU
+    return Model(
+        path=file,
+        name=name,
+        metadata=header.metadata,
+        recording=header.recording,
+        tokenizer=header.tokenizer,
+        defaults=header.defaults,
+        context=tokens,
+        device=place.device,
+        native=native,
+        engine=engine,
+        scheduler=Scheduler(native, engine, parallel=parallel, name=name, chunk=chunk),
+    )
+
+
+def _for_coroutines(load: Callable[P, Model]) -> Callable[P, Awaitable[Model]]:
+    async def aload(*args: P.args, **kwargs: P.kwargs) -> Model:
+        """`load` for coroutines: it runs on a thread of its own, which calls `progress`; a cancelled task ends it."""
+        import asyncio
+
+        cancel = kwargs.setdefault("cancel", None) or Cancel()
+        assert isinstance(cancel, Cancel)
+        kwargs["cancel"] = cancel
+        running = asyncio.ensure_future(asyncio.to_thread(load, *args, **kwargs))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            cancel.cancel()
+            with suppress(Exception):  # whatever the load came to, nobody waits for it any more
+                (await running).close()
+            raise
+
+    return aload
+
+
+aload = _for_coroutines(load)
+
+
+class Report:
+    """Tells how far a load is, and ends it where that is asked for."""
+
+    def __init__(self, progress: Callable[[float], object] | None, cancel: Cancel | None):
+        self._progress = progress
+        self._cancel = cancel
+
+    def __call__(self, done: float) -> None:
+        """Raises Cancelled."""
+        if self._cancel is not None:
+            self._cancel.check("load")
+        if self._progress is not None and self._progress(done) is False:
+            raise Cancelled("load: cancelled")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says, made into what a model needs of it, weights apart."""
+
+    metadata: Mapping[str, Any]  # without what only the tokenizer is made of
+    shapes: Mapping[str, tuple[int, ...]]
+    nbytes: int
+    recording: models.Recording
+    tokenizer: Tokenizer
+    defaults: Mapping[str, float]
+
+    @classmethod
+    def read(cls, gguf: Any, report: Report) -> Header:
+        metadata = gguf.metadata
+        report(0.4 * HEADER)
+        shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
+        recording = models.record(metadata, shapes)
+        report(0.6 * HEADER)
+        tokenizer = Tokenizer.from_metadata(metadata)
+        report(0.9 * HEADER)
+        defaults = sampling_defaults(metadata)
+        for key in OF_THE_TOKENIZER:
+            metadata.pop(f"tokenizer.ggml.{key}", None)
+        return cls(metadata, shapes, gguf.nbytes, recording, tokenizer, defaults)
+
+
+class Room:
+    """What a model's context needs of a cache. page: tokens of a page."""
+
+    def __init__(self, context: int | None, kv_tokens: int | None, kv_type: str, header: Header, page: int):
+        self.kv_type = kv_type
+        self.per_token = placement.kv_bytes_per_token(header.recording.ops, kv_type)
+        self._context = context
+        self._kv_tokens = kv_tokens
+        self._trained = header.recording.context
+        self._page = page
+        # A sequence begins in the prefix's last page, of which it needs a copy.
+        self._prefix = placement.prefix_tokens(header.recording.ops, header.shapes.__getitem__) % page
+
+    def sizes(self, fixed: int, free: int) -> tuple[int, int]:
+        """Tokens of context and, in whole pages, of the cache, which lies beside `fixed` bytes in `free` bytes."""
+        tokens = _context(self._context, self._trained, fixed, self.per_token, free)
+        if self._kv_tokens is not None and self._kv_tokens < tokens:
+            raise ValueError(f"kv_tokens is {self._kv_tokens}, a context of {tokens} needs at least as many")
+        return tokens, -(-((self._kv_tokens or tokens) + self._prefix) // self._page) * self._page
+
+
+def _place(
+    native: Any, device: str, gpu_layers: int | None, gguf: Any, ops: list[tuple[Any, ...]], room: Room
+) -> tuple[placement.Placement, int, int]:
+    """Where the model runs, the tokens of its context and of its cache."""
+    if hasattr(native, "memory_needed") and gpu_layers != 0:
+        try:
+            gpu = placement.Gpu(native, device, gpu_layers, gguf, ops, room.kv_type)
+            need = gpu.need(LEAST_CONTEXT)
+        except (RuntimeError, ValueError) as error:  # a GPU that gives no memory, a shape without kernels
+            if device != "auto":
+                raise
+            log.info("device 'auto': the CPU, because %s", error)
+        else:
+            tokens, cache = room.sizes(need["total"] - need["kv"], gpu.free)
+            place = gpu.place(cache)
+            if place is not placement.CPU:
+                return place, tokens, cache
+    return placement.CPU, *room.sizes(gguf.nbytes, native.available_memory())
+
+
+def _context(asked: int | None, trained: int, fixed: int, per_token: int, free: int) -> int:
+    """Tokens of one request, `per_token` bytes each: what was asked for, or else what fits into `free` bytes beside
+    `fixed` ones; never more than the model was trained for."""
+    if asked is not None:
+        if asked > trained:
+            log.warning("context is %d, the model was trained for %d tokens and gets those", asked, trained)
+        return min(asked, trained)
+    context = min(trained, DEFAULT_CONTEXT)
+    while context > LEAST_CONTEXT and fixed + context * per_token > free:
+        context = max(context // 2, LEAST_CONTEXT)
+    return context
+
+
+def model_file(path: str | bytes | os.PathLike[str] | None) -> Path:
+    """The file that a path, or a name in its place, means."""
+    if path is None:
+        return builtin.path()
+    text = os.fsdecode(path)
+    if not text:
+        raise ValueError("path is '', expected the path of a .gguf file (None: the built-in model)")
+    file = Path(text)
+    if not file.exists():
+        if text == builtin.NAME:
+            return builtin.path()
+        if text in samples.NAMES:
+            return samples.fetch()
+        if text.startswith("~"):
+            with suppress(RuntimeError):  # a user who has no home folder
+                file = file.expanduser()
+    if file.is_dir():
+        raise ValueError(f"{file}: is a folder, expected a .gguf file; `glmlite convert` makes one of a checkpoint")
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file}: no such file, expected the path of a .gguf file (hub names are not looked up)"
+        )
+    return file
+
+
+def _check(name: str, value: int | None, *, none: bool = False, least: int = 1) -> None:
+    if value is None and none:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, expected an integer")
+    if value < least:
+        raise ValueError(f"{name} is {value}, expected at least {least}")

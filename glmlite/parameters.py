@@ -1,0 +1,210 @@
+"""What a caller asks of an answer."""
+
+from __future__ import annotations
+
+import math
+import operator
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from .errors import FormatError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Options", "Parameters", "sampling_defaults", "token_ids"]
+
+# The options of the sampler, and what each is where neither the caller nor the file says.
+SAMPLING: Mapping[str, float] = {
+    "temperature": 0.8,
+    "top_k": 0,
+    "top_p": 0.8,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "penalty_window": 256,
+}
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Parameters` as keyword arguments; None counts as not given."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    penalty_window: int | None
+    seed: int | None
+    logit_bias: Mapping[int, float] | None
+    logprobs: int | None
+    stop: str | Sequence[str] | None
+    stop_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    overflow: str | None
+    on_progress: Callable[[int, int], object] | None
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How to answer. None means the model's default.
+
+    max_tokens: at most so many tokens; without it, until the model stops or the context is full.
+    temperature, top_k, top_p, min_p, repetition_penalty, penalty_window: by default the file's `general.sampling.*`,
+        or else 0.8, 0 (off), 0.8, 0 (off), 1 (off) and 256 tokens. temperature 0 takes the most likely token.
+    presence_penalty, frequency_penalty: subtracted from the logits of tokens in the window, once and per occurrence;
+        by default 0 (off).
+    seed: 0 <= seed < 2**64; None draws one, and the completion tells it. A seed fixes the answer, whatever else runs.
+    logit_bias: token id -> added to its logit; -inf forbids it.
+    logprobs: 0 for the log probability of each token, n for those of the n most likely ones too.
+    stop: strings that end the answer and are not part of it, wherever the borders of tokens fall.
+    stop_ids: token ids that end it, besides the model's own.
+    ignore_eos: do not end at the model's own end tokens.
+    overflow: what to do with a prompt that does not fit the context. "error": ContextOverflow. "truncate": drop the
+        oldest tokens after the model's prefix, until the prompt and `max_tokens` (or a quarter of the context; at
+        most half of it) fit.
+    on_progress: called with (done, total) prompt tokens while the prompt is read, ten times a second and when it is
+        done, by the thread that waits. What it raises cancels the request.
+
+    Raises TypeError and ValueError, naming the field.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    penalty_window: int | None = None
+    seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    overflow: str = "error"
+    on_progress: Callable[[int, int], object] | None = None
+
+    @classmethod
+    def of(cls, parameters: Parameters | None = None, /, **changes: Unpack[Options]) -> Parameters:
+        """`changes` over `parameters`; None among the changes counts as not given. Raises TypeError for other names."""
+        if not isinstance(parameters, cls | None):
+            raise TypeError(f"parameters is {reprlib.repr(parameters)}, expected glmlite.Parameters")
+        names = [f.name for f in fields(cls)]
+        for name in changes:
+            if name not in names:
+                raise TypeError(f"'{name}' is no parameter of an answer; they are {', '.join(names)}")
+        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        return replace(parameters or cls(), **given)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1)
+        if self.seed is not None:
+            _integer("seed", self.seed, 0, 2**64 - 1)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, 1000)
+        self._check_sampling()
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not (isinstance(stop, Iterable) and all(isinstance(s, str) for s in stop)):
+            raise TypeError(f"stop is {self.stop!r}, expected a string or strings")
+        if not all(stop):
+            raise ValueError(f"stop is {self.stop!r}, expected strings that are not empty")
+        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "stop_ids", tuple(token_ids("stop_ids", self.stop_ids)))
+        for token in self.stop_ids:
+            _integer("stop_ids", token, 0)
+        if not isinstance(self.logit_bias, Mapping | None):
+            raise TypeError(f"logit_bias is {self.logit_bias!r}, expected a mapping of token ids to numbers")
+        for token, bias in (self.logit_bias or {}).items():
+            _integer("logit_bias", token, 0)
+            if not (hasattr(bias, "__float__") and bias < math.inf):
+                raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below infinity")
+        if not isinstance(self.ignore_eos, bool):
+            raise TypeError(f"ignore_eos is {self.ignore_eos!r}, expected True or False")
+        if self.overflow not in ("error", "truncate"):
+            raise ValueError(f"overflow is {self.overflow!r}, expected 'error' or 'truncate'")
+        if self.on_progress is not None and not callable(self.on_progress):
+            raise TypeError("on_progress: expected a function of (done, total)")
+
+    def _check_sampling(self) -> None:
+        if self.top_k is not None:
+            _integer("top_k", self.top_k, 0)
+        if self.penalty_window is not None:
+            _integer("penalty_window", self.penalty_window, 0, 2**20)
+        for name, low, high in (
+            ("temperature", 0.0, math.inf),
+            ("top_p", 0.0, 1.0),
+            ("min_p", 0.0, 1.0),
+            ("presence_penalty", -math.inf, math.inf),
+            ("frequency_penalty", -math.inf, math.inf),
+            ("repetition_penalty", 0.0, math.inf),
+        ):
+            if (value := getattr(self, name)) is not None:
+                _number(name, value, low, high)
+        if self.top_p == 0 or self.repetition_penalty == 0:
+            raise ValueError("top_p and repetition_penalty must be above 0")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """`stop` as strings, however it was given."""
+        return tuple(self.stop)
+
+    def sampling(self, defaults: Mapping[str, float]) -> dict[str, float]:
+        """Every option of the sampler: this one's, or `defaults`', or else the library's."""
+        return {
+            name: type(default)(next(v for v in (getattr(self, name), defaults.get(name), default) if v is not None))
+            for name, default in SAMPLING.items()
+        }
+
+
+def sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The options of the sampler that a file recommends (GGUF `general.sampling.*`), checked. Raises FormatError."""
+    names = {
+        "temp": "temperature",
+        "top_k": "top_k",
+        "top_p": "top_p",
+        "min_p": "min_p",
+        "penalty_repeat": "repetition_penalty",
+        "penalty_last_n": "penalty_window",
+    }
+    found = {name: metadata.get(f"general.sampling.{key}") for key, name in names.items()}
+    defaults = {name: value for name, value in found.items() if value is not None}
+    try:
+        Parameters(**defaults)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"metadata: general.sampling: {error}") from None
+    return defaults
+
+
+def token_ids(name: str, ids: Any) -> list[int]:
+    """A list of token ids out of whatever sequence of integers. Raises TypeError for others."""
+    try:
+        if isinstance(ids, bytes | str):
+            raise TypeError
+        return [operator.index(i) for i in ids]
+    except TypeError:
+        raise TypeError(f"{name} is {reprlib.repr(ids)}, expected token ids") from None
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}, expected an integer")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} is {value}, expected at least {low}" + (f" and at most {high}" if high else ""))
+
+
+def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    if not (math.isfinite(value) and low <= value <= high):
+        bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+        raise ValueError(f"{name} is {value}, expected " + (" and ".join(bounds) or "a finite number"))
