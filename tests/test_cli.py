@@ -590,7 +590,7 @@ def test_bench_measures_each_part_at_depth(monkeypatch, device, kind):
     monkeypatch.setattr(glmlite, "_native", native, raising=False)
     monkeypatch.setitem(sys.modules, "glmlite._native", native)
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(bench, "work_per_token", lambda gguf: bench.Work(bytes=50, operations=500))
+    monkeypatch.setattr(bench, "cost_per_token", lambda gguf: bench.Cost(bytes=50, operations=500))
     model = SimpleNamespace(debug=Debug(native, engine), path=None, device=device)
     facts = bench.measure(model, prompt=600, generate=4, depth=700, repeat=2)
     prefill = [(512, 0), (88, 0)]

@@ -11,8 +11,8 @@ import typer
 from . import console, options
 from .bench import bench
 from .chat import chat
-from .converting import convert
-from .examining import doctor
+from .convert import convert
+from .doctor import doctor
 from .imatrix import imatrix
 from .infill import infill
 from .inspect import inspect

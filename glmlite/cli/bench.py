@@ -55,7 +55,7 @@ def bench(
     console.write(json.dumps(facts) + "\n" if as_json else _text(facts))
 
 
-class Work(NamedTuple):
+class Cost(NamedTuple):
     """What a token costs: bytes of weights that generating it reads, integer operations that reading it takes."""
 
     bytes: int
@@ -65,7 +65,7 @@ class Work(NamedTuple):
 def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> dict[str, Any]:
     """Tokens per second at `depth`, and the fraction of what the machine can do."""
     native, engine = model.debug
-    work = work_per_token(native.Gguf(model.path))
+    cost = cost_per_token(native.Gguf(model.path))
     limits = machine(model)
     facts: dict[str, Any] = {
         "device": model.device,
@@ -80,8 +80,8 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
     try:
         read(engine, native, sequence, 0, depth)
         for name, count, run, limit, share in (
-            ("prompt", prompt, read, f"{limits.kind}_peak_fraction", work.operations / (limits.peak * 1e9)),
-            ("generate", generate, write, "bandwidth_fraction", work.bytes / (limits.bandwidth * 1e9)),
+            ("prompt", prompt, read, f"{limits.kind}_peak_fraction", cost.operations / (limits.peak * 1e9)),
+            ("generate", generate, write, "bandwidth_fraction", cost.bytes / (limits.bandwidth * 1e9)),
         ):
             if not count:
                 continue
@@ -125,7 +125,7 @@ def machine(model: Any) -> Limits:
     return Limits(_native.machine_bandwidth(threads), "int8", _native.machine_int8_peak(threads))
 
 
-def work_per_token(gguf: Any) -> Work:
+def cost_per_token(gguf: Any) -> Cost:
     """Counted over the matrices of the program; the embedding's table is looked up, not multiplied.
 
     Reading multiplies no token with what comes after `select`: the output's matrix is for rows whose logits are wanted.
@@ -142,7 +142,7 @@ def work_per_token(gguf: Any) -> Work:
                 rows, columns = tensors[name].shape
                 nbytes += tensors[name].nbytes
                 operations += 0 if selected else 2 * rows * columns
-    return Work(nbytes, operations)
+    return Cost(nbytes, operations)
 
 
 def read(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:

@@ -25,7 +25,7 @@ Ctrl-C stops an answer, Ctrl-D leaves.'''
 
 
 def chat(
-    model: ModelFirst = None,
+    name: ModelFirst = None,
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT", help="Answer this and leave.", show_default=False),
@@ -47,11 +47,11 @@ def chat(
       glmlite chat glm-4-9b-chat-q4_k_m.gguf --system "Answer in one sentence." --context 8192
       glmlite chat chatglm3-6b-q4_k_m.gguf "你好"
     """
-    model, prompt = model_and_text(model, prompt)
-    with running.opened(model, loading) as engine:
-        if engine.chat_format is None:
-            raise ValueError(f"{model}: has no chat template; `run` continues a text with it")
-        session = Session(engine, system, {**template(think), **sampling.given()})
+    name, prompt = model_and_text(name, prompt)
+    with running.opened(name, loading) as model:
+        if model.chat_format is None:
+            raise ValueError(f"{name}: has no chat template; `run` continues a text with it")
+        session = Session(model, system, {**template(think), **sampling.given()})
         if prompt is not None:
             answer = session.answer(prompt)
             raise typer.Exit(130 if answer.stopped else 0)
@@ -61,8 +61,8 @@ def chat(
 class Session:
     """A conversation: the messages so far, whose last is always the assistant's (or the system's)."""
 
-    def __init__(self, engine: Any, system: str | None, settings: dict[str, Any]):
-        self.engine = engine
+    def __init__(self, model: Any, system: str | None, settings: dict[str, Any]):
+        self.model = model
         self.settings = settings
         self.messages: list[dict[str, Any]] = []
         if system:
@@ -71,7 +71,7 @@ class Session:
     def answer(self, text: str) -> running.Answer:
         """Streams the answer to a message and remembers both, unless Ctrl-C came before the first word."""
         messages = [*self.messages, {"role": "user", "content": text}]
-        answer = running.stream(self.engine.chat_stream, messages, strip=True, **self.settings)
+        answer = running.stream(self.model.chat_stream, messages, strip=True, **self.settings)
         if answer.text or not answer.stopped:
             self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         return answer

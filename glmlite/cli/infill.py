@@ -9,7 +9,7 @@ from .options import File, Loading, ModelFirst, Sampling, Stats, model_and_text
 
 
 def infill(
-    model: ModelFirst = None,
+    name: ModelFirst = None,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text with a blank.", show_default=False)] = None,
     file: File = None,
     stats: Stats = False,
@@ -28,13 +28,13 @@ def infill(
       glmlite infill glm-10b.gguf "Ng is an adjunct professor at [MASK] (formerly director of its AI Lab)."
       glmlite infill glm-10b-chinese.gguf -f article.txt
     """
-    model, text = model_and_text(model, text)
+    name, text = model_and_text(name, text)
     try:
         blanked = running.text_of(text, file)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    with running.opened(model, loading) as engine:
-        result = engine.infill(blanked, **sampling.given())
+    with running.opened(name, loading) as model:
+        result = model.infill(blanked, **sampling.given())
         console.write(f"{result.text}\n")
         if stats:
             for completion in result.completions:

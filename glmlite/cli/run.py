@@ -9,7 +9,7 @@ from .options import File, Loading, ModelFirst, Sampling, Stats, Think, model_an
 
 
 def run(
-    model: ModelFirst = None,
+    name: ModelFirst = None,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
     file: File = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without chat template.")] = False,
@@ -36,22 +36,22 @@ def run(
     """
     if raw and system is not None:
         raise typer.BadParameter("--raw has no system message")
-    model, prompt = model_and_text(model, prompt)
+    name, prompt = model_and_text(name, prompt)
     try:
         text = running.text_of(prompt, file)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
-    with running.opened(model, loading) as engine:
-        if raw or engine.chat_format is None:
+    with running.opened(name, loading) as model:
+        if raw or model.chat_format is None:
             if system is not None:
-                raise ValueError(f"{model}: has no chat template, so there is no place for a system message")
-            answer = running.stream(engine.stream, text, **sampling.given())
+                raise ValueError(f"{name}: has no chat template, so there is no place for a system message")
+            answer = running.stream(model.stream, text, **sampling.given())
         else:
             messages = [{"role": "user", "content": text}]
             if system is not None:
                 messages.insert(0, {"role": "system", "content": system})
-            answer = running.stream(engine.chat_stream, messages, strip=True, **template(think), **sampling.given())
+            answer = running.stream(model.chat_stream, messages, strip=True, **template(think), **sampling.given())
         if stats:
             console.note(running.speed(answer.stats))
     raise typer.Exit(130 if answer.stopped else 0)
