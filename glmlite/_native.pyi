@@ -150,7 +150,7 @@ class Engine:
     def __init__(
         self,
         gguf: Gguf,
-        ops: Sequence[tuple],
+        ops: Sequence[tuple[Any, ...]],
         *,
         kv_tokens: int,
         kv_type: str = "f16",

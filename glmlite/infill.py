@@ -97,7 +97,9 @@ class Infiller:
         count = sum(i in self.masks for i in ids)
         if not count:
             raise ValueError(f"infill: the text has no mask, expected one of {', '.join(self.blanks.masks)}")
-        filled, pieces, completions = list(ids), [], []
+        filled = list(ids)
+        pieces: list[int] = []
+        completions: list[Completion] = []
         for _ in range(count):
             done = complete([*self.context(ids), *pieces, self.start] if self.blanks.several else self.prompt(filled))
             completions.append(done)

@@ -152,10 +152,10 @@ class Report:
 
     def __call__(self, done: float) -> None:
         """Raises Cancelled."""
-        if self._cancel is not None:
-            self._cancel.check("load")
         if self._progress is not None and self._progress(done) is False:
             raise Cancelled("load: cancelled")
+        if self._cancel is not None:
+            self._cancel.check("load")
 
 
 @dataclass(frozen=True)

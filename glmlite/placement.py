@@ -88,7 +88,13 @@ class Gpu:
     """A model's memory on a GPU. native: `backend(device)`'s; gpu_layers: None: all layers; ops: `native_ops`."""
 
     def __init__(
-        self, native: ModuleType, device: str, gpu_layers: int | None, gguf: Any, ops: Sequence[tuple], kv_type: str
+        self,
+        native: ModuleType,
+        device: str,
+        gpu_layers: int | None,
+        gguf: Any,
+        ops: Sequence[tuple[Any, ...]],
+        kv_type: str,
     ):
         self.native = native
         self.index = gpu_index(device)
@@ -100,7 +106,10 @@ class Gpu:
 
     def need(self, kv_tokens: int) -> dict[str, int]:
         """Bytes for weights, kv, scratch, reserve and in total, and layers and gpu_layers."""
-        return self.native.memory_needed(*self.model, kv_tokens=kv_tokens, kv_type=self.kv_type, gpu_layers=self.layers)
+        need: dict[str, int] = self.native.memory_needed(
+            *self.model, kv_tokens=kv_tokens, kv_type=self.kv_type, gpu_layers=self.layers
+        )
+        return need
 
     def place(self, kv_tokens: int) -> Placement:
         """On this GPU; with "auto" on the CPU if the model, as it is asked for, does not fit. The log says why."""
@@ -122,7 +131,7 @@ class Gpu:
         )
 
 
-def native_ops(ops: Sequence[Op], tensor: Callable[[str], np.ndarray]) -> list[tuple]:
+def native_ops(ops: Sequence[Op], tensor: Callable[[str], np.ndarray]) -> list[tuple[Any, ...]]:
     """The program as `_native.Engine` takes it.
 
     Per op: (kind, out id, width, {slot: value id}, {slot: [tensor names]}, {slot: attribute}). Attributes are numbers;

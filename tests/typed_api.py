@@ -1,0 +1,87 @@
+"""Every way to call the public API, for the type checker (`mypy`); nothing here runs.
+
+A line with a `type: ignore` is a mistake that the checker has to find: with strict settings, one that it does not
+find is an error, too.
+"""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import glmlite
+
+
+def loads() -> None:
+    model: glmlite.Model = glmlite.load()
+    glmlite.load("~/model.gguf", context=8192, parallel=2, kv_tokens=16384, kv_type="q8", threads=4)
+    glmlite.load(Path("model.gguf"), device="cuda:1", gpu_layers=20, progress=lambda done: done < 0.5)
+    glmlite.load(b"model.gguf", progress=print, cancel=glmlite.Cancel())
+    with glmlite.load("builtin") as opened:
+        name: str = opened.name
+        vocab: int = opened.vocab_size
+    version: str = glmlite.__version__
+    print(model, name, vocab, version)
+    glmlite.load("model.gguf", contxt=8192)  # type: ignore[call-arg]
+    glmlite.load(context="8192")  # type: ignore[arg-type]
+
+
+def answers(model: glmlite.Model) -> str:
+    done: glmlite.Completion = model.generate("The capital of France", max_tokens=20, temperature=0.0, stop=["\n"])
+    done = model.generate([1, 2, 3], logit_bias={5: -1.0}, logprobs=2, stop_ids=[7], ignore_eos=True, seed=None)
+    asked = glmlite.Parameters(temperature=0.2, top_p=0.9)
+    done = model.generate("x", asked, seed=1, on_progress=lambda read, of: None)
+    reply: glmlite.Completion = model.chat(
+        [{"role": "user", "content": "你好"}],
+        asked,
+        tools=[{"name": "now", "parameters": {}}],
+        template={"enable_thinking": False},
+        overflow="truncate",
+        cancel=glmlite.Cancel(),
+    )
+    ids: list[int] = model.chat_ids([{"role": "user", "content": "hi"}], tools=[], template={"x": 1})
+    filled: glmlite.Infill = model.infill("a [MASK] b", max_tokens=4)
+    numbers: NDArray[np.float32] = model.logits(ids, all=True, cancel=glmlite.Cancel())
+    seconds: float = done.stats.prompt_seconds + reply.stats.generation_seconds
+    print(filled.spans[0], numbers.shape, seconds, done.logprobs, done.stop, done.finish_reason.upper())
+    model.generate("x", temprature=0.1)  # type: ignore[call-arg]
+    model.generate("x", max_tokens="many")  # type: ignore[arg-type]
+    model.generate("x", {"seed": 1})  # type: ignore[arg-type]
+    model.chat("hi")  # type: ignore[arg-type]
+    model.chat([], stream=True)  # type: ignore[call-arg]
+    for _ in done:  # type: ignore[attr-defined]
+        pass
+    return reply.text + str(done)
+
+
+def pieces(model: glmlite.Model) -> None:
+    generation: glmlite.Generation = model.stream("x", max_tokens=5)
+    for piece in generation:
+        text: str = piece.text
+        reason: str | None = piece.finish_reason
+        print(text, piece.tokens, reason, generation.stats.generated_tokens)
+    with model.chat_stream([{"role": "user", "content": "x"}], seed=1) as chatting:
+        first: glmlite.Piece = next(chatting)
+        chatting.cancel()
+    whole: glmlite.Completion = chatting.result()
+    print(first, whole)
+
+
+async def coroutines(model: glmlite.Model) -> glmlite.Completion:
+    loaded: glmlite.Model = await glmlite.aload("model.gguf", context=512)
+    async for piece in loaded.chat_stream([{"role": "user", "content": "x"}]):
+        print(piece.text)
+    task = asyncio.ensure_future(glmlite.aload("model.gguf"))
+    task.cancel()
+    await glmlite.aload(contxt=512)  # type: ignore[call-arg]
+    return await model.stream("x")
+
+
+def errors(model: glmlite.Model) -> None:
+    try:
+        model.generate("x")
+    except glmlite.ContextOverflow as error:
+        print(error)
+    except (glmlite.Closed, glmlite.Cancelled, glmlite.FormatError):
+        model.close()
