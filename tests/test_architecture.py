@@ -26,7 +26,7 @@ LAYERS = [
     ["builtin", "cancel", "chat", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],
-    ["_package", "errors", "families"],
+    ["_package", "errors", "families", "files"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

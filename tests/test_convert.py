@@ -772,7 +772,8 @@ def entry(**changes):
 @pytest.mark.parametrize(
     "header, match",
     [
-        ({"x": entry(dtype="F4")}, "'x': dtype 'F4', expected one of F64, F32"),
+        ({"x": entry(dtype="F12")}, "'x': dtype 'F12', expected one of F64, F32"),
+        ({"x": entry(dtype="F8_E4M3")}, r"'x' is quantized \(F8_E4M3\)"),
         ({"x": entry(dtype=["F32"])}, "'x': dtype"),
         ({"x": entry(shape=[2, -3])}, r"'x': shape \[2, -3\]"),
         ({"x": entry(shape=[1] * 99)}, "'x': shape"),
@@ -802,7 +803,7 @@ def test_safetensors_that_lie(tmp_path, header, match):
 def test_files_that_are_no_safetensors(tmp_path, data):
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
-    with pytest.raises(FormatError, match="not safetensors, or cut off"):
+    with pytest.raises(FormatError, match=r"not safetensors, (or cut off|but)"):
         Checkpoint(path)
 
 
@@ -942,13 +943,6 @@ ADDED = {"content": "<|user|>", "id": 262, "special": True}
         ),
         ("chatglm3", "tokenizer.json", {"added_tokens": [ADDED | {"content": "\ud800"}]}, "not JSON: .*surrogates"),
         ("chatglm3", "tokenizer.json", {"pre_tokenizer": {"type": "x" * 5000}}, "that glmlite does not know"),
-        (
-            "chatglm3",
-            "generation_config.json",
-            b'{"temperature": 1e39}',
-            "'temperature' is 1e\\+39, expected a positive",
-        ),
-        ("chatglm3", "generation_config.json", b'{"top_k": "many"}', "'top_k' is 'many'"),
         ("chatglm3", "chat_template.jinja", b"\xff", r"chat_template\.jinja: not UTF-8"),
         ("chatglm3", "tokenizer.json", {"model": {"type": ["x"] * 999}}, r"a \['x', .* model, expected BPE"),
         ("glm-10b", "merges.txt", b"\xff", r"merges\.txt: not UTF-8"),

@@ -46,7 +46,7 @@ TOOLS = ("glmlite.convert", "glmlite.doctor", "glmlite.quantize")  # what makes 
 
 def test_nothing_at_run_time_imports_the_converters():
     for module in modules():
-        if not module.startswith(TOOLS):
+        if not module.startswith((*TOOLS, "glmlite.cli")):  # the commands have files of the same names
             source = inspect.getsource(import_module(module))
             assert not re.search(r"^\s*from \.*(glmlite\.)?(convert|doctor|quantize)\b", source, re.M), module
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..files import replacing
 from . import console, running
 from .options import Loading, ModelFirst, Sampling, Think, model_and_text, template
 
@@ -85,14 +84,8 @@ class Session:
 
     def save(self, path: str) -> None:
         text = json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n"
-        handle, part = tempfile.mkstemp(suffix=".part", dir=os.path.dirname(os.path.abspath(path)))
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            os.replace(part, path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            file.write(text.encode())
 
     def load(self, path: str) -> None:
         from ..chat.messages import check

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import refuse_to_overwrite
 from . import console
 
 
@@ -70,8 +71,8 @@ def convert(
     from .. import hub
 
     out = out or _beside(source, type)
-    if out.exists() and not force:
-        raise FileExistsError(17, "it is there already; --force writes over it", str(out))
+    if not force:
+        refuse_to_overwrite(out)
     importance = None if imatrix is None else conversion.imatrix.read(imatrix).weights()
     folder = hub.fetch(source) if hub.is_name(source) else source
     work = conversion.plan(folder, type, tensor_types=_pairs(tensor_type or []), lora=lora, ptuning=ptuning)
@@ -104,7 +105,7 @@ def _beside(source: str, type: str) -> Path:
     """A name in the current folder, after the source's."""
     path = Path(source)
     name = path.resolve().name if path.is_dir() else path.name.removesuffix(".gguf")
-    return Path(f"{name}-{type}.gguf")
+    return Path(f"{name}-{type.lower()}.gguf")
 
 
 def _pairs(texts: list[str]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files import refuse_to_overwrite
 from . import console
 from .options import Json, ModelName, find
 
@@ -58,8 +59,8 @@ def doctor(
     copy = None
     if fix and any(finding.changes for finding in report.findings):
         out = out or doctors.beside(report.paths[0])
-        if out.exists() and not force:
-            raise FileExistsError(17, "it is there already; --force writes over it", str(out))
+        if not force:
+            refuse_to_overwrite(out)
         with console.progress(f"Writing {out.name}") as show:
             doctors.fix(report, out, progress=show)
         # Its weights are those of the file, byte for byte.

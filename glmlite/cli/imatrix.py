@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import refuse_to_overwrite
 from . import console, running
 from .options import Chunk, Chunks, ModelName, Text, Threads, find
 
@@ -46,8 +47,8 @@ def imatrix(
 
     path = find(model)
     out = out or Path(f"{Path(path).name.removesuffix('.gguf')}.imatrix.gguf")
-    if out.exists() and not force:
-        raise FileExistsError(17, "it is there already; --force writes over it", str(out))
+    if not force:
+        refuse_to_overwrite(out)
     words = running.text_at(text)
     with console.progress("loading") as loading, console.progress("reading") as reading:
         matrix = conversion.imatrix.collect(

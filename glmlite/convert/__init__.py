@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from . import imatrix, recipes, writer
 from .architectures import Config, Model, Tensor, build
 from .checkpoint import Checkpoint
 from .files import load_json
+from .foreign import refuse_quantized
 from .formats import TYPES, can_quantize, encode, tensor_bytes
-from .sources import Adapted, Source, Unpacked
+from .sources import Adapted, Source, Tied, Unpacked
 from .text import text_metadata
 
 __all__ = ["Plan", "convert", "imatrix", "plan", "unweighted", "work_off"]
@@ -96,15 +98,12 @@ def plan(
 ) -> Plan:
     """Look through a checkpoint's folder (or a GGUF file) and decide what each tensor becomes. Reads headers only.
 
-    type: a recipe of `glmlite.convert.recipes`. tensor_types: (pattern of a name, type), exceptions from it.
+    type: a recipe of `glmlite.convert.recipes`, in any case. tensor_types: (pattern of a name, type), exceptions.
     lora: a LoRA folder of PEFT to merge. ptuning: a P-Tuning v2 checkpoint whose prefix is stored.
     """
-    if type not in recipes.RECIPES:
-        raise ValueError(f"type: {type!r} is not known; known: {', '.join(recipes.RECIPES)}")
-    overrides = [(pattern, kind.upper()) for pattern, kind in tensor_types]
-    for _, kind in overrides:
-        if kind not in TYPES:
-            raise ValueError(f"tensor type: {kind.lower()!r} is not known; known: {', '.join(TYPES).lower()}")
+    type = _known("type", type, recipes.RECIPES)
+    types = [name.lower() for name in TYPES]
+    overrides = [(pattern, _known("tensor type", kind, types).upper()) for pattern, kind in tensor_types]
     source = Path(source)
     with ExitStack() as opened:
         if source.suffix == ".gguf":
@@ -215,6 +214,21 @@ def _in_order(
             future.cancel()
 
 
+# As other programs call the types.
+_SPELLED = {"fp16": "f16", "float16": "f16", "fp32": "f32", "float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}
+
+
+def _known(what: str, name: str, known: Collection[str]) -> str:
+    """The name in lower case. Raises ValueError, with names that are like it, if it is not known."""
+    name = name.lower()
+    if name in known:
+        return name
+    near = [_SPELLED[name]] if name in _SPELLED else [other for other in known if other.startswith(name)]
+    near = near or get_close_matches(name, known)
+    meant = f" (do you mean {' or '.join(near)}?)" if near else ""
+    raise ValueError(f"{what}: {name!r} is not known{meant}; known: {', '.join(known)}")
+
+
 def _read_checkpoint(
     source: Path, lora: str | os.PathLike[str] | None, ptuning: str | os.PathLike[str] | None, opened: ExitStack
 ) -> Model:
@@ -224,9 +238,10 @@ def _read_checkpoint(
     if not config_path.is_file():
         raise FormatError(f"{folder}: no config.json beside the weights")
     config = Config(load_json(config_path), config_path)
+    refuse_quantized(checkpoint, config)
     tensors: Source = Unpacked(checkpoint, config.get("quantization_bit"))
     if lora is not None:
-        adapted = Adapted(tensors, Path(lora))
+        adapted = Adapted(Tied(tensors) if config.get("tie_word_embeddings", False) else tensors, Path(lora))
         opened.callback(adapted.adapter.close)
         tensors = adapted
     prefix = None if ptuning is None else opened.enter_context(Checkpoint(Path(ptuning)))

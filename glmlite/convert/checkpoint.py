@@ -11,7 +11,9 @@ checked against the file's size before it is used.
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,13 +34,15 @@ Rows = Sequence[int] | np.ndarray  # indices along the first dimension
 class Checkpoint:
     """The tensors of a folder (or of one file). FormatError names the file, and the tensor if it is at fault.
 
-    A folder's index is followed where there is one; else its safetensors, else its `.bin` files are all read.
+    Of a folder counts what transformers would take: `model.safetensors`, else the shards of its index, else the same of
+    `pytorch_model.bin`. Where there is none of these, all of its safetensors, else all of its `.bin` files, are read.
+    adapter: the folder is PEFT's, of which `adapter_model` counts and nothing else.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, adapter: bool = False):
         self.path = Path(path)
         self._files = Files()
-        self._tensors = _open(self.path)
+        self._tensors = _open_adapter(self.path) if adapter else _open(self.path)
 
     @property
     def names(self) -> list[str]:
@@ -89,6 +93,10 @@ class Checkpoint:
             out[begin:end] = self._contiguous(t, int(rows[begin]), int(end - begin))
         return out
 
+    def adapted(self, name: str) -> bool:
+        """Whether an adapter changes it: these are the weights themselves."""
+        return False
+
     def close(self) -> None:
         self._files.close()
 
@@ -124,19 +132,50 @@ class Checkpoint:
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+# What a training leaves beside the weights: its state, and objects of its program.
+_NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|trainer_state|rng_state.*|random_states.*)\.\w+")
+
+
 def _open(path: Path) -> dict[str, Stored]:
     if not path.exists():
-        raise FileNotFoundError(2, "No such file or directory", str(path))
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if path.is_file():
         return _read_file(path)
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (path / index).exists():
-            return _sharded(path, path / index)
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (path / whole).is_file():
+            return _read_file(path / whole)
+        if (path / f"{whole}.index.json").exists():
+            return _sharded(path, path / f"{whole}.index.json")
     for pattern in ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin"):
-        files = sorted(file for file in path.glob(pattern) if file.is_file())
+        found = (file for file in path.glob(pattern) if file.is_file())
+        files = sorted(f for f in found if f.name not in _ADAPTERS and not _NOT_WEIGHTS.fullmatch(f.name))
         if files:
             return _unindexed(files)
-    raise FormatError(f"{path}: neither *.safetensors nor pytorch_model*.bin in this folder")
+    raise FormatError(f"{path}: {_without_weights(path)}")
+
+
+def _without_weights(folder: Path) -> str:
+    """What a folder is that holds no weights, and what to do."""
+    if any((folder / name).exists() for name in _ADAPTERS):
+        return "an adapter of PEFT, not a model; convert the model that it was trained on, with --lora for this folder"
+    names = sorted(entry.name for entry in folder.iterdir())
+    for name in names:
+        if (folder / name).is_symlink() and not (folder / name).exists():
+            return f"{name!r} is a link to {os.readlink(folder / name)!r}, which is not there"
+    unfinished = (".incomplete", ".part", ".crdownload", ".download", ".aria2")
+    if name := next((name for name in names if name.endswith(unfinished)), None):
+        return f"no weights but {name!r}: the download has not ended"
+    if name := next((name for name in names if name.endswith(".gguf")), None):
+        return f"no checkpoint but {name!r}: name that file to convert it, or run it as it is"
+    return "neither *.safetensors nor pytorch_model*.bin in this folder"
+
+
+def _open_adapter(folder: Path) -> dict[str, Stored]:
+    for name in _ADAPTERS:
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+    raise FormatError(f"{folder}: no {' or '.join(_ADAPTERS)}, expected a LoRA folder of PEFT")
 
 
 def _sharded(folder: Path, index: Path) -> dict[str, Stored]:
@@ -153,8 +192,9 @@ def _sharded(folder: Path, index: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for file, names in sorted(shards.items()):
         if not (folder / file).is_file():
+            link = f" (a link to {os.readlink(folder / file)!r})" if (folder / file).is_symlink() else ""
             raise FormatError(
-                f"{folder / file}: the shard is missing; it holds {len(names)} tensors, {names[0]!r} first"
+                f"{folder / file}: the shard is missing{link}; it holds {len(names)} tensors, {names[0]!r} first"
             )
         inside = _read_file(folder / file)
         _merge(tensors, inside)

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import FormatError
+from ..files import kind_of
 
 __all__ = ["MAX_JSON", "Files", "load_json", "load_text", "parse_json", "short"]
 
@@ -52,7 +53,7 @@ def load_text(path: Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8: {error}") from None
+        raise FormatError(f"{path}: {kind_of(path) or f'not UTF-8: {error}'}") from None
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     except FormatError:
         raise
     except ValueError as error:  # not UTF-8, not JSON, a number of thousands of digits
-        raise FormatError(f"{path}: not JSON: {error}") from None
+        raise FormatError(f"{path}: {kind_of(path) or f'not JSON: {error}'}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: a JSON {type(value).__name__}, expected an object")
     return value

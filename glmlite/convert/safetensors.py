@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..files import kind_of
 from .files import MAX_JSON, parse_json, short
 from .stored import DTYPES, Stored, check_name, check_shape, is_count
 
@@ -21,7 +22,9 @@ def read(path: Path) -> dict[str, Stored]:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(size - 8, MAX_JSON):
-            raise FormatError(f"{path}: a header of {length} bytes in a file of {size}: not safetensors, or cut off")
+            kind = kind_of(path)
+            what = f"but {kind}" if kind else f"or cut off: a header of {length} bytes in a file of {size}"
+            raise FormatError(f"{path}: not safetensors, {what}")
         header = parse_json(file.read(length), path)
     data = 8 + length
     tensors: dict[str, Stored] = {}
@@ -43,6 +46,8 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
         raise FormatError(f"{where}: {short(entry)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
+        if isinstance(dtype, str) and dtype.startswith(("F8", "F6", "F4")):
+            raise FormatError(f"{where} is quantized ({dtype}); expected the checkpoint that it was made from")
         raise FormatError(f"{where}: dtype {short(dtype)}, expected one of {', '.join(DTYPES)}")
     check_shape(where, shape)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(is_count(n) for n in offsets)):

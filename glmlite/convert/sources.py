@@ -16,7 +16,7 @@ from ..errors import FormatError
 from .checkpoint import Checkpoint, Rows
 from .files import load_json, short
 
-__all__ = ["Adapted", "Source", "Unpacked", "prefix_table"]
+__all__ = ["Adapted", "Source", "Tied", "Unpacked", "prefix_table"]
 
 
 class Source(Protocol):
@@ -26,6 +26,8 @@ class Source(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
     def where(self, name: str) -> str: ...
     def read(self, name: str, rows: Rows | None = None) -> np.ndarray: ...
+    def adapted(self, name: str) -> bool:
+        """Whether an adapter changes it."""
 
 
 class Unpacked:
@@ -35,7 +37,7 @@ class Unpacked:
     the even column in its high half and the odd one in its low half, both signed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, bits: int | None):
+    def __init__(self, checkpoint: Checkpoint, bits: Any):
         self.checkpoint = checkpoint
         self.packed = {
             name
@@ -47,7 +49,7 @@ class Unpacked:
                 f"{checkpoint.where(min(self.packed))} is packed, but the config's 'quantization_bit' is "
                 f"{short(bits)}, expected 4 or 8"
             )
-        self.bits = bits
+        self.bits = int(bits) if self.packed else 0
         for name in self.packed:
             shape, scales = checkpoint.shape(name), checkpoint.shape(f"{name}_scale")
             if len(shape) != 2 or scales != shape[:1]:
@@ -77,6 +79,46 @@ class Unpacked:
         if self.bits == 4:
             q = np.stack([q >> 4, (q << 4).astype(np.int8) >> 4], axis=-1).reshape(len(q), -1)
         return q.astype(np.float32) * self.checkpoint.read(f"{name}_scale", rows)[:, None]
+
+    def adapted(self, name: str) -> bool:
+        return False
+
+
+class Tied:
+    """A source whose matrix of the logits is that of the embeddings, under both names: an adapter may change one."""
+
+    _NAMES = (
+        ("lm_head.weight", "model.embed_tokens.weight"),
+        ("lm_head.weight", "transformer.word_embeddings.weight"),
+        ("transformer.output_layer.weight", "transformer.embedding.word_embeddings.weight"),
+    )
+
+    def __init__(self, source: Source):
+        self.source = source
+        pairs = [(head, table) for head, table in self._NAMES if table in source and head not in source]
+        self._head, self._table = pairs[0] if pairs else ("", "")
+
+    def _own(self, name: str) -> str:
+        return self._table if name == self._head else name
+
+    @property
+    def names(self) -> list[str]:
+        return sorted([*self.source.names, *([self._head] if self._head else [])])
+
+    def __contains__(self, name: str) -> bool:
+        return self._own(name) in self.source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(self._own(name))
+
+    def where(self, name: str) -> str:
+        return self.source.where(self._own(name))
+
+    def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
+        return self.source.read(self._own(name), rows)
+
+    def adapted(self, name: str) -> bool:
+        return self.source.adapted(self._own(name))
 
 
 # Options of PEFT by which an adapter is more than w + scale (B A), and initial values for which w itself was changed.
@@ -114,7 +156,7 @@ class Adapted:
                 f"{config_path}: 'init_lora_weights' is {short(config['init_lora_weights'])}, which changes the "
                 "model's own weights; expected it saved as plain LoRA (path_initial_model_for_weight_conversion)"
             )
-        self.adapter = Checkpoint(folder)
+        self.adapter = Checkpoint(folder, adapter=True)
         self.transposed = bool(config.get("fan_in_fan_out"))
         self.pairs: dict[str, tuple[str, str, float]] = {}  # weight -> A, B, scale
         self.alphas = self._alphas(config, config_path)
@@ -183,16 +225,19 @@ class Adapted:
     def where(self, name: str) -> str:
         return self.adapter.where(self.replaced[name]) if name in self.replaced else self.source.where(name)
 
+    def adapted(self, name: str) -> bool:
+        return name in self.pairs or name in self.replaced
+
     def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
         # A trained copy in place of the weight may be adapted itself: PEFT saves embeddings so.
         w = self.adapter.read(self.replaced[name], rows) if name in self.replaced else self.source.read(name, rows)
         if name in self.pairs:
-            a, b, scale = self.pairs[name]
-            a = self.adapter.read(a)
+            a_name, b_name, scale = self.pairs[name]
+            a = self.adapter.read(a_name)
             if a.shape[1] == w.shape[1]:
-                b = self.adapter.read(b, rows)
+                b = self.adapter.read(b_name, rows)
             else:  # transposed: the weight is A' B'
-                a, b = a.T, self.adapter.read(b).T
+                a, b = a.T, self.adapter.read(b_name).T
                 b = b if rows is None else b[np.asarray(rows)]
             # One rank after another: the sum's order is the same whatever BLAS and however many threads.
             delta = np.zeros_like(w)

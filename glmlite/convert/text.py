@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +19,49 @@ from .files import load_json, load_text, short
 
 __all__ = ["text_metadata"]
 
-_SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+log = logging.getLogger(__name__)
+
+
+class _Hint(NamedTuple):
+    """A recommendation of generation_config.json: GGUF's key for it, and the values that it may have."""
+
+    key: str
+    least: float
+    most: float
+    whole: bool = False
+    off: Sequence[float] = ()  # what others write to switch the rule off
+
+
+_SAMPLING = {
+    "temperature": _Hint("temp", 0.0, 100.0, off=(0,)),
+    "top_k": _Hint("top_k", 1, 2**31 - 1, whole=True, off=(0, -1)),
+    "top_p": _Hint("top_p", 1e-6, 1.0, off=(0, -1)),
+    "min_p": _Hint("min_p", 0.0, 1.0, off=(0, -1)),
+    "repetition_penalty": _Hint("penalty_repeat", 0.01, 100.0),
+}
+# Recommendations that change what a model writes and have no place in the file: name -> what switches them off.
+_NO_PLACE = {
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "diversity_penalty": 0.0,
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "top_h": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "stop_strings": None,
+}
 
 
 def text_metadata(folder: Path, config: Config, architecture: str, rows: int) -> dict[str, Any]:
@@ -37,19 +81,43 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
         if (template := for_file(metadata, architecture, ids)) is not None:
             metadata["tokenizer.chat_template"] = template
     if architecture == "chatglm" and metadata["tokenizer.ggml.model"] == "llama":
-        for key in [key for key in metadata if key.startswith("tokenizer.chat_template")]:
+        for key in [
+            key for key in metadata if key.startswith("tokenizer.chat_template") and isinstance(metadata[key], str)
+        ]:
             metadata[key] = metadata[key].replace("[gMASK]sop", "[gMASK]<sop>")  # as `vocab` calls ChatGLM3's token
     if architecture == "chatglm" and _is_chatglm2(folder, tokenizer_config, metadata):
         metadata["glmlite.chat_format"] = "chatglm2"
-    if generation.get("do_sample", True):
-        for key, name in _SAMPLING.items():
-            if generation.get(key):  # 0 switches a rule off, as leaving it out does
-                value = generation.number(key)
-                metadata[f"general.sampling.{name}"] = int(value) if name == "top_k" else value
+    return metadata | _sampling(generation)
+
+
+def _sampling(generation: Config) -> dict[str, float]:
+    """The recommended sampling. A hint that cannot be used stops no conversion: it is left out, with a warning."""
+    metadata: dict[str, float] = {}
+    hints = _SAMPLING
+    if not generation.get("do_sample", True):
+        metadata["general.sampling.temp"] = 0.0  # the likeliest token, whatever else is recommended
+        hints = {"repetition_penalty": _SAMPLING["repetition_penalty"]}
+    for name, hint in hints.items():
+        value = generation.get(name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is None or (number and value in hint.off):
+            continue
+        if not number or not hint.least <= value <= hint.most or (hint.whole and value != int(value)):
+            log.warning("%s: %r is %s, left out", generation.path, name, short(value))
+        else:
+            metadata[f"general.sampling.{hint.key}"] = int(value) if hint.whole else float(value)
+    for name, off in _NO_PLACE.items():
+        value = generation.get(name)
+        if value is not None and value != off and value != []:
+            log.warning(
+                "%s: %r is %s, which has no place in a GGUF file: left out", generation.path, name, short(value)
+            )
     return metadata
 
 
-def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[str, Any], rows: int) -> dict[str, Any]:
+def _special_ids(
+    config: Config, generation: Mapping[str, Any], vocabulary: dict[str, Any], rows: int
+) -> dict[str, Any]:
     """All ids that end an answer: those of the config and the generation config, and the family's, which many a
     checkpoint names in part only."""
     path = config.path
@@ -59,6 +127,8 @@ def _special_ids(config: Config, generation: dict[str, Any], vocabulary: dict[st
         for values in (config.values, generation):
             value = values.get(key)
             for i in value if isinstance(value, list) else [] if value is None else [value]:
+                if i is None or (isinstance(i, int) and i < 0):
+                    continue  # -1, as other programs write "none"
                 if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < rows:
                     raise FormatError(f"{path}: {key!r} has {short(i)}, expected ids below {rows}")
                 if i not in found:
@@ -103,18 +173,23 @@ def _begins_with_bos(folder: Path, tokenizer_config: dict[str, Any], vocabulary:
     )
 
 
-def _templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
-    """`chat_template` is a text, or a list of named ones; newer copies have it in a file of its own."""
-    if (path := folder / "chat_template.jinja").is_file():
-        return {"tokenizer.chat_template": load_text(path)}
-    template = tokenizer_config.get("chat_template")
-    if isinstance(template, str):
-        return {"tokenizer.chat_template": template}
-    found = {}
+def _templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]:
+    """Name -> template: a text, or a list of named ones, of the config; newer copies have files of their own, which
+    count before it. GGUF has the names besides `default` in a list."""
+    template = _optional(folder / "chat_template.json").get("chat_template", tokenizer_config.get("chat_template"))
+    named: dict[str, str] = {"default": template} if isinstance(template, str) else {}
     for item in template if isinstance(template, list) else []:
         if isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("template"), str):
-            suffix = "" if item["name"] == "default" else f".{item['name']}"
-            found[f"tokenizer.chat_template{suffix}"] = item["template"]
+            named[item["name"]] = item["template"]
+    if (path := folder / "chat_template.jinja").is_file():
+        named = {"default": load_text(path)}
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        named[path.stem] = load_text(path)
+    found: dict[str, Any] = {}
+    for name, text in named.items():
+        found["tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"] = text
+    if others := sorted(named.keys() - {"default"}):
+        found["tokenizer.chat_templates"] = others
     return found
 
 

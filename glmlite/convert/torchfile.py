@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError
+from ..files import kind_of
 from .stored import DTYPES, Stored, check_name, check_shape
 
 __all__ = ["read"]
@@ -134,16 +135,15 @@ class _Unpickler(pickle._Unpickler):
 def read(path: Path) -> dict[str, Stored]:
     """Tensor name -> where it is stored. Raises FormatError, naming the file."""
     with path.open("rb") as file:
-        legacy = file.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
         try:
             with zipfile.ZipFile(file) as archive:
                 return _read(path, archive, file)
         except (FormatError, MemoryError):
             raise
         except Exception as error:  # zipfile has many ways to say that an archive is broken
-            what = "written by torch before 1.6; load and save it with a newer torch, or as safetensors"
-            what = what if legacy else f"not a file of torch.save, or cut off: {error or type(error).__name__}"
-            raise FormatError(f"{path}: {what}") from None
+            broken = f"not a file of torch.save, or cut off: {error or type(error).__name__}"
+            kind = None if (kind := kind_of(path)) == "a zip archive" else kind
+            raise FormatError(f"{path}: {kind or broken}") from None
 
 
 def _read(path: Path, archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, Stored]:

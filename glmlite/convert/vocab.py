@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ..files import kind_of
 from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
 from ..tokenizer.vocabulary import TokenType
 from .files import load_json, load_text, short
@@ -77,7 +78,8 @@ def from_tiktoken(path: Path, *, specials: Mapping[str, int], vocab_size: int = 
         except FormatError:
             raise
         except (ValueError, binascii.Error):
-            raise FormatError(f"{path}: line {number} is not a token in base64 and its rank") from None
+            what = kind_of(path) or f"line {number} is not a token in base64 and its rank"
+            raise FormatError(f"{path}: {what}") from None
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise FormatError(f"{path}: the ranks are not 0 to {len(ranks) - 1}")
     spelled = {token: "".join(map(ALPHABET.__getitem__, token)) for token in ranks}
@@ -93,6 +95,7 @@ def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
         model, added_tokens = data["model"], data.get("added_tokens", [])
         if model.get("type", "BPE") != "BPE":
             raise FormatError(f"{path}: a {short(model['type'])} model, expected BPE")
+        _refuse_unknown_steps(path, data)
         patterns = _patterns_of(data.get("pre_tokenizer"))
         ignore = model.get("ignore_merges", False)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -117,6 +120,33 @@ def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
     return _byte_bpe(path, tokens, added, merges, pre, vocab_size)
 
 
+# What a BPE model of the tokenizers library may be told that changes ids, and the values that change none.
+_NEUTRAL = {"dropout": (None, 0, 0.0), "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, "")}
+
+
+def _refuse_unknown_steps(path: Path, data: Mapping[str, Any]) -> None:
+    """Raises FormatError for a step of a tokenizer.json that changes ids or text and has no place in a GGUF file."""
+    normalizer = data.get("normalizer")
+    if normalizer is not None and normalizer.get("normalizers") != []:
+        kinds = [step.get("type") for step in normalizer.get("normalizers", [normalizer])]
+        raise FormatError(f"{path}: the normalizer {', '.join(map(short, kinds))}, expected none: the ids would differ")
+    for key, neutral in _NEUTRAL.items():
+        if (value := data["model"].get(key)) not in neutral:
+            raise FormatError(f"{path}: the model's {key!r} is {short(value)}, expected none: the ids would differ")
+    for token in data.get("added_tokens", []):
+        if flags := [flag for flag in ("single_word", "lstrip", "rstrip") if token.get(flag)]:
+            raise FormatError(f"{path}: token {short(token['content'])} has {' and '.join(flags)}, expected neither")
+    post = data.get("post_processor") or {}
+    for step in post.get("processors", [post]):
+        order = ["SpecialToken" in item for item in step.get("single") or []] if step.get("type") != "ByteLevel" else []
+        if any(order[order.index(False) :] if False in order else []):
+            raise FormatError(f"{path}: the post_processor puts a token behind a text, expected none there")
+    decoder = data.get("decoder") or {"type": "ByteLevel"}
+    kinds = {step.get("type") for step in decoder.get("decoders", [decoder])}
+    if kinds - {"ByteLevel", "Fuse"}:
+        raise FormatError(f"{path}: the decoder {', '.join(sorted(map(str, kinds)))}, expected ByteLevel")
+
+
 def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> dict[str, Any]:
     """The vocabulary of a checkpoint's folder, whatever form it is in, filled up to `vocab_size` rows.
 
@@ -124,7 +154,7 @@ def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> d
     """
     folder = Path(folder)
     if (path := folder / "ice_text.model").exists():
-        return from_sentencepiece(path, vocab_size=vocab_size, chatglm1=True)
+        return from_sentencepiece(path, specials=_added(folder), vocab_size=vocab_size, chatglm1=True)
     path = folder / "tokenizer.model"
     sentencepiece = path.exists() and not _is_tiktoken(path)
     # Llama 2's tokenizer.json is its tokenizer.model in a form that is not read here.
@@ -132,7 +162,8 @@ def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> d
         return from_tokenizer_json(folder / "tokenizer.json", vocab_size=vocab_size)
     added = _added(folder)
     if sentencepiece:
-        return from_sentencepiece(path, specials=CHATGLM3_SPECIALS if chatglm else added, vocab_size=vocab_size)
+        specials = _beside_chatglm3(folder, added) if chatglm else added
+        return from_sentencepiece(path, specials=specials, vocab_size=vocab_size)
     if path.exists():
         return from_tiktoken(path, specials=added, vocab_size=vocab_size)
     if (path := folder / "cog-pretrain.model").exists():
@@ -163,6 +194,19 @@ def _added(folder: Path) -> dict[str, int]:
     if (path := folder / "added_tokens.json").is_file():
         found |= _ids(path, load_json(path).items())
     return found
+
+
+def _beside_chatglm3(folder: Path, added: Mapping[str, int]) -> dict[str, int]:
+    """ChatGLM3's special tokens and those that a fine-tune added to them. The folder may list the model's own, too, as
+    its code spells them (`sop`). Raises FormatError for one that takes the place of another."""
+    own = {i: text for text, i in CHATGLM3_SPECIALS.items()}
+    specials = dict(CHATGLM3_SPECIALS)
+    for text, i in added.items():
+        if i in own and text.strip("<>") != own[i].strip("<>"):
+            raise FormatError(f"{folder}: the added token {short(text)} has the id {i}, which is {own[i]!r}")
+        if i not in own:
+            specials[text] = i
+    return specials
 
 
 def _ids(path: Path, items: Iterable[tuple[Any, Any]]) -> dict[str, int]:
@@ -218,9 +262,9 @@ def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float, int]], dict[i
             elif number in specs:
                 specs[number] = dict(_fields(value))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error):
-        raise FormatError(f"{path}: not a sentencepiece model") from None
+        raise FormatError(f"{path}: {kind_of(path) or 'not a sentencepiece model'}") from None
     if not pieces:
-        raise FormatError(f"{path}: a sentencepiece model without pieces")
+        raise FormatError(f"{path}: {kind_of(path) or 'a sentencepiece model without pieces'}")
     if not isinstance(specs[2].get(3, 1), int) or not isinstance(specs[3].get(2, b""), bytes):
         raise FormatError(f"{path}: a sentencepiece model whose model_type or charsmap are none")
     return pieces, specs[2], specs[3]
@@ -289,6 +333,8 @@ def _mark(
     tokens += [""] * new
     types += [int(TokenType.UNUSED)] * new
     for (text, i), kind in marked.items():
+        if tokens[i] not in ("", text):
+            raise FormatError(f"{path}: the added token {short(text)} has the id {i}, which is {short(tokens[i])}")
         tokens[i], types[i] = text, int(kind)
     for i, text in enumerate(tokens):
         if not text:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ..files import replacing
 from .formats import TYPES, tensor_bytes
 
 __all__ = ["Entry", "write"]
@@ -62,32 +62,26 @@ def write(
     free = shutil.disk_usage(path.absolute().parent).free
     if free < total:
         raise OSError(errno.ENOSPC, f"the disk has {free} bytes free, the file needs {total}", str(path))
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb", buffering=0) as file:
-            _put(file, head, path)
-            done = len(head)
-            for entry, size in zip(entries, sizes):
-                written = 0
-                for piece in entry.pieces():
-                    _put(file, np.ascontiguousarray(piece), path)
-                    written += piece.nbytes
-                    if progress:
-                        progress(done + written, total)
-                if written != size:
-                    raise ValueError(f"{entry.name}: {written} bytes, expected {size} for {entry.type} {entry.shape}")
-                _put(file, bytes(_padded(size) - size), path)
-                done += _padded(size)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path, buffering=0) as file:
+        _put(file, head, path)
+        done = len(head)
+        for entry, size in zip(entries, sizes):
+            written = 0
+            for piece in entry.pieces():
+                _put(file, np.ascontiguousarray(piece), path)
+                written += piece.nbytes
+                if progress:
+                    progress(done + written, total)
+            if written != size:
+                raise ValueError(f"{entry.name}: {written} bytes, expected {size} for {entry.type} {entry.shape}")
+            _put(file, bytes(_padded(size) - size), path)
+            done += _padded(size)
     return total
 
 
 def _put(file: BinaryIO, data: bytes | np.ndarray, path: Path) -> None:
     """All of the data. Raises OSError in the name of `path`, which the file is to get."""
-    rest = memoryview(data).cast("B")
+    rest = memoryview(data).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
     try:
         while rest:
             rest = rest[file.write(rest) :]

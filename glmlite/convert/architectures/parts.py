@@ -92,6 +92,7 @@ class Builder:
         self.tensors: list[Tensor] = []
         self.metadata: dict[str, Any] = {}
         self._used: set[str] = set()
+        self._embeddings = ""  # the source's name of them
 
     def set(self, architecture: str, **values: Any) -> None:
         """Keys of the architecture: `set("glm", block_count=2)`; a dot in a key is written as two underscores."""
@@ -115,6 +116,8 @@ class Builder:
             return source.read(source_name, range(begin, end) if order is None else order[begin:end])
 
         self._used.add(source_name)
+        if name == "token_embd.weight":
+            self._embeddings = source_name
         self.tensors.append(Tensor(name, shape, read, source.where(source_name)))
 
     def take_both(self, name: str, source_name: str, order: np.ndarray | None = None, bias: bool = False) -> None:
@@ -123,8 +126,12 @@ class Builder:
         self.take(f"{name}.bias", f"{source_name}.bias", order, optional=not bias)
 
     def take_output(self, source_name: str, config: Config) -> None:
-        """The matrix of the logits; none if it is the embeddings', of which old files hold a copy."""
-        if config.get("tie_word_embeddings", False):
+        """The matrix of the logits; none if it is the embeddings', of which old files hold a copy.
+
+        PEFT adapts either of two tied matrices without the other, so that they are two then.
+        """
+        apart = self.source.adapted(source_name) or self.source.adapted(self._embeddings)
+        if config.get("tie_word_embeddings", False) and not apart:
             self._used.add(source_name)
         else:
             self.take("output.weight", source_name)

@@ -23,10 +23,12 @@ def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rot
     if kind == "default":
         return
     factor = rope.number("factor")
+    context = config.count("max_position_embeddings", default=2048)
     if kind == "linear":
         out.set(architecture, rope__scaling__type="linear", rope__scaling__factor=factor)
+        _reach(out, architecture, config, factor * rope.count("original_max_position_embeddings", default=context))
     elif kind == "yarn":
-        context = config.count("max_position_embeddings")
+        _reach(out, architecture, config, factor * rope.count("original_max_position_embeddings", default=context))
         out.set(
             architecture,
             rope__scaling__type="yarn",
@@ -43,6 +45,14 @@ def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rot
         out.add("rope_freqs.weight", _llama3(rope, dim, theta, factor), f"{config.path}: 'rope_scaling'")
     else:
         raise config.error("rope_scaling", kind, "linear, yarn or (Llama) llama3")
+
+
+def _reach(out: Builder, architecture: str, config: Config, context: float) -> None:
+    """The scaling makes the context so long. Configs whose `max_position_embeddings` is left as it was published are
+    common: transformers asks for that with some kinds of scaling."""
+    window = config.count("sliding_window", default=2**31 - 1)
+    key = f"{architecture}.context_length"
+    out.metadata[key] = min(max(out.metadata[key], int(min(context, 2**31 - 1))), window)
 
 
 def _llama3(rope: Config, dim: int, theta: float, factor: float) -> np.ndarray:

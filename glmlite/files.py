@@ -1,0 +1,124 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["kind_of", "refuse_to_overwrite", "replacing"]
+
+# What stands at the beginning of files that are taken for a model's.
+_KINDS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file that it stands for; `git lfs pull` fetches that"),
+    (b"/annex/objects/", "a git-annex pointer, not the file that it stands for; `git annex get` fetches that"),
+    (b"<!doctype html", "a page of HTML, not the file: the download went wrong"),
+    (b"<html", "a page of HTML, not the file: the download went wrong"),
+    (b"<?xml", "an XML text, not the file: the download went wrong"),
+    (b'{"error"', "a message of a server, not the file: the download went wrong"),
+    (b"entry not found", "a message of a server, not the file: the download went wrong"),
+    (b"invalid username or password", "a message of a server, not the file: the download went wrong"),
+    (b"access to model", "a message of a server, not the file: the download went wrong"),
+    (b"gguf", "a GGUF file"),
+    (b"lmgg", "a ggml file from before GGUF, which is not read"),
+    (b"fmgg", "a ggml file from before GGUF, which is not read"),
+    (b"tjgg", "a ggml file from before GGUF, which is not read"),
+    (b"pk\3\4", "a zip archive"),
+    (b"\x1f\x8b", "compressed by gzip; unpack it"),
+    (b"\xfd7zxz\0", "compressed by xz; unpack it"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+    (b"\x89hdf", "an HDF5 file, which is not read"),
+    *(
+        (b"\x80%c" % n, "written by torch before 1.6; load and save it with a newer torch, or as safetensors")
+        for n in (2, 3, 4)
+    ),
+)
+
+
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """What a file is that is not what it should be, and what to do; None if its beginning does not tell."""
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(512)
+        if not start:
+            return "empty"
+        if start[257:262] == b"ustar":
+            return "a tar archive; unpack it"
+        start = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        return next((kind for magic, kind in _KINDS if start.startswith(magic)), None)
+    return None
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[BinaryIO]:
+    """A new binary file beside `path`, which gets that name when the block ends; whatever goes wrong leaves none.
+
+    Removes what processes that were killed left of the same file. buffering: as for `open`.
+    """
+    path = Path(path)
+    _remove_abandoned(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    file = _create(part, buffering)
+    try:
+        with file:
+            yield file
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def refuse_to_overwrite(path: Path) -> None:
+    """Raises FileExistsError if something has that name."""
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(errno.EEXIST, "it is there already; --force writes over it", str(path))
+
+
+def _remove_abandoned(path: Path) -> None:
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+\.part")
+    with suppress(OSError):  # a folder that cannot be listed; what is wrong with it shows in creating the file
+        for part in path.parent.iterdir():
+            if ours.fullmatch(part.name) and _is_abandoned(part):
+                part.unlink(missing_ok=True)
+
+
+# Who writes a part holds a lock on it, which ends with the process, however that ends.
+if sys.platform == "win32":
+
+    def _create(part: Path, buffering: int) -> BinaryIO:
+        return part.open("xb", buffering=buffering)
+
+    def _is_abandoned(part: Path) -> bool:
+        """Windows removes no file that is open."""
+        try:
+            part.unlink()
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _create(part: Path, buffering: int) -> BinaryIO:
+        while True:
+            file = part.open("xb", buffering=buffering)
+            # A file system without locks has no way to tell who is gone; nothing is removed there.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
+                if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                    return file
+            file.close()
+
+    def _is_abandoned(part: Path) -> bool:
+        try:
+            with part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
