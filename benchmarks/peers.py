@@ -23,7 +23,7 @@ import time
 import numpy as np
 
 from glmlite import _native, models
-from glmlite.cli.bench import work_per_token
+from glmlite.cli.bench import cost_per_token
 from glmlite.placement import kv_bytes_per_token, native_ops
 
 
@@ -40,7 +40,7 @@ class Ours:
             kv_type=kv_type,
             threads=threads,
         )
-        self.work = work_per_token(gguf)
+        self.cost = cost_per_token(gguf)
         self.kv_bytes_per_token = kv_bytes_per_token(recording.ops, kv_type)
         self.sequence = self.engine.new_sequence()
 
@@ -169,10 +169,10 @@ def compare(path, arguments):
     for name, rows in speeds.items():
         result[name] = {key: spread(column) for key, column in zip(("prompt", "generate"), zip(*rows))}
     result["machine"] = {key: spread(column) for key, column in zip(("bandwidth", "int8_peak"), zip(*machine))}
-    nbytes = ours.work.bytes + ours.kv_bytes_per_token * (arguments.depth + arguments.generate / 2)
+    nbytes = ours.cost.bytes + ours.kv_bytes_per_token * (arguments.depth + arguments.generate / 2)
     rows = list(zip(speeds[ours.name], machine))
     result["fractions"] = {
-        "prompt": spread([read * ours.work.operations / 1e9 / peak for (read, _), (_, peak) in rows]),
+        "prompt": spread([read * ours.cost.operations / 1e9 / peak for (read, _), (_, peak) in rows]),
         "generate": spread([wrote * nbytes / 1e9 / bandwidth for (_, wrote), (bandwidth, _) in rows]),
     }
     return result

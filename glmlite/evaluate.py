@@ -174,7 +174,7 @@ class Reader:
             self.model.close()
             raise ValueError(f"context is {context}, the model was trained for {self.model.context} tokens")
         self._native, self.engine = self.model.debug
-        gguf = self._native.Gguf(path)
+        gguf = self._native.Gguf(self.model.path)
         try:
             self.recording = models.record(gguf.metadata, {n: tuple(t.shape) for n, t in gguf.tensors.items()})
         finally:

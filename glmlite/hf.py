@@ -16,7 +16,8 @@ import numpy as np
 
 from . import placement
 from .generate import Generation
-from .loading import load, model_file
+from .loading import load
+from .locate import model_file
 from .model import Model, infiller, prompt_ids
 from .tokenizer import Tokenizer
 

@@ -7,18 +7,18 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ParamSpec
 
-from . import builtin, models, placement, samples
+from . import builtin, models, placement
 from .cancel import Cancel
 from .errors import Cancelled, FormatError
+from .locate import model_file
 from .model import Model
 from .parameters import sampling_defaults
 from .scheduler import PREFILL_ALONE, PREFILL_GPU, Scheduler
 from .tokenizer import Tokenizer
 
-__all__ = ["aload", "load", "model_file"]
+__all__ = ["aload", "load"]
 
 log = logging.getLogger(__name__)
 
@@ -236,31 +236,6 @@ def _context(asked: int | None, trained: int, fixed: int, per_token: int, free: 
     while context > LEAST_CONTEXT and fixed + context * per_token > free:
         context = max(context // 2, LEAST_CONTEXT)
     return context
-
-
-def model_file(path: str | bytes | os.PathLike[str] | None) -> Path:
-    """The file that a path, or a name in its place, means."""
-    if path is None:
-        return builtin.path()
-    text = os.fsdecode(path)
-    if not text:
-        raise ValueError("path is '', expected the path of a .gguf file (None: the built-in model)")
-    file = Path(text)
-    if not file.exists():
-        if text == builtin.NAME:
-            return builtin.path()
-        if text in samples.NAMES:
-            return samples.fetch()
-        if text.startswith("~"):
-            with suppress(RuntimeError):  # a user who has no home folder
-                file = file.expanduser()
-    if file.is_dir():
-        raise ValueError(f"{file}: is a folder, expected a .gguf file; `glmlite convert` makes one of a checkpoint")
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{file}: no such file, expected the path of a .gguf file (hub names are not looked up)"
-        )
-    return file
 
 
 def _check(name: str, value: int | None, *, none: bool = False, least: int = 1) -> None:

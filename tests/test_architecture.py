@@ -22,7 +22,7 @@ LAYERS = [
     ["model"],
     ["infill"],
     ["generate"],
-    ["parameters", "scheduler"],
+    ["locate", "parameters", "scheduler"],
     ["builtin", "cancel", "chat", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],

@@ -204,6 +204,8 @@ def test_run_stats_go_to_stderr(model, capsys):
 
 
 def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("m.gguf").touch()
     file = tmp_path / "问题.txt"
     file.write_bytes(b"\xef\xbb\xbf" + "天空".encode())
     assert main(["run", "m.gguf", "-f", str(file)]) == 0
@@ -227,11 +229,11 @@ def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch)
         (["run", "huge.gguf", "hi"], 1, "glmlite: out of memory\n"),
         (["run", "m.gguf", "overflow"], 1, "glmlite: the prompt has 1000 tokens\n"),
         (["bench"], 2, "glmlite bench: Missing argument 'MODEL'. (glmlite bench --help shows how)\n"),
-        (["run", "m.gguf", "hi", "-n", "0"], 2, "glmlite run: Invalid value for '--max-tokens'"),
+        (["run", "m.gguf", "hi", "-n", "x"], 2, "glmlite run: Invalid value for '--max-tokens'"),
         (["run", "m.gguf", "hi", "-f", "x"], 2, "glmlite run: Invalid value: a prompt and --file"),
         (["run", "m.gguf", "hi", "--raw", "--system", "x"], 2, "glmlite run: Invalid value: --raw has no system"),
         (["chat", "plain.gguf"], 1, "glmlite: plain.gguf: has no chat template"),
-        (["fly"], 2, "glmlite: No such command 'fly'"),
+        (["fly"], 2, "glmlite: no command 'fly'; there are "),
         (["bench", "m.gguf", "-p", "0", "-n", "0"], 2, "glmlite bench: Invalid value: nothing to measure"),
     ],
 )

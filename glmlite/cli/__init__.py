@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(command.main(args=args, prog_name="glmlite", standalone_mode=False) or 0)
     except usage_error as error:
         where = f"glmlite {error.ctx.info_name}" if error.ctx and error.ctx.parent else "glmlite"
-        console.note(f"{where}: {' '.join(error.format_message().split())} ({where} --help shows how)")
+        message = " ".join(error.format_message().split())
+        if "unexpected extra argument" in message:
+            message += " a text of several words stands in quotes"
+        console.note(f"{where}: {message} ({where} --help shows how)")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130

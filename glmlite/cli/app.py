@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from . import console, options
+from .aliases import Command, Commands
 from .bench import bench
 from .chat import chat
 from .convert import convert
@@ -20,6 +21,7 @@ from .perplexity import perplexity
 from .run import run
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -91,7 +93,7 @@ def glmlite(
     """
 
 
-@app.command("sample-model")
+@app.command("sample-model", cls=Command)
 def sample_model(
     folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Where to put it.", show_default=False)] = None,
 ) -> None:
@@ -108,4 +110,4 @@ def sample_model(
 
 
 for command in (run, chat, infill, convert, imatrix, perplexity, doctor, inspect, bench):
-    app.command(command.__name__)(options.grouped(command))
+    app.command(command.__name__, cls=Command)(options.grouped(command))

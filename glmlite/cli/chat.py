@@ -10,7 +10,8 @@ import typer
 
 from ..files import replacing
 from . import console, running
-from .options import Loading, ModelFirst, Sampling, Think, model_and_text, template
+from .arguments import hint, model_and_text
+from .options import Loading, ModelFirst, Sampling, Think, template
 
 HELP = '''\
 /clear        forget the conversation (the system message stays)
@@ -47,7 +48,7 @@ def chat(
       glmlite chat chatglm3-6b-q4_k_m.gguf "你好"
     """
     name, prompt = model_and_text(name, prompt)
-    with running.opened(name, loading) as model:
+    with running.opened(name, loading, hint("chat", name, prompt)) as model:
         if model.chat_format is None:
             raise ValueError(f"{name}: has no chat template; `run` continues a text with it")
         session = Session(model, system, {**template(think), **sampling.given()})

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from . import console, running
-from .options import File, Loading, ModelFirst, Sampling, Stats, model_and_text
+from .arguments import hint, model_and_text
+from .options import File, Loading, ModelFirst, Sampling, Stats
 
 
 def infill(
@@ -29,11 +30,9 @@ def infill(
       glmlite infill glm-10b-chinese.gguf -f article.txt
     """
     name, text = model_and_text(name, text)
-    try:
-        blanked = running.text_of(text, file)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    with running.opened(name, loading) as model:
+    unless = hint("infill", name, text)
+    blanked = running.asked(name, text, file, unless)
+    with running.opened(name, loading, unless) as model:
         result = model.infill(blanked, **sampling.given())
         console.write(f"{result.text}\n")
         if stats:

@@ -35,8 +35,9 @@ def inspect(
       glmlite inspect model.gguf --json --tensors > model.json
     """
     from .._native import Gguf
+    from ..locate import model_file
 
-    gguf = Gguf(find(file))
+    gguf = Gguf(model_file(find(file)))
     try:
         facts = describe(gguf, context, tensors, kv_type)
     finally:

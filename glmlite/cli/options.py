@@ -157,18 +157,8 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     return spread
 
 
-def model_and_text(model: str | None, text: str | None) -> tuple[str, str | None]:
-    """The arguments [MODEL] [TEXT]: one alone is a model if it names one, else a text for the built-in model."""
-    from .. import builtin, samples
-
-    if model is None:
-        return builtin.NAME, text
-    names_one = model in (builtin.NAME, *samples.NAMES) or model.endswith(".gguf") or os.path.exists(model)
-    return (model, text) if names_one or text is not None else (builtin.NAME, model)
-
-
 def find(model: str) -> str | Path:
-    """The file that a MODEL argument means; the sample model is downloaded when it is asked for the first time."""
+    """The path that a MODEL argument means, there or not; the sample model is downloaded with a word before it."""
     from .. import builtin, samples
 
     if os.path.exists(model):

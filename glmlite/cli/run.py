@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from . import console, running
-from .options import File, Loading, ModelFirst, Sampling, Stats, Think, model_and_text, template
+from .arguments import hint, model_and_text
+from .options import File, Loading, ModelFirst, Sampling, Stats, Think, template
 
 
 def run(
@@ -37,12 +38,10 @@ def run(
     if raw and system is not None:
         raise typer.BadParameter("--raw has no system message")
     name, prompt = model_and_text(name, prompt)
-    try:
-        text = running.text_of(prompt, file)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    unless = hint("run", name, prompt)
+    text = running.asked(name, prompt, file, unless)
 
-    with running.opened(name, loading) as model:
+    with running.opened(name, loading, unless) as model:
         if raw or model.chat_format is None:
             if system is not None:
                 raise ValueError(f"{name}: has no chat template, so there is no place for a system message")

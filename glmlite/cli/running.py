@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import typer
+
+from ..locate import model_file
 from . import console
 from .options import Loading, find
 
 
 @contextmanager
-def opened(name: str, loading: Loading) -> Iterator[Any]:
-    """The model, loaded with a progress bar and closed at the end."""
+def opened(name: str, loading: Loading, hint: str = "") -> Iterator[Any]:
+    """The model, loaded with a progress bar and closed at the end. hint: what to add where there is no such file."""
     import glmlite
 
     from .. import builtin
@@ -22,8 +26,13 @@ def opened(name: str, loading: Loading) -> Iterator[Any]:
     path = find(name)
     if builtin.is_it(path):
         console.note(builtin.NOTE)
-    with console.progress("loading") as progress:
-        model = glmlite.load(path, progress=lambda done: progress(done, 1), **loading.given())
+    try:
+        with console.progress("loading") as progress:
+            model = glmlite.load(path, progress=lambda done: progress(done, 1), **loading.given())
+    except (FileNotFoundError, ValueError) as error:
+        if not hint or os.path.isfile(path):
+            raise
+        raise type(error)(f"{error}; {hint}") from None
     with model:
         if loading.context is not None and model.context < loading.context:
             console.note(f"[--context {loading.context}: the model was trained for {model.context} tokens]")
@@ -80,15 +89,29 @@ def _rate(tokens: int, seconds: float) -> str:
     return f"{seconds:.2f} s{rate}"
 
 
+def asked(name: str, prompt: str | None, file: Path | None, hint: str) -> str:
+    """The prompt, see `text_of`. Where there is none, a model that is not there is the likelier mistake."""
+    try:
+        return text_of(prompt, file)
+    except ValueError as error:
+        path = find(name)
+        if prompt is None and not os.path.exists(path):
+            try:
+                model_file(path)
+            except FileNotFoundError as missing:
+                raise FileNotFoundError(f"{missing}; {hint}") from None
+        raise typer.BadParameter(str(error)) from None
+
+
 def text_of(prompt: str | None, file: Path | None) -> str:
     """The prompt: the argument, the file, or what is piped in. Raises ValueError where there is none, or two."""
     if prompt is not None and file is not None:
         raise ValueError("a prompt and --file, should be one of them")
-    if prompt is not None:
+    if prompt is not None and prompt != "-":
         return prompt
     if file is not None:
-        return _decode(file.read_bytes(), str(file))
-    if sys.stdin.isatty():
+        return text_at(file)
+    if sys.stdin.isatty() and prompt is None:
         raise ValueError("no prompt: give it as an argument, with --file, or through a pipe")
     if not (text := _decode(sys.stdin.buffer.read(), "stdin")):
         raise ValueError("no prompt: stdin is empty")

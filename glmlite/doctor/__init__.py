@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ..locate import model_file
 from . import constants, tensors, text, values
 from .finding import Finding, Report, Severity
 from .repair import beside, corrected, fix
@@ -43,7 +44,7 @@ def examine(
     """
     from .._native import Gguf
 
-    gguf = Gguf(path)
+    gguf = Gguf(model_file(path))
     try:
         subject = Subject.of(gguf)
         findings = look(subject)
