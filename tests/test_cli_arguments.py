@@ -32,7 +32,7 @@ chatglm glm-edge-1.5b-chat codegeex4-all-9b THUDM/chatglm3-6b zai-org/glm-edge-1
 builtin built-in buildin bultin llama3.2:1b tinyllama qwen2.5-7b-instruct my-model-7b-q4_k_m https://example.com/x
 ./模型/x
 """.split()  # noqa: SIM905
-MODELS += ["/home/me/my models/chatglm3-6b", "C:\\Program Files\\x\\y.gguf", "./my model.gguf", "my model.gguf"]
+MODELS += ["/disk/my models/chatglm3-6b", "C:\\Program Files\\x\\y.gguf", "./my model.gguf", "my model.gguf"]
 TEXTS = """\
 hello|Why?|你好|你好？|他/她是谁|谁写了 chatglm3-6b|42|chit-chat|builtins are what|1/2?
 What is 1/2 + 1/3|What does and/or mean?|explain /etc/passwd|/usr/bin or /usr/local/bin|./configure fails, why
