@@ -6,12 +6,15 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 __all__ = ["kind_of", "refuse_to_overwrite", "replacing"]
+
+_UNTOUCHED = 24 * 3600  # seconds; nobody leaves a file that is being written alone for so long
 
 # What stands at the beginning of files that are taken for a model's.
 _KINDS = (
@@ -58,12 +61,15 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
 def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[BinaryIO]:
     """A new binary file beside `path`, which gets that name when the block ends; whatever goes wrong leaves none.
 
-    Removes what processes that were killed left of the same file. buffering: as for `open`.
+    Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError.
     """
     path = Path(path)
     _remove_abandoned(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    file = _create(part, buffering)
+    try:
+        file = _create(part, buffering)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with file:
             yield file
@@ -80,10 +86,10 @@ def refuse_to_overwrite(path: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+\.part")
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.part")
     with suppress(OSError):  # a folder that cannot be listed; what is wrong with it shows in creating the file
         for part in path.parent.iterdir():
-            if ours.fullmatch(part.name) and _is_abandoned(part):
+            if (found := ours.fullmatch(part.name)) and _is_abandoned(part, int(found[1])):
                 part.unlink(missing_ok=True)
 
 
@@ -93,7 +99,7 @@ if sys.platform == "win32":
     def _create(part: Path, buffering: int) -> BinaryIO:
         return part.open("xb", buffering=buffering)
 
-    def _is_abandoned(part: Path) -> bool:
+    def _is_abandoned(part: Path, pid: int) -> bool:
         """Windows removes no file that is open."""
         try:
             part.unlink()
@@ -115,10 +121,21 @@ else:
                     return file
             file.close()
 
-    def _is_abandoned(part: Path) -> bool:
+    def _is_abandoned(part: Path, pid: int) -> bool:
+        """Without a lock: its process, also one on another machine or in another container, has ended, or is about to
+        give the file its name. A number that another process has got since is told by the file's age."""
         try:
-            with part.open("rb") as file:
+            with part.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not _lives(pid) or time.time() - part.stat().st_mtime > _UNTOUCHED
         except OSError:
             return False
-        return True
+
+    def _lives(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            return True
+        return pid != os.getpid()

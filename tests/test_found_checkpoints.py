@@ -163,6 +163,70 @@ def test_a_trained_copy_of_one_of_two_tied_matrices(tmp_path, module):
     assert np.array_equal(got, expected(tmp_path, EDGE.tensors | want, EDGE))
 
 
+def test_ensure_weight_tying(tmp_path):
+    """An adapter of both."""
+    tensors, delta = low_rank(TABLE, 384, 64, "lora_embedding_")
+    folder = made(tmp_path / "m", EDGE)
+    got = converted(folder, lora=adapter(tmp_path / "lora", tensors, ensure_weight_tying=True))
+    both = EDGE.tensors["token_embd.weight"] + np.float32(2) * delta
+    want = expected(tmp_path, EDGE.tensors | {"token_embd.weight": both, "output.weight": both}, EDGE)
+    assert np.abs(logits(got) - want).max() < 1e-3
+
+
+def test_a_base_layer_in_an_adapter_is_both_of_two_tied_matrices(tmp_path):
+    """`save_embedding_layers`: the embeddings as they were, or as they were resized, beside their adapter."""
+    tensors, delta = low_rank(TABLE, 384, 64, "lora_embedding_")
+    base = EDGE.tensors["token_embd.weight"][::-1].copy()
+    tensors[f"base_model.model.{TABLE}.base_layer.weight"] = base
+    got = logits(converted(made(tmp_path / "m", EDGE), lora=adapter(tmp_path / "lora", tensors)))
+    want = {"token_embd.weight": base + np.float32(2) * delta, "output.weight": base}
+    assert np.abs(got - expected(tmp_path, EDGE.tensors | want, EDGE)).max() < 1e-3
+
+
+def test_an_adapter_of_what_gives_glms_logits_is_refused(tmp_path):
+    """GLM has no matrix of its own for the logits, and PEFT adapts the embeddings' lookup alone."""
+    glm = tiny.model("glm", head_dim=16, ffn=256)
+    tensors, _ = low_rank("word_embeddings", 384, 64, "lora_embedding_")
+    folder = checkpoints.write(tmp_path / "m", glm, "glm")
+    refused(
+        "'word_embeddings.weight': an adapter of the embeddings alone", folder, lora=adapter(tmp_path / "l", tensors)
+    )
+
+
+def test_fan_in_fan_out_says_nothing_of_linear_layers(tmp_path):
+    """PEFT takes it back, with a warning, for what is no Conv1D. Of a square matrix the shapes would not tell."""
+    tensors, delta = low_rank("model.layers.0.self_attn.o_proj", 64, 128)
+    lora = adapter(tmp_path / "lora", tensors, fan_in_fan_out=True)
+    changed = {"blk.0.attn_output.weight": GLM4.tensors["blk.0.attn_output.weight"] + np.float32(2) * delta}
+    got = logits(converted(made(tmp_path / "m"), lora=lora))
+    assert np.abs(got - expected(tmp_path, GLM4.tensors | changed)).max() < 1e-3
+
+
+def test_half_an_adapter_is_refused(tmp_path):
+    tensors, _ = low_rank("model.layers.0.self_attn.q_proj", 128, 64)
+    for i, missing in enumerate("AB"):
+        rest = {name: x for name, x in tensors.items() if f"lora_{missing}" not in name}
+        refused(f"lora_{missing}.weight' beside it", made(tmp_path / "m"), lora=adapter(tmp_path / f"{i}", rest))
+
+
+def test_only_the_head_of_two_tied_matrices_is_there(tmp_path):
+    folder = made(tmp_path / "m", EDGE)
+    named = checkpoints.hf(EDGE)[0]
+    named["lm_head.weight"] = named.pop("model.embed_tokens.weight")
+    checkpoints.write_safetensors(folder / "model.safetensors", named)
+    assert np.array_equal(logits(converted(folder)), expected(tmp_path, EDGE.tensors, EDGE))
+
+
+def test_two_matrices_that_differ_are_not_tied(tmp_path, caplog):
+    """As in transformers, whatever the config says."""
+    folder = made(tmp_path / "m", EDGE)
+    head = EDGE.tensors["token_embd.weight"][::-1].copy()
+    checkpoints.write_safetensors(folder / "model.safetensors", checkpoints.hf(EDGE)[0] | {"lm_head.weight": head})
+    want = expected(tmp_path, EDGE.tensors | {"output.weight": head}, EDGE)
+    assert np.array_equal(logits(converted(folder)), want)
+    assert "the two matrices differ" in caplog.text
+
+
 # ---- tokens
 
 

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 (failed, one line on stderr says why), 2 (usage), 130 (Ctrl-C).
-
-    A signal to end (SIGTERM, SIGHUP of a closed terminal) raises SystemExit with 128 and its number, so that nothing
-    half-written stays.
-    """
+    """Runs a command and returns its exit code: 0, 1 (failed, one line on stderr says why), 2 (usage), 130 (Ctrl-C),
+    128 + the number of the signal that told it to end."""
     import typer
 
-    from . import console
+    from . import console, ending
     from .app import app
 
     console.prepare()
-    _end_in_order()
     usage_error = typer.BadParameter.__base__  # click's UsageError, wherever this version of typer has click
     try:
         command = typer.main.get_command(app)
         args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-        return int(command.main(args=args, prog_name="glmlite", standalone_mode=False) or 0)
+        with ending.told():
+            return int(command.main(args=args, prog_name="glmlite", standalone_mode=False) or 0)
     except usage_error as error:
         where = f"glmlite {error.ctx.info_name}" if error.ctx and error.ctx.parent else "glmlite"
         message = " ".join(error.format_message().split())
@@ -38,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except ending.Ended as ended:
+        return 128 + ended.number
     except BrokenPipeError:
         # The reader has gone (`| head`). Nothing may be written at exit either, or Python complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,15 +42,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError, RuntimeError, MemoryError) as error:
         console.error(error)
         return 1
-
-
-def _end_in_order() -> None:
-    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # the last two where the system has them: Windows has the third
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP: so do we
-            signal.signal(number, _end)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
-    raise SystemExit(128 + number)

@@ -5,6 +5,7 @@ convert("chatglm3-6b", "chatglm3-6b-q8_0.gguf", type="q8_0")
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from .sources import Adapted, Source, Tied, Unpacked
 from .text import text_metadata
 
 __all__ = ["Plan", "convert", "imatrix", "plan", "unweighted", "work_off"]
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 19  # values that a thread has in hand; their f32 stay in a cache from step to step
 _AHEAD = 4  # pieces of each thread that may wait to be written
@@ -240,8 +243,16 @@ def _read_checkpoint(
     config = Config(load_json(config_path), config_path)
     refuse_quantized(checkpoint, config)
     tensors: Source = Unpacked(checkpoint, config.get("quantization_bit"))
+    pair = None
+    if config.get("tie_word_embeddings", False):
+        tied = Tied(tensors)
+        if tied.differ():
+            log.warning("%s: 'tie_word_embeddings' is set, but the two matrices differ: both are kept", config_path)
+            config = Config({**config.values, "tie_word_embeddings": False}, config_path)
+        else:
+            tensors, pair = tied, tied.pair
     if lora is not None:
-        adapted = Adapted(Tied(tensors) if config.get("tie_word_embeddings", False) else tensors, Path(lora))
+        adapted = Adapted(tensors, Path(lora), pair)
         opened.callback(adapted.adapter.close)
         tensors = adapted
     prefix = None if ptuning is None else opened.enter_context(Checkpoint(Path(ptuning)))

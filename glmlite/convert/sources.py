@@ -27,7 +27,7 @@ class Source(Protocol):
     def where(self, name: str) -> str: ...
     def read(self, name: str, rows: Rows | None = None) -> np.ndarray: ...
     def adapted(self, name: str) -> bool:
-        """Whether an adapter changes it."""
+        """Whether an adapter changes it, and not what it is tied to."""
 
 
 class Unpacked:
@@ -78,14 +78,18 @@ class Unpacked:
         q = self.checkpoint.raw(name, rows).view(np.int8)
         if self.bits == 4:
             q = np.stack([q >> 4, (q << 4).astype(np.int8) >> 4], axis=-1).reshape(len(q), -1)
-        return q.astype(np.float32) * self.checkpoint.read(f"{name}_scale", rows)[:, None]
+        scale: np.ndarray = self.checkpoint.read(f"{name}_scale", rows)[:, None]
+        return scale * q.astype(np.float32)
 
     def adapted(self, name: str) -> bool:
         return False
 
 
 class Tied:
-    """A source whose matrix of the logits is that of the embeddings, under both names: an adapter may change one."""
+    """A source whose matrix of the logits is that of the embeddings, under both names: an adapter may change one.
+
+    Of the two names a checkpoint has either or both. As in transformers, both with other values are not tied.
+    """
 
     _NAMES = (
         ("lm_head.weight", "model.embed_tokens.weight"),
@@ -95,30 +99,42 @@ class Tied:
 
     def __init__(self, source: Source):
         self.source = source
-        pairs = [(head, table) for head, table in self._NAMES if table in source and head not in source]
-        self._head, self._table = pairs[0] if pairs else ("", "")
+        named = (pair for i in (1, 0) for pair in self._NAMES if pair[i] in source)
+        self.pair = next(named, None)
+        self._stored = {name: name for name in self.pair or () if name in source}
+        if len(self._stored) == 1:
+            self._stored = dict.fromkeys(self.pair or (), *self._stored)
 
-    def _own(self, name: str) -> str:
-        return self._table if name == self._head else name
+    def differ(self) -> bool:
+        """Whether the checkpoint has both matrices, and they are not the same. Reads them."""
+        if self.pair is None or len(set(self._stored.values())) < 2:
+            return False
+        head, table = self.pair
+        (rows, *rest), shape = self.source.shape(head), self.source.shape(table)
+        if (rows, *rest) != shape:
+            return True
+        step = max(1, (1 << 20) // max(math.prod(rest), 1))
+        pieces = (range(i, min(i + step, rows)) for i in range(0, rows, step))
+        return any(not np.array_equal(self.source.read(head, p), self.source.read(table, p)) for p in pieces)
 
     @property
     def names(self) -> list[str]:
-        return sorted([*self.source.names, *([self._head] if self._head else [])])
+        return sorted({*self.source.names, *self._stored})
 
     def __contains__(self, name: str) -> bool:
-        return self._own(name) in self.source
+        return name in self._stored or name in self.source
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.source.shape(self._own(name))
+        return self.source.shape(self._stored.get(name, name))
 
     def where(self, name: str) -> str:
-        return self.source.where(self._own(name))
+        return self.source.where(self._stored.get(name, name))
 
     def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
-        return self.source.read(self._own(name), rows)
+        return self.source.read(self._stored.get(name, name), rows)
 
     def adapted(self, name: str) -> bool:
-        return self.source.adapted(self._own(name))
+        return False
 
 
 # Options of PEFT by which an adapter is more than w + scale (B A), and initial values for which w itself was changed.
@@ -137,10 +153,13 @@ _INITIAL = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 class Adapted:
     """A source with a LoRA adapter of PEFT merged into it: w + scale (B A).
 
+    tied: the names of the logits' and the embeddings' matrix where they are one. PEFT adapts either without the other;
+    a trained copy (`modules_to_save`) takes the place of one, a `base_layer` of both.
+
     Raises FormatError for adapters that change more than weights by low rank (DoRA), or weights that are not there.
     """
 
-    def __init__(self, source: Source, folder: Path):
+    def __init__(self, source: Source, folder: Path, tied: tuple[str, str] | None = None):
         self.source = source
         folder = Path(folder)
         config_path = folder / "adapter_config.json"
@@ -157,25 +176,40 @@ class Adapted:
                 "model's own weights; expected it saved as plain LoRA (path_initial_model_for_weight_conversion)"
             )
         self.adapter = Checkpoint(folder, adapter=True)
-        self.transposed = bool(config.get("fan_in_fan_out"))
         self.pairs: dict[str, tuple[str, str, float]] = {}  # weight -> A, B, scale
         self.alphas = self._alphas(config, config_path)
         self.replaced: dict[str, str] = {}
+        self._copies: set[str] = set()
         for name in self.adapter.names:
             self._add(name, config, config_path)
+        for one, other in (tied, tied[::-1]) if tied else ():
+            if one in self.replaced and one not in self._copies:
+                self.replaced.setdefault(other, self.replaced[one])
+            if config.get("ensure_weight_tying"):
+                if one in self.pairs:
+                    self.pairs.setdefault(other, self.pairs[one])
+                if one in self.replaced:
+                    self.replaced.setdefault(other, self.replaced[one])
 
     def _add(self, name: str, config: dict[str, Any], config_path: Path) -> None:
         plain = name.removeprefix("base_model.model.")
         found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.default)?(\.weight)?", plain)
         if found and found[3] == "B":
-            return  # comes with its A
+            a = f"{name[: name.rindex('B')]}A{name[name.rindex('B') + 1 :]}"
+            if a not in self.adapter:
+                raise FormatError(f"{self.adapter.where(name)}: no {a!r} beside it")
+            return
+        if ".original_module." in plain:
+            return  # what `modules_to_save` takes the place of
         if not found:
             # `modules_to_save`, and biases that were trained: they take the place of the model's.
-            target = re.sub(r"\.(modules_to_save|original_module)(\.default)?(?=\.)|\.base_layer(?=\.)", "", plain)
+            target = re.sub(r"\.modules_to_save(\.default)?(?=\.)|\.base_layer(?=\.)", "", plain)
             if target not in self.source:
                 raise FormatError(f"{self.adapter.where(name)}: the model has no {target!r} to adapt")
             self._check(name, target, self.adapter.shape(name))
             self.replaced[target] = name
+            if ".base_layer." not in plain:
+                self._copies.add(target)
             return
         module, embedding = found[1], bool(found[2])
         target, b = f"{module}.weight", f"{name[: name.rindex('A')]}B{name[name.rindex('A') + 1 :]}"
@@ -187,15 +221,16 @@ class Adapted:
         if len(a_shape) != 2 or len(b_shape) != 2 or a_shape[0] != b_shape[1]:
             raise FormatError(f"{self.adapter.where(name)} is {a_shape} and B {b_shape}, expected (r, k) and (n, r)")
         rank, shape = a_shape[0], (b_shape[0], a_shape[1])
-        self._check(name, target, shape[::-1] if embedding or self.transposed else shape)
-        default = config.get("lora_alpha", rank)
+        # PEFT takes `fan_in_fan_out` back for what is no Conv1D, and no model here has one.
+        self._check(name, target, shape[::-1] if embedding else shape)
+        default = config.get("lora_alpha", 8)
         # The first pattern that is a module's name or the end of one counts.
         alpha = next((value for ends, value in self.alphas.items() if f".{module}".endswith(f".{ends}")), default)
         if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or rank == 0:
             raise FormatError(f"{config_path}: 'lora_alpha' is {short(alpha)}, expected a number")
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         # (vocab, r) and (r, dim) of an embedding stand the other way round: its rows are A's columns.
-        self.pairs[target] = (b, name, scale) if embedding or self.transposed else (name, b, scale)
+        self.pairs[target] = (b, name, scale) if embedding else (name, b, scale)
 
     @staticmethod
     def _alphas(config: dict[str, Any], config_path: Path) -> dict[str, Any]:
@@ -226,7 +261,7 @@ class Adapted:
         return self.adapter.where(self.replaced[name]) if name in self.replaced else self.source.where(name)
 
     def adapted(self, name: str) -> bool:
-        return name in self.pairs or name in self.replaced
+        return name in self.pairs or name in self._copies
 
     def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
         # A trained copy in place of the weight may be adapted itself: PEFT saves embeddings so.
@@ -273,4 +308,5 @@ def _linear(source: Source, x: np.ndarray, name: str) -> np.ndarray:
     # In slices: in f64 the second matrix of ChatGLM-6B, (229376, 4096), would take 7.5 GB.
     step = max(1, (1 << 23) // w.shape[1])
     slices = [x.astype(np.float64) @ w[i : i + step].T for i in range(0, len(w), step)]
-    return np.concatenate(slices, axis=-1) + source.read(f"{name}.bias")
+    y: np.ndarray = np.concatenate(slices, axis=-1) + source.read(f"{name}.bias")
+    return y

@@ -49,5 +49,6 @@ def build(source: Source, config: Config, out: Builder) -> None:
         out.take_both(ours + "ffn_up", theirs + "mlp.dense_h_to_4h", bias=True)
         out.take_both(ours + "ffn_down", theirs + "mlp.dense_4h_to_h", bias=True)
     out.take_both("output_norm", "transformer.final_layernorm", bias=True)
-    out.take("output.weight", "lm_head.weight", optional=True)
+    if "lm_head.weight" in source:
+        out.take_output("lm_head.weight", config)
     out.add_prefix(layers, heads, head_dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ...errors import FormatError
 from ..sources import Source
 from .parts import Builder, Config, head_columns, layers_of
 
@@ -37,7 +38,11 @@ def build(source: Source, config: Config, out: Builder) -> None:
         attention__value_length=head_dim,
         attention__layer_norm_epsilon=config.number("layernorm_epsilon", default=1e-5),
     )
-    out.take("token_embd.weight", f"{root}word_embeddings.weight")
+    table = f"{root}word_embeddings.weight"
+    if source.adapted(table):
+        # PEFT would adapt what tokens look up and leave the logits as they were.
+        raise FormatError(f"{source.where(table)}: an adapter of the embeddings alone, which this architecture has not")
+    out.take("token_embd.weight", table)
     out.take("position_embd.weight", transformer + "position_embeddings.weight")
     out.take("block_position_embd.weight", transformer + "block_position_embeddings.weight")
     for i in range(layers):
