@@ -42,17 +42,33 @@ PREFILL_LEAST = 16  # of one request, when several share the call
 BURST = 16  # tokens a request may write in a call
 BURST_MS = 30.0  # and how long such a call may last: what a new request waits at most
 KEPT = 16  # finished sequences kept for reuse
+LEAST_TOKENS, LEAST_SECONDS = 4, 1e-3  # for a speed: less says more of the clock, and of what a call costs, than of it
 
 
 @dataclass
 class Stats:
-    """What a request cost. Seconds are wall time; the prompt's run from admission to the first token."""
+    """What a request cost. Seconds are wall time: the prompt's from admission to the first token, which comes out of
+    reading it, the generation's from there to the last."""
 
     prompt_tokens: int = 0
-    reused_tokens: int = 0  # of the prompt, not computed because they were in the cache
+    reused_tokens: int = 0  # of the prompt, not read because they were in the cache
     generated_tokens: int = 0
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
+
+    @property
+    def prompt_rate(self) -> float | None:
+        """Tokens of the prompt read in a second, those in the cache not counted; None if too little to say."""
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prompt_seconds)
+
+    @property
+    def generation_rate(self) -> float | None:
+        """Tokens written in a second after the first; None if too little to say."""
+        return _rate(self.generated_tokens - 1, self.generation_seconds)
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if tokens >= LEAST_TOKENS and seconds >= LEAST_SECONDS else None
 
 
 class Sink(Protocol):
@@ -117,7 +133,7 @@ class Request:
         return a + n * da, b + n * db
 
 
-class Part(NamedTuple):
+class Turn(NamedTuple):
     """What a request does in a call: enter `tokens`, then write up to `budget`."""
 
     request: Request
@@ -241,15 +257,15 @@ class Scheduler:
         for request in [r for r in self._active if r.cancelled]:
             self._release(request)
         self._admit()
-        parts = self._plan()
-        while not self._make_room(sum(self._pages(p.request.sequence, p.growth) for p in parts)) and len(parts) > 1:
+        turns = self._plan()
+        while not self._make_room(sum(self._pages(p.request.sequence, p.growth) for p in turns)) and len(turns) > 1:
             self._preempt(self._active[-1])
-            parts = self._plan()
-        for part in [p for p in parts if p.request.rows]:
-            self._rows(part)
-        parts = [p for p in parts if not p.request.rows]
-        if parts:
-            self._run(parts, 0.0 if any(p.request.pending > 1 for p in parts) else BURST_MS)
+            turns = self._plan()
+        for turn in [p for p in turns if p.request.rows]:
+            self._rows(turn)
+        turns = [p for p in turns if not p.request.rows]
+        if turns:
+            self._run(turns, 0.0 if any(p.request.pending > 1 for p in turns) else BURST_MS)
 
     def _admit(self) -> None:
         while self._queue and len(self._active) < self.parallel:
@@ -289,34 +305,34 @@ class Scheduler:
         best.shared = True
         return Sequence(self.engine.fork(best.handle, common), best.tokens[:common], shared=True)
 
-    def _plan(self) -> list[Part]:
+    def _plan(self) -> list[Turn]:
         reading = sum(r.pending > 1 for r in self._active)
         chunk = PREFILL_SHARED if reading < len(self._active) else self.chunk
         share = max(PREFILL_LEAST, chunk // max(reading, 1))
-        return [_part(r, share, 1 if reading else BURST) for r in self._active]
+        return [_turn(r, share, 1 if reading else BURST) for r in self._active]
 
-    def _run(self, parts: list[Part], max_ms: float) -> None:
-        """One call. If it fails, each part runs alone, so that only those that fail alone are given up."""
+    def _run(self, turns: list[Turn], max_ms: float) -> None:
+        """One call. If it fails, each turn runs alone, so that only those that fail alone are given up."""
         try:
-            interrupt = self._interruptible(parts)
-            results = self.engine.run([p.work(self.native) for p in parts], max_ms=max_ms, cancel=interrupt)
+            interrupt = self._interruptible(turns)
+            results = self.engine.run([p.work(self.native) for p in turns], max_ms=max_ms, cancel=interrupt)
         except Cancelled:
             return
         except Exception as error:
-            if len(parts) == 1:
-                self._fail(parts[0].request, error)
+            if len(turns) == 1:
+                self._fail(turns[0].request, error)
                 return
-            for part in parts:
-                self._run([part], 0.0)
+            for turn in turns:
+                self._run([turn], 0.0)
             return
         now = time.perf_counter()
-        for part, samples in zip(parts, results):
-            self._advance(part, samples, now)
+        for turn, samples in zip(turns, results):
+            self._advance(turn, samples, now)
 
-    def _advance(self, part: Part, samples: list, now: float) -> None:
-        request = part.request
+    def _advance(self, turn: Turn, samples: list, now: float) -> None:
+        request = turn.request
         written = [s.token for s in samples]
-        self._enter(request, part.tokens)
+        self._enter(request, turn.tokens)
         request.tokens += written
         request.sequence.tokens += written[:-1]
         if not samples:
@@ -328,21 +344,21 @@ class Scheduler:
         stats.generation_seconds = now - request.started - stats.prompt_seconds
         self._deliver(request, samples)
 
-    def _rows(self, part: Part) -> None:
+    def _rows(self, turn: Turn) -> None:
         """The next chunk of a request for logits."""
-        request, begin = part.request, len(part.request.sequence.tokens)
+        request, begin = turn.request, len(turn.request.sequence.tokens)
         first = request.rows_done if request.rows == "all" else len(request.tokens) - 1
-        rows = list(range(max(first - begin, 0), part.tokens))
+        rows = list(range(max(first - begin, 0), turn.tokens))
         try:
-            interrupt = self._interruptible([part])
-            logits = self.engine.step([part.work(self.native)], rows, interrupt)
+            interrupt = self._interruptible([turn])
+            logits = self.engine.step([turn.work(self.native)], rows, interrupt)
         except Cancelled:
             return
         except Exception as error:
             self._fail(request, error)
             return
-        self._enter(request, part.tokens)
-        request.rows_done = max(request.rows_done, begin + part.tokens)
+        self._enter(request, turn.tokens)
+        request.rows_done = max(request.rows_done, begin + turn.tokens)
         if rows:
             self._deliver(request, logits)
 
@@ -363,17 +379,17 @@ class Scheduler:
         if done:
             self._release(request)
 
-    def _interruptible(self, parts: list[Part]):
+    def _interruptible(self, turns: list[Turn]):
         """Begins a call: a new flag for it, which `close` sets, and a cancel where others do not lose much by it.
 
         A call that reads a prompt may take seconds: a cancel of that request ends it. A call that only writes is
         short: it ends for the sake of one request only if it is the only one.
         """
         self._interrupt = interrupt = self.native.Cancel()
-        for p in parts:
-            p.request.interrupt = interrupt if p.tokens > 1 or len(parts) == 1 else None
+        for p in turns:
+            p.request.interrupt = interrupt if p.tokens > 1 or len(turns) == 1 else None
             p.request.reading = (len(p.request.sequence.tokens), p.tokens)
-        if self._closing or any(p.request.cancelled and p.request.interrupt for p in parts):
+        if self._closing or any(p.request.cancelled and p.request.interrupt for p in turns):
             interrupt.set()
         return interrupt
 
@@ -419,12 +435,16 @@ class Scheduler:
         return -(-(length + count) // page) - have
 
 
-def _part(request: Request, share: int, burst: int) -> Part:
-    """The next tokens of a request: a bidirectional context whole, otherwise at most `share`."""
+def _turn(request: Request, share: int, burst: int) -> Turn:
+    """The next tokens of a request: a bidirectional context whole, otherwise at most `share`.
+
+    The first token of an answer is written alone: with it, the time of reading ends.
+    """
     whole = 0 if request.sequence.tokens else request.layout.context
     count = whole or min(request.pending, share)
+    burst = burst if request.written else 1
     budget = min(burst, request.max_tokens - request.written) if count == request.pending else 0
-    return Part(request, count, whole, budget)
+    return Turn(request, count, whole, budget)
 
 
 def _causal(request: Request) -> bool:

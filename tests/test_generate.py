@@ -3,7 +3,9 @@
 import itertools
 import math
 import random
+import threading
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ import twin_engine
 from twin_engine import Sample
 
 from glmlite.errors import FormatError
-from glmlite.generate import Answer, Piece, StopStrings
+from glmlite.generate import Answer, Generation, Piece, StopStrings
 from glmlite.parameters import Options, Parameters, sampling_defaults
+from glmlite.scheduler import Stats
 
 
 class Decoder:
@@ -272,3 +275,44 @@ def test_twin_sampler_draws_what_the_probabilities_say():
     counts = np.bincount([sampler.sample(logits).token for _ in range(4000)], minlength=4)
     p = np.exp(logits)
     assert (np.abs(counts - 4000 * p) <= 5 * np.sqrt(4000 * p * (1 - p))).all()
+
+
+# ---- the handle
+
+
+class Reading:
+    """A scheduler that only tells how far the prompt of the request is read."""
+
+    def __init__(self, *done):
+        self.done = list(done)
+
+    def submit(self, request):
+        pass
+
+    def reading(self, request):
+        return (self.done.pop(0) if len(self.done) > 1 else self.done[0]), 100
+
+
+def generation(scheduler, seen):
+    request = SimpleNamespace(stats=Stats(prompt_tokens=100), cancel=lambda: None)
+    sink = answer([b"a"])
+    return Generation(scheduler, request, sink, lambda *x: seen.append(x), 1, None), sink
+
+
+def test_progress_never_runs_backwards(monkeypatch):
+    monkeypatch.setattr("glmlite.generate.TICK", 0.001)
+    seen = []
+    running, sink = generation(Reading(10, 50, 0, 30), seen)
+    threading.Timer(0.1, sink.take, [samples(0)]).start()
+    next(running)
+    assert seen[:4] == [(10, 100), (50, 100), (50, 100), (50, 100)]
+    assert seen[-1] == (100, 100)
+    assert seen == sorted(seen)
+
+
+def test_no_progress_is_told_of_a_cancelled_request():
+    seen = []
+    running, _ = generation(Reading(10), seen)
+    running.cancel()
+    assert running.result().finish_reason == "cancelled"
+    assert seen == []

@@ -187,6 +187,16 @@ def test_logit_bias_and_stop_ids(load):
     assert (stopped.tokens, stopped.finish_reason, stopped.stop) == ([], "stop", 65)
 
 
+def test_the_prompt_counts_for_the_penalties(load):
+    """A token of the prompt is as if it had been written."""
+    model = load()
+    forced = {"logit_bias": {65: 100.0, 66: 90.0}, "max_tokens": 1, "temperature": 0, "ignore_eos": True}
+    for name, value in (("presence_penalty", 50.0), ("frequency_penalty", 50.0), ("repetition_penalty", 100.0)):
+        assert model.generate([1, 2], **forced, **{name: value}).tokens == [65]
+        assert model.generate([1, 65], **forced, **{name: value}).tokens == [66]
+    assert model.generate([65, 2], **forced, presence_penalty=50.0, penalty_window=1).tokens == [65]
+
+
 def test_numbers_may_be_numpy_s(load):
     model = load()
     bias = {np.int64(2): np.float32(1e5)}

@@ -158,3 +158,10 @@ def test_yarn_keeps_high_and_divides_low_frequencies():
     assert np.allclose(ratio[turns < 1e4 ** (-1 / 32)], 4, rtol=1e-12, atol=0)
     assert np.all(np.diff(ratio) >= -1e-12) and np.any((ratio > 1.01) & (ratio < 3.99))
     assert table.magnitude == pytest.approx(0.1 * math.log(4) + 1, rel=1e-15)
+
+
+def test_yarn_s_ramp_may_end_beyond_the_last_pair():
+    """As transformers has it: the ramp runs from pair 22 to 35 here, though there are only 32 pairs."""
+    yarn = Yarn(factor=4.0, original_context=131072)
+    plain, table = Rope(64, 1e4, True).table(), Rope(64, 1e4, True, yarn=yarn).table()
+    assert (table.freq / plain.freq)[[21, 22, 31]] == pytest.approx([1, 1, 25 / 52], rel=1e-12)

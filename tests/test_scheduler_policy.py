@@ -1,0 +1,566 @@
+"""What the scheduler asks of its engine: who runs, who waits, who gives its pages back, what a cancel ends.
+
+The engine here computes nothing. It keeps pages as the real one does, writes down what it is asked, and stops before a
+call until the test says so.
+"""
+
+import threading
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+import glmlite
+from glmlite.errors import Cancelled
+from glmlite.models.layout import Layout, causal
+from glmlite.scheduler import (
+    BURST,
+    BURST_MS,
+    KEPT,
+    PREFILL_ALONE,
+    PREFILL_LEAST,
+    PREFILL_SHARED,
+    Request,
+    Scheduler,
+    Stats,
+)
+
+PAGE = 64
+
+
+class Flag:
+    def __init__(self):
+        self.is_set = False
+
+    def set(self):
+        self.is_set = True
+
+
+class Work:
+    def __init__(self, sequence, tokens, positions, *, visible=0, sampler=None, budget=1, **rest):
+        self.sequence, self.tokens, self.visible = sequence, tokens.tolist(), visible
+        self.budget = budget if sampler is not None else 0
+        assert len(positions) == len(tokens)
+
+
+class Engine:
+    """calls: a list of [(sequence, tokens entered, tokens that may be written), ...]; events: what happened to
+    sequences, in order."""
+
+    page_tokens = PAGE
+    prefix = 0
+    Cancel, Work = Flag, Work
+
+    def __init__(self, pages):
+        self.pages, self.sequences, self.next = pages, {}, 0
+        self.calls, self.limits, self.events, self.flags = [], [], [], []
+        self.go, self.waits = threading.Event(), threading.Event()
+        self.stepping = False
+        self.bad = lambda works: False
+        self.done = 0.0
+
+    def _used(self):
+        return len({page for pages in self.sequences.values() for page in pages["pages"]})
+
+    def kv_free(self):
+        return (self.pages - self._used()) * PAGE
+
+    def new_sequence(self):
+        self.next += 1
+        self.sequences[self.next] = {"tokens": [], "pages": []}
+        self.events.append(("new", self.next))
+        return self.next
+
+    def fork(self, sequence, length):
+        self.next += 1
+        old = self.sequences[sequence]
+        self.sequences[self.next] = {"tokens": old["tokens"][:length], "pages": old["pages"][: -(-length // PAGE)]}
+        self.events.append(("fork", sequence, length, self.next))
+        return self.next
+
+    def free(self, sequence):
+        del self.sequences[sequence]
+        self.events.append(("free", sequence))
+
+    def close(self):
+        self.events.append(("close",))
+
+    def progress(self):
+        return self.done
+
+    def _enter(self, sequence, tokens):
+        s = self.sequences[sequence]
+        begin = len(s["tokens"])
+        s["tokens"] += tokens
+        for index in range(begin // PAGE, -(-len(s["tokens"]) // PAGE)):
+            shared = (
+                index < len(s["pages"]) and sum(s["pages"][index] in o["pages"] for o in self.sequences.values()) > 1
+            )
+            if index >= len(s["pages"]) or shared:
+                s["pages"][index : index + 1] = [object()]
+        assert self._used() <= self.pages, "the cache is full: the scheduler has to see to that"
+
+    def _pause(self, cancel):
+        self.flags.append(cancel)
+        if self.stepping:
+            self.waits.set()
+            assert self.go.wait(10)
+            self.go.clear()
+        if cancel.is_set:
+            raise Cancelled("cancelled")
+
+    def run(self, works, *, max_ms, cancel):
+        self.calls.append([(w.sequence, len(w.tokens), w.budget) for w in works])
+        self.limits.append(max_ms)
+        self._pause(cancel)
+        if self.bad(works):
+            raise RuntimeError("not finite")
+        for w in works:
+            self._enter(w.sequence, [*w.tokens, *[1] * max(w.budget - 1, 0)])
+        return [[SimpleNamespace(token=1)] * w.budget for w in works]
+
+    def step(self, works, rows, cancel):
+        (w,) = works
+        self.calls.append([(w.sequence, len(w.tokens), 0)])
+        self._pause(cancel)
+        self._enter(w.sequence, w.tokens)
+        return [0.0] * len(rows)
+
+
+class Sink:
+    def __init__(self, count):
+        self.left, self.error, self.ended = count, None, threading.Event()
+
+    def take(self, result):
+        self.left -= len(result)
+        if self.left <= 0:
+            self.ended.set()
+        return self.left <= 0
+
+    def fail(self, error):
+        self.error = error
+        self.ended.set()
+
+
+class Board:
+    """A scheduler on a recording engine, its calls made one at a time."""
+
+    def __init__(self, pages=100, parallel=4):
+        self.engine = Engine(pages)
+        self.engine.stepping = True
+        self.scheduler = Scheduler(self.engine, self.engine, parallel=parallel)
+
+    def ask(self, tokens, write=1, context=0, rows=""):
+        """A request for `write` tokens after `tokens`, a number of them or a list."""
+        ids = list(range(1000, 1000 + tokens)) if isinstance(tokens, int) else tokens
+        layout = causal(ids, None)
+        if context:
+            layout = Layout(layout.positions, context, layout.next_position, layout.position_step)
+        sink = Sink(write if not rows else (len(ids) if rows == "all" else 1))
+        request = Request(ids, layout, sink, sampler=None if rows else object(), max_tokens=write, rows=rows)
+        self.scheduler.submit(request)
+        return request
+
+    def wait(self):
+        """Until the engine is asked for something; what it is asked."""
+        assert self.engine.waits.wait(10)
+        self.engine.waits.clear()
+        return self.engine.calls[-1]
+
+    def step(self):
+        """Lets the engine do what it was asked; the next that it is asked."""
+        self.engine.go.set()
+        return self.wait()
+
+    def finish(self, *requests):
+        """Lets the engine run until the requests have ended."""
+        self.engine.stepping = False
+        self.engine.go.set()
+        for request in requests:
+            assert request.sink.ended.wait(10)
+        deadline = time.monotonic() + 10
+        while self.scheduler._active or self.scheduler._queue:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        self.engine.go.clear()
+        self.engine.waits.clear()
+        self.engine.stepping = True
+
+
+@pytest.fixture
+def board():
+    boards = []
+
+    def make(**options):
+        boards.append(Board(**options))
+        return boards[-1]
+
+    yield make
+    for b in boards:
+        b.engine.stepping = False
+        b.engine.go.set()
+        b.scheduler.close()
+
+
+def different(n, start):
+    """A prompt that shares no beginning with others."""
+    return list(range(start * 10_000, start * 10_000 + n))
+
+
+# ---- who runs, in which order
+
+
+def test_at_most_parallel_run_and_the_others_follow_in_order(board):
+    b = board(parallel=2)
+    first = b.ask(different(10, 1), write=40)
+    b.wait()
+    others = [b.ask(different(10, i), write=40) for i in (2, 3, 4)]
+    together = b.step()
+    assert len(together) == 2
+    assert len(b.scheduler._queue) == 2
+    order = []
+    while any(not r.sink.ended.is_set() for r in (first, *others)):
+        order += [r for r in (first, *others) if r.sequence is not None and r not in order]
+        assert len(b.engine.calls[-1]) <= 2
+        b.engine.go.set()
+        b.engine.waits.wait(0.05)
+        b.engine.waits.clear()
+    assert order == [first, *others]
+
+
+def test_one_at_a_time(board):
+    b = board(parallel=1)
+    requests = [b.ask(different(10, i), write=3) for i in range(3)]
+    b.wait()
+    b.finish(*requests)
+    assert {len(call) for call in b.engine.calls} == {1}
+    ran = [call[0][0] for call in b.engine.calls]
+    assert ran == sorted(ran)
+
+
+def test_a_prompt_is_read_in_chunks_and_written_in_bursts(board):
+    b = board()
+    request = b.ask(PREFILL_ALONE + 50, write=40)
+    calls = [b.wait()]
+    while not request.sink.ended.is_set() and len(calls) < 6:
+        calls.append(b.step())
+        if sum(c[0][2] for c in calls) >= 40:
+            break
+    # The first token alone, so that the time of reading ends with it.
+    assert [c[0][1:] for c in calls] == [(PREFILL_ALONE, 0), (50, 1), (1, BURST), (1, BURST), (1, 40 - 1 - 2 * BURST)]
+    assert b.engine.limits[:5] == [0.0, 0.0, BURST_MS, BURST_MS, BURST_MS]
+
+
+def test_a_chunk_is_shared_and_is_small_while_others_write(board):
+    b = board()
+    first = b.ask(different(1000, 1), write=1)
+    b.wait()
+    second = b.ask(different(1000, 2), write=1)
+    assert [w[1] for w in b.step()] == [PREFILL_ALONE // 2] * 2
+    b.finish(first, second)
+    writer = b.ask(different(10, 3), write=100)
+    b.wait()
+    b.step()
+    reader = b.ask(different(1000, 4), write=1)
+    call = b.step()
+    assert [w[1:] for w in call] == [(1, 1), (PREFILL_SHARED, 0)]
+    b.finish(writer, reader)
+
+
+def test_many_readers_get_at_least_a_share(board):
+    b = board(parallel=20, pages=1000)
+    first = b.ask(different(500, 1), write=50)
+    b.wait()
+    others = [b.ask(different(500, i), write=1) for i in range(2, 22)]
+    assert {w[1] for w in b.step()} == {PREFILL_LEAST}
+    b.finish(first, *others)
+
+
+# ---- the cache
+
+
+def test_a_finished_sequence_is_taken_over_where_all_of_it_is_the_beginning(board):
+    b = board()
+    first = b.ask([1, 2, 3], write=1)
+    b.wait()
+    b.finish(first)
+    b.engine.events.clear()
+    second = b.ask([1, 2, 3, 9, 9], write=1)
+    (call,) = [b.wait()]
+    b.finish(second)
+    assert call == [(1, 2, 1)]
+    assert second.stats.reused_tokens == 3
+    assert b.engine.events == []
+
+
+def test_a_longer_one_is_forked_and_stays(board):
+    b = board()
+    first = b.ask([1, 2, 3, 4, 5], write=1)
+    b.wait()
+    b.finish(first)
+    second = b.ask([1, 2, 3, 7], write=1)
+    assert b.wait() == [(2, 1, 1)]
+    assert ("fork", 1, 3, 2) in b.engine.events
+    assert second.stats.reused_tokens == 3
+    b.finish(second)
+    assert len(b.scheduler._kept) == 2
+
+
+def test_the_longest_common_beginning_is_reused_of_a_running_one_too(board):
+    b = board()
+    short = b.ask([1, 2, 3], write=1)
+    b.wait()
+    b.finish(short)
+    running = b.ask([1, 2, 3, 4, 5, 6], write=50)
+    b.wait()
+    b.step()
+    like = b.ask([1, 2, 3, 4, 5, 9], write=1)
+    b.step()
+    assert like.stats.reused_tokens == 5
+    b.finish(running, like)
+
+
+def test_the_last_token_is_always_computed_again(board):
+    b = board()
+    for _ in range(2):
+        request = b.ask([1, 2, 3], write=1)
+        call = b.wait()
+        b.finish(request)
+    assert call[0][1] == 1
+    assert request.stats.reused_tokens == 2
+
+
+def test_a_bidirectional_context_is_read_whole_and_never_reused(board):
+    b = board(pages=20)
+    for _ in range(2):
+        request = b.ask(600, write=1, context=500)
+        assert b.wait()[0][1] == 500
+        b.finish(request)
+    assert request.stats.reused_tokens == 0
+    assert b.scheduler._kept == []
+    assert b.engine.sequences == {}
+
+
+def test_logits_of_every_token_reuse_nothing_and_of_the_last_one_do(board):
+    b = board()
+    for rows, reused in (("all", 0), ("all", 0), ("last", 4)):
+        request = b.ask([1, 2, 3, 4, 5], rows=rows)
+        b.wait()
+        b.finish(request)
+        assert request.stats.reused_tokens == reused
+
+
+def test_so_many_finished_sequences_are_kept_and_the_least_recently_used_goes(board):
+    b = board(pages=1000)
+    for i in range(KEPT):
+        request = b.ask(different(5, i), write=1)
+        b.wait()
+        b.finish(request)
+    again = b.ask([*different(5, 0), 1, 2], write=1)  # the oldest is used again
+    b.wait()
+    b.finish(again)
+    b.engine.events.clear()
+    last = b.ask(different(5, 99), write=1)
+    b.wait()
+    b.finish(last)
+    assert [e for e in b.engine.events if e[0] == "free"] == [("free", 2)]
+
+
+def test_pages_that_are_short_are_taken_from_the_least_recently_used(board):
+    b = board(pages=6)
+    for i in range(3):
+        request = b.ask(different(100, i), write=1)
+        b.wait()
+        b.finish(request)
+    b.engine.events.clear()
+    request = b.ask(different(200, 9), write=1)
+    b.wait()
+    b.finish(request)
+    assert [e[1] for e in b.engine.events if e[0] == "free"] == [1, 2]
+
+
+def test_who_does_not_fit_beside_the_others_waits(board):
+    b = board(pages=4)
+    first = b.ask(different(150, 1), write=2)
+    b.wait()
+    second = b.ask(different(100, 2), write=1)
+    assert len(b.step()) == 1
+    assert list(b.scheduler._queue) == [second]
+    b.finish(first, second)
+    assert second.sink.error is None
+
+
+def test_the_youngest_gives_its_pages_back_and_is_the_next(board):
+    b = board(pages=4, parallel=2)
+    first = b.ask(different(100, 1), write=80)
+    b.wait()
+    second = b.ask(different(120, 2), write=80)
+    third = b.ask(different(10, 3), write=1)
+    preempted = []
+    freed = len(b.engine.events)
+    while not first.sink.ended.is_set():
+        b.engine.go.set()
+        b.engine.waits.wait(0.05)
+        b.engine.waits.clear()
+        if second.sequence is None and second.written and not preempted:
+            preempted = list(b.scheduler._queue)
+    assert preempted == [second, third]  # at the head of the queue, before those that came later
+    assert ("free", 2) in b.engine.events[freed:]
+    assert second.sink.error is None
+    b.finish(second, third)
+    assert (first.stats.generated_tokens, second.stats.generated_tokens) == (80, 80)
+    # What is read a second time was not kept: the statistics do not say so.
+    assert second.stats.reused_tokens == 0
+
+
+def test_the_oldest_always_goes_on(board):
+    b = board(pages=3, parallel=4)
+    requests = [b.ask(different(60, i), write=100) for i in range(4)]
+    b.wait()
+    b.finish(*requests)
+    assert [r.sink.error for r in requests] == [None] * 4
+    assert [r.stats.generated_tokens for r in requests] == [100] * 4
+
+
+# ---- cancelling
+
+
+def test_a_cancel_while_waiting_costs_nothing(board):
+    b = board(parallel=1)
+    running = b.ask(different(10, 1), write=30)
+    b.wait()
+    waiting = b.ask(different(10, 2), write=30)
+    waiting.cancel()
+    b.finish(running)
+    assert waiting.sequence is None
+    assert Counter(e[0] for e in b.engine.events)["new"] == 1
+
+
+def test_a_cancel_while_reading_ends_the_call(board):
+    b = board()
+    request = b.ask(different(1000, 1), write=1)
+    b.wait()
+    request.cancel()
+    assert b.engine.flags[-1].is_set
+    b.finish()
+    assert request.stats.generated_tokens == 0
+    assert len(b.engine.calls) == 1
+
+
+def test_a_cancel_of_the_only_writing_one_ends_the_call(board):
+    b = board()
+    request = b.ask(different(10, 1), write=100)
+    b.wait()
+    b.step()
+    request.cancel()
+    assert b.engine.flags[-1].is_set
+    b.finish()
+
+
+def test_a_cancel_of_one_writing_request_ends_no_call_of_the_others(board):
+    b = board()
+    first = b.ask(different(10, 1), write=100)
+    b.wait()
+    second = b.ask(different(10, 2), write=100)
+    b.step()
+    assert len(b.step()) == 2
+    first.cancel()
+    assert not b.engine.flags[-1].is_set
+    assert len(b.step()) == 1
+    b.finish(second)
+    assert second.stats.generated_tokens == 100
+
+
+def test_a_cancelled_request_leaves_its_sequence_for_the_next(board):
+    b = board()
+    request = b.ask(different(10, 1), write=100)
+    b.wait()
+    b.step()
+    request.cancel()
+    b.finish()
+    again = b.ask(different(10, 1), write=1)
+    b.wait()
+    assert again.stats.reused_tokens == 9
+    b.finish(again)
+
+
+# ---- failing and closing
+
+
+def test_who_fails_alone_is_given_up_alone(board):
+    b = board()
+    good = b.ask(different(10, 1), write=30)
+    b.wait()
+    bad = b.ask(different(10, 2), write=30)
+    b.step()
+    b.engine.bad = lambda works: any(w.sequence == bad.sequence.handle for w in works if bad.sequence)
+    b.finish(good, bad)
+    assert good.sink.error is None
+    assert good.stats.generated_tokens == 30
+    assert "not finite" in str(bad.sink.error)
+
+
+def test_close_fails_what_runs_and_what_waits_and_frees_all(board):
+    b = board(parallel=1)
+    running = b.ask(different(1000, 1), write=10)
+    b.wait()
+    waiting = b.ask(different(10, 2), write=10)
+    closing = threading.Thread(target=b.scheduler.close)
+    closing.start()
+    deadline = time.monotonic() + 5
+    while not b.engine.flags[-1].is_set and time.monotonic() < deadline:
+        time.sleep(0.001)
+    b.engine.go.set()
+    closing.join(5)
+    for request in (running, waiting):
+        assert isinstance(request.sink.error, glmlite.Closed)
+    assert b.engine.sequences == {}
+    assert b.engine.events[-1] == ("close",)
+    with pytest.raises(glmlite.Closed, match="closed"):
+        b.ask(3)
+
+
+# ---- what is told
+
+
+def test_the_time_of_reading_ends_with_the_first_token(board, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("glmlite.scheduler.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    b = board()
+    request = b.ask(PREFILL_ALONE + 10, write=18)
+    b.wait()
+    clock[0] += 2.0
+    b.step()
+    clock[0] += 1.0
+    b.step()
+    clock[0] += 4.0
+    b.step()
+    clock[0] += 0.5
+    b.finish(request)
+    assert request.stats == Stats(266, 0, 18, prompt_seconds=3.0, generation_seconds=4.5)
+    assert request.stats.prompt_rate == 266 / 3
+    assert request.stats.generation_rate == 17 / 4.5
+
+
+def test_speeds_leave_out_what_was_kept_and_what_is_too_little_to_say():
+    assert Stats(52, 40, 17, 0.5, 2.0).prompt_rate == 12 / 0.5
+    assert Stats(52, 40, 17, 0.5, 2.0).generation_rate == 16 / 2.0
+    assert Stats(52, 51, 1, 0.0001, 0.0).prompt_rate is None
+    assert Stats(52, 51, 1, 0.0001, 0.0).generation_rate is None
+    assert Stats(100, 0, 17, 0.0, 0.0).prompt_rate is None
+    assert Stats().generation_rate is None
+
+
+def test_how_far_a_prompt_is_read(board):
+    b = board()
+    request = b.ask(PREFILL_ALONE * 2, write=2)
+    b.wait()
+    b.engine.done = 0.5
+    assert b.scheduler.reading(request) == (PREFILL_ALONE // 2, PREFILL_ALONE * 2)
+    b.engine.done = 0.0
+    b.step()
+    assert b.scheduler.reading(request) == (PREFILL_ALONE, PREFILL_ALONE * 2)
+    b.engine.done = 1.0
+    assert b.scheduler.reading(request) == (PREFILL_ALONE * 2, PREFILL_ALONE * 2)
+    b.finish(request)
