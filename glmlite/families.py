@@ -8,14 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
-__all__ = ["ARCHITECTURES", "ENDS", "PUBLISHED", "SIGMOID", "Published", "Sizes", "is_glm", "recognise"]
+__all__ = [
+    "ARCHITECTURES",
+    "ENDS",
+    "GLM_SPECIALS",
+    "PUBLISHED",
+    "SIGMOID",
+    "Published",
+    "Sizes",
+    "is_edge",
+    "is_glm",
+    "recognise",
+]
 
 # Every chat model since ChatGLM3 ends its turn with one of these; each under the key that GGUF has for it.
 ENDS: Mapping[str, str] = {"eos": "<|endoftext|>", "eot": "<|user|>", "eom": "<|observation|>"}
+# Special tokens of GLM vocabularies. Older files mark them as user-defined, or have no token types.
+GLM_SPECIALS = frozenset(
+    [
+        "[MASK]",
+        "[gMASK]",
+        "[sMASK]",
+        "<sop>",
+        "<eop>",
+        "sop",
+        "eop",
+        "<|startofpiece|>",
+        "<|endofpiece|>",
+        "<|endoftext|>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+        "<|begin_of_image|>",
+        "<|end_of_image|>",
+        "<|begin_of_video|>",
+        "<|end_of_video|>",
+    ]
+)
 # `expert_gating_func`: GGUF counts softmax as 1.
 SIGMOID = 2
+
+# Tokens of GLM-Edge's vocabulary, and fewer than any copy of GLM-4's 151,552 has.
+_EDGE, _GLM4 = 59264, 100_000
 
 # GGUF's names. `deepseek2` is what GLM-4.7-Flash is written as; other makers' models are too.
 ARCHITECTURES = ("chatglm", "chatglm1", "glm", "glm4", "glm4moe")
@@ -85,3 +123,25 @@ def recognise(architecture: str, sizes: Sizes) -> Published | None:
 def is_glm(architecture: str, tokens: Sequence[Any]) -> bool:
     """Whether a file belongs to the family: by its architecture, or, under another maker's, by its vocabulary."""
     return architecture in ARCHITECTURES or (architecture == "deepseek2" and "[gMASK]" in tokens)
+
+
+def is_edge(architecture: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether a file is a GLM-Edge: its prompts have no `[gMASK]<sop>`, though its vocabulary does.
+
+    GLM-4, of the same architecture, has more than twice as many tokens, and RoPE turns only half of its heads. A copy
+    with a vocabulary of another size is told by what turns: without the key, all of a head.
+    """
+    if architecture != "chatglm" or metadata.get("tokenizer.ggml.model") == "llama":
+        return False
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, (list, tuple)) else 0
+    if count == _EDGE or count >= _GLM4:
+        return count == _EDGE
+
+    def size(name: str) -> int:
+        value = metadata.get(f"chatglm.{name}")
+        return int(value) if isinstance(value, Integral) else 0
+
+    turns, heads = size("rope.dimension_count"), size("attention.head_count")
+    head_dim = size("attention.key_length") or (size("embedding_length") // heads if heads else 0)
+    return not turns or 2 * turns > head_dim

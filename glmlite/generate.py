@@ -151,15 +151,21 @@ class Events(Generic[T]):
 
 
 class Answer:
-    """The sink of a generation: turns samples into pieces, on the engine thread."""
+    """The sink of a generation: turns samples into pieces, on the engine thread.
 
-    def __init__(self, decoder: Any, parameters: Parameters, stop_ids: Sequence[int], max_tokens: int):
+    trim: white space before the first other character is no text.
+    """
+
+    def __init__(
+        self, decoder: Any, parameters: Parameters, stop_ids: Sequence[int], max_tokens: int, trim: bool = False
+    ):
         self.events: Events[Piece] = Events()
         self.stop: int | str | None = None
         self._decoder = decoder
         self._strings = StopStrings(parameters.stops)
         self._stop_ids = frozenset(stop_ids)
         self._left = max_tokens
+        self._trim = trim
         self._logprobs = parameters.logprobs is not None
 
     def take(self, samples: list[Any]) -> bool:
@@ -172,7 +178,7 @@ class Answer:
             tokens.append(sample.token)
             if logprobs is not None:
                 logprobs.append(Logprob(sample.token, sample.logprob, sample.top))
-            certain, self.stop = self._strings.push(self._decoder.push([sample.token]))
+            certain, self.stop = self._strings.push(self._text(self._decoder.push([sample.token])))
             text += certain
             self._left -= 1
             if self.stop is not None or self._left == 0:
@@ -180,11 +186,17 @@ class Answer:
                 break
         if reason is not None and not isinstance(self.stop, str):
             # Where the limit cuts a character in two, its first part is no text.
-            rest, stop = self._strings.push(self._decoder.finish() if reason == "stop" else "")
+            rest, stop = self._strings.push(self._text(self._decoder.finish()) if reason == "stop" else "")
             text += rest + self._strings.flush()
             self.stop = self.stop if stop is None else stop
         self.events.put(Piece(text, tokens, logprobs, reason))
         return reason is not None
+
+    def _text(self, written: str) -> str:
+        if self._trim:
+            written = written.lstrip()
+            self._trim = not written
+        return written
 
     def fail(self, error: Exception) -> None:
         self.events.put(error)

@@ -137,7 +137,8 @@ class Model:
     ) -> Generation:
         """As `generate`, and return at once: the Generation gives the answer in pieces, to `for` and `async for`, or
         whole, to `result` and `await`."""
-        return self._start(prompt, Parameters.of(parameters, **changes), self._defaults, cancel)
+        p = Parameters.of(parameters, **changes)
+        return self._start(self._cut(self._ids(prompt), p), p, self._defaults, cancel)
 
     def chat(
         self,
@@ -154,6 +155,10 @@ class Model:
 
         tools: functions that the model may call, in the shape of the OpenAI API. template: variables for the model's
         chat template (`{"enable_thinking": False}`).
+
+        The text begins with the answer's first word: the line end that GLM models write after `<|assistant|>`, which
+        a history has by itself, is among `tokens` only. With overflow "truncate" whole messages go, see
+        `glmlite.Parameters`; where what has to stay is too long: ContextOverflow.
         """
         return self.chat_stream(messages, parameters, tools=tools, template=template, cancel=cancel, **changes).result()
 
@@ -169,8 +174,19 @@ class Model:
         **changes: Unpack[Options],
     ) -> Generation:
         """As `chat`, and return at once, as `stream` does."""
+        from . import chat
+
         p = Parameters.of(parameters, **changes)
-        return self._start(self.chat_ids(messages, tools=tools, template=template), p, self._defaults, cancel)
+
+        def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+            return self.chat_ids(messages, tools=tools, template=template)
+
+        if p.overflow == "truncate":
+            prompt = chat.fit(render, messages, room=self._room(p), context=self.context)
+        else:
+            prompt = render(messages)
+        ids = self._ids(prompt)
+        return self._start(ids, p, self._defaults, cancel, trim=chat.trims(self.tokenizer, ids))
 
     def chat_ids(
         self,
@@ -193,7 +209,7 @@ class Model:
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
-            **(template or {}),
+            **chat.variables(template),
         )
 
     def infill(
@@ -215,7 +231,9 @@ class Model:
         p = Parameters.of(parameters, **changes)
         defaults = {**self._defaults, "temperature": 0.0}
         ids = list(self.tokenizer.encode(text, special=True, prefix=False))
-        filled, completions = self._infiller.fill(ids, lambda prompt: self._start(prompt, p, defaults, cancel).result())
+        filled, completions = self._infiller.fill(
+            ids, lambda prompt: self._start(self._cut(self._ids(prompt), p), p, defaults, cancel).result()
+        )
         return Infill(self.tokenizer.decode(filled), [c.text for c in completions], completions)
 
     def logits(
@@ -231,13 +249,16 @@ class Model:
         return rows if all else rows[0]
 
     def _start(
-        self, prompt: str | Sequence[int], p: Parameters, defaults: Mapping[str, float], cancel: Cancel | None
+        self,
+        ids: list[int],
+        p: Parameters,
+        defaults: Mapping[str, float],
+        cancel: Cancel | None,
+        *,
+        trim: bool = False,
     ) -> Generation:
-        ids = self._ids(prompt)
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
-        if p.overflow == "truncate":
-            ids = self._truncate(ids, p.max_tokens)
         self._fits(ids, len(ids) + 1)
         room = self.context - len(ids)
         max_tokens = room if p.max_tokens is None else min(room, p.max_tokens)
@@ -253,7 +274,7 @@ class Model:
             stop=stops,
         )
         sampler.accept(ids)
-        answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens)
+        answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim)
         layout = self._layout(ids, self.tokenizer.id_of)
         request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens)
         return Generation(self._scheduler, request, answer, p.on_progress, seed, self, cancel)
@@ -277,12 +298,19 @@ class Model:
                 "shorten it, load the model with a larger context, or pass overflow='truncate'"
             )
 
-    def _truncate(self, ids: list[int], max_tokens: int | None) -> list[int]:
-        answer = min(self.context // 4 if max_tokens is None else max_tokens, self.context // 2)
-        drop = len(ids) - (self.context - max(answer, 1))
+    def _room(self, p: Parameters) -> int:
+        """Tokens of the context for a prompt that may be shortened."""
+        answer = min(self.context // 4 if p.max_tokens is None else p.max_tokens, self.context // 2)
+        return self.context - max(answer, 1)
+
+    def _cut(self, ids: list[int], p: Parameters) -> list[int]:
+        """Without the oldest tokens after the prefix, if that is asked for and needed."""
+        drop = len(ids) - self._room(p)
+        if p.overflow != "truncate" or drop <= 0:
+            return ids
         prefix = self._infiller.before if self._infiller is not None else list(self.tokenizer.prefix_ids)
         keep = len(prefix) if ids[: len(prefix)] == prefix else 0
-        return ids if drop <= 0 else ids[:keep] + ids[keep + drop :]
+        return ids[:keep] + ids[keep + drop :]
 
     # ---- life
 
@@ -311,8 +339,7 @@ def prompt_ids(tokenizer: Tokenizer, blanks: Infiller | None, text: str) -> list
     ids = list(tokenizer.encode(text, special=True, prefix=False))
     if blanks is not None:
         return blanks.prompt(ids)
-    prefix = list(tokenizer.prefix_ids)
-    return ids if ids[: len(prefix)] == prefix else prefix + ids
+    return tokenizer.begin(ids)
 
 
 def infiller(architecture: str, tokenizer: Tokenizer) -> Infiller | None:

@@ -2,12 +2,14 @@
 
 import itertools
 import re
+from collections import UserDict, deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from glmlite.chat import chat_format, render, template
-from glmlite.errors import FormatError
+from glmlite.chat import chat_format, fit, render, template, variables
+from glmlite.errors import ContextOverflow, FormatError
 
 CONTROL = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<eos>"]
 
@@ -27,6 +29,10 @@ class Characters:
 
     def is_special(self, id):
         return id < len(self.control)
+
+    def begin(self, ids):
+        start = next((i for i, token in enumerate(ids) if token not in self.prefix_ids), len(ids))
+        return self.prefix_ids + ids[start:]
 
     def encode(self, text, special=False, prefix=False):
         assert not prefix
@@ -176,7 +182,78 @@ def test_content_as_parts(glm4):
     assert spelled(glm4, "glm4", [user(parts)]) == spelled(glm4, "glm4", [user("你好")])
 
 
+@pytest.mark.parametrize("architecture", ["chatglm1", "chatglm"])
+@pytest.mark.parametrize(
+    ("system", "text"),
+    [
+        ([""], ""),
+        (["", ""], ""),
+        ([" "], " \n"),
+        (["s", "t"], "s\nt\n"),
+        (["", "t"], "t\n"),
+        ([[]], ""),
+    ],
+)
+def test_system_texts_of_rounds(architecture, system, text):
+    tokenizer = Characters(["[gMASK]", "<sop>"])
+    messages = [{"role": "system", "content": content} for content in system]
+    first = text + "q" if architecture == "chatglm1" else f"[Round 1]\n\n问：{text}q\n\n答："
+    end = "«[gMASK]»«<sop>»" if architecture == "chatglm1" else ""
+    assert spelled(tokenizer, architecture, [*messages, user("q")]) == first + end
+    with pytest.raises(ValueError, match="there is no question"):
+        spelled(tokenizer, architecture, messages)
+    alone = text if architecture == "chatglm1" else f"[Round 1]\n\n问：{text}"
+    assert spelled(tokenizer, architecture, messages, add_generation_prompt=False) == alone
+
+
+def test_empty_messages_of_rounds():
+    tokenizer = Characters(["[gMASK]", "<sop>"])
+    messages = [user(""), assistant(""), user(" ")]
+    assert spelled(tokenizer, "chatglm1", messages) == "[Round 0]\n问：\n答：\n[Round 1]\n问： \n答：«[gMASK]»«<sop>»"
+    assert spelled(tokenizer, "chatglm", messages) == "[Round 1]\n\n问：\n\n答：\n\n[Round 2]\n\n问： \n\n答："
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("chatglm3", "«<|system|>»\n«<|user|>»\nq«<|assistant|>»\n«<|user|>»\n «<|assistant|>»"),
+        ("glm4", "«<|user|>»\nq«<|user|>»\n «<|assistant|>»"),  # GLM-4's own code leaves messages without text out
+        ("glm-edge", "«<|system|>»\n«<|user|>»\nq«<|assistant|>»\n«<|user|>»\n «<|assistant|>»"),
+    ],
+)
+def test_empty_messages_of_role_tokens(name, want):
+    messages = [{"role": "system", "content": ""}, user("q"), assistant(""), user(" ")]
+    assert spelled(Characters(), "chatglm", messages, {"glmlite.chat_format": name}) == want
+    (system,) = [{"role": "system", "content": "s"}]
+    got = spelled(Characters(), "chatglm", [system, user("q"), system], {"glmlite.chat_format": name})
+    assert got == "«<|system|>»\ns«<|user|>»\nq«<|system|>»\ns«<|assistant|>»"
+
+
+def test_tools_in_a_message_are_those_of_the_call(glm4, chatglm3):
+    assert spelled(glm4, "glm4", [{**SYSTEM, "tools": [WEATHER]}, user("q")]) == spelled(
+        glm4, "glm4", [SYSTEM, user("q")], tools=[WEATHER]
+    )
+    assert spelled(chatglm3, "chatglm", [{**SYSTEM, "tools": [WEATHER]}, user("q")], LLAMA_VOCABULARY) == spelled(
+        chatglm3, "chatglm", [SYSTEM, user("q")], LLAMA_VOCABULARY, tools=[WEATHER]
+    )
+
+
+def test_glm_edge_has_no_place_for_calls():
+    for message, key in ((CALL, "tool_calls"), (assistant("a", metadata="f"), "metadata")):
+        with pytest.raises(ValueError, match=rf"messages\[1\]: {key}, the chat format glm-edge has none"):
+            spelled(Characters(), "chatglm", [user("q"), message, user("r")], {"glmlite.chat_format": "glm-edge"})
+
+
+@pytest.mark.parametrize("vocabulary", [["sop", "<sop>"], ["<sop>", "sop"]])
+def test_sop_in_brackets_is_meant_where_a_vocabulary_has_both(vocabulary):
+    got = spelled(Characters(["[gMASK]", *vocabulary]), "chatglm1", [user("q")])
+    assert got == "q«[gMASK]»«<sop>»"
+
+
 # ---- which format ------------------------------------------------------------------------------------------------
+
+
+EDGE, GLM4 = ({"tokenizer.ggml.tokens": ["a"] * count} for count in (59264, 151552))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +267,15 @@ def test_content_as_parts(glm4):
         ("chatglm", {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"] * 151552}, Characters(), "glm4"),
         ("chatglm", {"tokenizer.ggml.model": "gpt2", "tokenizer.chat_template": "{{ 1 }}"}, Characters(), "template"),
         ("chatglm", {"tokenizer.ggml.model": "llama", "tokenizer.chat_template": "chatglm3"}, Characters(), "chatglm3"),
+        ("chatglm", {"tokenizer.ggml.model": "llama", "tokenizer.chat_template": "chatglm2"}, Characters(), "chatglm2"),
+        (
+            "chatglm",
+            {"tokenizer.ggml.tokens": ["a"] * 59264, "tokenizer.chat_template": "chatglm4"},
+            Characters(),
+            "glm-edge",
+        ),
+        ("chatglm", {"tokenizer.ggml.tokens": ["a"] * 151552, "tokenizer.chat_template": "x"}, Characters(), "glm4"),
+        ("chatglm", {"tokenizer.ggml.tokens": ["a"] * 151552, "tokenizer.chat_template": ""}, Characters(), "glm4"),
         ("glm4", {}, Characters(), "glm4"),
         ("glm", {}, Characters(), None),
         ("llama", {}, Characters(), None),
@@ -209,9 +295,84 @@ def test_a_model_without_a_format_says_so():
         render({}, Characters(), "llama", [user("hi")])
 
 
+def test_a_name_in_place_of_a_template_is_told():
+    with pytest.raises(ValueError, match="no chat template but the name 'chatml' in its place"):
+        render({"tokenizer.chat_template": "chatml"}, Characters(), "llama", [user("hi")])
+
+
 def test_a_missing_token_is_named():
     with pytest.raises(FormatError, match=r"'<\|assistant\|>' is not in the vocabulary; the chat format chatglm3"):
         render({"glmlite.chat_format": "chatglm3"}, Characters(["<|user|>"]), "chatglm", [user("hi")])
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ([{"role": "developer", "content": "s"}, user("q")], [{"role": "system", "content": "s"}, user("q")]),
+        ((user("q"),), [user("q")]),
+        (deque([user("q")]), [user("q")]),
+        ([{**user("q"), "tool_calls": None, "audio": None, "name": None}], [user("q")]),
+        ([UserDict(user("q"))], [user("q")]),
+        (
+            [user("q"), {"role": "assistant", "content": None, "function_call": CALL["tool_calls"][0]["function"]}],
+            [user("q"), CALL],
+        ),
+        (
+            [user("q"), CALL, {"role": "function", "name": "get_weather", "content": "r"}],
+            [user("q"), CALL, {"role": "observation", "content": "r"}],
+        ),
+    ],
+)
+def test_other_ways_to_write_messages(glm4, given, same):
+    assert spelled(glm4, "glm4", given) == spelled(glm4, "glm4", same)
+
+
+@pytest.mark.parametrize(
+    ("tools", "error"),
+    [
+        (3, "tools: int, should be a list"),
+        ({"name": "f"}, "tools: dict, should be a list"),
+        ("f", "tools: str, should be a list"),
+        ([{"type": "web_search"}], r"tools\[0\]: should be"),
+    ],
+)
+def test_bad_tools(glm4, tools, error):
+    with pytest.raises(ValueError, match=error):
+        spelled(glm4, "glm4", [user("q")], tools=tools)
+
+
+def test_tools_in_the_flat_shape(glm4):
+    flat = {"type": "function", **WEATHER}
+    assert spelled(glm4, "glm4", [user("q")], tools=[flat]) == spelled(glm4, "glm4", [user("q")], tools=[WEATHER])
+
+
+def test_what_is_not_read_is_logged_once(glm4, caplog):
+    odd = {**user("q"), "mood": "blue", "id": 3, "reasoning_content": "r", "empty": ""}
+    result = {"role": "tool", "name": "f", "tool_call_id": "1", "content": "r"}
+    for _ in range(2):
+        spelled(glm4, "glm4", [odd, result])
+    assert [record.message for record in caplog.records] == ["messages: 'mood' is not read by the chat format glm4"]
+    caplog.clear()
+    model = {"general.name": "of this test"}
+    for _ in range(2):
+        with_template(TURNS, [odd], metadata=model, enable_thinking=False, turns=3)
+        with_template(
+            "{% if enable_thinking is defined %}{% set x = 1 %}{% endif %}" + TURNS,
+            [odd],
+            metadata=model,
+            enable_thinking=True,
+        )
+    reader = "is not read by the chat template of of this test"
+    said = [f"messages: 'mood' {reader}", f"template: 'enable_thinking' {reader}", f"template: 'turns' {reader}"]
+    assert [record.message for record in caplog.records] == said
+
+
+def test_variables():
+    assert variables(None) == {} and variables({"enable_thinking": False}) == {"enable_thinking": False}
+    with pytest.raises(TypeError, match="template is list, expected a mapping"):
+        variables([1])
+    with pytest.raises(ValueError, match="template: 'tools' is no variable"):
+        variables({"tools": []})
 
 
 # ---- messages ----------------------------------------------------------------------------------------------------
@@ -232,6 +393,15 @@ def test_a_missing_token_is_named():
             r"tool_calls\[0\]: .* not JSON",
         ),
         ([assistant(None, tool_calls=[{"name": "f"}])], r"messages\[0\].tool_calls\[0\]: should be"),
+        ([assistant(None, tool_calls=3)], r"messages\[0\].tool_calls: int, should be a list"),
+        ([assistant(None, function_call="f")], r"messages\[0\].tool_calls\[0\]: should be"),
+        ([{**CALL, "role": "user"}], r"messages\[0\]: tool_calls of the role 'user'"),
+        ([assistant("a", metadata={"a": 1})], r"messages\[0\]: metadata is dict"),
+        ([user(b"hi")], r"messages\[0\]: content is bytes"),
+        ([user([{"type": "text", "text": "a"}, {"type": "input_audio"}])], "part of type 'input_audio'"),
+        ([SimpleNamespace(role="user", content="hi")], r"messages\[0\]: SimpleNamespace, should be a mapping"),
+        ((m for m in [user("hi")]), "messages: generator, should be a list"),
+        ({"role": "user", "content": "hi"}, "messages: dict, should be a list"),
     ],
 )
 def test_bad_messages(glm4, messages, error):
@@ -245,7 +415,11 @@ def test_bad_messages(glm4, messages, error):
         ([user("a"), user("b")], {}, r"messages\[1\]: role 'user', .* has 'assistant' there"),
         ([SYSTEM, assistant("b")], {}, r"messages\[1\]: role 'assistant', .* has 'user' there"),
         ([user("a"), assistant("b")], {}, "the last is the assistant's"),
-        ([SYSTEM], {}, "ends with the user's"),
+        ([SYSTEM], {}, "there is no question; the chat format chatglm ends with the user's"),
+        ([SYSTEM, user("a"), SYSTEM], {}, r"messages\[2\]: role 'system', .* has 'assistant' there"),
+        ([user("a"), CALL, user("b")], {}, r"messages\[1\]: tool_calls, the chat format chatglm has none"),
+        ([user("a"), assistant("b", metadata="f"), user("b")], {}, r"messages\[1\]: metadata, the chat format"),
+        ([{**SYSTEM, "tools": [WEATHER]}, user("b")], {}, r"messages\[0\]: tools, the chat format chatglm has none"),
         ([user("a")], {"tools": [WEATHER]}, "tools: the chat format chatglm has none"),
         ([user("a")], {"tools": [{}]}, r"tools\[0\]: should be"),
         ([user("a")], {"enable_thinking": False}, "takes no enable_thinking"),
@@ -281,6 +455,76 @@ def test_template_sees_what_users_write_outside_control_tokens():
 def test_the_prefix_stands_once(written):
     tokenizer = Characters(prefix=["[gMASK]", "<sop>"])
     assert with_template(written + TURNS, [user("hi")], tokenizer) == "«[gMASK]»«<sop>»«<|user|>»\nhi"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for m in messages %}[gMASK]<sop><|user|>{{ m.content }}{% endfor %}",
+        "{{ bos_token }}[gMASK]<sop>{% for m in messages %}<|user|>{{ m.content }}{% endfor %}",
+        "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}[gMASK]<sop>",
+        "<sop>{% for m in messages %}<|user|>{{ m.content }}{% endfor %}",
+    ],
+)
+def test_the_prefix_stands_once_also_in_odd_templates(text):
+    tokenizer = Characters(prefix=["[gMASK]", "<sop>"])
+    got = with_template(text, [user("a"), user("[gMASK]")], tokenizer, {"tokenizer.ggml.bos_token_id": 0})
+    assert got == "«[gMASK]»«<sop>»«<|user|>»a«<|user|>»[gMASK]"
+
+
+def test_a_bos_may_begin_each_round():
+    tokenizer = Characters(["<s>"], prefix=["<s>"])
+    got = with_template("{% for m in messages %}<s>{{ m.content }}{% endfor %}", [user("a"), user("b")], tokenizer)
+    assert got == "«<s>»a«<s>»b"
+
+
+@pytest.mark.parametrize("text", ["{{ messages[0].content }}", "[gMASK]<sop>{{ messages[0].content }}[gMASK]<sop>"])
+def test_a_template_of_chatglm_6b_ends_with_the_prefix(text):
+    metadata = {"tokenizer.chat_template": text}
+    assert spelled(Characters(), "chatglm1", [user("q")], metadata) == "q«[gMASK]»«<sop>»"
+    assert spelled(Characters(), "chatglm1", [user("q")], metadata, add_generation_prompt=False) == "q"
+
+
+def test_a_control_token_as_a_key_stays_text():
+    tokenizer = Characters()
+    text = "{% for m in messages %}{{ m | tojson }}{% endfor %}{{ tools | tojson }}"
+    tool = {"name": "f", "parameters": {"properties": {"<|user|>": {}}}}
+    call = {"function": {"name": "f", "arguments": {"<|assistant|>": 1}}}
+    got = with_template(text + "{# tool_calls #}", [assistant("", tool_calls=[call])], tokenizer, tools=[tool])
+    assert "«" not in got and '"<|user|>": {}' in got and '"<|assistant|>": 1' in got
+
+
+def test_a_control_token_that_a_file_calls_a_word_stays_text():
+    tokenizer = Characters()
+    kinds = {"tokenizer.ggml.token_type": np.array([1] * (len(CONTROL) + 2), np.int32)}
+    assert with_template(TURNS, [user("<|user|>")], tokenizer, kinds) == "«<|user|>»\n<|user|>"
+
+
+def test_calls_reach_a_template_that_has_metadata_for_them(glm4):
+    text = (
+        "{% for m in messages %}{% if m.content %}<|{{ m.role }}|>{{ m.metadata }}\n{{ m.content }}{% endif %}"
+        "{% endfor %}<|assistant|>"
+    )
+    got = with_template(text, [user("q"), {**CALL, "content": "I look."}, {"role": "tool", "content": "晴"}], glm4)
+    assert got == (
+        '«[gMASK]»«<sop>»«<|user|>»\nq«<|assistant|>»\nI look.«<|assistant|>»get_weather\n{"city": "北京"}'
+        "«<|observation|>»\n晴«<|assistant|>»"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "key"),
+    [(CALL, "tool_calls"), (assistant("{}", metadata="f"), "metadata"), (assistant("a", tools=[WEATHER]), "tools")],
+)
+def test_a_template_without_a_place_for_calls_refuses_them(message, key):
+    with pytest.raises(ValueError, match=rf"messages\[1\]: {key}, the chat template of this model has none"):
+        with_template(TURNS, [user("hi"), message])
+
+
+def test_a_file_with_nothing_but_a_template_for_tools(glm4):
+    metadata = {"tokenizer.chat_template.tool_use": "{{ tools[0].function.name }}"}
+    assert spelled(glm4, "glm4", [user("q")], metadata, tools=[WEATHER]) == "«[gMASK]»«<sop>»get_weather"
+    assert spelled(glm4, "glm4", [user("q")], metadata) == "«[gMASK]»«<sop>»«<|user|>»\nq«<|assistant|>»"
 
 
 def test_template_environment_is_that_of_hugging_face():
@@ -374,3 +618,108 @@ def test_no_family_changes_what_it_is_given(glm4):
     for name, generate in itertools.product(("chatglm3", "glm4"), (True, False)):
         render({"glmlite.chat_format": name}, glm4, "chatglm", messages, add_generation_prompt=generate)
     assert repr(messages) == before
+
+
+# ---- a conversation that is too long --------------------------------------------------------------------------------
+
+
+def words(messages):
+    """One id for each word, after one for the role."""
+    assert messages[0]["role"] == "system" or messages[0]["role"] == "user"
+    return [i for m in messages for i in (m["role"], *m["content"].split())]
+
+
+def kept(messages, room, context=1000, render=words):
+    """What is left of the messages, by their contents."""
+    seen = []
+
+    def noted(messages):
+        seen.append(messages)
+        return render(messages)
+
+    ids = fit(noted, messages, room=room, context=context)
+    return next([m["content"] for m in messages] for messages in seen if render(messages) == ids), len(seen)
+
+
+def rounds(count):
+    return [m for i in range(count) for m in (user(f"q{i} x x"), assistant(f"a{i} y"))]
+
+
+def test_nothing_goes_where_all_fits():
+    messages = [SYSTEM, *rounds(3), user("last")]
+    assert kept(messages, len(words(messages))) == ([m["content"] for m in messages], 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 1000])
+def test_the_oldest_rounds_go_and_as_few_as_can(count):
+    messages = [SYSTEM, *rounds(count), user("last")]
+    for stay in {0, 1, count // 2, count - 1}:
+        want = ["要简短。", *(m["content"] for m in rounds(count)[2 * (count - stay) :]), "last"]
+        for spare in (0, 6):  # a round has 7
+            got, renders = kept(messages, 4 + 7 * stay + spare)
+            assert got == want
+            assert renders <= np.log2(count) + 3
+
+
+def test_all_system_messages_stay():
+    later = {"role": "developer", "content": "later"}
+    messages = [SYSTEM, user("a a a"), later, assistant("b"), user("last")]
+    assert kept(messages, 6)[0] == ["要简短。", "later", "last"]
+
+
+def test_a_greeting_goes_with_what_is_oldest():
+    messages = [SYSTEM, assistant("welcome"), user("q"), assistant("a"), user("last")]
+    assert kept(messages, 8)[0] == ["要简短。", "q", "a", "last"]
+    assert kept(messages, 7)[0] == ["要简短。", "last"]
+
+
+def result(text):
+    return {"role": "tool", "content": text}
+
+
+def test_calls_go_with_their_results():
+    def call(name):
+        return {"role": "assistant", "content": name, "tool_calls": CALL["tool_calls"]}
+
+    done = [user("q"), call("c0"), result("r0"), result("r1"), assistant("a")]
+    running = [user("last"), call("c1"), result("r2"), call("c2"), call("c3"), result("r3"), result("r4")]
+    messages = [SYSTEM, *done, *running]
+    want = [m["content"] for m in messages]
+    assert kept(messages, len(words(messages)) - 1)[0] == [want[0], *want[6:]]
+    assert kept(messages, 2 * 8 - 1)[0] == ["要简短。", "last", "c2", "c3", "r3", "r4"]
+    assert kept(messages, 1, context=13)[0] == ["要简短。", "last", "c2", "c3", "r3", "r4"]
+    with pytest.raises(ContextOverflow, match="the last question have 12 tokens and leave no room in a context of 12"):
+        kept(messages, 1, context=12)
+
+
+def test_what_stays_may_take_the_room_of_the_answer_but_not_all():
+    messages = [SYSTEM, *rounds(2), user("a b c d")]
+    assert kept(messages, 4, context=8)[0] == ["要简短。", "a b c d"]
+    with pytest.raises(ContextOverflow, match="system message, the tools and the last question have 7 tokens"):
+        kept(messages, 4, context=7)
+    with pytest.raises(ContextOverflow):
+        kept([user("a b c d")], 3, context=5)
+
+
+def test_a_template_that_insists_on_the_order_of_roles_is_left_in_peace():
+    text = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}"
+        "{% endfor %}{% set turns = messages | rejectattr('role', 'equalto', 'system') | list %}"
+        "{% for m in turns %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('order') }}"
+        "{% endif %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    )
+    tokenizer = Characters()
+    metadata = {**tokenizer.metadata, "tokenizer.chat_template": text}
+    messages = [SYSTEM, *rounds(20), user("last")]
+    for room in range(6, 300, 7):
+        ids = fit(lambda m: render(metadata, tokenizer, "llama", m), messages, room=room, context=1000)
+        assert len(ids) <= room and tokenizer.spell(ids).startswith("«<|user|>»")
+
+
+@pytest.mark.parametrize("architecture", ["chatglm1", "chatglm"])
+def test_rounds_that_are_left_count_from_the_first(architecture):
+    tokenizer = Characters(["[gMASK]", "<sop>"])
+    messages = [SYSTEM, *rounds(9), user("last")]
+    ids = fit(lambda m: render({}, tokenizer, architecture, m), messages, room=60, context=1000)
+    first = "[Round 0]\n问：要简短。\nq" if architecture == "chatglm1" else "[Round 1]\n\n问：要简短。\nq"
+    assert tokenizer.spell(ids).startswith(first) and "last" in tokenizer.spell(ids)

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import tiny
+import vocab
 from test_convert import FORMS, make
 
 import glmlite
@@ -15,7 +16,7 @@ from glmlite.chat import formats, templates
 from glmlite.cli import main
 from glmlite.convert import convert, writer
 from glmlite.convert.formats import TYPES
-from glmlite.doctor import Severity, values
+from glmlite.doctor import Severity, text, values
 from glmlite.doctor.subject import Subject
 from glmlite.errors import Cancelled, FormatError
 from glmlite.tokenizer import Tokenizer
@@ -177,6 +178,9 @@ BROKEN = {
     "pre of a number": ("glm4", lambda m: {"tokenizer.ggml.pre": 4}, "pre", "error"),
     "another pre": ("glm", lambda m: {"tokenizer.ggml.pre": "default"}, "pre", "error"),
     "no template": ("glm4", lambda m: {T: None}, "template-missing", "warning"),
+    "a template's name": ("glm4", lambda m: {T: "chatglm4"}, "template-name", "error"),
+    "another name": ("chatglm", lambda m: {T: " GLM4 "}, "template-name", "error"),
+    "an empty template": ("chatglm", lambda m: {T: ""}, "template-missing", "warning"),
     "fewer tokens": ("chatglm", fewer_tokens, "vocabulary-size", "error"),
     "another vocab_size": ("chatglm", lambda m: {"chatglm.vocab_size": 300}, "vocabulary-size", "warning"),
     "no part turns": ("chatglm", lambda m: {"chatglm.rope.dimension_count": None}, "rotary-part", "error"),
@@ -209,7 +213,7 @@ def test_broken_files_are_named_and_corrected(tmp_path, case):
         assert got.prompt_ids("the 你好") == prompt
         assert np.array_equal(got.logits(prompt), want.logits(prompt))
         # A template of our own has no line end before the answer; the tiny one has.
-        if want.chat_format and check != "template-missing":
+        if want.chat_format and check not in ("template-missing", "template-name"):
             prompt = want.chat_ids(MESSAGES)
             assert got.chat_ids(MESSAGES) == prompt
             assert np.array_equal(got.logits(prompt), want.logits(prompt))
@@ -575,14 +579,46 @@ def test_templates_say_what_the_formats_say(name, case):
         pytest.skip("GLM-Edge has no tools")
     messages = {"short": CONVERSATIONS[0], "long": CONVERSATIONS[1], "tools": CALLS}[case]
     tools = TOOLS if case == "tools" else None
-    bare = {key: value for key, value in well("glm4").metadata.items() if key != T}
+    sizes = {"rope_dim": 32} if name == "glm-edge" else {}
+    bare = {key: value for key, value in well("chatglm", **sizes).metadata.items() if key != T}
     bare["tokenizer.ggml.token_type"] = np.array(bare["tokenizer.ggml.token_type"], np.int32)
-    own = chat.render(
-        bare | {"glmlite.chat_format": name}, Tokenizer.from_metadata(bare), "glm4", messages, tools=tools
-    )
+    own = bare | {"glmlite.chat_format": name}
+    want = chat.render(own, Tokenizer.from_metadata(own), "chatglm", messages, tools=tools)
     told = bare | {T: templates.TEMPLATES[name]}
-    assert chat.render(told, Tokenizer.from_metadata(told), "glm4", messages, tools=tools) == own
+    assert chat.render(told, Tokenizer.from_metadata(told), "chatglm", messages, tools=tools) == want
     assert set(templates.TEMPLATES) < set(formats.FORMATS)
+
+
+def test_a_name_in_an_edge_file_becomes_its_own_template(tmp_path):
+    sizes = {"bias": False, "rope_dim": 32, "tied": True}
+    report = doctor.examine(write(tmp_path, well("chatglm", metadata={T: "chatglm4"}, **sizes)))
+    (finding,) = report.findings
+    assert (finding.check, finding.severity.value) == ("template-name", "error") and "'chatglm4'" in finding.what
+    with glmlite.load(doctor.fix(report, tmp_path / "fixed.gguf")) as model:
+        assert model.chat_format == "template"
+        assert model.detokenize(model.chat_ids(MESSAGES)).startswith("<|user|>")
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "chatglm2"])
+def test_a_name_in_a_sentencepiece_file(name):
+    metadata = vocab.small_sentencepiece() | {T: name, "general.architecture": "chatglm"}
+    roles = ["<|assistant|>", "<|system|>", "<|observation|>"]
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], *roles]
+    metadata["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], [3, 3, 3])
+    metadata["tokenizer.ggml.scores"] = np.append(metadata["tokenizer.ggml.scores"], np.float32([0, 0, 0]))
+    (finding,) = text.template(Subject(metadata, {}))
+    assert (finding.check, finding.severity.value) == ("template-name", "error")
+    if name == "chatglm2":
+        assert finding.fix is None  # its rounds have no template
+        return
+    fixed = metadata | finding.changes
+    template = {key: value for key, value in fixed.items() if key != "glmlite.chat_format"}
+    rendered = [
+        chat.render(told, Tokenizer.from_metadata(told), "chatglm", CONVERSATIONS[1])
+        for told in (metadata, fixed, template)
+    ]
+    assert rendered[0] == rendered[1] == rendered[2]
+    assert list(text.template(Subject(fixed, {}))) == [] == list(text.prefix(Subject(fixed, {})))
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """What a user of the library sees: load, generate, chat, infill, logits, their parameters and their errors."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import glmlite
 from glmlite import loading, placement
+from glmlite.generate import Answer
+from glmlite.parameters import Parameters
 from glmlite.program import Recorder, Rope
 
 PARAMETERS = {"max_tokens": 12, "ignore_eos": True, "seed": 1}
@@ -269,6 +272,41 @@ def test_truncation_keeps_the_beginning_and_the_newest(load):
     assert model.generate(ids[:20], overflow="truncate", max_tokens=5).stats.prompt_tokens == 20
 
 
+def prompts(model):
+    """The prompts that the model is given from now on."""
+    seen = []
+    submit = model._scheduler.submit
+    model._scheduler.submit = lambda request: (seen.append(list(request.tokens)), submit(request))[1]
+    return seen
+
+
+def test_truncation_of_a_chat_drops_whole_messages(load):
+    model = load("glm4", context=128)
+    seen = prompts(model)
+    system = {"role": "system", "content": "the"}
+    rounds = [
+        {"role": role, "content": content}
+        for i in range(6)
+        for role, content in (("user", f"{i} " * 10), ("assistant", f"yes {i}"))
+    ]
+    last = {"role": "user", "content": "last"}
+    messages = [system, *rounds, last]
+    with pytest.raises(glmlite.ContextOverflow, match="overflow='truncate'"):
+        model.chat(messages)
+    for start in (model.chat, model.chat_stream):
+        start(messages, overflow="truncate", max_tokens=30)
+        left = model.chat_ids([system, *rounds[-4:], last])
+        assert seen.pop() == left and len(left) <= 98 < len(model.chat_ids([system, *rounds[-6:], last]))
+    model.chat(messages, overflow="truncate", max_tokens=64)
+    assert seen.pop() == model.chat_ids([system, *rounds[-2:], last])
+    model.chat([system, last], overflow="truncate", max_tokens=4)
+    assert seen.pop() == model.chat_ids([system, last])
+    model.chat([system, *rounds, {"role": "user", "content": "x" * 110}], overflow="truncate", max_tokens=30)
+    assert seen.pop() == model.chat_ids([system, {"role": "user", "content": "x" * 110}])
+    with pytest.raises(glmlite.ContextOverflow, match=r"the last question have \d+ tokens and leave no room"):
+        model.chat([system, *rounds, {"role": "user", "content": "x" * 120}], overflow="truncate")
+
+
 def test_bad_prompts(load):
     model = load()
     with pytest.raises(ValueError, match="empty"):
@@ -300,6 +338,77 @@ def test_chat_renders_and_generates(load):
     assert got.tokens == model.generate(ids, **PARAMETERS).tokens
     streamed = list(model.chat_stream(messages, **PARAMETERS))
     assert [t for p in streamed for t in p.tokens] == got.tokens
+
+
+BARE = {"tokenizer.chat_template": None}
+QUESTION = [{"role": "user", "content": "the"}]
+
+
+@pytest.mark.parametrize("architecture", ["chatglm", "glm4", "chatglm1"])
+@pytest.mark.parametrize("metadata", [BARE, {}])
+def test_the_line_end_after_the_role_is_no_text(load, architecture, metadata):
+    model = load(architecture, sizes={"metadata": metadata})
+    (line,) = model.tokenize("<n>" if architecture == "chatglm1" else "\n", special=architecture == "chatglm1")
+    options = {"max_tokens": 3, "temperature": 0, "logit_bias": {line: 1e4}, "logprobs": 0}
+    done = model.chat(QUESTION, **options)
+    assert (done.text, done.tokens, len(done.logprobs)) == ("", [line] * 3, 3)
+    pieces = list(model.chat_stream(QUESTION, **options))
+    assert "".join(p.text for p in pieces) == "" and [t for p in pieces for t in p.tokens] == [line] * 3
+    # A line end as a stop string is one in the answer.
+    assert model.chat(QUESTION, stop="\n", **options).finish_reason == "length"
+    # What is continued is text as it is.
+    assert model.generate(model.chat_ids(QUESTION), **options).text == "\n\n\n"
+
+
+def test_white_space_within_an_answer_stays():
+    decoder = SimpleNamespace(push=lambda ids: " \n\u3000a b\n"[ids[0]], finish=lambda: "")
+    samples = [SimpleNamespace(token=i, logprob=0.0, top=[]) for i in range(7)]
+    answers = [Answer(decoder, Parameters(), [], 7, trim=trim) for trim in (True, False)]
+    texts = []
+    for answer in answers:
+        answer.take(samples[:2])
+        answer.take(samples[2:])
+        texts.append([answer.events.get().text for _ in range(2)])
+    assert texts == [["", "a b\n"], [" \n", "\u3000a b\n"]]
+
+
+def test_another_model_whose_prompt_ends_the_line_may_begin_with_white_space(load):
+    model = load("llama")
+    (space,) = model.tokenize("\t")
+    options = {"max_tokens": 2, "temperature": 0, "logit_bias": {space: 1e4}}
+    assert model.chat(QUESTION, **options).text == "\t\t"
+    model = load("llama", sizes={"metadata": {"tokenizer.chat_template": "{{ messages[0].content }}:"}})
+    assert model.chat(QUESTION, **options).text == ""
+
+
+@pytest.mark.parametrize("text", ["{% for m in messages %}<|user|>{{ m.content }}{% endfor %}", "chatglm4", "", None])
+@pytest.mark.parametrize("architecture", ["chatglm", "glm4"])
+def test_the_prefix_stands_once_whatever_the_template_is(load, architecture, text):
+    model = load(architecture, sizes={"metadata": {"tokenizer.chat_template": text}})
+    prefix = [model.tokenizer.id_of("[gMASK]"), model.tokenizer.id_of("<sop>")]
+    ids = model.chat_ids(QUESTION)
+    assert ids[:3] == [*prefix, model.tokenizer.id_of("<|user|>")] and not set(prefix) & set(ids[2:])
+    for spelled in ("", "[gMASK]<sop>", "[gMASK]<sop>[gMASK]<sop>", "<sop>", "[gMASK] <sop>"):
+        assert model.prompt_ids(spelled + "the") == [*prefix, *model.tokenize("the")]
+    seen = prompts(model)
+    model.generate("the", max_tokens=1)
+    model.generate([*prefix, *prefix, 5], max_tokens=1)  # ids are taken as they are
+    model.generate([5], max_tokens=1)
+    assert seen == [[*prefix, *model.tokenize("the")], [*prefix, *prefix, 5], [5]]
+
+
+def test_glm_edge_has_no_prefix(load):
+    sizes = {"bias": False, "rope_dim": 32, "tied": True, "metadata": {"tokenizer.chat_template": "chatglm4"}}
+    model = load("chatglm", sizes=sizes)
+    assert model.chat_format == "glm-edge"
+    assert model.chat_ids(QUESTION)[0] == model.prompt_ids("<|user|>")[0] == model.tokenizer.id_of("<|user|>")
+
+
+def test_variables_of_a_template(load):
+    model = load("glm4")
+    for wrong, error in (({"messages": []}, ValueError), ([], TypeError), ({1: 2}, TypeError)):
+        with pytest.raises(error, match="template"):
+            model.chat(QUESTION, template=wrong)
 
 
 @pytest.mark.parametrize("architecture", ["glm", "chatglm1"])

@@ -346,16 +346,97 @@ def test_prefix_once(small):
     assert small["chatglm1"].prefix_ids == ()
 
 
-def test_prefix_as_the_chat_template_and_add_bos_say():
-    template = {"tokenizer.chat_template": "<|user|>{{ text }}"}
-    assert Tokenizer.from_metadata(vocab.small_bytes() | template).prefix_ids == ()
-    template = {"tokenizer.chat_template": "[gMASK]<sop><|user|>{{ text }}"}
-    assert len(Tokenizer.from_metadata(vocab.small_bytes() | template).prefix_ids) == 2
+@pytest.mark.parametrize(
+    "template",
+    ["", "chatglm4", "<|user|>{{ text }}", "[gMASK]<sop><|user|>{{ text }}", "{{ bos_token }}<|user|>{{ text }}"],
+)
+@pytest.mark.parametrize("bos", ["[gMASK]", "<sop>", "<|endoftext|>", None])
+def test_the_vocabulary_decides_on_the_prefix(template, bos):
+    metadata = vocab.small_bytes() | {"tokenizer.chat_template": template}
+    if bos is not None:
+        metadata |= {
+            "tokenizer.ggml.bos_token_id": metadata["tokenizer.ggml.tokens"].index(bos),
+            "tokenizer.ggml.add_bos_token": True,
+        }
+    tokenizer = Tokenizer.from_metadata(metadata)
+    prefix = [tokenizer.id_of("[gMASK]"), tokenizer.id_of("<sop>")]
+    assert tokenizer.encode("ab", prefix=True) == [*prefix, *tokenizer.encode("ab")]
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "[gMASK]",
+        "<sop>",
+        "[gMASK]<sop>",
+        "[gMASK]sop",
+        "[gMASK]<sop>[gMASK]<sop>",
+        "\n[gMASK] <sop>",
+        "<|endoftext|>[gMASK]<sop>",
+        "[gMASK]<sop><|endoftext|>",
+    ],
+)
+def test_a_prefix_is_completed_and_never_doubled(beginning):
+    metadata = vocab.small_bytes()
+    metadata["tokenizer.ggml.bos_token_id"] = metadata["tokenizer.ggml.tokens"].index("<|endoftext|>")
+    tokenizer = Tokenizer.from_metadata(metadata)
+    prefix = [tokenizer.id_of("[gMASK]"), tokenizer.id_of("<sop>")]
+    text = tokenizer.encode("\n ab[MASK]")
+    assert tokenizer.begin(tokenizer.encode(beginning + "\n ab[MASK]")) == [*prefix, *text]
+    assert tokenizer.encode(beginning + "\n ab[MASK]", prefix=True) == [*prefix, *text]
+    assert tokenizer.begin(text) == [*prefix, *text]
+
+
+def edge(count=0, **keys):
+    """The metadata of a file like GLM-Edge's, of `count` tokens; keys of `chatglm`."""
+    metadata = vocab.small_bytes() | {"general.architecture": "chatglm"}
+    more = max(count - len(metadata["tokenizer.ggml.tokens"]), 0)
+    metadata["tokenizer.ggml.tokens"] = metadata["tokenizer.ggml.tokens"] + [f"[PAD{i}]" for i in range(more)]
+    metadata["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], np.full(more, 5, np.int32))
+    return metadata | {f"chatglm.{name.replace('__', '.')}": value for name, value in keys.items()}
+
+
+WHOLE = {"rope__dimension_count": 128, "embedding_length": 2048, "attention__head_count": 16}
+HALF = WHOLE | {"rope__dimension_count": 64}
+T = "tokenizer.chat_template"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "prefixed"),
+    [
+        (edge(59264), False),
+        (edge(59264, **HALF), False),  # old converters had half of it turn
+        (edge(59264) | {T: "chatglm4"}, False),
+        (edge(59264) | {T: "<|user|>{{ text }}"}, False),
+        (edge(59264) | {T: "[gMASK]<sop><|user|>{{ text }}"}, True),  # a fine-tune's own
+        (edge(59264) | {"glmlite.chat_format": "glm4"}, True),
+        (edge(59264) | {"general.architecture": "glm4"}, True),
+        (edge(59300, **WHOLE), False),  # with added tokens
+        (edge(59300, **HALF), True),  # a GLM-4 whose vocabulary was cut
+        (edge(40, **WHOLE) | {"chatglm.attention.key_length": np.uint32(128)}, False),
+        (edge(151552, **WHOLE), True),
+        (edge(**HALF) | {"glmlite.chat_format": "glm-edge"}, False),
+    ],
+)
+def test_only_glm_edge_goes_without_a_prefix(metadata, prefixed):
+    assert len(Tokenizer.from_metadata(metadata).prefix_ids) == 2 * prefixed
+
+
+def test_chatglm1_has_no_prefix_whatever_its_file_says():
+    metadata = vocab.small_sentencepiece("chatglm1") | {"general.architecture": "chatglm1"}
+    assert Tokenizer.from_metadata(metadata | {T: "[gMASK]<sop>{{ text }}"}).prefix_ids == ()
+    metadata["tokenizer.ggml.pre"] = "default"
+    assert Tokenizer.from_metadata(metadata).prefix_ids == ()
+
+
+def test_a_bos_is_the_prefix_where_a_file_asks_for_one():
     metadata = vocab.small_bytes()
     metadata["tokenizer.ggml.tokens"][-len(vocab.SPECIALS) :] = ["<s>", "</s>", "<a>", "<b>", "<c>", "<d>"]
     bos = {"tokenizer.ggml.bos_token_id": 260}
     assert Tokenizer.from_metadata(metadata | bos).prefix_ids == ()
-    assert Tokenizer.from_metadata(metadata | bos | {"tokenizer.ggml.add_bos_token": True}).prefix_ids == (260,)
+    tokenizer = Tokenizer.from_metadata(metadata | bos | {"tokenizer.ggml.add_bos_token": True})
+    assert tokenizer.prefix_ids == (260,)
+    assert tokenizer.encode("<s><s>ab", prefix=True) == [260, *tokenizer.encode("ab")]
 
 
 def test_end_ids():
@@ -386,6 +467,68 @@ def test_older_files_with_user_defined_specials_or_no_types(small):
     del metadata["tokenizer.ggml.token_type"], metadata["tokenizer.ggml.pre"]
     tokenizer = Tokenizer.from_metadata(metadata)
     assert tokenizer.encode("<|user|> ab12345") == small["glm4"].encode("<|user|> ab12345")
+
+
+def test_glm_specials_that_a_file_calls_ordinary_words(small):
+    metadata = vocab.small_bytes()
+    kinds = metadata["tokenizer.ggml.token_type"]
+    tokenizer = Tokenizer.from_metadata(metadata | {"tokenizer.ggml.token_type": np.where(kinds == 3, 1, kinds)})
+    assert tokenizer.prefix_ids == small["glm4"].prefix_ids and tokenizer.eos_ids == small["glm4"].eos_ids
+    assert tokenizer.encode("[gMASK]<sop><|user|> ab") == small["glm4"].encode("[gMASK]<sop><|user|> ab")
+    assert not tokenizer.is_special(tokenizer.id_of("sop"))  # a word of GLM-4's
+
+
+def test_return_ends_an_answer():
+    metadata = vocab.small_bytes()
+    metadata["tokenizer.ggml.tokens"][-1] = "<|return|>"
+    assert len(metadata["tokenizer.ggml.tokens"]) - 1 in Tokenizer.from_metadata(metadata).eos_ids
+
+
+@pytest.mark.parametrize("pre", ["default", "chatglm1"])
+@pytest.mark.parametrize("named", [True, False])
+def test_of_many_unknown_tokens_one_is_meant(small, named, pre):
+    metadata = vocab.small_sentencepiece(pre)
+    count = len(metadata["tokenizer.ggml.tokens"])
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], *["[PAD]"] * 40]
+    metadata["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], [2] * 40)
+    metadata["tokenizer.ggml.scores"] = np.append(metadata["tokenizer.ggml.scores"], np.zeros(40, np.float32))
+    if named:
+        metadata["tokenizer.ggml.unknown_token_id"] = 0
+    tokenizer = Tokenizer.from_metadata(metadata | {"tokenizer.ggml.padding_token_id": count + 39})
+    plain = small["llama" if pre == "default" else "chatglm1"]
+    assert tokenizer.unk_id == plain.unk_id == 0
+    assert tokenizer.decode([0]) == plain.decode([0])
+    assert tokenizer.decode([count, count + 38]) == "" and not tokenizer.is_special(count)
+    assert tokenizer.is_special(count + 39)
+    assert tokenizer.encode("ab你 [PAD]", special=False) == plain.encode("ab你 [PAD]")
+
+
+def test_the_named_unknown_token_counts():
+    metadata = vocab.small_sentencepiece()
+    last = len(metadata["tokenizer.ggml.tokens"]) - 1
+    metadata["tokenizer.ggml.token_type"][-1] = 2
+    metadata["tokenizer.ggml.unknown_token_id"] = last
+    tokenizer = Tokenizer.from_metadata(metadata)
+    assert tokenizer.unk_id == last and tokenizer.decode([last]) == " \u2047 " and tokenizer.decode([0]) == ""
+
+
+def test_types_of_a_sentencepiece_file_without_any(small):
+    metadata = vocab.small_sentencepiece()
+    del metadata["tokenizer.ggml.token_type"]
+    tokenizer = Tokenizer.from_metadata(metadata)
+    for text in ("ab 你 😀\x01", "[gMASK]<sop><|user|>ab"):
+        assert tokenizer.encode(text) == small["llama"].encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.unk_id == 0 and tokenizer.is_special(tokenizer.id_of("<|user|>"))
+
+
+def test_unused_tokens_may_have_one_text(small):
+    for name, metadata in (("llama", vocab.small_sentencepiece()), ("glm4", vocab.small_bytes())):
+        metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "", "", "ab", "<0x41>"]
+        metadata["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], [5] * 4)
+        if "tokenizer.ggml.scores" in metadata:
+            metadata["tokenizer.ggml.scores"] = np.append(metadata["tokenizer.ggml.scores"], np.float32([0] * 4))
+        assert Tokenizer.from_metadata(metadata).encode("abA") == small[name].encode("abA")
 
 
 def test_surrogates_and_control_characters(small):
@@ -619,7 +762,6 @@ BAD = {
         (TOKENS, put(TYPES, 7, 1)),
         (TOKENS, lambda m: m.__setitem__(TYPES, np.where(m[TYPES] == 1, 5, m[TYPES]))),
         (TYPES, put(TYPES, 0, 1)),
-        (TYPES, put(TYPES, -1, 2)),
         (SCORES, lambda m: m.pop(SCORES)),
         (SCORES, lambda m: m.__setitem__(SCORES, m[SCORES][1:])),
         (SCORES, put(SCORES, 3, np.nan)),

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 ROLES = ("system", "user", "assistant", "tool", "observation")
+# OpenAI's newer name for the system's role, and its older one for a tool's.
+_ALIASES = {"developer": "system", "function": "tool"}
+# Keys that name or repeat something and carry no text to the model. Past reasoning is not shown to it again, unless a
+# template asks for it.
+_NO_TEXT = frozenset({"role", "content", "id", "tool_call_id", "reasoning_content"})
 
 
 def check(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of the messages, their content one string each. Raises ValueError, naming the message."""
+    """Copies of the messages, their content one string each, their role one of ROLES, without keys that are None.
+
+    Raises ValueError, naming the message.
+    """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ValueError(f"messages: {type(messages).__name__}, should be a list of messages")
     if not messages:
@@ -18,19 +30,47 @@ def check(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
 
 
+def say_unread(messages: list[dict[str, Any]], reads: Collection[str] | str, reader: str) -> None:
+    """Logs each key of a message that has a value and that nobody reads, once. reads: a template or names of keys that
+    `reader` looks at."""
+    for message in messages:
+        for key, value in message.items():
+            names_a_tool = key == "name" and message["role"] in ("tool", "observation")
+            if value not in ("", [], {}) and key not in _NO_TEXT and not names_a_tool and str(key) not in reads:
+                unread(f"messages: {key!r}", reader)
+
+
+@lru_cache(maxsize=1024)
+def unread(what: str, reader: str) -> None:
+    """Logs that `reader` has no use for `what`, the first time."""
+    log.warning("%s is not read by %s", what, reader)
+
+
 def _message(where: str, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f"{where}: {type(message).__name__}, should be a mapping with 'role' and 'content'")
+    out = {key: value for key, value in message.items() if value is not None}
     role = message.get("role")
-    if role not in ROLES:
-        raise ValueError(f"{where}: role {role!r}, should be one of {', '.join(ROLES)}")
-    calls = message.get("tool_calls")
-    content = message.get("content")
-    if content is None and not (role == "assistant" and calls):
+    out["role"] = _ALIASES.get(role, role) if isinstance(role, str) else role
+    if out["role"] not in ROLES:
+        raise ValueError(f"{where}: role {role!r}, should be one of {', '.join((*ROLES, *_ALIASES))}")
+    calls = out.pop("tool_calls", None) or []
+    if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
+        raise ValueError(f"{where}.tool_calls: {type(calls).__name__}, should be a list of calls")
+    if "function_call" in out:  # of one tool, as OpenAI's API had it before
+        calls = [*calls, {"function": out.pop("function_call")}]
+    if calls and role != "assistant":
+        raise ValueError(f"{where}: tool_calls of the role {role!r}, should be the assistant's")
+    content = out.get("content")
+    if content is None and not calls:
         raise ValueError(f"{where}: no content, should be text")
-    out = {**message, "content": _text(where, content)}
+    out["content"] = _text(where, content)
     if calls:
         out["tool_calls"] = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
+    if not isinstance(out.get("metadata", ""), str):
+        raise ValueError(f"{where}: metadata is {type(out['metadata']).__name__}, should be the name of a tool")
+    if "tools" in out:
+        out["tools"] = check_tools(out["tools"], f"{where}.tools")
     return out
 
 
@@ -39,7 +79,7 @@ def _text(where: str, content: Any) -> str:
         return ""
     if isinstance(content, str):
         return content
-    if not isinstance(content, Sequence):
+    if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray):
         raise ValueError(f"{where}: content is {type(content).__name__}, should be text or a list of text parts")
     parts = []
     for part in content:
@@ -66,14 +106,18 @@ def _call(where: str, call: Any) -> dict[str, Any]:
     return {"type": "function", **call, "function": {**function, "arguments": dict(arguments)}}
 
 
-def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+def check_tools(tools: Sequence[Mapping[str, Any]] | None, where: str = "tools") -> list[dict[str, Any]]:
     """Tools in the shape of the OpenAI API, `{"type": "function", "function": {"name": ...}}`. Raises ValueError."""
+    if tools is None:
+        return []
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise ValueError(f"{where}: {type(tools).__name__}, should be a list of functions")
     out = []
-    for i, tool in enumerate(tools or ()):
+    for i, tool in enumerate(tools):
         if isinstance(tool, Mapping) and "function" not in tool:
-            tool = {"type": "function", "function": tool}
+            tool = {"type": "function", "function": {k: v for k, v in tool.items() if (k, v) != ("type", "function")}}
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise ValueError(f"tools[{i}]: should be {{'type': 'function', 'function': {{'name': ...}}}}")
+            raise ValueError(f"{where}[{i}]: should be {{'type': 'function', 'function': {{'name': ...}}}}")
         out.append({**tool, "function": dict(function)})
     return out

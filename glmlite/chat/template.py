@@ -11,11 +11,19 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..families import GLM_SPECIALS
+from .messages import say_unread, unread
+from .tokens import Tokenizer
+
+if TYPE_CHECKING:
+    import jinja2.nodes
+    import jinja2.parser
 
 MAX_TEMPLATE_CHARS = 1 << 18
 MAX_OUTPUT_CHARS = 1 << 24
@@ -37,7 +45,7 @@ def of(metadata: Mapping[str, Any], tools: bool = False) -> str | None:
 
 def render(
     metadata: Mapping[str, Any],
-    tokenizer,
+    tokenizer: Tokenizer,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]],
     add_generation_prompt: bool,
@@ -45,12 +53,19 @@ def render(
 ) -> list[int]:
     """Token ids of what the file's template makes of the messages; the prefix is left as the template has it.
 
-    Raises ValueError for a template that is too long, fails, or refuses the messages.
+    Raises ValueError for a template that is too long, fails, or refuses the messages, and for tools and calls that it
+    has no place for.
     """
     text = of(metadata, bool(tools))
     assert text is not None
+    reader = f"the chat template of {metadata.get('general.name') or 'this model'}"
     control = _control_tokens(metadata, tokenizer)
-    messages = [_mask(_role(message, text, tokenizer), control) for message in messages]
+    messages = [_role(message, text, tokenizer) for message in _calls_as_read(messages, text)]
+    say_unread(messages, text, reader)
+    for name in variables:
+        if name not in _variables(text):
+            unread(f"template: {name!r}", reader)
+    messages = _mask(messages, control)
     if tools:
         tools = _mask(tools, control)
         if re.search(r"\[['\"]tools['\"]\]", text):  # GLM-4 looks for the tools in a message
@@ -74,7 +89,28 @@ def render(
     ]
 
 
-def _role(message: dict[str, Any], template: str, tokenizer) -> dict[str, Any]:
+def _calls_as_read(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
+    """The messages with calls of tools as the template reads them: `tool_calls`, or one message for each call, with the
+    tool's name as `metadata` and the arguments as content (GLM-4)."""
+    out = []
+    for i, message in enumerate(messages):
+        for key in ("tools", "metadata"):
+            if message.get(key) and key not in template:
+                raise ValueError(f"messages[{i}]: {key}, the chat template of this model has none")
+        if not message.get("tool_calls") or "tool_calls" in template:
+            out.append(message)
+            continue
+        if "metadata" not in template:
+            raise ValueError(f"messages[{i}]: tool_calls, the chat template of this model has none")
+        if message["content"]:
+            out.append({key: value for key, value in message.items() if key != "tool_calls"})
+        for call in message["tool_calls"]:
+            text = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            out.append({"role": "assistant", "metadata": call["function"]["name"], "content": text})
+    return out
+
+
+def _role(message: dict[str, Any], template: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """A tool's result under the name the template has for it: 'tool', or 'observation' as the older models say."""
     named = {role: re.search(rf"['\"]{role}['\"]", template) is not None for role in ("tool", "observation")}
     role = message["role"]
@@ -88,8 +124,9 @@ def _role(message: dict[str, Any], template: str, tokenizer) -> dict[str, Any]:
 # ---- text that must stay text ------------------------------------------------------------------------------------
 
 
-def _tokens(metadata: Mapping[str, Any]):
-    return metadata.get("tokenizer.ggml.tokens", ())
+def _tokens(metadata: Mapping[str, Any]) -> Sequence[Any]:
+    tokens: Sequence[Any] = metadata.get("tokenizer.ggml.tokens", ())
+    return tokens
 
 
 def _token_text(metadata: Mapping[str, Any], kind: str) -> str:
@@ -101,17 +138,18 @@ def _token_text(metadata: Mapping[str, Any], kind: str) -> str:
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
-def _control_tokens(metadata: Mapping[str, Any], tokenizer) -> re.Pattern | None:
+def _control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> re.Pattern[str] | None:
     """Matches the control tokens in brackets. Others, GLM-4.5's `/nothink`, are meant to be written by users."""
     tokens = _tokens(metadata)
     kinds = metadata.get("tokenizer.ggml.token_type")
-    # The tokenizer decides; 3 (control) and 4 (user-defined) spare it the question for 150,000 ordinary tokens.
-    ids = range(len(tokens)) if kinds is None else np.flatnonzero(np.isin(kinds, (3, 4))).tolist()
+    # The tokenizer decides; types of its own, or a special name, spare it the question for 150,000 ordinary tokens.
+    ids = range(len(tokens)) if kinds is None else np.flatnonzero(~np.isin(kinds, (0, 1, 5, 6))).tolist()
+    ids = [*ids, *(i for text in GLM_SPECIALS if (i := tokenizer.id_of(text)) is not None)]
     texts = [tokens[i] for i in ids if tokens[i][:1] in ("<", "[") and len(tokens[i]) > 2 and tokenizer.is_special(i)]
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
 
 
-def _mask(value: Any, control: re.Pattern | None) -> Any:
+def _mask(value: Any, control: re.Pattern[str] | None) -> Any:
     if isinstance(value, str):
         value = value.replace(_MARK, "")
         return value if control is None else control.sub(lambda match: match[0][0] + _MARK + match[0][1:], value)
@@ -156,30 +194,49 @@ def _run(text: str, variables: dict[str, Any]) -> str:
 
 
 @lru_cache(maxsize=8)
-def _compile(text: str):
+def _variables(text: str) -> frozenset[str]:
+    """The names that a template reads and does not set itself; none of one that is no program: running it says why."""
+    import jinja2.meta
+
+    if len(text) > MAX_TEMPLATE_CHARS:
+        return frozenset()
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(text)))
+    except (jinja2.TemplateError, RecursionError):
+        return frozenset()
+
+
+@lru_cache(maxsize=8)
+def _compile(text: str) -> jinja2.Template:
     if len(text) > MAX_TEMPLATE_CHARS:
         raise ValueError(f"{len(text)} characters long, should be at most {MAX_TEMPLATE_CHARS}")
     return _environment().from_string(text)
 
 
 @lru_cache(maxsize=1)
-def _environment():
+def _environment() -> jinja2.Environment:
     import jinja2.ext
     import jinja2.sandbox
 
     class Generation(jinja2.ext.Extension):
         """`{% generation %}` marks what the assistant says, for training; here it is what it holds."""
 
-        tags = frozenset(["generation"])
+        tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 
-        def parse(self, parser):
+        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    def to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    def raise_exception(message: str):
+    def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
     def strftime_now(format: str) -> str:

@@ -1,6 +1,6 @@
 """Formats of `glmlite.chat.formats` as Jinja, for files that go to other programs: the same tokens for the same
-messages. Only of models whose makers' own files carry a template; ChatGLM2 and ChatGLM3 encode their pieces one by one,
-which a text cannot say."""
+messages. TEMPLATES are of models whose makers' own files carry one; ChatGLM2 and ChatGLM3 encode their pieces one by
+one, which a text can say only of messages that do not begin with a blank, and without tools."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from . import chat_format
 
-__all__ = ["TEMPLATES", "for_file"]
+__all__ = ["CHATGLM3", "TEMPLATES", "for_file"]
 
 _END = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 # A line end behind a block tag is Jinja's to drop (trim_blocks), so those that count stand elsewhere.
@@ -22,7 +22,7 @@ _GLM4 = (
     "{% for tool in tools %}{{ '\n\n## ' }}{{ tool.function.name }}\n\n{{ tool.function | tojson(indent=4) }}\n"
     "在调用上述函数时，请使用 Json 格式表示调用的参数。{% endfor %}{% endif %}"
     "{% for m in messages %}"
-    "{% if m.content or not m.tool_calls %}"
+    "{% if m.content %}"
     "<|{{ 'observation' if m.role == 'tool' else m.role }}|>"
     "{{ m.metadata or '' if m.role == 'assistant' else '' }}\n{{ m.content }}{% endif %}"
     "{% if m.tool_calls %}{% for call in m.tool_calls %}"
@@ -30,6 +30,12 @@ _GLM4 = (
     "{% endfor %}" + _END
 )
 _EDGE = "{% for m in messages %}<|{{ 'observation' if m.role == 'tool' else m.role }}|>\n{{ m.content }}{% endfor %}"
+
+# Of sentencepiece the blank is the one that each text begins with.
+CHATGLM3 = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ 'observation' if m.role == 'tool' else m.role }}|>"
+    "{{ m.metadata or '' if m.role == 'assistant' else '' }}\n {{ m.content }}{% endfor %}" + _END
+)
 
 TEMPLATES: dict[str, str] = {"glm4": _GLM4, "glm-edge": _EDGE + _END}
 

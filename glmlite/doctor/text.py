@@ -10,9 +10,10 @@ import numpy as np
 
 from .. import families
 from ..chat import template as templates
-from ..chat.templates import TEMPLATES
+from ..chat.templates import CHATGLM3, TEMPLATES
 from ..errors import FormatError
-from ..tokenizer.vocabulary import GLM_SPECIALS, TokenType
+from ..families import GLM_SPECIALS
+from ..tokenizer.vocabulary import TokenType
 from .finding import Finding, Severity, brief
 from .subject import Subject
 
@@ -128,9 +129,10 @@ def stop_ids(subject: Subject) -> Iterator[Finding]:
     first = next((subject.ids[text] for text in (families.ENDS["eos"], "</s>", "<eop>") if text in subject.ids), None)
     chats = subject.glm and "eot" in ids
     key = "tokenizer.ggml.eos_token_id"
+    changes: dict[str, Any] = {}
     if eos is None:
         value = subject.metadata.get(key)
-        fix, changes = None, {}
+        fix = None
         if subject.glm and first is not None:
             fix, changes = f"{key} = {first}", {key: first}
         what = "missing" if value is None else f"{brief(value)}, should be a token's id, below {len(subject.tokens)}"
@@ -163,7 +165,7 @@ def prefix(subject: Subject) -> Iterator[Finding]:
     add_bos = subject.metadata.get(_ADD_BOS, subject.family == "llama")
     bos = subject.token_id("bos")
     begins = isinstance(add_bos, (bool, np.bool_)) and bool(add_bos) and bos is not None
-    first = subject.tokens[bos] if begins else ""
+    first = subject.tokens[bos] if begins and bos is not None else ""
     if begins:
         # GLM-Edge's template has none, the others' spell it.
         again = first in ("[gMASK]", "<sop>", "sop")
@@ -194,14 +196,14 @@ def prefix(subject: Subject) -> Iterator[Finding]:
     name = subject.token_id("bos")
     spelled = subject.tokens[name] if name is not None else ""
     seen = _BOS_VARIABLE.sub(lambda match: spelled if isinstance(spelled, str) else "", template)
-    runs = [_PREFIX_TOKEN.findall(run[0]) for run in _PREFIX_RUN.finditer(seen)]
+    runs: list[list[str]] = [_PREFIX_TOKEN.findall(run[0]) for run in _PREFIX_RUN.finditer(seen)]
     if any(len(run) > 2 or len(set(run)) < len(run) for run in runs):
         once = _PREFIX_RUN.sub(lambda run: "".join(right), seen)
         yield Finding(
             "prefix-doubled",
             Severity.ERROR,
             _TEMPLATE,
-            f"the template spells {''.join(max(runs, key=len))[:60]}, should be {''.join(right)} once",
+            f"the template spells {max(map(''.join, runs), key=len)[:60]}, should be {''.join(right)} once",
             "Answers get worse: the model never saw a prompt that begins so.",
             "once is left",
             {_TEMPLATE: once},
@@ -229,18 +231,31 @@ def template(subject: Subject) -> Iterator[Finding]:
     """A chat model's file says how it is spoken to."""
     if not subject.speaks_glm or templates.of(subject.metadata) is not None or "<|user|>" not in subject.ids:
         return
-    # ChatGLM2 and ChatGLM3 never had one.
-    official = subject.family == "gpt2"
-    known = official and subject.architecture in ("chatglm", "glm4")
-    text = TEMPLATES["glm4" if _wants_prefix(subject) else "glm-edge"] if known else None
+    told = subject.metadata.get(_TEMPLATE)
+    named = isinstance(told, str) and bool(told.strip())
+    byte_level = subject.family == "gpt2"
+    changes: dict[str, Any] = {}
+    if byte_level and subject.architecture in ("chatglm", "glm4"):
+        changes = {_TEMPLATE: TEMPLATES["glm4" if _wants_prefix(subject) else "glm-edge"]}
+    elif named and told != "chatglm2" and subject.family == "llama" and subject.architecture == "chatglm":
+        # The format, which has tools and encodes each piece on its own, stays glmlite's way to speak.
+        text = CHATGLM3 if "<sop>" in subject.ids else CHATGLM3.replace("<sop>", "sop")
+        changes = {_TEMPLATE: text, "glmlite.chat_format": "chatglm3"}
+    fix = "the model's own is put in" if changes else None
+    if named:
+        what = f"{brief(told)!r} is a name, should be the template itself"
+        means = "Programs that know the name by heart may leave out [gMASK]<sop>; others take it for a text, or guess."
+        yield Finding("template-name", Severity.ERROR, _TEMPLATE, what, means, fix, changes)
+        return
     yield Finding(
         "template-missing",
-        Severity.WARNING if official else Severity.NOTE,
+        # ChatGLM2 and ChatGLM3 never had one.
+        Severity.WARNING if byte_level else Severity.NOTE,
         _TEMPLATE,
-        "missing",
+        "missing" if told is None else "empty",
         "glmlite speaks to the model as it was trained; other programs guess, mostly ChatML, which no GLM knows.",
-        "the model's own is put in" if text else None,
-        {_TEMPLATE: text} if text else {},
+        fix,
+        changes,
     )
 
 

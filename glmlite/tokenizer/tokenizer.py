@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..errors import FormatError
+from ..families import is_edge
 from .special import SpecialSplitter
 from .stream import Decoding, StreamDecoder
 from .vocabulary import Metadata, TokenType, Vocabulary
@@ -50,9 +51,9 @@ class Tokenizer:
     eos_ids: every id that ends an answer: those the file names as end of sequence, turn or message, and every special
     token of the vocabulary that is one by its text (`</s>`, `<|endoftext|>`, `<|user|>`, `<|observation|>`, `<eop>`,
     `<|im_end|>`, `<|eot_id|>`, ...). GLM files often name only one of their three.
-    prefix_ids: what a prompt begins with: `[gMASK]<sop>` in GLM vocabularies, unless the file has a chat template
-    that does without (GLM-Edge); else the file's beginning-of-sequence token if it asks for one; else nothing, as in
-    ChatGLM-6B, whose prompts end with `[gMASK]<sop>`.
+    prefix_ids: what a prompt begins with: `[gMASK]<sop>` where the vocabulary has both, but not for ChatGLM-6B, whose
+    prompts end with them, nor for GLM-Edge, unless its template has them; else the file's beginning-of-sequence token
+    if it asks for one; else nothing.
     """
 
     def __init__(self, metadata: Metadata, vocabulary: Vocabulary, codec: Codec, *, gmask_first: bool):
@@ -87,12 +88,13 @@ class Tokenizer:
         self.eos_ids = frozenset(ends | {i for text, i in marked.items() if text in _ENDS})
 
         gmask, sop = control.get("[gMASK]"), control.get("<sop>", control.get("sop"))
-        template = metadata.text("tokenizer.chat_template", "")
         add_bos = metadata.flag("tokenizer.ggml.add_bos_token", model == "llama")
         self.prefix_ids: tuple[int, ...] = ()
-        if gmask_first and gmask is not None and sop is not None:
-            if not template or "[gMASK]" in template:
+        self._begins = {self.bos_id}  # what a prompt may have in place of its prefix
+        if gmask is not None and sop is not None:
+            if gmask_first:
                 self.prefix_ids = (gmask, sop)
+                self._begins |= {gmask, sop, control.get("sop")}
         elif add_bos and self.bos_id is not None:
             self.prefix_ids = (self.bos_id,)
 
@@ -102,22 +104,30 @@ class Tokenizer:
         read = Metadata(metadata)
         model = read.text("tokenizer.ggml.model")
         chatglm1 = model == "t5" and read.text("tokenizer.ggml.pre", "default") == "chatglm1"
+        family: Callable[[Metadata, Vocabulary], Codec]
         if model == "gpt2":
-            from .bpe import ByteBPE as Family
+            from .bpe import ByteBPE as family
         elif chatglm1:
-            from .chatglm1 import ChatGLM1 as Family
+            from .chatglm1 import ChatGLM1 as family
         elif model in ("llama", "t5"):
-            from .spm import SentencePiece as Family
+            from .spm import SentencePiece as family
         else:
             raise FormatError(f"tokenizer.ggml.model: '{model}' is not known; known: gpt2, llama, t5")
         vocabulary = Vocabulary(read)
-        return cls(read, vocabulary, Family(read, vocabulary), gmask_first=not chatglm1)
+        architecture = read.text("general.architecture", "")
+        template = read.text("tokenizer.chat_template", "")
+        if name := read.text("glmlite.chat_format", ""):
+            edge = name == "glm-edge"
+        else:
+            edge = is_edge(architecture, metadata) and "[gMASK]" not in template
+        gmask_first = not (chatglm1 or architecture == "chatglm1" or edge)
+        return cls(read, vocabulary, family(read, vocabulary), gmask_first=gmask_first)
 
     def encode(self, text: str, *, special: bool = True, prefix: bool = False) -> list[int]:
         """The ids of `text`.
 
         special: special tokens written in the text count as such; otherwise they are plain text, so that what a
-        person types cannot forge them. prefix: begin with `prefix_ids`, unless the ids already do.
+        person types cannot forge them. prefix: as `begin` does it.
         Lone surrogates, which are no text, become U+FFFD; every other character is kept or treated as the
         vocabulary's own normalization says, control characters and NUL included. Raises TypeError if not a str.
         """
@@ -133,9 +143,22 @@ class Tokenizer:
                 ids.append(part)
             else:
                 ids += self._codec.encode(part)
-        if prefix and tuple(ids[: len(self.prefix_ids)]) != self.prefix_ids:
-            ids[:0] = self.prefix_ids
-        return ids
+        return self.begin(ids) if prefix else ids
+
+    def begin(self, ids: Sequence[int]) -> list[int]:
+        """A prompt with `prefix_ids` in front exactly once, however much or often of it `ids` begin with.
+
+        A beginning-of-sequence token and white space among that go, too.
+        """
+        if not self.prefix_ids:
+            return list(ids)
+        begin = 0
+        for at, token in enumerate(ids):
+            if token in self._begins:
+                begin = at + 1
+            elif not self._decoding.pieces[token].isspace():
+                break
+        return [*self.prefix_ids, *ids[begin:]]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False, errors: str = "replace") -> str:
         """The text of `ids`. Raises ValueError for an id outside the vocabulary.

@@ -9,34 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ..families import GLM_SPECIALS
 
 # The longest token of any vocabulary in use has fewer than 1,024 characters, the longest special one fewer than 64.
 MAX_TOKEN_CHARS = 8192
 MAX_SPECIAL_CHARS = 256
 
-# Special tokens of GLM vocabularies. Older files mark them as user-defined, or have no token types.
-GLM_SPECIALS = frozenset(
-    [
-        "[MASK]",
-        "[gMASK]",
-        "[sMASK]",
-        "<sop>",
-        "<eop>",
-        "sop",
-        "eop",
-        "<|startofpiece|>",
-        "<|endofpiece|>",
-        "<|endoftext|>",
-        "<|system|>",
-        "<|user|>",
-        "<|assistant|>",
-        "<|observation|>",
-        "<|begin_of_image|>",
-        "<|end_of_image|>",
-        "<|begin_of_video|>",
-        "<|end_of_video|>",
-    ]
-)
+_SENTENCEPIECE = ("llama", "t5")  # values of tokenizer.ggml.model
 
 
 class TokenType(IntEnum):
@@ -156,11 +135,15 @@ class Vocabulary:
         if not self.tokens:
             raise FormatError(f"{key}: empty, expected tokens")
         self.types = self._read_types(metadata)
-        self.is_glm = any(text == "[gMASK]" and kind != TokenType.NORMAL for text, kind in zip(self.tokens, self.types))
-        if self.is_glm:
-            for i in self.ids_of_type(TokenType.USER_DEFINED):
-                if self.tokens[i] in GLM_SPECIALS:
-                    self.types[i] = TokenType.CONTROL
+        glm = [i for i, text in enumerate(self.tokens) if text in GLM_SPECIALS]
+        mask = [self.types[i] for i in glm if self.tokens[i] == "[gMASK]"]
+        starts = any(self.tokens[i] == "<sop>" for i in glm)
+        self.is_glm = bool(mask) and (starts or any(kind != TokenType.NORMAL for kind in mask))
+        for i in glm if self.is_glm else ():
+            # GLM-4 has a word `sop` besides.
+            if self.types[i] != TokenType.NORMAL or not self.tokens[i].isalpha():
+                self.types[i] = TokenType.CONTROL
+        self._one_unknown(metadata)
         marked = self.ids_of_type(TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
         for i in marked:
             if not 0 < len(self.tokens[i]) <= MAX_SPECIAL_CHARS:
@@ -175,23 +158,48 @@ class Vocabulary:
 
     def _read_types(self, metadata: Metadata) -> list[int]:
         key = "tokenizer.ggml.token_type"
-        count = len(self.tokens)
-        array = metadata.numbers(key, "iu", count)
+        array = metadata.numbers(key, "iu", len(self.tokens))
         if array is None:
-            named = {
-                i
-                for name in ("bos", "eos", "eot", "eom", "padding", "cls", "mask")
-                for i in metadata.ids(f"tokenizer.ggml.{name}_token_id", count)
-            }
-            glm = "[gMASK]" in self.tokens
-            return [
-                TokenType.CONTROL if i in named or (glm and text in GLM_SPECIALS) else TokenType.NORMAL
-                for i, text in enumerate(self.tokens)
-            ]
+            return self._guess_types(metadata)
         wrong = array[(array < 0) | (array > max(TokenType))]
         if wrong.size:
             raise FormatError(f"{key}: type {wrong[0]}, expected 1 to {max(TokenType):d}")
-        return np.maximum(array, TokenType.NORMAL).tolist()  # 0 is "undefined": an ordinary token
+        types: list[int] = np.maximum(array, TokenType.NORMAL).tolist()  # 0 is "undefined": an ordinary token
+        return types
+
+    def _guess_types(self, metadata: Metadata) -> list[int]:
+        """A type for each token by its text, and by the keys that name tokens."""
+        named = self._named(metadata)
+        control = GLM_SPECIALS if "[gMASK]" in self.tokens else frozenset[str]()
+        types: list[int] = [
+            TokenType.CONTROL if i in named or text in control else TokenType.NORMAL
+            for i, text in enumerate(self.tokens)
+        ]
+        if metadata.text("tokenizer.ggml.model", "") in _SENTENCEPIECE:
+            spelled = {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
+            spelled = spelled if spelled.keys() <= set(self.tokens) else {}
+            spelled |= {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
+            types = [spelled.get(text, kind) for text, kind in zip(self.tokens, types)]
+        return types
+
+    def _one_unknown(self, metadata: Metadata) -> None:
+        """Sentencepiece has one unknown token: the one that the file names, else `<unk>`, else the first. What else is
+        marked so, padding as a rule, is unused."""
+        unknown = self.ids_of_type(TokenType.UNKNOWN)
+        if len(unknown) < 2 or metadata.text("tokenizer.ggml.model", "") not in _SENTENCEPIECE:
+            return
+        chosen = metadata.id("tokenizer.ggml.unknown_token_id", len(self.tokens))
+        if chosen is None:
+            chosen = next((i for i in unknown if self.tokens[i] == "<unk>"), unknown[0])
+        named = self._named(metadata)
+        for i in unknown:
+            self.types[i] = TokenType.CONTROL if i in named else TokenType.UNUSED
+        self.types[chosen] = TokenType.UNKNOWN
+
+    def _named(self, metadata: Metadata) -> set[int]:
+        """The special tokens that keys of the file name."""
+        kinds = ("bos", "eos", "eot", "eom", "padding", "cls", "mask")
+        return {i for kind in kinds for i in metadata.ids(f"tokenizer.ggml.{kind}_token_id", len(self.tokens))}
 
 
 def _kind(value: Any) -> str:
