@@ -22,6 +22,7 @@ _KINDS = (
     (b"/annex/objects/", "a git-annex pointer, not the file that it stands for; `git annex get` fetches that"),
     (b"<!doctype html", "a page of HTML, not the file: the download went wrong"),
     (b"<html", "a page of HTML, not the file: the download went wrong"),
+    (b"# xet version", "a pointer of Xet, not the file that it stands for; git-xet or the hub's own tool fetches that"),
     (b"<?xml", "an XML text, not the file: the download went wrong"),
     (b'{"error"', "a message of a server, not the file: the download went wrong"),
     (b"entry not found", "a message of a server, not the file: the download went wrong"),
@@ -32,6 +33,8 @@ _KINDS = (
     (b"fmgg", "a ggml file from before GGUF, which is not read"),
     (b"tjgg", "a ggml file from before GGUF, which is not read"),
     (b"pk\3\4", "a zip archive"),
+    (b"rar!", "a rar archive; unpack it"),
+    (b"bzh", "compressed by bzip2; unpack it"),
     (b"\x1f\x8b", "compressed by gzip; unpack it"),
     (b"\xfd7zxz\0", "compressed by xz; unpack it"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it"),
@@ -44,16 +47,25 @@ _KINDS = (
 )
 
 
-def kind_of(path: str | os.PathLike[str]) -> str | None:
-    """What a file is that is not what it should be, and what to do; None if its beginning does not tell."""
+def kind_of(path: str | os.PathLike[str], *, binary: bool = False) -> str | None:
+    """What a file is that is not what it should be, and what to do; None if its beginning does not tell.
+
+    binary: it should be no text, so that any is told.
+    """
     with suppress(OSError), open(path, "rb") as file:
         start = file.read(512)
         if not start:
-            return "empty"
+            return "empty: the download went wrong"
+        if len(start) == 512 and not start.strip(b"\0"):
+            return "zeros where a file begins: the download has not ended"
         if start[257:262] == b"ustar":
             return "a tar archive; unpack it"
-        start = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-        return next((kind for magic, kind in _KINDS if start.startswith(magic)), None)
+        if b".git/annex/objects/" in start.replace(b"\\", b"/"):
+            return "a git-annex link, not the file that it stands for; `git annex get` fetches that"
+        text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+        known = (kind for magic, kind in _KINDS if text.lower().startswith(magic))
+        shown = text.decode("ascii", "replace").split("\n")[0][:60].rstrip()
+        return next(known, f"a text, {shown!r}" if binary and shown.isprintable() and shown.isascii() else None)
     return None
 
 

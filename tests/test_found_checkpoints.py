@@ -3,7 +3,6 @@ used, pointers in place of files, foreign quantizations, conversions that are ki
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -91,10 +90,47 @@ def test_a_folder_without_weights_says_what_it_is(tmp_path):
     refused("no checkpoint but 'm-q4_0.gguf'", folder)
     if hasattr(os, "symlink") and sys.platform != "win32":
         (folder / "model.safetensors").symlink_to("../blobs/0123")
-        refused("'model.safetensors' is a link to '../blobs/0123', which is not there", folder)
+        refused("model.safetensors: a link to '../blobs/0123', which is not there", folder)
         (folder / "model.safetensors").unlink()
     (folder / "adapter_model.safetensors").write_bytes(b"x")
     refused("an adapter of PEFT, not a model; .* --lora", folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes links")
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "config.json"])
+def test_a_link_to_nothing_is_not_passed_over(tmp_path, name):
+    """Also where another form of the weights is beside it. Caches and git-annex keep files elsewhere."""
+    folder = made(tmp_path / "m")
+    checkpoints.write_torch(folder / "pytorch_model.bin", shuffled(checkpoints.hf(GLM4)[0]))
+    for file in ("model.safetensors", name):
+        (folder / file).unlink(missing_ok=True)
+    (folder / name).symlink_to("../.git/annex/objects/x")
+    refused(r"a link to '../.git/annex/objects/x', which is not there; `git annex get`", folder)
+
+
+def test_an_index_may_be_named_in_place_of_its_folder(tmp_path):
+    folder = checkpoints.write(tmp_path / "m", GLM4, "hf", shards=3)
+    out = convert(folder / "model.safetensors.index.json", tmp_path / "o.gguf", "f32")
+    assert np.array_equal(logits(out), expected(tmp_path, GLM4.tensors))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_a_download_that_has_not_ended_is_told(tmp_path, form):
+    folder = checkpoints.write(tmp_path / "m", GLM4, "hf", files=form, shards=2)
+    shard = next(folder.glob("*-00002-of-00002.*"))
+    data = shard.read_bytes()
+    (folder / f"{shard.name}.aria2").write_bytes(b"")
+    shard.write_bytes(data[:-1000])
+    refused(f"{shard.name}.aria2' is beside it: the download has not ended", folder)
+    shard.unlink()
+    refused(f"the shard is missing .'{shard.name}.aria2' is beside it", folder)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    """As editors of Windows leave it."""
+    folder = made(tmp_path / "m")
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    assert converted(folder).exists()
 
 
 # ---- adapters
@@ -435,6 +471,12 @@ OTHERS = {
     "page of HTML": b"\n<!DOCTYPE html>\n<html><head><title>404</title>",
     "message of a server": b"Entry not found",
     "empty": b"",
+    "zeros": bytes(4096),
+    "XML": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>',
+    "pointer of Xet": b"# xet version 0\nfilesize = 1934161093\n",
+    "git-annex link": b"../.git/annex/objects/aa/bb/SHA256E-s1",
+    "tar archive": b"model.safetensors".ljust(257, b"\0") + b"ustar\x0000",
+    "xz": b"\xfd7zXZ\0\0",
     "gzip": b"\x1f\x8b\x08\0",
     "GGUF": b"GGUF\3\0\0\0",
 }
@@ -448,6 +490,13 @@ def test_a_file_that_is_something_else_is_told(tmp_path, name, kind):
     refused(rf"{name}: .*{kind}", folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_text_in_place_of_weights_is_shown(tmp_path, name):
+    folder = checkpoints.write(tmp_path / "m", GLM4, "hf", files="torch" if name.endswith("bin") else "safetensors")
+    (folder / name).write_bytes(b"Repository is gated: ask for access\nfirst")
+    refused("a text, 'Repository is gated: ask for access'", folder)
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_tokenizer_model_that_is_something_else_is_told(tmp_path, kind):
     (tmp_path / "tokenizer.model").write_bytes(OTHERS[kind])
@@ -458,28 +507,95 @@ def test_a_tokenizer_model_that_is_something_else_is_told(tmp_path, kind):
 # ---- foreign quantizations
 
 
-@pytest.mark.parametrize(
-    "suffix, method, told",
-    [
-        ("scales", "gptq", "'gptq'"),
-        ("qweight", "awq", "'awq'"),
-        ("weight.absmax", "bitsandbytes", "'bitsandbytes'"),
-        ("weight_scale_inv", "fp8", "'fp8'"),
-        ("weight_packed", "compressed-tensors", "'compressed-tensors'"),
-        ("qweight", None, "GPTQ or AWQ"),
-        ("SCB", None, "bitsandbytes"),
-        ("weight_scale", None, "scales beside the weights"),
-        ("trellis", None, "EXL2 or EXL3"),
-    ],
-)
-def test_a_foreign_quantization_is_named(tmp_path, suffix, method, told):
-    config = {} if method is None else {"quantization_config": {"quant_method": method, "bits": 4}}
-    folder = made(tmp_path / "m", **config)
+QUANTIZED = {  # endings of the tensors that stand for a matrix -> what is told without a config
+    "qweight qzeros scales g_idx": "GPTQ",
+    "qweight qzeros scales": "GPTQ or AWQ",
+    "scales biases": "MLX",
+    "weight.absmax weight.quant_map weight.quant_state.bitsandbytes__nf4": "bitsandbytes",
+    "SCB": "bitsandbytes",
+    "weight_scale_inv": "FP8",
+    "weight_scale input_scale": "FP8",
+    "weight_packed weight_scale weight_shape": "compressed-tensors",
+    "q_weight q_scale q_groups q_invperm": "EXL2 or EXL3",
+    "trellis suh svh": "EXL2 or EXL3",
+    "W_q meta.scale": "HQQ",
+    "weight_scales": "EETQ",
+    "weight._data weight._scale": "quanto",
+    "codes codebooks scales": "AQLM",
+    "weight_blocks weight_scales": "MXFP4",
+    "weight_scale": "scales beside the weights",
+}
+
+
+def quantized(folder, endings, **config):
+    """A checkpoint of which a matrix has other tensors in its place."""
+    made(folder, **config)
     named = {k: v for k, v in checkpoints.hf(GLM4)[0].items() if "q_proj.weight" not in k}
     for i in range(2):
-        named[f"model.layers.{i}.self_attn.q_proj.{suffix}"] = np.ones((1, 128), np.float16)
+        for ending in endings.split():
+            named[f"model.layers.{i}.self_attn.q_proj.{ending}"] = np.ones((1, 128), np.float16)
     checkpoints.write_safetensors(folder / "model.safetensors", named)
-    refused(rf"is quantized \({told}.*--type", folder)
+    return folder
+
+
+@pytest.mark.parametrize("endings", QUANTIZED)
+def test_a_foreign_quantization_is_named_by_its_tensors(tmp_path, endings):
+    refused(rf"is quantized \({QUANTIZED[endings]}.*--type", quantized(tmp_path / "m", endings))
+
+
+METHODS = [
+    "gptq",
+    "awq",
+    "fp8",
+    "compressed-tensors",
+    "hqq",
+    "eetq",
+    "quanto",
+    "aqlm",
+    "torchao",
+    "mxfp4",
+    "exl2",
+    "new",
+]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "bitsandbytes"])
+def test_a_foreign_quantization_is_named_as_its_config_does(tmp_path, method):
+    folder = quantized(tmp_path / "m", "qweight", quantization_config={"quant_method": method, "bits": 4})
+    refused(rf"is quantized \('{method}', says config.json\)", folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_quantization_that_only_the_config_tells(tmp_path, method):
+    folder = made(tmp_path / "m", quantization_config={"quant_method": method})
+    refused(rf"config.json: the weights are quantized \('{method}', .* if they are plain, remove", folder)
+
+
+@pytest.mark.parametrize(
+    "file, settings, told",
+    [
+        ("quantize_config.json", {"bits": 4, "group_size": 128}, "gptq"),
+        ("quant_config.json", {"w_bit": 4}, "awq"),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "NVFP4"),
+        ("config.json", {"quantization": {"group_size": 64, "bits": 4}}, "MLX"),
+        ("config.json", {"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
+        ("config.json", {"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "fp8"),
+    ],
+)
+def test_a_foreign_quantization_that_another_file_names(tmp_path, file, settings, told):
+    folder = quantized(tmp_path / "m", "qweight scales")
+    path = folder / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(values | settings))
+    refused(rf"is quantized \('?{told}'?, says {file}\)", folder)
+
+
+@pytest.mark.parametrize("dtype, size", [("F8_E4M3", 1), ("F8_E5M2", 1), ("U32", 4), ("I8", 1), ("I32", 4)])
+def test_weights_that_are_no_floats_are_told(tmp_path, dtype, size):
+    folder = made(tmp_path / "m")
+    header = {"model.norm.weight": {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, 6 * size]}}
+    checkpoints.write_safetensors_raw(folder / "model.safetensors", header, bytes(6 * size))
+    refused(rf"'model.norm.weight' is quantized \({dtype}", folder)
 
 
 def test_plain_weights_whose_config_still_names_a_quantization(tmp_path):
@@ -518,25 +634,6 @@ def test_which_layers_matter():
 
 def parts(folder):
     return list(folder.glob(".*.part"))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no signals to end a process in order")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)])
-def test_a_conversion_that_is_told_to_end_leaves_nothing(tmp_path, number):
-    model = made(tmp_path / "m", tiny.wide("glm4", layers=40, vocab=40000, fused=False))
-    command = [sys.executable, "-m", "glmlite", "convert", model, tmp_path / "o.gguf", "--threads", "1"]
-    for _ in range(3):  # it may be quicker than the signal
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while running.poll() is None and not parts(tmp_path):
-            time.sleep(0.001)
-        running.send_signal(number)
-        code = running.wait()
-        running.stderr.close()
-        assert not parts(tmp_path)
-        if not (tmp_path / "o.gguf").exists():
-            break
-        (tmp_path / "o.gguf").unlink()
-    assert code == (130 if number == signal.SIGINT else 128 + number)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing ends a process so suddenly")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..files import refuse_to_overwrite
-from . import console
+from . import console, ending
 
 
 def convert(
@@ -83,7 +83,7 @@ def convert(
             _note_unweighted(conversion.unweighted(work, importance), imatrix)
         with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})", rate=True) as show:
             conversion.work_off(work, out, progress=show, importance=importance, threads=threads)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ending.Ended):
         console.note(f"glmlite: {out}: stopped, nothing is left of it")
         raise
     finally:

@@ -24,7 +24,7 @@ from ..errors import Cancelled, FormatError
 from . import imatrix, recipes, writer
 from .architectures import Config, Model, Tensor, build
 from .checkpoint import Checkpoint
-from .files import load_json
+from .files import load_json, missing
 from .foreign import refuse_quantized
 from .formats import TYPES, can_quantize, encode, tensor_bytes
 from .sources import Adapted, Source, Tied, Unpacked
@@ -239,7 +239,7 @@ def _read_checkpoint(
     checkpoint = opened.enter_context(Checkpoint(source))
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise FormatError(f"{folder}: no config.json beside the weights")
+        raise FormatError(f"{folder}: no config.json beside the weights{missing(config_path)}")
     config = Config(load_json(config_path), config_path)
     refuse_quantized(checkpoint, config)
     tensors: Source = Unpacked(checkpoint, config.get("quantization_bit"))

@@ -16,6 +16,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from .._native import dequantize
 from ..errors import FormatError
 from . import safetensors, torchfile
-from .files import Files, load_json, short
+from .files import UNFINISHED, Files, dangling, load_json, missing, short
 from .stored import DTYPES, Stored, check_name
 
 __all__ = ["Checkpoint", "Rows"]
@@ -141,12 +142,13 @@ def _open(path: Path) -> dict[str, Stored]:
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if path.is_file():
-        return _read_file(path)
+        return _sharded(path.parent, path) if path.name.endswith(".index.json") else _read_file(path)
     for whole in ("model.safetensors", "pytorch_model.bin"):
-        if (path / whole).is_file():
-            return _read_file(path / whole)
-        if (path / f"{whole}.index.json").exists():
-            return _sharded(path, path / f"{whole}.index.json")
+        for file, read in ((path / whole, _read_file), (path / f"{whole}.index.json", partial(_sharded, path))):
+            if file.is_symlink() and not file.exists():
+                raise FormatError(f"{file}: {dangling(file)}")
+            if file.is_file():
+                return read(file)
     for pattern in ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin"):
         found = (file for file in path.glob(pattern) if file.is_file())
         files = sorted(f for f in found if f.name not in _ADAPTERS and not _NOT_WEIGHTS.fullmatch(f.name))
@@ -162,9 +164,8 @@ def _without_weights(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     for name in names:
         if (folder / name).is_symlink() and not (folder / name).exists():
-            return f"{name!r} is a link to {os.readlink(folder / name)!r}, which is not there"
-    unfinished = (".incomplete", ".part", ".crdownload", ".download", ".aria2")
-    if name := next((name for name in names if name.endswith(unfinished)), None):
+            return f"{name!r} is {dangling(folder / name)}"
+    if name := next((name for name in names if name.endswith(UNFINISHED)), None):
         return f"no weights but {name!r}: the download has not ended"
     if name := next((name for name in names if name.endswith(".gguf")), None):
         return f"no checkpoint but {name!r}: name that file to convert it, or run it as it is"
@@ -173,8 +174,11 @@ def _without_weights(folder: Path) -> str:
 
 def _open_adapter(folder: Path) -> dict[str, Stored]:
     for name in _ADAPTERS:
-        if (folder / name).is_file():
-            return _read_file(folder / name)
+        file = folder / name
+        if file.is_symlink() and not file.exists():
+            raise FormatError(f"{file}: {dangling(file)}")
+        if file.is_file():
+            return _read_file(file)
     raise FormatError(f"{folder}: no {' or '.join(_ADAPTERS)}, expected a LoRA folder of PEFT")
 
 
@@ -192,9 +196,9 @@ def _sharded(folder: Path, index: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for file, names in sorted(shards.items()):
         if not (folder / file).is_file():
-            link = f" (a link to {os.readlink(folder / file)!r})" if (folder / file).is_symlink() else ""
             raise FormatError(
-                f"{folder / file}: the shard is missing{link}; it holds {len(names)} tensors, {names[0]!r} first"
+                f"{folder / file}: the shard is missing{missing(folder / file)}; it holds {len(names)} tensors, "
+                f"{names[0]!r} first"
             )
         inside = _read_file(folder / file)
         _merge(tensors, inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from threading import Lock
@@ -13,9 +14,42 @@ import numpy as np
 from ..errors import FormatError
 from ..files import kind_of
 
-__all__ = ["MAX_JSON", "Files", "load_json", "load_text", "parse_json", "short"]
+__all__ = [
+    "MAX_JSON",
+    "UNFINISHED",
+    "Files",
+    "dangling",
+    "load_json",
+    "load_text",
+    "missing",
+    "parse_json",
+    "short",
+    "unfinished",
+]
 
 MAX_JSON = 100_000_000  # bytes; safetensors' own limit for a header
+
+
+# What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
+UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
+
+
+def unfinished(path: Path) -> str:
+    """For messages about a file that is cut off or missing: what beside it says that its download has not ended."""
+    found = (name for ending in UNFINISHED if (name := f"{path.name}{ending}") and path.with_name(name).exists())
+    return f" ({name!r} is beside it: the download has not ended)" if (name := next(found, None)) else ""
+
+
+def dangling(link: Path) -> str:
+    """What a link is whose target is not there."""
+    target = os.readlink(link)
+    what = "; `git annex get` fetches it" if ".git/annex/" in target.replace("\\", "/") else ""
+    return f"a link to {target!r}, which is not there{what}"
+
+
+def missing(path: Path) -> str:
+    """For messages about a file that is not there: what stands in its place."""
+    return f" ({dangling(path)})" if path.is_symlink() else unfinished(path)
 
 
 class Files:
@@ -51,7 +85,7 @@ def short(value: Any) -> str:
 def load_text(path: Path) -> str:
     """The text in a file. Raises FormatError for what is not UTF-8."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: {kind_of(path) or f'not UTF-8: {error}'}") from None
 
@@ -78,7 +112,7 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
         return found
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=once)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()  # a lone one raises; a pair has become a character
     except RecursionError:

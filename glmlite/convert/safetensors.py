@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import FormatError
 from ..files import kind_of
-from .files import MAX_JSON, parse_json, short
+from .files import MAX_JSON, parse_json, short, unfinished
 from .stored import DTYPES, Stored, check_name, check_shape, is_count
 
 __all__ = ["read"]
@@ -22,9 +22,9 @@ def read(path: Path) -> dict[str, Stored]:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(size - 8, MAX_JSON):
-            kind = kind_of(path)
+            kind = kind_of(path, binary=True)
             what = f"but {kind}" if kind else f"or cut off: a header of {length} bytes in a file of {size}"
-            raise FormatError(f"{path}: not safetensors, {what}")
+            raise FormatError(f"{path}: not safetensors, {what}{unfinished(path)}")
         header = parse_json(file.read(length), path)
     data = 8 + length
     tensors: dict[str, Stored] = {}
@@ -57,5 +57,5 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
     if end - begin != nbytes:
         raise FormatError(f"{where}: {end - begin} bytes, expected {nbytes} for {dtype} of shape {tuple(shape)}")
     if data + end > size:
-        raise FormatError(f"{where}: ends at byte {data + end}, the file is cut off at {size}")
+        raise FormatError(f"{where}: ends at byte {data + end}, the file is cut off at {size}{unfinished(path)}")
     return Stored(path, dtype, tuple(shape), data + begin)

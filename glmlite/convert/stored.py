@@ -14,7 +14,7 @@ from .files import short
 __all__ = ["DTYPES", "Stored", "check_name", "check_shape", "is_count"]
 
 # As safetensors names them -> how numpy reads them, little-endian. numpy has no bfloat16: its bits are read.
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -23,7 +23,14 @@ DTYPES = {
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
+    # Read as their bits, to be told by name.
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
+    "F8_E8M0": np.dtype("u1"),
     "BOOL": np.dtype("u1"),
 }
 _MAX_DIMS = 8

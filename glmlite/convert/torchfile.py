@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError
 from ..files import kind_of
+from .files import unfinished
 from .stored import DTYPES, Stored, check_name, check_shape
 
 __all__ = ["read"]
@@ -142,8 +143,8 @@ def read(path: Path) -> dict[str, Stored]:
             raise
         except Exception as error:  # zipfile has many ways to say that an archive is broken
             broken = f"not a file of torch.save, or cut off: {error or type(error).__name__}"
-            kind = None if (kind := kind_of(path)) == "a zip archive" else kind
-            raise FormatError(f"{path}: {kind or broken}") from None
+            kind = None if (kind := kind_of(path, binary=True)) == "a zip archive" else kind
+            raise FormatError(f"{path}: {kind or broken}{unfinished(path)}") from None
 
 
 def _read(path: Path, archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, Stored]:
