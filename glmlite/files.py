@@ -82,6 +82,9 @@ def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[Bin
         file = _create(part, buffering)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+    except BaseException:  # Ctrl-C
+        part.unlink(missing_ok=True)
+        raise
     try:
         with file:
             yield file
