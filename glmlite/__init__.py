@@ -6,7 +6,20 @@ from ._package import VERSION, find_modules
 from .cancel import Cancel
 from .errors import Cancelled, Closed, ContextOverflow, FormatError
 from .generate import Completion, Generation, Logprob, Piece
-from .hf import AutoModelForCausalLM, AutoTokenizer
+from .hf import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    TextStreamer,
+)
 from .infill import Infill
 from .loading import aload, load
 from .model import Model
@@ -20,7 +33,10 @@ find_modules(__path__)
 __version__ = VERSION
 
 __all__ = [
+    "AutoConfig",
+    "AutoModel",
     "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
     "AutoTokenizer",
     "Cancel",
     "Cancelled",
@@ -29,12 +45,19 @@ __all__ = [
     "ContextOverflow",
     "FormatError",
     "Generation",
+    "GenerationConfig",
     "Infill",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "Logprob",
     "Model",
     "Parameters",
     "Piece",
     "Stats",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "TextIteratorStreamer",
+    "TextStreamer",
     "aload",
     "load",
 ]

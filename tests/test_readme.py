@@ -1,4 +1,4 @@
-"""The Python samples of README.md and docs/python.md run as a stranger would paste them, in the source folder."""
+"""The Python samples of README.md, docs/python.md and docs/transformers.md run as a stranger would paste them, in the source folder."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import glmlite
 from glmlite import _native
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "README.zh.md", "docs/python.md"]
+PAGES = ["README.md", "README.zh.md", "docs/python.md", "docs/transformers.md"]
 SAMPLES = [
     pytest.param(page, sample, id=f"{page}-{number}")
     for page in PAGES
