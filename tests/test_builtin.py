@@ -31,7 +31,6 @@ SOME = range(0, 100, 9)  # of every use, in both languages
 
 @pytest.fixture(scope="module")
 def model():
-    pytest.importorskip("glmlite._native", reason="the native module is not built")
     with glmlite.load() as opened:
         yield opened
 
@@ -97,7 +96,8 @@ def test_a_rule_tells_right_from_wrong():
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avxvnni", "avx512vnni", "neon"])
 def test_threads_and_instruction_sets_do_not_matter(isa, threads, monkeypatch):
-    native = pytest.importorskip("glmlite._native", reason="the native module is not built")
+    from glmlite import _native as native
+
     if isa not in native.isas():
         pytest.skip(f"this machine has no {isa}")
     monkeypatch.setenv("GLMLITE_ISA", isa)
@@ -119,7 +119,6 @@ def test_what_stands_behind_a_blank_counts(model):
 
 
 def test_it_is_announced_once(caplog):
-    pytest.importorskip("glmlite._native", reason="the native module is not built")
     builtin.announce.cache_clear()
     with caplog.at_level(logging.WARNING, logger="glmlite"):
         for _ in range(2):
@@ -129,7 +128,6 @@ def test_it_is_announced_once(caplog):
 
 
 def test_the_command_answers():
-    pytest.importorskip("glmlite._native", reason="the native module is not built")
     done = subprocess.run(
         [sys.executable, "-m", "glmlite", "chat", "你好", "--temperature", "0"],
         capture_output=True,

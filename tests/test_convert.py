@@ -24,6 +24,7 @@ import tiny
 import vocab
 
 import glmlite.convert as converting
+from glmlite import _native as native
 from glmlite.cli import main
 from glmlite.convert import convert, formats, recipes, text
 from glmlite.convert.architectures import KINDS, Config
@@ -33,8 +34,6 @@ from glmlite.errors import Cancelled, FormatError
 from glmlite.models import record
 from glmlite.reference import Reference, Work
 from glmlite.tokenizer import Tokenizer
-
-native = pytest.importorskip("glmlite._native", reason="the native module reads what was written")
 
 # name -> form of the checkpoint, arguments of tiny.model. The published configs leave no choice of some sizes.
 OLD = {"head_dim": 16, "ffn": 256}
@@ -480,8 +479,6 @@ NOISE = {kind: 1.4 * 2 * 2.1 / (2**bits - 1) / 12**0.5 for kind, bits in BITS.it
 
 @pytest.mark.parametrize("recipe", ["q4_k_m", "iq4_xs", "q4_0"])
 def test_quantized_types(tmp_path, opened, recipe):
-    pytest.importorskip("numba", reason="quantizing needs numba")
-    pytest.importorskip("glmlite.quantize")
     model = tiny.wide("chatglm", layers=3, ffn=160, vocab=512)
     folder = checkpoints.write(tmp_path / "wide", model, "chatglm")
     gguf = opened(convert(folder, tmp_path / "out.gguf", recipe))
@@ -517,7 +514,8 @@ def test_without_numba(tmp_path, monkeypatch):
 
 
 def test_q8_0_is_the_published_one(monkeypatch):
-    quants = pytest.importorskip("gguf.quants")
+    from gguf import quants
+
     monkeypatch.setattr(formats, "can_quantize", lambda: False)
     x = np.random.RandomState(0).randn(64, 96).astype(np.float32)
     x[3, :32] = 0
@@ -526,7 +524,8 @@ def test_q8_0_is_the_published_one(monkeypatch):
 
 
 def test_the_gguf_package_reads_it(tmp_path):
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     model, folder = make(tmp_path)
     reader = gguf.GGUFReader(convert(folder, tmp_path / "out.gguf", "f16"))
     assert {tensor.name for tensor in reader.tensors} == set(model.tensors)
@@ -547,8 +546,6 @@ def test_same_bytes_in_pieces_of_any_size(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("recipe", ["f16", "q4_k_m", "q4_0"])
 def test_same_bytes_with_any_number_of_threads(tmp_path, monkeypatch, recipe):
-    if recipe != "f16":
-        pytest.importorskip("numba", reason="quantizing needs numba")
     monkeypatch.setattr(converting, "_CHUNK", 10_000)
     folder = checkpoints.write(tmp_path / "wide", tiny.wide("chatglm", layers=3, ffn=160, vocab=512), "chatglm")
     first = convert(folder, tmp_path / "1.gguf", recipe, threads=1).read_bytes()

@@ -508,7 +508,6 @@ def installed(monkeypatch):
 
 @pytest.fixture
 def file(tmp_path):
-    pytest.importorskip("tokenizers", reason="a model's tokenizer needs it")
     model = tiny.model("glm4", layers=3)
     return plain_gguf.write(tmp_path / "tiny.gguf", model.metadata, list(model.tensors.items()))
 
@@ -537,7 +536,6 @@ def test_load_says_what_is_not_there(installed, file):
 
 
 def test_auto_runs_on_the_cpu_what_has_no_kernels(installed, tmp_path, caplog):
-    pytest.importorskip("tokenizers", reason="a model's tokenizer needs it")
     wide = tiny.model("glm4", head_dim=160, heads=2, rope_dim=64)
     path = plain_gguf.write(tmp_path / "wide.gguf", wide.metadata, list(wide.tensors.items()))
     with pytest.raises(ValueError, match=r"attention .*layer 0: heads of 160, the GPU takes 128 at most"):

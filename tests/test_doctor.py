@@ -11,6 +11,7 @@ import vocab
 from test_convert import FORMS, make
 
 import glmlite
+from glmlite import _native as native
 from glmlite import chat, doctor, families
 from glmlite.chat import formats, templates
 from glmlite.cli import main
@@ -20,9 +21,6 @@ from glmlite.doctor import Severity, text, values
 from glmlite.doctor.subject import Subject
 from glmlite.errors import Cancelled, FormatError
 from glmlite.tokenizer import Tokenizer
-
-native = pytest.importorskip("glmlite._native", reason="the native module reads the files")
-pytest.importorskip("gguf", reason="gguf writes the tiny models")
 
 MESSAGES = [{"role": "user", "content": "the 你好"}]
 TEMPLATE = tiny.TEMPLATES["glm4"]

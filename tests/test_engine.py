@@ -6,11 +6,9 @@ import tiny
 import twins
 from twin_engine import executor
 
-_native = pytest.importorskip("glmlite._native")
-
-from glmlite import models, reference  # noqa: E402
-from glmlite.errors import Cancelled, FormatError  # noqa: E402
-from glmlite.placement import native_ops  # noqa: E402
+from glmlite import _native, models, reference
+from glmlite.errors import Cancelled, FormatError
+from glmlite.placement import native_ops
 
 CAUSAL = ["chatglm", "glm4", "llama"]
 BIDIRECTIONAL = ["chatglm1", "glm"]

@@ -11,7 +11,6 @@ import glmlite
 from glmlite import builtin
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-pytest.importorskip("glmlite._native", reason="the native module is not built")
 if not (EXAMPLES / "builtin_model" / "answers.json").is_file():
     pytest.skip("not a checkout with a built-in model: no examples/builtin_model/answers.json", allow_module_level=True)
 

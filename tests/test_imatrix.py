@@ -12,14 +12,12 @@ from test_perplexity import CONTEXT, TEXT, WHOLE, chunks_of, numpy_trace
 
 import glmlite
 import glmlite.convert as converting
+from glmlite import _native as native
 from glmlite.cli import main
 from glmlite.convert import convert, imatrix, writer
 from glmlite.errors import Cancelled, FormatError
 from glmlite.models import record
 from glmlite.quantize import quantize
-
-native = pytest.importorskip("glmlite._native", reason="the native module collects")
-pytest.importorskip("gguf", reason="gguf writes the tiny models")
 
 ARCHITECTURES = ["chatglm", "glm4", "llama", "chatglm1", "glm"]
 
@@ -257,7 +255,6 @@ def test_files_that_are_something_else(tiny_file, tmp_path):
 @pytest.fixture
 def wide(tmp_path):
     """(model, its file, its importance matrix's file)"""
-    pytest.importorskip("numba", reason="numba quantizes")
     model = tiny.wide("chatglm", layers=1)
     path = tiny.write(tmp_path / "model.gguf", model)
     imatrix.write(tmp_path / "model.imatrix.gguf", imatrix.collect(path, TEXT, context=CONTEXT))

@@ -9,9 +9,6 @@ import pytest
 
 import glmlite
 
-psutil = pytest.importorskip("psutil", reason="psutil measures the process")
-pytest.importorskip("glmlite._native", reason="the native module is not built")
-
 # Of the medians of the last and the first third of the samples. A leak of one 4 KB page a round, or of the tiny
 # file's metadata (some 50 KB) every tenth, exceeds it.
 GROWTH = 300_000

@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 import twins
 import twins_quantize
+from oracles import llamacpp_quantize as llamacpp
 
-pytest.importorskip("numba", reason="numba compiles the quantizers")
-native = pytest.importorskip("glmlite._native", reason="the native module is not built")
-
-from oracles import llamacpp_quantize as llamacpp  # noqa: E402
-
-from glmlite import quantize  # noqa: E402
+from glmlite import _native as native
+from glmlite import quantize
 
 BLOCKS = [name for name, format in quantize.FORMATS.items() if format.family != "floats"]
 LLAMA_CPP = json.loads((Path(__file__).parent / "data" / "llamacpp_quantize.json").read_text())
@@ -87,7 +84,8 @@ def test_error_is_at_most_llama_cpps(type):
 
 @pytest.mark.parametrize("type", BLOCKS)
 def test_gguf_decodes_the_same(type):
-    gguf = pytest.importorskip("gguf", reason="gguf decodes too")
+    import gguf
+
     rows = quantize.quantize(hard_matrix(), type)
     theirs = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[type.upper()])
     assert np.array_equal(decode(type, rows), theirs)

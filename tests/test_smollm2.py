@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracles import llamacpp
 
 from glmlite import samples
-
-pytest.importorskip("glmlite._native", reason="the native module is not built")
-from oracles import llamacpp
 
 STORED = json.loads((Path(__file__).parent / "data" / "smollm2_llamacpp.json").read_text(encoding="utf-8"))
 # The numpy executor reads all the short prompts in seconds; the long ones would take minutes.

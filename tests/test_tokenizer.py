@@ -22,7 +22,7 @@ from glmlite.errors import FormatError
 from glmlite.tokenizer import Tokenizer
 from glmlite.tokenizer.bpe import PATTERNS
 
-NAMES = list(vocab.VOCAB_SIZES)
+NAMES = [*(vocab.TRAINED + name for name in vocab.VOCAB_SIZES), *vocab.VOCAB_SIZES]
 GLM4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -123,7 +123,7 @@ class ChatGLM3(Reference):
     def __init__(self, folder: Path):
         self.sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         appended = items("[MASK] [gMASK] [sMASK] sop eop <|system|> <|user|> <|assistant|> <|observation|>")
-        self.specials = {text: i for i, text in enumerate(appended, self.sp.get_piece_size())} | {"<s>": 1, "</s>": 2}
+        self.specials = {text: i for i, text in enumerate(appended, 64789)} | {"<s>": 1, "</s>": 2}
         self.specials |= {f"<{text}>": self.specials[text] for text in ("sop", "eop")}
 
     def plain(self, text: str) -> list[int]:
@@ -164,7 +164,8 @@ class GLM4:
     """The rank file in tiktoken, with the pattern and the special tokens of the official tokenizer."""
 
     def __init__(self, folder: Path):
-        tiktoken = pytest.importorskip("tiktoken")
+        import tiktoken
+
         rows = (line.split() for line in (folder / "tokenizer.model").read_bytes().splitlines())
         ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
         added = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
@@ -206,10 +207,10 @@ REFERENCES = {
 
 @pytest.fixture(scope="module", params=NAMES)
 def pair(request):
-    """(name, our tokenizer, the reference) of each real vocabulary."""
-    name = request.param
-    folder = vocab.folder(name)
-    return name, Tokenizer.from_metadata(vocab.metadata(name)), REFERENCES[name](folder)
+    """(name, our tokenizer, the reference) of each real vocabulary, and of one of each form that is trained here."""
+    folder, metadata = vocab.folder(request.param), vocab.metadata(request.param)
+    name = request.param.removeprefix(vocab.TRAINED)
+    return name, Tokenizer.from_metadata(metadata), REFERENCES[name](folder)
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -672,7 +673,8 @@ def test_smollm2_as_llama_cpp():
     path = os.environ.get("GLMLITE_SMOLLM2")
     if not path:
         pytest.skip("GLMLITE_SMOLLM2 names no SmolLM2 GGUF file")
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     fields = gguf.GGUFReader(path).fields
     tokenizer = Tokenizer.from_metadata({k: f.contents() for k, f in fields.items() if k.startswith("tokenizer.")})
     rows = json.loads((Path(__file__).parent / "data" / "smollm2_tokens.json").read_text(encoding="utf-8"))["lines"]

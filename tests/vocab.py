@@ -1,6 +1,7 @@
 """Real tokenizer files for tests, and the GGUF metadata made from them; small vocabularies.
 
-The files are looked for in $GLMLITE_TOKENIZERS, else in shared/tokenizers beside the repository.
+The files are looked for in $GLMLITE_TOKENIZERS and nowhere else. "trained NAME" is a vocabulary of the same form that
+the tests make themselves.
 """
 
 import functools
@@ -8,12 +9,14 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
+import trained
 
 from glmlite.convert import vocab
 from glmlite.tokenizer.bpe import ALPHABET
 
-ROOT = Path(os.environ.get("GLMLITE_TOKENIZERS") or Path(__file__).parents[2] / "shared" / "tokenizers")
 VOCAB_SIZES = {"chatglm-6b": 130528, "chatglm3-6b": 65024, "glm-4-9b-chat": 151552, "glm-4-9b-chat-hf": 151552}
+TRAINED = "trained "
 IDS = {
     "chatglm-6b": {"bos": 130004, "eos": 130005, "padding": 3},
     "chatglm3-6b": {"bos": 1, "eos": 2, "padding": 0},
@@ -24,19 +27,19 @@ IDS = {
 
 def folder(name: str) -> Path:
     """The folder of real tokenizer files `name`; skips the test when it is missing."""
-    path = ROOT / name
-    if not path.is_dir():
-        import pytest
-
-        pytest.skip(f"no tokenizer files in {path}; set GLMLITE_TOKENIZERS")
-    return path
+    if name.startswith(TRAINED):
+        return trained.folder(name.removeprefix(TRAINED))
+    root = os.environ.get("GLMLITE_TOKENIZERS")
+    if not root or not (Path(root) / name).is_dir():
+        pytest.skip(f"no real tokenizer files of {name}: GLMLITE_TOKENIZERS names no folder that has them")
+    return Path(root) / name
 
 
 @functools.cache
 def metadata(name: str) -> dict:
     """The metadata of a GGUF file with the real vocabulary `name`."""
-    ids = {f"tokenizer.ggml.{key}_token_id": i for key, i in IDS[name].items()}
-    return vocab.from_folder(folder(name), vocab_size=VOCAB_SIZES[name]) | ids
+    ids = {f"tokenizer.ggml.{key}_token_id": i for key, i in IDS.get(name, {}).items()}
+    return vocab.from_folder(folder(name), vocab_size=VOCAB_SIZES.get(name, 0)) | ids
 
 
 # ---- small vocabularies, also for the fuzz target --------------------------------------------------------------------
