@@ -8,6 +8,7 @@
 namespace glmlite {
 void bind_errors();                    // FormatError, Cancelled
 void bind_gguf(pybind11::module_& m);  // Gguf
+void bind_bpe(pybind11::module_& m);   // Bpe
 // The program of `glmlite.placement.native_ops`.
 std::vector<OpSpec> to_ops(const pybind11::sequence& ops);
 void bind_engine(pybind11::module_& m, ExecutorFactory make);  // Engine, Sampler, Cancel

@@ -66,6 +66,25 @@ class Gguf:
     def close(self) -> None:
         """Unmaps; later use raises ValueError. Arrays from `data` keep the mapping alive until they die."""
 
+# ---- text --------------------------------------------------------------------------------------------------------
+
+class Bpe:
+    """Byte-level byte-pair encoding. Neither making it nor encoding holds up other Python threads.
+
+    tokens: by id. kinds: (tokens,) of each: 0 a word in GPT-2's byte alphabet, which merges may make, 1 a text as it
+    stands, 2 nothing. merges: "left right", the first to be tried first. whole_words: a word that is a token is that
+    token, whatever the merges would make of it.
+    Raises FormatError, naming GGUF's key, for words that are empty or there twice and merges of other tokens.
+    """
+
+    def __init__(
+        self, tokens: list[str], kinds: NDArray[np.uint8], merges: list[str], *, whole_words: bool
+    ) -> None: ...
+    def encode(self, text: str, ends: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The ids of a text whose words end at these characters, the last at the text's end."""
+    def pieces(self) -> list[bytes]:
+        """What each token stands for."""
+
 # ---- running -----------------------------------------------------------------------------------------------------
 
 class Cancel:

@@ -1,4 +1,4 @@
-"""The Python samples of README.md, docs/python.md and docs/transformers.md run as a stranger would paste them, in the source folder."""
+"""The Python samples of README.md and of the pages run as a stranger would paste them, in the source folder."""
 
 import os
 import re

@@ -1,13 +1,17 @@
-"""Byte-level BPE vocabularies: model `gpt2`. The tokenizers library does the work.
+"""Byte-level BPE vocabularies: model `gpt2`. The tokenizers library cuts text into words, the engine merges them.
 
 `tokenizer.ggml.pre` names how text is cut into words before merging; merges never cross a cut.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
+import numpy as np
 import tokenizers
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from numpy.typing import NDArray
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Sequence, Split
 
 from ..errors import FormatError
 from .stream import Decoding
@@ -69,52 +73,65 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 ALPHABET = _byte_alphabet()
-# Characters that stand for no byte become one that Latin-1 lacks, so that encoding notices them.
-_TO_LATIN1 = dict.fromkeys(range(256), "\uffff") | {ord(char): chr(byte) for byte, char in ALPHABET.items()}
+
+# Characters that are cut into words at once. The library holds the GIL meanwhile, and its result has two tuples a word:
+# so few of them die before Python's collector looks through all that lives.
+_SLICE = 1024
+# A word is certain if it ends so many characters before a slice does: patterns look no further behind a word, unless it
+# belongs to a run (of white space, of letters) that reaches the slice's end, and then it is the last word.
+_MARGIN = 16
 
 
 class ByteBPE:
-    """Plain text to ids by the tokenizers library. Special tokens in the text are plain text to it."""
+    """Plain text to ids: the tokenizers library cuts it into words, the engine merges their bytes.
+
+    The library can do both, but making its merges of GLM-4's 318,088 holds the GIL for 0.2 to 0.4 s, and so does
+    encoding a long text. Special tokens in the text are plain text here.
+    """
 
     def __init__(self, metadata: Metadata, vocabulary: Vocabulary):
+        from .. import _native
+
         pre = metadata.text("tokenizer.ggml.pre", "glm4" if vocabulary.is_glm else "default")
         if pre not in PATTERNS:
             raise FormatError(f"tokenizer.ggml.pre: '{pre}' is not known; known: {', '.join(sorted(PATTERNS))}")
-        marked = {TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN, TokenType.UNUSED}
-        words: dict[str, int] = {}
-        for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types)):
-            if kind not in marked and (first := words.setdefault(token, i)) != i:
-                raise FormatError(f"tokenizer.ggml.tokens: token {i} is the same text as token {first}")
-        if "" in words:
-            raise FormatError(f"tokenizer.ggml.tokens: token {words['']} is empty")
-
-        merges = []
-        for i, merge in enumerate(metadata.strings("tokenizer.ggml.merges")):
-            halves = merge.split(" ")
-            if len(halves) != 2 or not words.keys() >= {*halves, "".join(halves)}:
-                raise FormatError(
-                    f"tokenizer.ggml.merges: merge {i} is {merge!r}, expected two tokens that join to a third"
-                )
-            # The vocabulary's own strings, not copies: GLM-4 has 318,088 merges.
-            merges.append(tuple(vocabulary.tokens[words[half]] for half in halves))
-        self._tokenizer = tokenizers.Tokenizer(BPE(words, merges, ignore_merges=pre in IGNORE_MERGES))
-        cuts = [Split(tokenizers.Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
-        self._tokenizer.pre_tokenizer = Sequence([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
+        types = np.array(vocabulary.types)
+        kinds = np.where(np.isin(types, (TokenType.NORMAL, TokenType.BYTE)), 0, 1 + (types == TokenType.UNUSED))
+        merges = metadata.strings("tokenizer.ggml.merges")
+        whole = pre in IGNORE_MERGES
+        self._bpe = _native.Bpe(vocabulary.tokens, kinds.astype(np.uint8), merges, whole_words=whole)
+        self._words = Sequence([Split(tokenizers.Regex(pattern), "isolated") for pattern in PATTERNS[pre]])
+        self._long_words = tokenizers.Tokenizer(WordLevel({"": 0}, unk_token=""))
+        self._long_words.pre_tokenizer = self._words
         self.decoding = Decoding(
-            pieces=[_bytes(text, kind) for text, kind in zip(vocabulary.tokens, vocabulary.types)],
+            pieces=self._bpe.pieces(),
             special=frozenset(vocabulary.ids_of_type(TokenType.CONTROL, TokenType.UNKNOWN)),
         )
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        begin = 0
+        while begin < len(text):
+            ends = self._cut(text, begin)
+            end = begin + int(ends[-1])
+            ids += self._bpe.encode(text[begin:end], ends).tolist()
+            begin = end
+        return ids
 
-
-def _bytes(text: str, kind: int) -> bytes:
-    if kind == TokenType.UNUSED:
-        return b""
-    if kind in (TokenType.NORMAL, TokenType.BYTE):
-        try:
-            return text.translate(_TO_LATIN1).encode("latin-1")
-        except UnicodeEncodeError:  # a token that is not spelled in the byte alphabet stands for itself
-            pass
-    return text.encode()
+    def _cut(self, text: str, begin: int) -> NDArray[np.int32]:
+        """Where the next words end, counted from `begin`."""
+        size = _SLICE
+        while True:
+            part = text[begin : begin + size]
+            if size <= 2 * _SLICE:
+                words = [end for _, (_, end) in self._words.pre_tokenize_str(part)]
+            else:  # a word this long is cut without the GIL, for which the library wants a batch
+                (encoding,) = self._long_words.encode_batch([part], add_special_tokens=False)
+                words = [end for _, end in encoding.offsets]
+            # Not numpy's comparison: of more than 500 numbers it gives up the GIL for a moment each time, which keeps
+            # threads that wait for it from asking.
+            if begin + size < len(text):
+                words = words[: min(len(words) - 1, bisect_right(words, size - _MARGIN))]
+            if words:
+                return np.array(words, np.int32)
+            size *= 2

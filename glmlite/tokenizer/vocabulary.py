@@ -15,6 +15,8 @@ from ..families import GLM_SPECIALS
 MAX_TOKEN_CHARS = 8192
 MAX_SPECIAL_CHARS = 256
 
+_TURN = 8192  # strings looked at without a chance for other threads to run
+
 _SENTENCEPIECE = ("llama", "t5")  # values of tokenizer.ggml.model
 
 
@@ -100,16 +102,19 @@ class Metadata:
             raise FormatError(f"{key}: missing, expected strings")
         if not isinstance(value, (list, tuple)):
             raise FormatError(f"{key}: {_kind(value)}, expected strings")
-        for i, item in enumerate(value):
-            if not isinstance(item, str):
-                what = "not UTF-8" if isinstance(item, bytes) else _kind(item)
-                raise FormatError(f"{key}: string {i} is {what}, expected UTF-8 text")
-            if len(item) > MAX_TOKEN_CHARS:
-                raise FormatError(f"{key}: string {i} has {len(item)} characters, expected at most {MAX_TOKEN_CHARS}")
-        try:
-            "".join(value).encode()
-        except UnicodeEncodeError:
-            raise FormatError(f"{key}: a string holds a lone surrogate, expected UTF-8 text") from None
+        for begin in range(0, len(value), _TURN):
+            part = value[begin : begin + _TURN]
+            if set(map(type, part)) == {str} and max(map(len, part)) <= MAX_TOKEN_CHARS and _is_text("".join(part)):
+                continue
+            for i, item in enumerate(part, begin):
+                if not isinstance(item, str):
+                    what = "not UTF-8" if isinstance(item, bytes) else _kind(item)
+                    raise FormatError(f"{key}: string {i} is {what}, expected UTF-8 text")
+                if len(item) > MAX_TOKEN_CHARS:
+                    most = MAX_TOKEN_CHARS
+                    raise FormatError(f"{key}: string {i} has {len(item)} characters, expected at most {most}")
+                if not _is_text(item):
+                    raise FormatError(f"{key}: a string holds a lone surrogate, expected UTF-8 text")
         return list(value)
 
     def _array(self, key: str, value: Any, kinds: str, what: str) -> np.ndarray:
@@ -150,11 +155,12 @@ class Vocabulary:
                 raise FormatError(
                     f"{key}: special token {i} has {len(self.tokens[i])} characters, expected 1 to {MAX_SPECIAL_CHARS}"
                 )
-        self.ids = {text: i for i, text in reversed(list(enumerate(self.tokens)))}
+        self.ids = {self.tokens[i]: i for i in range(len(self.tokens) - 1, -1, -1)}
         self.ids.update((self.tokens[i], i) for i in reversed(marked))
 
     def ids_of_type(self, *kinds: TokenType) -> list[int]:
-        return [i for i, kind in enumerate(self.types) if kind in kinds]
+        found: list[int] = np.flatnonzero(np.isin(self.types, kinds)).tolist()
+        return found
 
     def _read_types(self, metadata: Metadata) -> list[int]:
         key = "tokenizer.ggml.token_type"
@@ -200,6 +206,14 @@ class Vocabulary:
         """The special tokens that keys of the file name."""
         kinds = ("bos", "eos", "eot", "eom", "padding", "cls", "mask")
         return {i for kind in kinds for i in metadata.ids(f"tokenizer.ggml.{kind}_token_id", len(self.tokens))}
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: Any) -> str:

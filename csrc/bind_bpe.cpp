@@ -1,0 +1,130 @@
+// The Python class Bpe.
+#include <pybind11/numpy.h>
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bind.h"
+#include "bpe.h"
+
+namespace py = pybind11;
+
+namespace glmlite {
+
+namespace {
+
+// Gives up the GIL between two pieces of work that need it. Python's threads ask for it when they have waited 5 ms, and
+// only what is asked for is handed over: to give it up more often would start their waiting anew each time.
+class Turns {
+ public:
+  void end_of_piece() {
+    if (++count_ % 256 != 0 || Clock::now() - begin_ < std::chrono::milliseconds(8)) return;
+    { py::gil_scoped_release release; }
+    begin_ = Clock::now();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point begin_ = Clock::now();
+  unsigned count_ = 0;
+};
+
+// Bytes whose ids are found with the GIL held: in less time than it takes to hand it over and back.
+constexpr size_t kShort = 1 << 16;
+
+// Through a copy: Python would keep the UTF-8 of each string beside it.
+std::string utf8(py::handle text) {
+  PyObject* bytes = PyUnicode_AsUTF8String(text.ptr());
+  if (bytes == nullptr) throw py::error_already_set();
+  return std::string(py::reinterpret_steal<py::bytes>(bytes));
+}
+
+Strings to_strings(const py::list& list) {
+  Strings strings;
+  strings.ends.reserve(list.size());
+  Turns turns;
+  for (size_t i = 0; i < list.size(); ++i) {
+    turns.end_of_piece();
+    py::object item = list[i];
+    if (strings.bytes.size() > UINT32_MAX / 2) throw std::invalid_argument("Bpe: more than 2 GB of strings");
+    if (PyUnicode_Check(item.ptr()) && PyUnicode_IS_ASCII(item.ptr())) {
+      const auto size = static_cast<size_t>(PyUnicode_GET_LENGTH(item.ptr()));
+      strings.add({reinterpret_cast<const char*>(PyUnicode_1BYTE_DATA(item.ptr())), size});
+    } else {
+      strings.add(utf8(item));
+    }
+  }
+  return strings;
+}
+
+std::unique_ptr<Bpe> make_bpe(const py::list& tokens, const py::array_t<uint8_t, py::array::c_style>& kinds,
+                              const py::list& merges, bool whole_words) {
+  if (kinds.ndim() != 1 || static_cast<size_t>(kinds.size()) != tokens.size()) {
+    throw std::invalid_argument("Bpe: kinds, expected one for each token");
+  }
+  std::vector<Bpe::Kind> of(tokens.size());
+  for (size_t i = 0; i < of.size(); ++i) {
+    const uint8_t kind = kinds.data()[i];
+    if (kind > static_cast<uint8_t>(Bpe::Kind::kNothing)) throw std::invalid_argument("Bpe: a kind above 2");
+    of[i] = static_cast<Bpe::Kind>(kind);
+  }
+  Strings words = to_strings(tokens), pairs = to_strings(merges);
+  py::gil_scoped_release release;
+  return std::make_unique<Bpe>(std::move(words), std::move(of), pairs, whole_words);
+}
+
+py::array_t<int32_t> encode(const Bpe& bpe, const py::str& text, const py::array_t<int32_t, py::array::c_style>& ends) {
+  const std::string bytes = utf8(text);
+  const int32_t* end = ends.data();
+  const auto words = static_cast<size_t>(ends.size());
+  std::vector<int32_t> ids;
+  {
+    std::optional<py::gil_scoped_release> release;
+    if (bytes.size() > kShort) release.emplace();
+    size_t at = 0;  // in bytes
+    int32_t characters = 0;
+    for (size_t i = 0; i < words; ++i) {
+      const size_t begin = at;
+      for (; characters < end[i] && at < bytes.size(); ++characters) {
+        do ++at;
+        while (at < bytes.size() && (bytes[at] & 0xC0) == 0x80);
+      }
+      if (characters != end[i]) break;
+      bpe.encode(std::string_view(bytes).substr(begin, at - begin), ids);
+    }
+    if (at != bytes.size() || (words > 0 && characters != end[words - 1])) {
+      throw std::invalid_argument("Bpe: words that do not follow one another to the end of the text");
+    }
+  }
+  // Not numpy's copy, which gives up the GIL for a moment: see Turns.
+  py::array_t<int32_t> array(static_cast<py::ssize_t>(ids.size()));
+  if (!ids.empty()) std::memcpy(array.mutable_data(), ids.data(), ids.size() * sizeof(int32_t));
+  return array;
+}
+
+py::list pieces(const Bpe& bpe) {
+  py::list list(bpe.size());
+  Turns turns;
+  for (size_t i = 0; i < bpe.size(); ++i) {
+    turns.end_of_piece();
+    list[i] = py::bytes(bpe.piece(i));
+  }
+  return list;
+}
+
+}  // namespace
+
+void bind_bpe(py::module_& m) {
+  py::class_<Bpe>(m, "Bpe")
+      .def(py::init(&make_bpe), py::arg("tokens"), py::arg("kinds"), py::arg("merges"), py::kw_only(),
+           py::arg("whole_words"))
+      .def("encode", &encode, py::arg("text"), py::arg("ends"))
+      .def("pieces", &pieces);
+}
+
+}  // namespace glmlite
