@@ -245,6 +245,7 @@ class HFModel:
         """The tokens of each row's answer."""
         parameters = generation.parameters(asked, self.model)
         room = generation.room(asked, rows.shape[1])
+        seed, copies = parameters["seed"], int(asked.get("num_return_sequences", 1))
         if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
             raise ValueError(f"generate: streamer is {streamer!r:.60}, expected an object with put and end")
         if (streamer is not None or criteria) and len(texts) != 1:
@@ -252,8 +253,8 @@ class HFModel:
         with ExitStack() as running:
             started: list[Generation] = []
             for number, text in enumerate(texts):
-                if parameters["seed"] is not None and number:
-                    parameters["seed"] += 1
+                if seed is not None:  # the samples of one prompt differ, and each row is as it is alone
+                    parameters["seed"] = (seed + number % copies) % 2**64
                 started.append(running.enter_context(self.model.stream(text, max_tokens=room, **parameters)))
             if streamer is None and not criteria:
                 return [list(generation.tokens(one)) for one in started]
