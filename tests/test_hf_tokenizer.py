@@ -209,6 +209,12 @@ def test_a_template_of_ones_own(tokenizer):
         tokenizer.chat_template = "chatglm4"
 
 
+def test_a_misspelt_argument_is_no_variable(tokenizer):
+    with pytest.raises(TypeError, match=r"return_tensor'.*did you mean return_tensors"):
+        tokenizer.apply_chat_template(HI, return_tensor="np")
+    assert tokenizer.apply_chat_template(HI, anything=1) == tokenizer.apply_chat_template(HI, enable_thinking=False)
+
+
 def test_the_last_message_is_continued(tokenizer):
     ids = tokenizer.apply_chat_template(BYE, continue_final_message=True)
     assert tokenizer.decode(ids) == "[gMASK]<sop><|user|>\nin<|assistant|>\nother"

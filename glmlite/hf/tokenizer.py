@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import chat
 from ..tokenizer import Tokenizer
-from .arguments import Refusal, check
+from .arguments import Refusal, check, near, unknown
 from .arrays import BatchEncoding, Ids, batch, cut, id_list, limit, loaded_kind, tensor
 from .dialogue import conversation
 from .files import LOADING, LOADING_REFUSED, header
@@ -36,6 +36,17 @@ MAKING = dict.fromkeys(
     Refusal(FIXED),
 ) | {"add_prefix_space": Refusal(FIXED), "clean_up_tokenization_spaces": Refusal("pass it to decode")}
 IGNORED = ("verbose",)
+CONVERSATION = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "enable_thinking",
+)
 DECODING_TAKEN = ("skip_special_tokens", "clean_up_tokenization_spaces")
 DECODING = ("use_source_tokenizer", "spaces_between_special_tokens")  # mean something to vocabularies of other models
 SPACES = {  # what clean_up_tokenization_spaces puts right in English
@@ -339,6 +350,12 @@ class HFTokenizer(HFVocabulary):
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt: expected one of them")
         metadata = self._metadata if chat_template is None else self._with_template(chat_template)
+        read = chat.template.of(metadata) or ""
+        for name in template:
+            if (
+                name not in CONVERSATION and name not in read and near(name, CONVERSATION)
+            ):  # a misspelt argument would be a variable nobody reads
+                raise unknown("apply_chat_template", name, CONVERSATION)
 
         def render(messages: Sequence[Mapping[str, Any]]) -> Ids:
             ids = chat.render(
