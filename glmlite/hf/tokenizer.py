@@ -351,10 +351,8 @@ class HFTokenizer(HFVocabulary):
             raise ValueError("continue_final_message and add_generation_prompt: expected one of them")
         metadata = self._metadata if chat_template is None else self._with_template(chat_template)
         read = chat.template.of(metadata) or ""
-        for name in template:
-            if (
-                name not in CONVERSATION and name not in read and near(name, CONVERSATION)
-            ):  # a misspelt argument would be a variable nobody reads
+        for name in template:  # a misspelt argument would be a variable that nobody reads
+            if name not in CONVERSATION and name not in read and near(name, CONVERSATION):
                 raise unknown("apply_chat_template", name, CONVERSATION)
 
         def render(messages: Sequence[Mapping[str, Any]]) -> Ids:
