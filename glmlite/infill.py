@@ -87,8 +87,15 @@ class Infiller:
         return [*before, *ids, *mask, *self.after]
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
-        """A prompt that is continued, or whose first mask is filled. A text that has its start token is complete."""
-        return list(ids) if self.start in ids else [*self.context(ids), self.start]
+        """A prompt that is continued, or whose first mask is filled. A text that has its start token is complete, but
+        for a second mask and start at its end."""
+        if self.start not in ids:
+            return [*self.context(ids), self.start]
+        end = [self._id(self.blanks.default), self.start]
+        ids = list(ids)
+        while ids[-4:] == 2 * end:
+            del ids[-2:]
+        return ids
 
     def fill(
         self, ids: Sequence[int], complete: Callable[[list[int]], Completion]

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import vocab
 
-from glmlite.chat import chat_format, fit, render, template, variables
+from glmlite.chat import chat_format, fit, render, template, trims, variables
 from glmlite.errors import ContextOverflow, FormatError
+from glmlite.tokenizer import Tokenizer
 
 CONTROL = ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<eos>"]
 
@@ -248,6 +250,24 @@ def test_glm_edge_has_no_place_for_calls():
 def test_sop_in_brackets_is_meant_where_a_vocabulary_has_both(vocabulary):
     got = spelled(Characters(["[gMASK]", *vocabulary]), "chatglm1", [user("q")])
     assert got == "q«[gMASK]»«<sop>»"
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "glm4", "glm-edge"])
+def test_an_answer_in_the_history_has_the_ids_that_the_model_wrote(name):
+    metadata = vocab.small_sentencepiece() if name == "chatglm3" else vocab.small_bytes()
+    roles = ["<|assistant|>", "<|system|>", "<|observation|>"]
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], *roles]
+    metadata["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], [3, 3, 3])
+    if name == "chatglm3":
+        metadata["tokenizer.ggml.scores"] = np.append(metadata["tokenizer.ggml.scores"], np.float32([0, 0, 0]))
+    metadata["glmlite.chat_format"] = name
+    tokenizer = Tokenizer.from_metadata(metadata)
+    prompt = render(metadata, tokenizer, "chatglm", [user("a")])
+    written = [*tokenizer.encode("\n"), *tokenizer.encode("ab 你\n\nab")]
+    text = tokenizer.decode(written).lstrip()
+    assert trims(tokenizer, prompt) and text == "ab 你\n\nab"
+    history = render(metadata, tokenizer, "chatglm", [user("a"), assistant(text), user("b")])
+    assert history[: len(prompt) + len(written) + 1] == [*prompt, *written, tokenizer.id_of("<|user|>")]
 
 
 # ---- which format ------------------------------------------------------------------------------------------------

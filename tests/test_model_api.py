@@ -398,6 +398,14 @@ def test_the_prefix_stands_once_whatever_the_template_is(load, architecture, tex
     assert seen == [[*prefix, *model.tokenize("the")], [*prefix, *prefix, 5], [5]]
 
 
+def test_chatglm_6b_has_it_at_the_end_once(load):
+    model = load("chatglm1")
+    want = model.tokenize("the[gMASK]<sop>")
+    for text in ("the", "the[gMASK]", "the[gMASK]<sop>", "the[gMASK]<sop>[gMASK]<sop>"):
+        assert model.prompt_ids(text) == want
+    assert model.chat_ids(QUESTION) == want
+
+
 def test_glm_edge_has_no_prefix(load):
     sizes = {"bias": False, "rope_dim": 32, "tied": True, "metadata": {"tokenizer.chat_template": "chatglm4"}}
     model = load("chatglm", sizes=sizes)
