@@ -29,6 +29,7 @@ _KINDS = (
     (b"invalid username or password", "a message of a server, not the file: the download went wrong"),
     (b"access to model", "a message of a server, not the file: the download went wrong"),
     (b"gguf", "a GGUF file"),
+    (b"ggml", "a ggml file from before GGUF, which is not read"),
     (b"lmgg", "a ggml file from before GGUF, which is not read"),
     (b"fmgg", "a ggml file from before GGUF, which is not read"),
     (b"tjgg", "a ggml file from before GGUF, which is not read"),

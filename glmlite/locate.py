@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import builtin, hub, samples
 from .errors import FormatError
+from .files import kind_of
 
 __all__ = ["NAMES", "SUFFIXES", "model_file", "near"]
 
@@ -152,22 +153,14 @@ def _no_gguf(file: Path) -> str | None:
         return None
     expected = "expected a .gguf file"
     of_folder = _CONVERT.format(file.resolve().parent if str(file.parent) == "." else file.parent)
-    if not head:
-        return f"is empty, {expected}"
-    if head.startswith(b"version https://git-lfs"):
-        return f"is a Git LFS pointer, not the file itself, {expected}; `git lfs pull` fetches it"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"is a web page, {expected}: the download went wrong"
     if (file.parent / "adapter_config.json").is_file():
         return f"is part of a LoRA adapter, {expected}; `glmlite convert CHECKPOINT --lora {file.parent}` merges it"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return f"is a safetensors file, {expected}; of its folder, {of_folder}"
-    if head[:4] in (b"ggml", b"lmgg", b"tjgg", b"fmgg", b"algg"):
-        return f"is a file of GGML, which came before GGUF, {expected}; `glmlite convert FOLDER` takes its checkpoint"
     if head.startswith(b"PK\3\4") or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
         return f"is a file of torch or another archive, {expected}; of a checkpoint's folder, {of_folder}"
-    if head.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")):
-        return f"is a compressed archive, {expected}: unpack it first"
+    if kind := kind_of(file):
+        return f"is {kind}; {expected}" + (f", {_FOLDER}" if "ggml" in kind else "")
     if file.name.endswith((".json", ".model", ".jinja", ".txt", ".index")):
         return f"is a small file of a checkpoint, no model, {expected}; of its folder, {of_folder}"
     if file.suffix.lower() in SUFFIXES and not file.name.lower().endswith(".gguf"):

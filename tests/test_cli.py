@@ -39,7 +39,7 @@ class Stats:
 
 
 class Stream:
-    """Streams what it is given; "slow" in a prompt makes it last."""
+    """Streams what it is given; "slow N" makes it last, for N words."""
 
     def __init__(self, texts, delay=0.0, reason="stop"):
         self.texts = texts
@@ -81,11 +81,14 @@ class Model:
     def chat_stream(self, messages, *, on_progress, **settings):
         self.calls.append(("chat", messages, settings))
         said = messages[-1]["content"]
+        if log := os.environ.get("GLMLITE_TEST_LOG"):
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(said) + "\n")
         if "overflow" in said:
             raise ContextOverflow("the prompt has 1000 tokens")
         on_progress(1, 2)
         if "slow" in said:
-            return Stream([f"{i} " for i in range(1000)], 0.02)
+            return Stream([f"{i} " for i in range(int(said.partition(" ")[2] or 1000))], 0.02)
         if "endless" in said:
             return Stream(["and so on"] * 3, reason="length")
         system = [m["content"] for m in messages if m["role"] == "system"]

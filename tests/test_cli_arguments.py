@@ -103,7 +103,7 @@ OTHERS = [
     ({"m/a.safetensors": SAFETENSORS}, "m/a.safetensors", "is a safetensors file", "`glmlite convert m`"),
     ({"m/pytorch_model.bin": b"PK\3\4..."}, "m/pytorch_model.bin", "is a file of torch", "`glmlite convert m`"),
     ({"m/old.pt": b"\x80\x02}q"}, "m/old.pt", "is a file of torch", "`glmlite convert m`"),
-    ({"chatglm-ggml.bin": b"ggml\1\0\0\0"}, "chatglm-ggml.bin", "is a file of GGML", "glmlite convert"),
+    ({"chatglm-ggml.bin": b"ggml\1\0\0\0"}, "chatglm-ggml.bin", "is a ggml file from before GGUF", "glmlite convert"),
     ({"l/adapter_config.json": b"{}"}, "l", "is a LoRA adapter's folder", "convert CHECKPOINT --lora l"),
     ({"l/adapter_config.json": b"{}", "l/a.bin": b"PK"}, "l/a.bin", "is part of a LoRA adapter", "--lora l"),
     ({"g/a.gguf": b"", "g/b.gguf": b""}, "g", "is a folder, expected a file", "g/a.gguf, g/b.gguf"),
@@ -114,9 +114,9 @@ OTHERS = [
     ({"x.gguf-split-b": b"GGUF"}, "x.gguf-split-b", "is a piece of a file that was cut", "cat PIECES"),
     ({"x.gguf.crdownload": b"GGUF"}, "x.gguf.crdownload", "is an unfinished download", ""),
     ({"x.gguf": b"version https://git-lfs.github.com/spec/v1\n"}, "x.gguf", "is a Git LFS pointer", "git lfs pull"),
-    ({"x.gguf": b"<!DOCTYPE html>"}, "x.gguf", "is a web page", ""),
+    ({"x.gguf": b"<!DOCTYPE html>"}, "x.gguf", "is a page of HTML", "download"),
     ({"x.gguf": b""}, "x.gguf", "is empty", ""),
-    ({"x.gguf.gz": b"\x1f\x8b\x08"}, "x.gguf.gz", "is a compressed archive", "unpack"),
+    ({"x.gguf.gz": b"\x1f\x8b\x08"}, "x.gguf.gz", "is compressed by gzip", "unpack"),
     ({"m/config.json": b"{}"}, "m/config.json", "is a small file of a checkpoint", "`glmlite convert m`"),
 ]
 

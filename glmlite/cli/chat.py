@@ -1,15 +1,17 @@
 """`glmlite chat`: a conversation in the terminal."""
 
-import contextlib
 import json
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from ..files import replacing
-from . import console, running
+from . import console, running, terminal
 from .arguments import hint, model_and_text
 from .options import Loading, ModelFirst, Sampling, Think, template
 
@@ -18,10 +20,21 @@ HELP = '''\
 /system TEXT  set the system message; without TEXT, remove it
 /save FILE    save the conversation as JSON
 /load FILE    go on with a saved conversation
+/bye          leave; so do /exit, /quit and Ctrl-D
 /help         this list
-"""           begins and ends a message of several lines
+"""           begins and ends a message of several lines; Alt-Enter begins a new line, too
 //...         a message that begins with a slash
-Ctrl-C stops an answer, Ctrl-D leaves.'''
+What is pasted is one message. Ctrl-C stops an answer.'''
+LEAVE = ("/bye", "/exit", "/quit", "/q")
+COMMANDS = ("/clear", "/system", "/save", "/load", "/help", *LEAVE)
+# What other chats call them.
+OTHERS = {"/?": "/help", "/h": "/help", "/reset": "/clear", "/new": "/clear", "/forget": "/clear", "/read": "/load"}
+OTHERS |= {"/set": "/system", "/sys": "/system", "/write": "/save", "/stop": "/bye", "/leave": "/bye", "/x": "/bye"}
+# Words that were hardly meant for the model.
+HINTS = dict.fromkeys(("exit", "quit", ":q", ":q!", ":wq", "exit()", "quit()"), "/bye leaves") | {
+    "clear": "/clear forgets the conversation",
+    "help": "/help lists the commands",
+}
 
 
 def chat(
@@ -48,14 +61,19 @@ def chat(
       glmlite chat chatglm3-6b-q4_k_m.gguf "你好"
     """
     name, prompt = model_and_text(name, prompt)
-    with running.opened(name, loading, hint("chat", name, prompt)) as model:
+    if prompt == "-":
+        prompt = running.text_of(prompt, None)
+    typed = prompt is None and sys.stdin.isatty()
+    with ExitStack() as stack:
+        read = stack.enter_context(terminal.reader()) if typed else lambda _: input()
+        model = stack.enter_context(running.opened(name, loading, hint("chat", name, prompt)))
         if model.chat_format is None:
             raise ValueError(f"{name}: has no chat template; `run` continues a text with it")
         session = Session(model, system, {**template(think), **sampling.given()})
         if prompt is not None:
             answer = session.answer(prompt)
             raise typer.Exit(130 if answer.stopped else 0)
-        converse(session)
+        converse(session, read, typed)
 
 
 class Session:
@@ -102,7 +120,7 @@ class Session:
     def command(self, line: str) -> None:
         """Does what a line that begins with a slash says."""
         name, _, argument = line.partition(" ")
-        argument = argument.strip()
+        name, argument = name.lower(), argument.strip()
         if name == "/clear":
             self.clear()
         elif name == "/system":
@@ -115,32 +133,37 @@ class Session:
         elif name == "/help":
             console.note(HELP)
         else:
-            raise ValueError(f"{name}: no such command; /help lists them, // begins a message with a slash")
+            near = [OTHERS[name]] if name in OTHERS else get_close_matches(name, COMMANDS, 2)
+            meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise ValueError(f"{name}: no such command{meant}; /help lists them, // begins a message with a slash")
 
 
-def converse(session: Session) -> None:
-    """Reads messages and commands until the end of the input. In a terminal, Ctrl-C ends an answer, not the session."""
-    typed = sys.stdin.isatty()
+def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
+    """Takes messages and commands until the end of the input. In a terminal, Ctrl-C ends an answer, not the session."""
     if typed:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  gives input() a history and line editing
-        console.note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.")
+        console.note("Ctrl-C stops an answer, /bye or Ctrl-D leaves, /help lists the commands.")
     while True:
         try:
-            line = read_message(typed)
-            if line is None:
+            message = next_message(read)
+            if message is None:
                 break
-            if line.startswith("/") and not line.startswith("//"):
-                session.command(line)
-            elif line.strip():
-                answer = session.answer(line.removeprefix("/"))
+            text, plain = message
+            word = text.strip().lower() if plain else ""
+            if word in LEAVE:
+                break
+            if typed and word in HINTS:
+                console.note(f'[{HINTS[word]}; """{word}""" says it to the model]')
+            elif word.startswith("/") and not word.startswith("//"):
+                session.command(text.strip())
+            elif text.strip():
+                answer = session.answer(text.removeprefix("/") if word.startswith("//") else text)
                 if answer.stopped and not typed:
                     raise typer.Exit(130)
                 console.note("[stopped]" if answer.stopped else f"[{running.speed(answer.stats)}]")
         except KeyboardInterrupt:
             if not typed:
                 raise
-            console.note("[Ctrl-D leaves]")
+            console.note("[/bye or Ctrl-D leaves]")
         except (OSError, ValueError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
@@ -149,16 +172,27 @@ def converse(session: Session) -> None:
         console.note("")
 
 
-def read_message(typed: bool) -> str | None:
-    '''The next line, or what stands between two """; None at the end of the input.'''
+class Message(NamedTuple):
+    """plain: it is a line as it was typed, so it may be a command; else a paste, or what was in quotes."""
+
+    text: str
+    plain: bool
+
+
+def next_message(read: Callable[[str], str]) -> Message | None:
+    '''What is typed or pasted next, or what stands between two """; None at the end of the input.'''
     quotes = '"""'
     try:
-        line = input("> " if typed else "")
-        if not line.startswith(quotes):
-            return line
-        lines = [line.removeprefix(quotes)]
-        while not lines[-1].endswith(quotes):
-            lines.append(input(". " if typed else ""))
+        text = read("> ")
+        if "\n" in text:  # pasted: quotes in it are its own, but for those around all of it
+            whole = text.startswith(f"{quotes}\n") and text.rstrip().endswith(f"\n{quotes}")
+            inside = text.strip().removeprefix(quotes).removesuffix(quotes).strip("\n")
+            return Message(inside if whole else text, plain=False)
+        if not text.startswith(quotes):
+            return Message(text, plain=True)
+        parts = [text.removeprefix(quotes)]
+        while not parts[-1].rstrip().endswith(quotes):
+            parts.append(read(". "))
     except EOFError:
         return None
-    return "\n".join(lines).removesuffix(quotes).strip("\n")
+    return Message("\n".join(parts).rstrip().removesuffix(quotes).strip("\n"), plain=False)
