@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,22 +19,17 @@ import pytest
 
 import glmlite
 from glmlite import builtin, samples
-from glmlite.cli import bench, console, inspect, main
+from glmlite.cli import bench, console, inspect, main, running
 from glmlite.errors import ContextOverflow, FormatError
 from glmlite.model import Debug
+from glmlite.scheduler import Stats
 
 WAIT = 120  # seconds for what takes one: a loaded machine starts a process slowly
 
 # ---- the stand-in ------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Stats:
-    prompt_tokens: int = 10
-    reused_tokens: int = 4
-    generated_tokens: int = 3
-    prompt_seconds: float = 0.5
-    generation_seconds: float = 0.25
+STATS = Stats(prompt_tokens=100, reused_tokens=40, generated_tokens=31, prompt_seconds=0.5, generation_seconds=0.25)
 
 
 class Stream:
@@ -45,7 +39,7 @@ class Stream:
         self.texts = texts
         self.reason = reason
         self.delay = delay
-        self.stats = Stats()
+        self.stats = STATS
         self.cancelled = False
 
     def cancel(self):
@@ -100,7 +94,7 @@ class Model:
 
     def infill(self, text, **settings):
         self.calls.append(("infill", text, settings))
-        return SimpleNamespace(text=text.replace("[MASK]", "Stanford"), completions=[SimpleNamespace(stats=Stats())])
+        return SimpleNamespace(text=text.replace("[MASK]", "Stanford"), completions=[SimpleNamespace(stats=STATS)])
 
 
 def load(path, *, progress=None, **options):
@@ -202,8 +196,22 @@ def test_run_stats_go_to_stderr(model, capsys):
     assert main(["run", "m.gguf", "hi", "--stats"]) == 0
     out, err = capsys.readouterr()
     assert out == "1 <hi> 好\n"
-    # (10 - 4) / 0.5 s; the first of the three tokens came out of the prompt: 2 / 0.25 s
-    assert err == "prompt 10 tokens (4 reused), 0.50 s, 12.0 tokens/s; answer 3 tokens, 0.25 s, 8.0 tokens/s\n"
+    # (100 - 40) / 0.5 s; the first of the 31 tokens came out of the prompt: 30 / 0.25 s
+    read = "prompt 100 tokens (40 kept), 60 read in 0.50 s, 120.0 tokens/s"
+    assert err == f"{read}; answer 31 tokens, 0.25 s, 120.0 tokens/s\n"
+
+
+@pytest.mark.parametrize(
+    ("stats", "text"),
+    [
+        (Stats(52, 40, 17, 0.1, 0.5), "prompt 52 tokens (40 kept), 12 read in 0.10 s, 120.0 tokens/s; "),
+        (Stats(52, 0, 17, 0.1, 0.5), "answer 17 tokens, 0.50 s, 32.0 tokens/s"),
+        (Stats(52, 51, 1, 0.1, 0.0), "prompt 52 tokens (51 kept), 1 read in 0.10 s; answer 1 tokens, 0.00 s"),
+        (Stats(52, 0, 17, 0.0001, 0.0001), "prompt 52 tokens, 0.00 s; answer 17 tokens, 0.00 s"),
+    ],
+)
+def test_a_speed_is_said_where_there_is_enough_to_measure(stats, text):
+    assert text in running.speed(stats)
 
 
 def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch):
@@ -309,7 +317,7 @@ def test_infill(model, capsys):
     assert main(["infill", "m.gguf", "Ng teaches at [MASK].", "--stats"]) == 0
     out, err = capsys.readouterr()
     assert out == "Ng teaches at Stanford.\n"
-    assert err.startswith("prompt 10 tokens")
+    assert err.startswith("prompt 100 tokens")
 
 
 # ---- chat --------------------------------------------------------------------------------------------------------
@@ -329,7 +337,7 @@ def test_chat_one_shot(model, capsys):
 def test_chat_remembers(model, monkeypatch, capsys):
     out, err = chat(monkeypatch, capsys, "a\n\nb\n")
     assert out == "1 <a> 好\n3 <b> 好\n"
-    assert err.count("8.0 tokens/s]\n") == 2
+    assert err.count("120.0 tokens/s]\n") == 2
     assert [m["role"] for m in model[0].calls[1][1]] == ["user", "assistant", "user"]
     assert model[0].calls[1][1][1]["content"] == "1 <a> 好"
 

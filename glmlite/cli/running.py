@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import typer
 
 from ..locate import model_file
+from ..scheduler import Stats
 from . import console
 from .options import Loading, find
 
@@ -73,20 +74,19 @@ def stream(start: Callable[..., Any], *args: Any, strip: bool = False, **setting
     return Answer(text, pieces.stats, stopped)
 
 
-def speed(stats: Any) -> str:
-    """How long reading and writing took, in words."""
-    computed = stats.prompt_tokens - stats.reused_tokens
-    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
-    # The first token comes out of reading the prompt.
+def speed(stats: Stats) -> str:
+    """How long reading and writing took, in words; a rate where there is enough to speak of one."""
+    kept = f" ({stats.reused_tokens} kept)" if stats.reused_tokens else ""
+    read = stats.prompt_tokens - stats.reused_tokens
     return (
-        f"prompt {stats.prompt_tokens} tokens{reused}, {_rate(computed, stats.prompt_seconds)}; "
-        f"answer {stats.generated_tokens} tokens, {_rate(stats.generated_tokens - 1, stats.generation_seconds)}"
+        f"prompt {stats.prompt_tokens} tokens{kept}, "
+        f"{f'{read} read in ' if kept else ''}{_seconds(stats.prompt_seconds, stats.prompt_rate)}; "
+        f"answer {stats.generated_tokens} tokens, {_seconds(stats.generation_seconds, stats.generation_rate)}"
     )
 
 
-def _rate(tokens: int, seconds: float) -> str:
-    rate = f", {tokens / seconds:.1f} tokens/s" if tokens > 0 and seconds > 0 else ""
-    return f"{seconds:.2f} s{rate}"
+def _seconds(seconds: float, rate: float | None) -> str:
+    return f"{seconds:.2f} s" + ("" if rate is None else f", {rate:.1f} tokens/s")
 
 
 def asked(name: str, prompt: str | None, file: Path | None, hint: str) -> str:

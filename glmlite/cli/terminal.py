@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from . import ending
 
 PASTE_SECONDS = 0.02  # nobody types on so soon after Enter, but a terminal that pastes does
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
@@ -35,7 +38,8 @@ def reader() -> Iterator[Callable[[str], str]]:
 
         def read(prompt: str) -> str:
             try:
-                return session.prompt(prompt)
+                with _signals_wait() as pending:
+                    return session.prompt(prompt, pre_run=pending)
             finally:
                 mark(_PASTE_ON)  # the prompt has switched it off
 
@@ -50,6 +54,40 @@ def reader() -> Iterator[Callable[[str], str]]:
             yield read
         finally:
             mark(_PASTE_OFF)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[Callable[[], None]]:
+    """While it lasts, a signal to end ends the prompt first: an event loop may swallow what its handler raises.
+
+    Gives a function for the prompt to call when it begins, for signals that came before.
+    """
+    from prompt_toolkit.application import get_app_or_none
+
+    handlers = {number: signal.getsignal(number) for number in ending.SIGNALS}
+    came: list[int] = []
+
+    def leave() -> None:
+        app = get_app_or_none()
+        if came and app is not None and app.is_running and not app.is_done:
+            app.exit(exception=EOFError())
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        app = get_app_or_none()
+        if app is not None and app.loop is not None:
+            app.loop.call_soon_threadsafe(leave)
+
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, note)
+    try:
+        yield leave
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        if came:
+            ours[signal.Signals(came[0])](came[0], None)
 
 
 @contextmanager
