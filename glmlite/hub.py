@@ -16,6 +16,8 @@ _MODELSCOPE = "modelscope:"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Two files of code, because they tell models apart whose configs are alike. They are read as text and never run.
 _CODE = ["modeling_chatglm.py", "tokenization_chatglm.py"]
+# Nothing in a folder counts but the templates in `additional_chat_templates`; patterns have no "all but this".
+_FOLDERS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
 _SMALL = ["*.json", "*.model", "*.txt", "*.jinja", *_CODE]
 
 
@@ -44,7 +46,8 @@ def fetch(name: str) -> Path:
 
 
 def _downloader(name: str) -> tuple[Callable[[str, list[str]], Path], str]:
-    """A function of (repository, patterns of files), and the repository. Files in subfolders are left out."""
+    """A function of (repository, patterns of files), and the repository. Files in subfolders are left out, but for
+    templates."""
     if name.startswith(_MODELSCOPE):
         try:
             from modelscope import snapshot_download as modelscope_download
@@ -52,7 +55,7 @@ def _downloader(name: str) -> tuple[Callable[[str, list[str]], Path], str]:
             raise RuntimeError(f"{name}: needs the package modelscope: pip install modelscope") from None
 
         def from_modelscope(repository: str, patterns: list[str]) -> Path:
-            return Path(modelscope_download(repository, allow_file_pattern=patterns, ignore_file_pattern=["*/*"]))
+            return Path(modelscope_download(repository, allow_file_pattern=patterns, ignore_file_pattern=_FOLDERS))
 
         return from_modelscope, name.removeprefix(_MODELSCOPE)
     try:
@@ -63,6 +66,6 @@ def _downloader(name: str) -> tuple[Callable[[str, list[str]], Path], str]:
         ) from None
 
     def from_hub(repository: str, patterns: list[str]) -> Path:
-        return Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=_FOLDERS))
 
     return from_hub, name

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -1070,9 +1071,13 @@ class FakeHub:
             raise OSError(f"404: {name}\n\nRepository not found")
         target = self.folder.with_name("cache")
         target.mkdir(exist_ok=True)
-        for path in self.folder.iterdir():
-            if any(path.match(pattern) for pattern in patterns):
-                shutil.copy(path, target)
+        ignored = ignore_patterns or others["ignore_file_pattern"]
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            wanted = any(fnmatch(name, pattern) for pattern in patterns)
+            if path.is_file() and wanted and not any(fnmatch(name, pattern) for pattern in ignored):
+                (target / name).parent.mkdir(exist_ok=True)
+                shutil.copy(path, target / name)
         return str(target)
 
 
@@ -1082,12 +1087,17 @@ def test_hub_names(tmp_path, monkeypatch, capsys, files, prefix, package):
     monkeypatch.chdir(tmp_path)
     _, folder = make(tmp_path / "there", files=files)
     (folder / "README.md").write_text("not needed")
+    for name in ("additional_chat_templates/tool_use.jinja", "original/params.json", "assets/a.json"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("{}")
     fake = FakeHub(folder)
     monkeypatch.setitem(sys.modules, package, fake)
     assert main(["convert", f"{prefix}zai-org/glm-tiny"]) == 0
     assert capsys.readouterr().out == "glm-tiny-q8_0.gguf\n" and (tmp_path / "glm-tiny-q8_0.gguf").exists()
     assert {name for name, _ in fake.asked} == {"zai-org/glm-tiny"} and len(fake.asked) == 1 + (files == "torch")
     assert not (tmp_path / "cache" / "README.md").exists()
+    folders = [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert folders == ["additional_chat_templates"]
     shutil.rmtree(folder)
     assert main(["convert", f"{prefix}zai-org/none"]) == 1
     assert capsys.readouterr().err == f"glmlite: {prefix}zai-org/none: cannot be downloaded: 404: zai-org/none\n"

@@ -22,7 +22,7 @@ import numpy as np
 from .._native import default_threads
 from ..errors import Cancelled, FormatError
 from . import imatrix, recipes, writer
-from .architectures import Config, Model, Tensor, build
+from .architectures import Config, Contents, Tensor, build
 from .checkpoint import Checkpoint
 from .files import load_json, missing
 from .foreign import refuse_quantized
@@ -30,7 +30,7 @@ from .formats import TYPES, can_quantize, encode, tensor_bytes
 from .sources import Adapted, Source, Tied, Unpacked
 from .text import text_metadata
 
-__all__ = ["Plan", "convert", "imatrix", "plan", "unweighted", "work_off"]
+__all__ = ["Conversion", "convert", "imatrix", "plan", "unweighted", "work_off"]
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _QUANTIZATION_VERSION = 2  # of the block formats, as GGUF counts them
 
 
 @dataclass(frozen=True)
-class Plan:
+class Conversion:
     """What a conversion will write: metadata, and each tensor with its type."""
 
     metadata: Mapping[str, Any]
@@ -98,7 +98,7 @@ def plan(
     tensor_types: Sequence[tuple[str, str]] = (),
     lora: str | os.PathLike[str] | None = None,
     ptuning: str | os.PathLike[str] | None = None,
-) -> Plan:
+) -> Conversion:
     """Look through a checkpoint's folder (or a GGUF file) and decide what each tensor becomes. Reads headers only.
 
     type: a recipe of `glmlite.convert.recipes`, in any case. tensor_types: (pattern of a name, type), exceptions.
@@ -134,12 +134,12 @@ def plan(
         metadata["general.file_type"] = recipes.file_type(type)
         if type not in ("f32", "f16", "bf16"):
             metadata["general.quantization_version"] = _QUANTIZATION_VERSION
-        return Plan(metadata, tensors, opened.pop_all().close)
+        return Conversion(metadata, tensors, opened.pop_all().close)
     raise AssertionError  # an ExitStack swallows nothing
 
 
 def work_off(
-    work: Plan,
+    work: Conversion,
     out: Path,
     *,
     progress: Callable[[int, int], Any] | None = None,
@@ -180,7 +180,7 @@ def work_off(
     return out
 
 
-def unweighted(work: Plan, importance: Mapping[str, np.ndarray]) -> list[str]:
+def unweighted(work: Conversion, importance: Mapping[str, np.ndarray]) -> list[str]:
     """The tensors that the plan quantizes and `importance` has nothing for.
 
     Raises ValueError where they have another width, or nothing for any (another model's), or nothing is quantized.
@@ -234,7 +234,7 @@ def _known(what: str, name: str, known: Collection[str]) -> str:
 
 def _read_checkpoint(
     source: Path, lora: str | os.PathLike[str] | None, ptuning: str | os.PathLike[str] | None, opened: ExitStack
-) -> Model:
+) -> Contents:
     folder = source if source.is_dir() else source.parent
     checkpoint = opened.enter_context(Checkpoint(source))
     config_path = folder / "config.json"
@@ -261,7 +261,7 @@ def _read_checkpoint(
     rows = next(tensor.shape[0] for tensor in model.tensors if tensor.name == "token_embd.weight")
     general = {"general.architecture": architecture, "general.name": _name(folder, config)}
     metadata = {**general, **model.metadata, **text_metadata(folder, config, architecture, rows)}
-    return Model(metadata, model.tensors)
+    return Contents(metadata, model.tensors)
 
 
 def _name(folder: Path, config: Config) -> str:

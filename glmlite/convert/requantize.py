@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .architectures import Model, Tensor
+from .architectures import Contents, Tensor
 from .files import Files
 
 __all__ = ["read_gguf"]
@@ -15,7 +15,7 @@ __all__ = ["read_gguf"]
 _DROPPED = ("split.", "general.file_type", "general.quantization_version", "general.alignment", "quantize.imatrix.")
 
 
-def read_gguf(path: Path, opened: ExitStack) -> Model:
+def read_gguf(path: Path, opened: ExitStack) -> Contents:
     """The tensors and metadata of a GGUF file, which stays open until `opened` is closed. Raises FormatError."""
     from .._native import Gguf, TensorInfo, dequantize
     from ..models import record
@@ -41,4 +41,4 @@ def read_gguf(path: Path, opened: ExitStack) -> Model:
     tensors = [
         Tensor(name, tuple(info.shape), reader(info), f"{info.path}: {name!r}") for name, info in gguf.tensors.items()
     ]
-    return Model(metadata, tensors)
+    return Contents(metadata, tensors)

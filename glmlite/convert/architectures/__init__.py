@@ -11,9 +11,9 @@ from ...models import record
 from ..files import short
 from ..sources import Source
 from . import chatglm, chatglm1, glm, hf, llama
-from .parts import Builder, Config, Model, Tensor
+from .parts import Builder, Config, Contents, Tensor
 
-__all__ = ["KINDS", "Config", "Model", "Tensor", "build"]
+__all__ = ["KINDS", "Config", "Contents", "Tensor", "build"]
 
 _KINDS = {
     "ChatGLM-6B": chatglm1,
@@ -25,7 +25,7 @@ _KINDS = {
 KINDS = tuple(_KINDS)
 
 
-def build(source: Source, config: Config, prefix: Source | None = None) -> Model:
+def build(source: Source, config: Config, prefix: Source | None = None) -> Contents:
     """The model's tensors in the file's order, and its metadata but the tokenizer's.
 
     prefix: a P-Tuning v2 checkpoint, in place of the prefix that `source` may have.

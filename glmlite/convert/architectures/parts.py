@@ -76,7 +76,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Model:
+class Contents:
     """What a GGUF file is to hold."""
 
     metadata: dict[str, Any]
@@ -162,14 +162,14 @@ class Builder:
             self.add(f"blk.{i}.prefix_k.weight", parts[:, i, 0], origin)
             self.add(f"blk.{i}.prefix_v.weight", parts[:, i, 1], origin)
 
-    def finish(self) -> Model:
+    def finish(self) -> Contents:
         """Raises FormatError for a tensor of the checkpoint that nobody has taken: it is another model then."""
         for name in self.source.names:
             # Old checkpoints hold the table of RoPE's frequencies, which is computed.
             if name not in self._used and not name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")):
                 architecture = self.metadata["general.architecture"]
                 raise FormatError(f"{self.source.where(name)}: {architecture!r} models have no such tensor")
-        return Model(self.metadata, self.tensors)
+        return Contents(self.metadata, self.tensors)
 
 
 def file_of(source: Source) -> str:
