@@ -19,7 +19,7 @@ import pytest
 
 import glmlite
 from glmlite import builtin, samples
-from glmlite.cli import bench, console, inspect, main, running
+from glmlite.cli import bench, cache, console, inspect, main, running
 from glmlite.errors import ContextOverflow, FormatError
 from glmlite.model import Debug
 from glmlite.scheduler import Stats
@@ -497,7 +497,7 @@ def test_chat_in_a_terminal():
 
 
 def test_text_of_a_model_does_not_drive_the_terminal():
-    assert console.printable("a\x1b[31mb\x07\x9bc\n\t好") == "a[31mbc\n\t好"
+    assert console.printable("a\x1b[31mb\x07\x9bc\x7f\n\t好") == "a[31mbc\n\t好"
 
 
 def test_columns():
@@ -612,9 +612,60 @@ def test_bench_measures_each_part_at_depth(monkeypatch, device, kind):
     assert facts["prompt"][f"{kind}_peak_fraction"] == pytest.approx(1000 * 500 / 1e6)
     assert facts["generate"]["tokens_per_s"] == pytest.approx(10)
     assert facts["generate"]["bandwidth_fraction"] == pytest.approx(10 * 50 / 1e3)
+    facts["fits_cache"] = False
     text = bench._text({"model": "m.gguf", **facts})
     assert "generate 4 at 700    10.0 tokens/s" in text
     assert f"50% of the {kind} peak" in text
+
+
+@pytest.mark.parametrize(
+    ("fraction", "cached", "text"),
+    [
+        (0.5, False, "50% of the read bandwidth"),
+        (1.0, False, "100% of the read bandwidth"),
+        (1.63, False, "all of the read bandwidth, as it was measured"),
+        (1.63, True, "fits the CPU's cache: bandwidth is no limit"),
+        (0.5, True, "fits the CPU's cache: bandwidth is no limit"),
+    ],
+)
+def test_bench_never_speaks_of_more_than_a_whole(fraction, cached, text):
+    item = {"tokens": 4, "tokens_per_s": 1.0, "least": 1.0, "most": 1.0, "bandwidth_fraction": fraction}
+    facts = {
+        "model": "m",
+        "weight_bytes": 1,
+        "isa": "scalar",
+        "threads": 1,
+        "bandwidth_gb_s": 1.0,
+        "int8_peak_gops": 1.0,
+    }
+    assert text in bench._text({**facts, "depth": 0, "fits_cache": cached, "generate": item})
+
+
+def test_bench_counts_what_a_token_costs():
+    """Reading a prompt multiplies nothing by the output's matrix; writing a token reads all matrices."""
+    native = pytest.importorskip("glmlite._native")
+    gguf = native.Gguf(builtin.path())
+    matrices = {name: t for name, t in gguf.tensors.items() if len(t.shape) == 2 and name != "token_embd.weight"}
+    inner = [t for name, t in matrices.items() if name.startswith("blk.")]
+    tied = "output.weight" not in matrices
+    output = gguf.tensors["token_embd.weight" if tied else "output.weight"]
+    cost = bench.cost_per_token(gguf)
+    gguf.close()
+    assert cost.operations == sum(2 * t.shape[0] * t.shape[1] for t in inner)
+    assert cost.bytes == sum(t.nbytes for t in inner) + output.nbytes
+
+
+def test_a_cache_that_cpus_share_counts_once(tmp_path):
+    for cpu, shared in ((0, "0-1"), (1, "0-1"), (2, "2-3")):
+        for index, (level, size, of) in enumerate([(1, "48K", str(cpu)), (3, "32M", shared)]):
+            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, text in (("level", str(level)), ("size", size), ("shared_cpu_list", of)):
+                (folder / name).write_text(text + "\n")
+    assert cache._of_linux([0, 1, 2], tmp_path) == 2 * (32 << 20)
+    assert cache._of_linux([0, 1], tmp_path) == 32 << 20
+    assert cache._of_linux([7], tmp_path) == 0
+    assert cache.last_level_bytes() >= 0
 
 
 # ---- the sample model --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import typer
 
 from ..placement import gpu_index
 from . import console, running
+from .cache import last_level_bytes
 from .options import Device, GpuLayers, Json, KvType, Loading, ModelName, Threads
 
 CHUNK = 512  # tokens of the prompt in one step
@@ -75,6 +76,7 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
         "weight_bytes": engine.weight_bytes,
         "bandwidth_gb_s": limits.bandwidth,
         f"{limits.kind}_peak_gops": limits.peak,
+        "fits_cache": cost.bytes <= limits.cache,
     }
     sequence = engine.new_sequence()
     try:
@@ -105,11 +107,12 @@ def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> 
 
 
 class Limits(NamedTuple):
-    """What the machine can do: GB/s, and operations of a `kind`, in 1e9 a second."""
+    """What the machine can do: GB/s, and operations of a `kind`, in 1e9 a second; bytes of its cache, 0: unknown."""
 
     bandwidth: float
     kind: str
     peak: float
+    cache: int = 0
 
 
 def machine(model: Any) -> Limits:
@@ -122,7 +125,8 @@ def machine(model: Any) -> Limits:
         rate = native.machine_bf16_rate(index) or math.inf  # there is none before sm_80
         return Limits(native.machine_bandwidth(index), "bf16", rate)
     threads = model.debug.engine.threads
-    return Limits(_native.machine_bandwidth(threads), "int8", _native.machine_int8_peak(threads))
+    peak = _native.machine_int8_peak(threads)
+    return Limits(_native.machine_bandwidth(threads), "int8", peak, last_level_bytes())
 
 
 def cost_per_token(gguf: Any) -> Cost:
@@ -163,12 +167,19 @@ def write(engine: Any, native: Any, sequence: int, start: int, count: int) -> No
         raise RuntimeError(f"bench: {len(samples)} tokens generated, should be {count}")
 
 
+def _share(fraction: float, what: str, cached: bool) -> str:
+    """A fraction of a limit in words, where it is one."""
+    if cached:
+        return "fits the CPU's cache: bandwidth is no limit"
+    return f"{fraction:.0%} of {what}" if fraction <= 1 else f"all of {what}, as it was measured"
+
+
 def _text(facts: dict[str, Any]) -> str:
     rows: list[tuple[object, ...]] = []
     kind = "bf16" if "bf16_peak_gops" in facts else "int8"
     for name, limit, what in (
-        ("prompt", f"{kind}_peak_fraction", f"of the {kind} peak"),
-        ("generate", "bandwidth_fraction", "of the read bandwidth"),
+        ("prompt", f"{kind}_peak_fraction", f"the {kind} peak"),
+        ("generate", "bandwidth_fraction", "the read bandwidth"),
     ):
         if name in facts:
             item = facts[name]
@@ -177,7 +188,7 @@ def _text(facts: dict[str, Any]) -> str:
                     f"{name} {item['tokens']} at {facts['depth']}",
                     f"{item['tokens_per_s']:.1f} tokens/s",
                     f"({item['least']:.1f} to {item['most']:.1f})",
-                    f"{item[limit]:.0%} {what}",
+                    _share(item[limit], what, name == "generate" and facts["fits_cache"]),
                 )
             )
     head = (
