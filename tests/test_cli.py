@@ -192,6 +192,40 @@ def test_run_without_a_template_has_no_system_message(model, capsys):
     assert "plain.gguf: has no chat template" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "text"),
+    [
+        ("run m.gguf hi --raw --think", 2, "--raw goes without the chat template, and so without --think"),
+        ("run plain.gguf hi --no-think", 1, "has no chat template, which --think and --no-think are for"),
+        ("run m.gguf hi --temperature 0 --seed 3 --top-k 5", 0, "[--top-k, --seed: no effect, --temperature 0 the "),
+        ("infill m.gguf a[MASK] --top-p 0.5", 0, "[--top-p: no effect, without --temperature the likeliest token"),
+        ("infill m.gguf a[MASK] --top-p 0.5 --temperature 1", 0, ""),
+        ("chat m.gguf hi --seed 3", 0, ""),
+    ],
+)
+def test_no_option_is_silently_ignored(model, capsys, line, code, text):
+    assert main(line.split()) == code
+    err = capsys.readouterr().err
+    assert text in err and bool(text) == bool(err)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells of POSIX close streams so")
+@pytest.mark.parametrize(
+    ("closed", "code", "err"),
+    [
+        ("<&-", 0, b""),
+        (">&-", 1, b"glmlite: stdout is closed, so an answer has nowhere to go\n"),
+        ("2>&-", 0, b""),
+    ],
+)
+def test_closed_streams(closed, code, err):
+    command = f'"$0" "$1" run m.gguf hi {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, __file__], capture_output=True, env=environment(), timeout=WAIT
+    )
+    assert (done.returncode, done.stderr) == (code, err)
+
+
 def test_run_stats_go_to_stderr(model, capsys):
     assert main(["run", "m.gguf", "hi", "--stats"]) == 0
     out, err = capsys.readouterr()
@@ -242,7 +276,11 @@ def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch)
         (["bench"], 2, "glmlite bench: Missing argument 'MODEL'. (glmlite bench --help shows how)\n"),
         (["run", "m.gguf", "hi", "-n", "x"], 2, "glmlite run: Invalid value for '--max-tokens'"),
         (["run", "m.gguf", "hi", "-f", "x"], 2, "glmlite run: Invalid value: a prompt and --file"),
-        (["run", "m.gguf", "hi", "--raw", "--system", "x"], 2, "glmlite run: Invalid value: --raw has no system"),
+        (
+            ["run", "m.gguf", "hi", "--raw", "--system", "x"],
+            2,
+            "glmlite run: Invalid value: --raw goes without the chat template",
+        ),
         (["chat", "plain.gguf"], 1, "glmlite: plain.gguf: has no chat template"),
         (["fly"], 2, "glmlite: no command 'fly'; there are "),
         (["bench", "m.gguf", "-p", "0", "-n", "0"], 2, "glmlite bench: Invalid value: nothing to measure"),

@@ -17,9 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from . import console, ending
     from .app import app
 
-    console.prepare()
     usage_error = typer.BadParameter.__base__  # click's UsageError, wherever this version of typer has click
     try:
+        console.prepare()
         command = typer.main.get_command(app)
         args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
         with ending.told():

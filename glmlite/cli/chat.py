@@ -63,6 +63,7 @@ def chat(
     name, prompt = model_and_text(name, prompt)
     if prompt == "-":
         prompt = running.text_of(prompt, None)
+    sampling.check()
     typed = prompt is None and sys.stdin.isatty()
     with ExitStack() as stack:
         read = stack.enter_context(terminal.reader()) if typed else lambda _: input()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,16 @@ from contextlib import contextmanager
 
 
 def prepare() -> None:
-    """A character that the terminal or the pipe cannot show becomes `?`; it must not end the command."""
+    """A character that the terminal or the pipe cannot show becomes `?`; it must not end the command.
+
+    Raises OSError where there is no stdout to write to. A closed stdin is empty, a closed stderr hears nothing.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  stays open with the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        raise OSError("stdout is closed, so an answer has nowhere to go")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -30,6 +30,7 @@ def infill(
       glmlite infill glm-10b-chinese.gguf -f article.txt
     """
     name, text = model_and_text(name, text)
+    sampling.check(likeliest=True)
     unless = hint("infill", name, text)
     blanked = running.asked(name, text, file, unless)
     with running.opened(name, loading, unless) as model:

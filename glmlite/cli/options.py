@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from . import console
+
 _MODEL = "A GGUF file, smollm2 (the sample model, downloaded once) or builtin (a small one that is always there)."
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
 ModelFirst = Annotated[
@@ -125,6 +127,14 @@ class Sampling(Group):
         list[str] | None, _option("Stop where this text comes up; may be given several times.", metavar="TEXT")
     ] = None
 
+    def check(self, likeliest: bool = False) -> None:
+        """A word on options that change nothing, because the likeliest token is taken. likeliest: also by default."""
+        drawing = ("top_k", "top_p", "min_p", "seed")
+        given = [f"--{name.replace('_', '-')}" for name in drawing if getattr(self, name) is not None]
+        if given and (self.temperature == 0 or (likeliest and self.temperature is None)):
+            why = "--temperature 0" if self.temperature == 0 else "without --temperature"
+            console.note(f"[{', '.join(given)}: no effect, {why} the likeliest token is taken]")
+
 
 def template(think: bool | None) -> dict[str, Any]:
     """The arguments of `Model.chat` for --think or --no-think."""
@@ -171,7 +181,6 @@ def find(model: str) -> str | Path:
 def get_sample(folder: Path | None) -> Path:
     """The sample model's file, with a word before a download."""
     from .. import samples
-    from . import console
 
     path = samples.find(folder)
     if path is None:

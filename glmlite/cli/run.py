@@ -35,8 +35,10 @@ def run(
       cat notes.txt | glmlite run model.gguf --system "Summarize what you are given." > summary.txt
       glmlite run model.gguf --raw "def fibonacci(n):" -n 100
     """
-    if raw and system is not None:
-        raise typer.BadParameter("--raw has no system message")
+    for given, option in ((system is not None, "--system"), (think is not None, "--think and --no-think")):
+        if raw and given:
+            raise typer.BadParameter(f"--raw goes without the chat template, and so without {option}")
+    sampling.check()
     name, prompt = model_and_text(name, prompt)
     unless = hint("run", name, prompt)
     text = running.asked(name, prompt, file, unless)
@@ -45,6 +47,8 @@ def run(
         if raw or model.chat_format is None:
             if system is not None:
                 raise ValueError(f"{name}: has no chat template, so there is no place for a system message")
+            if think is not None:
+                raise ValueError(f"{name}: has no chat template, which --think and --no-think are for")
             answer = running.stream(model.stream, text, **sampling.given())
         else:
             messages = [{"role": "user", "content": text}]
