@@ -191,3 +191,9 @@ def test_numba_is_imported_only_for_blocks(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
     )
     assert done.stdout == "done\n", done.stderr
+
+
+def test_types_in_any_case():
+    x = np.random.RandomState(0).randn(2, 256).astype(np.float32)
+    assert quantize.row_bytes("Q4_K", 256) == quantize.row_bytes("q4_k", 256)
+    assert np.array_equal(quantize.quantize(x, "Q4_K"), quantize.quantize(x, "q4_k"))

@@ -47,7 +47,9 @@ FORMATS = {
 
 
 def row_bytes(type: str, k: int) -> int:
-    """Bytes of a row of k values. Raises ValueError for an unknown type and where k is not whole blocks."""
+    """Bytes of a row of k values of a type, in any case. Raises ValueError for an unknown one, and where k is not whole
+    blocks."""
+    type = type.lower()
     if type not in FORMATS:
         raise ValueError(f"quantize: unknown type {type!r}; known: {', '.join(FORMATS)}")
     format = FORMATS[type]
@@ -73,6 +75,7 @@ def quantize(
     if not (isinstance(x, np.ndarray) and x.dtype == np.float32 and x.ndim == 2 and x.flags.c_contiguous):
         raise ValueError(f"quantize: x is {_describe(x)}, expected a C-contiguous float32 array (n, k)")
     n, k = x.shape
+    type = type.lower()
     size = row_bytes(type, k)
     if out is None:
         out = np.empty((n, size), np.uint8)
