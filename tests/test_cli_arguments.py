@@ -268,3 +268,36 @@ def test_help_of_a_command_may_be_asked_for_in_words(capsys):
 def test_aliases_do_not_make_the_help_longer(capsys):
     assert main(["run", "--help"]) == 0
     assert "--n-predict" not in capsys.readouterr().out
+
+
+# ---- the page about the commands ---------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs/commands.md").read_text("utf-8")
+SECTIONS = dict(re.findall(r"^## ([a-z][a-z-]*)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+
+
+def options_of(command):
+    import typer
+
+    from glmlite.cli.app import app
+
+    found = typer.main.get_command(app).commands[command]
+    return {name for p in found.params for name in (*p.opts, *p.secondary_opts) if name.startswith("--")}
+
+
+def test_the_page_has_every_command():
+    import typer
+
+    from glmlite.cli.app import app
+
+    assert set(SECTIONS) == set(typer.main.get_command(app).commands)
+
+
+@pytest.mark.parametrize("command", SECTIONS)
+def test_the_page_has_the_options_of_each_command_and_no_others(command):
+    said = set(re.findall(r"(?<!\w)--[a-z][\w-]*", SECTIONS[command]))
+    of_run = {"--threads", "--device"} | set(re.findall(r"(?<!\w)--[a-z][\w-]*", SECTIONS["run"]))
+    shared = of_run if command in ("chat", "infill") else set()  # what `run` says of them is not said again
+    there = options_of(command)
+    assert there - said - shared == set()
+    assert said - there <= {"--imatrix", "--type"}  # of `convert`, which others point to
