@@ -1,7 +1,6 @@
 // The Python class Bpe.
 #include <pybind11/numpy.h>
 
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "bind.h"
+#include "bind_check.h"
 #include "bpe.h"
 
 namespace py = pybind11;
@@ -17,22 +17,6 @@ namespace py = pybind11;
 namespace glmlite {
 
 namespace {
-
-// Gives up the GIL between two pieces of work that need it. Python's threads ask for it when they have waited 5 ms, and
-// only what is asked for is handed over: to give it up more often would start their waiting anew each time.
-class Turns {
- public:
-  void end_of_piece() {
-    if (++count_ % 256 != 0 || Clock::now() - begin_ < std::chrono::milliseconds(8)) return;
-    { py::gil_scoped_release release; }
-    begin_ = Clock::now();
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point begin_ = Clock::now();
-  unsigned count_ = 0;
-};
 
 // Bytes whose ids are found with the GIL held: in less time than it takes to hand it over and back.
 constexpr size_t kShort = 1 << 16;
@@ -44,12 +28,11 @@ std::string utf8(py::handle text) {
   return std::string(py::reinterpret_steal<py::bytes>(bytes));
 }
 
-Strings to_strings(const py::list& list) {
+Strings to_strings(const py::list& list, Check& check) {
   Strings strings;
   strings.ends.reserve(list.size());
-  Turns turns;
   for (size_t i = 0; i < list.size(); ++i) {
-    turns.end_of_piece();
+    check.with_gil();
     py::object item = list[i];
     if (strings.bytes.size() > UINT32_MAX / 2) throw std::invalid_argument("Bpe: more than 2 GB of strings");
     if (PyUnicode_Check(item.ptr()) && PyUnicode_IS_ASCII(item.ptr())) {
@@ -63,7 +46,7 @@ Strings to_strings(const py::list& list) {
 }
 
 std::unique_ptr<Bpe> make_bpe(const py::list& tokens, const py::array_t<uint8_t, py::array::c_style>& kinds,
-                              const py::list& merges, bool whole_words) {
+                              const py::list& merges, bool whole_words, const py::object& ask) {
   if (kinds.ndim() != 1 || static_cast<size_t>(kinds.size()) != tokens.size()) {
     throw std::invalid_argument("Bpe: kinds, expected one for each token");
   }
@@ -73,9 +56,10 @@ std::unique_ptr<Bpe> make_bpe(const py::list& tokens, const py::array_t<uint8_t,
     if (kind > static_cast<uint8_t>(Bpe::Kind::kNothing)) throw std::invalid_argument("Bpe: a kind above 2");
     of[i] = static_cast<Bpe::Kind>(kind);
   }
-  Strings words = to_strings(tokens), pairs = to_strings(merges);
+  Check check(ask);
+  Strings words = to_strings(tokens, check), pairs = to_strings(merges, check);
   py::gil_scoped_release release;
-  return std::make_unique<Bpe>(std::move(words), std::move(of), pairs, whole_words);
+  return std::make_unique<Bpe>(std::move(words), std::move(of), pairs, whole_words, [&] { check.without_gil(); });
 }
 
 py::array_t<int32_t> encode(const Bpe& bpe, const py::str& text, const py::array_t<int32_t, py::array::c_style>& ends) {
@@ -101,7 +85,7 @@ py::array_t<int32_t> encode(const Bpe& bpe, const py::str& text, const py::array
       throw std::invalid_argument("Bpe: words that do not follow one another to the end of the text");
     }
   }
-  // Not numpy's copy, which gives up the GIL for a moment: see Turns.
+  // Not numpy's copy, which gives up the GIL for a moment: see Check::with_gil.
   py::array_t<int32_t> array(static_cast<py::ssize_t>(ids.size()));
   if (!ids.empty()) std::memcpy(array.mutable_data(), ids.data(), ids.size() * sizeof(int32_t));
   return array;
@@ -109,9 +93,10 @@ py::array_t<int32_t> encode(const Bpe& bpe, const py::str& text, const py::array
 
 py::list pieces(const Bpe& bpe) {
   py::list list(bpe.size());
-  Turns turns;
+  const py::none nobody;
+  Check check(nobody);
   for (size_t i = 0; i < bpe.size(); ++i) {
-    turns.end_of_piece();
+    check.with_gil();
     list[i] = py::bytes(bpe.piece(i));
   }
   return list;
@@ -122,7 +107,7 @@ py::list pieces(const Bpe& bpe) {
 void bind_bpe(py::module_& m) {
   py::class_<Bpe>(m, "Bpe")
       .def(py::init(&make_bpe), py::arg("tokens"), py::arg("kinds"), py::arg("merges"), py::kw_only(),
-           py::arg("whole_words"))
+           py::arg("whole_words"), py::arg("check") = py::none())
       .def("encode", &encode, py::arg("text"), py::arg("ends"))
       .def("pieces", &pieces);
 }

@@ -130,21 +130,13 @@ std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, i
   options.kv_type = kv_type_named(kv_type.c_str());
   options.threads = threads;
   options.isa = kernels_named(isa).name;
-  LoadProgress report;
-  if (!progress.is_none()) {
-    report = [&](uint64_t done, uint64_t total) {
-      py::gil_scoped_acquire gil;
-      const py::object more = progress(done, total);
-      return more.is_none() || more.cast<bool>();
-    };
-  } else {  // Ctrl-C still stops a load
-    report = [](uint64_t, uint64_t) {
-      py::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      return true;
-    };
-  }
-  const auto held = file.contents();  // another thread may close the file while its weights are packed
+  const LoadProgress report = [&](uint64_t done, uint64_t total) {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C stops a load
+    if (progress.is_none()) return true;
+    const py::object more = progress(done, total);
+    return more.is_none() || more.cast<bool>();
+  };
   py::gil_scoped_release nogil;
   return std::make_unique<Engine>(file, specs, options, report);
 }
@@ -166,6 +158,9 @@ void bind_errors() {
       if (p) std::rethrow_exception(p);
     } catch (const FormatError& e) { raise_as("FormatError", e.what()); } catch (const Cancelled& e) {
       raise_as("Cancelled", e.what());
+    } catch (const std::runtime_error&) {
+      // Where Python has no memory for an object, pybind11 throws this, and Python's MemoryError stands already.
+      if (!PyErr_Occurred()) throw;
     }
   });
 }

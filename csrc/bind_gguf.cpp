@@ -1,13 +1,17 @@
 // The Python class Gguf. Metadata and tensor list become Python objects when first asked for.
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "bind.h"
+#include "bind_check.h"
 #include "dequantize.h"
 #include "errors.h"
 #include "gguf.h"
@@ -19,6 +23,8 @@ namespace glmlite {
 namespace {
 
 using Contents = Gguf::Contents;
+
+constexpr int64_t kPieceBytes = 2 << 20;  // of a file, made f32 at a time
 
 struct TensorInfo {
   std::string name, type;
@@ -43,10 +49,17 @@ std::string encode_path(const py::object& path) {
   return std::string(py::reinterpret_steal<py::bytes>(bytes));
 }
 
-std::unique_ptr<Gguf> open_gguf(const py::object& path) {
+std::unique_ptr<Gguf> open_gguf(const py::object& path, const py::object& check) {
   std::string encoded = encode_path(path);
-  py::gil_scoped_release release;
-  return std::make_unique<Gguf>(encoded);
+  Check asked(check);
+  try {
+    py::gil_scoped_release release;
+    return std::make_unique<Gguf>(encoded, [&] { asked.without_gil(); });
+  } catch (const NotGguf& error) {
+    const py::object kind = py::module_::import("glmlite.files").attr("not_gguf")(decode_path(error.path));
+    if (kind.is_none()) throw;
+    throw FormatError(error.what() + (": it is " + kind.cast<std::string>()));
+  }
 }
 
 py::object to_text(const char* text, size_t size) {
@@ -66,10 +79,12 @@ py::object to_number(const Value& value) {
   }
   T number;
   std::memcpy(&number, value.bytes.data(), sizeof number);
-  return py::cast(number);
+  py::object object = py::cast(number);
+  if (!object) throw py::error_already_set();
+  return object;
 }
 
-py::object to_python(const Value& value) {
+py::object to_python(const Value& value, Check& check) {
   switch (value.type) {
     case ValueType::kUint8:
       return to_number<uint8_t>(value);
@@ -95,26 +110,33 @@ py::object to_python(const Value& value) {
       return to_number<double>(value);
     case ValueType::kString: {
       if (!value.is_array) return to_text(value.bytes.data(), value.bytes.size());
-      py::list strings(value.ends.size());
+      py::list strings;  // grows: other threads run meanwhile, and may come upon it
       uint64_t begin = 0;
-      for (size_t i = 0; i < value.ends.size(); ++i) {
-        strings[i] = to_text(value.bytes.data() + begin, static_cast<size_t>(value.ends[i] - begin));
-        begin = value.ends[i];
+      for (const uint64_t end : value.ends) {
+        strings.append(to_text(value.bytes.data() + begin, static_cast<size_t>(end - begin)));
+        begin = end;
+        check.with_gil();
       }
       return std::move(strings);
     }
     case ValueType::kArray: {
-      py::list items(value.items.size());
-      for (size_t i = 0; i < value.items.size(); ++i) items[i] = to_python(value.items[i]);
+      py::list items;
+      for (const Value& item : value.items) {
+        items.append(to_python(item, check));
+        check.with_gil();
+      }
       return std::move(items);
     }
   }
   throw std::logic_error("parse_gguf let an unknown value type through");
 }
 
-py::dict make_metadata(const Contents& contents) {
+py::dict make_metadata(const Contents& contents, Check& check) {
   py::dict metadata;
-  for (const auto& entry : contents.metadata) metadata[py::str(entry.first)] = to_python(entry.second);
+  for (const auto& entry : contents.metadata) {
+    metadata[py::str(entry.first)] = to_python(entry.second, check);
+    check.with_gil();
+  }
   return metadata;
 }
 
@@ -124,7 +146,7 @@ py::list make_paths(const Contents& contents) {
   return paths;
 }
 
-py::dict make_tensors(const Contents& contents) {
+py::dict make_tensors(const Contents& contents, Check& check) {
   py::dict tensors;
   py::list paths = make_paths(contents);
   for (const Tensor& tensor : contents.tensors) {
@@ -136,17 +158,19 @@ py::dict make_tensors(const Contents& contents) {
                    tensor.type,        std::move(shape),
                    tensor.bytes,       tensor.known,
                    paths[tensor.part], tensor.offset};
+    check.with_gil();
   }
   return tensors;
 }
 
 // self's attribute `name`, made by `make` the first time. Raises ValueError once the file is closed.
 template <class Make>
-py::object once(const py::object& self, const char* name, Make make) {
+py::object once(const py::object& self, const char* name, const py::object& check, Make make) {
   std::shared_ptr<const Contents> contents = self.cast<const Gguf&>().contents();
   py::dict made = self.attr("__dict__");
-  if (!made.contains(name)) made[name] = make(*contents);
-  return made[name];
+  if (made.contains(name)) return made[name];
+  Check asked(check);
+  return made.attr("setdefault")(name, make(*contents, asked));  // another thread may have made it meanwhile
 }
 
 const Tensor& find(const Gguf& gguf, const std::string& name) {
@@ -155,24 +179,34 @@ const Tensor& find(const Gguf& gguf, const std::string& name) {
   return *tensor;
 }
 
-py::array data(const Gguf& gguf, const std::string& name) {
-  auto contents = std::make_unique<std::shared_ptr<const Contents>>(gguf.contents());
+// The part [begin, end) of `count` that a caller asks for; without an end all from `begin` on.
+std::pair<int64_t, int64_t> range(const std::string& where, int64_t begin, std::optional<int64_t> end, int64_t count) {
+  const int64_t last = end.value_or(count);
+  if (begin < 0 || begin > last || last > count)
+    throw std::invalid_argument(where + ": " + std::to_string(begin) + " to " + std::to_string(last) +
+                                ", expected a part of 0 to " + std::to_string(count));
+  return {begin, last};
+}
+
+py::array_t<uint8_t> data(const Gguf& gguf, const std::string& name, int64_t begin, std::optional<int64_t> end) {
+  const std::shared_ptr<const Contents> contents = gguf.contents();  // another thread may close the file meanwhile
   const Tensor& tensor = find(gguf, name);
-  std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(tensor.bytes)};
+  int64_t row_bytes = 1;
   const FormatInfo* info = gguf_type_info(tensor.type);
-  if (info != nullptr && tensor.shape.size() > 1) {
-    py::ssize_t row_bytes = static_cast<py::ssize_t>(tensor.shape.back() / info->block_values * info->block_bytes);
-    shape = {static_cast<py::ssize_t>(tensor.bytes) / row_bytes, row_bytes};
-  }
-  py::capsule owner(contents.get(), [](void* held) { delete static_cast<std::shared_ptr<const Contents>*>(held); });
-  contents.release();
-  py::array array(py::dtype::of<uint8_t>(), shape, tensor.data, owner);
-  array.attr("setflags")(py::arg("write") = false);
+  const bool rows = info != nullptr && tensor.shape.size() > 1;
+  if (rows) row_bytes = tensor.shape.back() / info->block_values * info->block_bytes;
+  const auto [first, last] = range(name, begin, end, static_cast<int64_t>(tensor.bytes) / row_bytes);
+  std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(last - first)};
+  if (rows) shape.push_back(static_cast<py::ssize_t>(row_bytes));
+  py::array_t<uint8_t> array(shape);
+  uint8_t* to = array.mutable_data();
+  py::gil_scoped_release release;
+  tensor.read(static_cast<uint64_t>(first * row_bytes), static_cast<uint64_t>((last - first) * row_bytes), to);
   return array;
 }
 
-py::array_t<float> dequantize(const Gguf& gguf, const std::string& name) {
-  std::shared_ptr<const Contents> contents = gguf.contents();  // another thread may close the file meanwhile
+py::array_t<float> dequantize(const Gguf& gguf, const std::string& name, int64_t begin, std::optional<int64_t> end) {
+  const std::shared_ptr<const Contents> contents = gguf.contents();
   const Tensor& tensor = find(gguf, name);
   if (!tensor.known) {
     const FormatInfo* info = gguf_type_info(tensor.type);
@@ -180,14 +214,26 @@ py::array_t<float> dequantize(const Gguf& gguf, const std::string& name) {
                       (info != nullptr ? info->name : "type " + std::to_string(tensor.type)) +
                       ", which there are no kernels for");
   }
-  py::array_t<float> array(std::vector<py::ssize_t>(tensor.shape.begin(), tensor.shape.end()));
-  float* y = array.mutable_data();
   const FormatInfo& info = format_info(tensor.format);
-  int64_t k = tensor.shape.back();
-  uint64_t row_bytes = static_cast<uint64_t>(k / info.block_values) * static_cast<uint64_t>(info.block_bytes);
+  const int64_t block = info.block_values, bytes = info.block_bytes;
+  std::vector<py::ssize_t> shape(tensor.shape.begin(), tensor.shape.end());
+  const auto [first, last] = range(name, begin, end, tensor.shape[0]);
+  int64_t each = 1;  // values of one of the first axis
+  for (size_t i = 1; i < tensor.shape.size(); ++i) each *= tensor.shape[i];
+  if (first * each % block != 0 || last * each % block != 0)
+    throw std::invalid_argument(name + ": " + std::to_string(first) + " to " + std::to_string(last) +
+                                ", expected multiples of " + std::to_string(block) + ", the values of a block");
+  shape[0] = static_cast<py::ssize_t>(last - first);
+  py::array_t<float> array(shape);
+  float* y = array.mutable_data();
+  int64_t at = first * each / block;
+  const int64_t stop = last * each / block, most = std::min(kPieceBytes / bytes, stop - at);
   py::gil_scoped_release release;
-  for (uint64_t at = 0; at < tensor.bytes; at += row_bytes, y += k) {
-    dequantize_row(tensor.format, tensor.data + at, k, y);
+  std::vector<uint8_t> piece(static_cast<size_t>(most * bytes));
+  for (int64_t count; at < stop; at += count, y += count * block) {
+    count = std::min(most, stop - at);
+    tensor.read(static_cast<uint64_t>(at * bytes), static_cast<uint64_t>(count * bytes), piece.data());
+    dequantize_row(tensor.format, piece.data(), count * block, y);
   }
   return array;
 }
@@ -199,7 +245,7 @@ void bind_gguf(py::module_& m) {
     try {
       if (p) std::rethrow_exception(p);
     } catch (const FileError& e) {
-      if (e.error == ENOMEM) {  // no address space to map it into
+      if (e.error == ENOMEM) {
         PyErr_SetString(PyExc_MemoryError, e.what());
         return;
       }
@@ -220,18 +266,25 @@ void bind_gguf(py::module_& m) {
       .def_readonly("offset", &TensorInfo::offset);
 
   py::class_<Gguf, std::shared_ptr<Gguf>>(m, "Gguf", py::module_local(), py::dynamic_attr(),
-                                          "A GGUF file, mapped: metadata and tensors.")
-      .def(py::init(&open_gguf), py::arg("path"))
+                                          "A GGUF file: metadata and tensors.")
+      .def(py::init(&open_gguf), py::arg("path"), py::arg("check") = py::none())
       .def_property_readonly("version", [](const Gguf& gguf) { return gguf.contents()->version; })
       .def_property_readonly("paths", [](const Gguf& gguf) { return make_paths(*gguf.contents()); })
       .def_property_readonly("nbytes", [](const Gguf& gguf) { return gguf.contents()->bytes(); })
-      .def_property_readonly("metadata", [](const py::object& self) { return once(self, "_metadata", make_metadata); })
-      .def_property_readonly("tensors", [](const py::object& self) { return once(self, "_tensors", make_tensors); })
-      .def("data", &data, py::arg("name"),
-           "The tensor's bytes, read-only, not copied: (rows, bytes per row) or (bytes,).")
-      .def("dequantize", &dequantize, py::arg("name"), "The tensor as f32 in its shape.")
+      .def_property_readonly("metadata",
+                             [](const py::object& self) { return once(self, "_metadata", py::none(), make_metadata); })
+      .def(
+          "read_metadata",
+          [](const py::object& self, const py::object& check) { return once(self, "_metadata", check, make_metadata); },
+          py::arg("check") = py::none(), "`metadata`, with `check` asked while it is made.")
+      .def_property_readonly("tensors",
+                             [](const py::object& self) { return once(self, "_tensors", py::none(), make_tensors); })
+      .def("data", &data, py::arg("name"), py::arg("begin") = 0, py::arg("end") = py::none(),
+           "The tensor's bytes, read now: (rows, bytes per row) or (bytes,), of which those from begin to end.")
+      .def("dequantize", &dequantize, py::arg("name"), py::arg("begin") = 0, py::arg("end") = py::none(),
+           "The tensor as f32 in its shape, of whose first axis the part from begin to end.")
       .def("close", &Gguf::close, py::call_guard<py::gil_scoped_release>(),
-           "Unmaps; later use raises ValueError. Arrays from `data` keep the mapping alive.");
+           "Closes the file; later use raises ValueError.");
 }
 
 }  // namespace glmlite

@@ -85,10 +85,11 @@ class PackedMatrix {
         team_(checked(threads)),
         panels_(packed_bytes(format_, n_, k_), "a packed matrix") {
     const uint8_t* from = rows.data();
+    const int64_t row_bytes = rows.shape(1);
     py::gil_scoped_release release;
     team_.run([&](int thread) {
-      pack_panels(format_, from, n_, k_, count() * thread / team_.size(), count() * (thread + 1) / team_.size(),
-                  panels_.data());
+      const int64_t begin = count() * thread / team_.size(), end = count() * (thread + 1) / team_.size();
+      pack_panels(format_, from + begin * kLanes * row_bytes, n_, k_, begin, end, panels_.data());
     });
   }
 

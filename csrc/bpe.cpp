@@ -68,7 +68,8 @@ uint64_t pair_of(int32_t left, int32_t right) {
 
 }  // namespace
 
-Bpe::Bpe(Strings tokens, std::vector<Kind> kinds, const Strings& merges, bool whole_words)
+Bpe::Bpe(Strings tokens, std::vector<Kind> kinds, const Strings& merges, bool whole_words,
+         const std::function<void()>& check)
     : tokens_(std::move(tokens)), kinds_(std::move(kinds)), whole_words_(whole_words) {
   words_.assign(table_size(tokens_.size()), -1);
   for (size_t i = 0; i < tokens_.size(); ++i) {
@@ -89,6 +90,7 @@ Bpe::Bpe(Strings tokens, std::vector<Kind> kinds, const Strings& merges, bool wh
   merges_.assign(table_size(merges.size()), Merge{0, 0, -1});
   std::string joined;
   for (size_t i = 0; i < merges.size(); ++i) {
+    if (i % 4096 == 0) check();
     const std::string_view text = merges.at(i);
     const size_t space = text.find(' ');
     int32_t left = -1, right = -1, both = -1;

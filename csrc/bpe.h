@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,8 +33,10 @@ class Bpe {
 
   // tokens: UTF-8, by id. merges: "left right", the first to be tried first; both and what they join to are words.
   // whole_words: a word that is a token as a whole is that token, whatever the merges would make of it.
+  // check: called after every few thousand merges; what it throws ends the making.
   // Throws FormatError, naming GGUF's key, for words that are empty or there twice, and for other merges.
-  Bpe(Strings tokens, std::vector<Kind> kinds, const Strings& merges, bool whole_words);
+  Bpe(Strings tokens, std::vector<Kind> kinds, const Strings& merges, bool whole_words,
+      const std::function<void()>& check);
 
   // Appends the ids of a word's bytes. A byte that is no token by itself is left out. Any number of threads may call
   // it.

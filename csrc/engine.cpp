@@ -45,6 +45,7 @@ CachePages::CachePages(const Program& program, int64_t kv_tokens)
 
 Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOptions& options,
                const LoadProgress& progress) {
+  const auto held = file.contents();  // another thread may close the file while its weights are packed
   Program program(file, ops);
   if (options.kv_tokens < 1 || options.kv_tokens > (int64_t{1} << 40))
     throw std::invalid_argument("kv_tokens: " + std::to_string(options.kv_tokens) + ", expected 1 or more");
@@ -57,9 +58,10 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   const CachePages pages(program, options.kv_tokens);
   const int64_t total = pages.total;
   trim_heap();  // what reading the file's metadata left, before the weights come on top of it
-  executor_ = options.make(file, std::move(program),
+  executor_ = options.make(std::move(program),
                            {total, options.kv_type, options.threads, options.isa, options.device, options.gpu_layers},
                            progress);
+  held->check_unchanged();
   table_ = std::make_unique<PageTable>(total, kPageTokens);
   base_ = table_->create();
   if (prefix > 0) {

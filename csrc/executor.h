@@ -63,7 +63,7 @@ class Executor {
   virtual double progress() const = 0;
 };
 
-// progress(done, total) in bytes of the file; false cancels the load (Cancelled).
+// progress(done, total) in bytes of the file, every 20 ms or so; false cancels the load (Cancelled).
 using LoadProgress = std::function<bool(uint64_t done, uint64_t total)>;
 
 struct ExecutorOptions {
@@ -76,12 +76,12 @@ struct ExecutorOptions {
                         // are: all, and what comes before them
 };
 
-// Makes an executor for a device. Throws OutOfMemory, Cancelled, std::invalid_argument; std::runtime_error where the
-// device cannot be had.
-using ExecutorFactory = std::unique_ptr<Executor> (*)(const Gguf& file, Program program, const ExecutorOptions& options,
+// Makes an executor for a device. The file that the program's tensors are in stays open until it returns. Throws
+// FileError, OutOfMemory, Cancelled, std::invalid_argument; std::runtime_error where the device cannot be had.
+using ExecutorFactory = std::unique_ptr<Executor> (*)(Program program, const ExecutorOptions& options,
                                                       const LoadProgress& progress);
 
-std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, const ExecutorOptions& options,
+std::unique_ptr<Executor> make_cpu_executor(Program program, const ExecutorOptions& options,
                                             const LoadProgress& progress);
 
 // Runs the two parts of Program::split, one after the other; `first_ops`: ops of the first. One copy of the residual

@@ -67,10 +67,10 @@ uint64_t width_of(ValueType type) {
   }
 }
 
-// Reads forward through a file's header; whatever would pass the end is an error.
+// Reads forward through a file's header, a piece at a time; whatever would pass the end is an error.
 class Reader {
  public:
-  Reader(const uint8_t* data, uint64_t size, const std::string& where) : data_(data), size_(size), where_(where) {}
+  Reader(const ReadBytes& read, uint64_t size, const std::string& where) : read_(read), size_(size), where_(where) {}
 
   // What is being read, for messages.
   std::string subject = "the header";
@@ -79,7 +79,8 @@ class Reader {
 
   [[noreturn]] void fail(const std::string& what) const { throw FormatError(where_ + ": " + subject + " " + what); }
 
-  const char* take(uint64_t bytes) {
+  // Appends the next bytes to `to`.
+  void take(uint64_t bytes, std::string* to) {
     if (bytes > size_ - position_) {
       fail("is cut short: it needs " + std::to_string(bytes) + " bytes at byte " + std::to_string(position_) +
            ", the file ends at " + std::to_string(size_));
@@ -88,15 +89,26 @@ class Reader {
       fail("reaches beyond the first " + std::to_string(kMaxHeaderBytes >> 20) +
            " MiB of the file, where it should end");
     }
-    const uint8_t* begin = data_ + position_;
-    position_ += bytes;
-    return reinterpret_cast<const char*>(begin);
+    while (bytes > 0) {
+      if (position_ == piece_begin_ + piece_.size()) next_piece();
+      const uint64_t at = position_ - piece_begin_, count = std::min(bytes, piece_.size() - at);
+      to->append(piece_, static_cast<size_t>(at), static_cast<size_t>(count));
+      position_ += count;
+      bytes -= count;
+    }
+  }
+
+  std::string take(uint64_t bytes) {
+    std::string taken;
+    take(bytes, &taken);
+    return taken;
   }
 
   template <class T>
   T number() {
+    const std::string bytes = take(sizeof(T));  // short enough to need no memory
     T value;
-    std::memcpy(&value, take(sizeof value), sizeof value);
+    std::memcpy(&value, bytes.data(), sizeof value);
     return value;
   }
 
@@ -114,10 +126,7 @@ class Reader {
     }
   }
 
-  std::string string() {
-    uint64_t length = count(1, "bytes of text");
-    return std::string(take(length), static_cast<size_t>(length));
-  }
+  std::string string() { return take(count(1, "bytes of text")); }
 
   std::string name(const char* kind) {
     std::string text = string();
@@ -143,8 +152,7 @@ class Reader {
   }
 
   std::string numbers(ValueType type, uint64_t count) {
-    uint64_t bytes = count * width_of(type);  // the caller has checked count against the file
-    std::string numbers(take(bytes), static_cast<size_t>(bytes));
+    std::string numbers = take(count * width_of(type));  // the caller has checked count against the file
     if (type == ValueType::kBool) {
       for (char byte : numbers) {
         if (byte != 0 && byte != 1) fail("holds a bool of byte " + std::to_string(byte & 0xFF) + ", expected 0 or 1");
@@ -160,8 +168,7 @@ class Reader {
       uint64_t items = count(sizeof(uint64_t), "strings");
       array.ends.reserve(static_cast<size_t>(items));
       for (uint64_t i = 0; i < items; ++i) {
-        uint64_t length = count(1, "bytes of text");
-        array.bytes.append(take(length), static_cast<size_t>(length));
+        take(count(1, "bytes of text"), &array.bytes);
         array.ends.push_back(array.bytes.size());
       }
     } else if (array.type == ValueType::kArray) {
@@ -173,10 +180,18 @@ class Reader {
     return array;
   }
 
-  const uint8_t* const data_;
+  void next_piece() {
+    piece_begin_ += piece_.size();
+    piece_.resize(static_cast<size_t>(std::min(kHeaderPiece, size_ - piece_begin_)));
+    read_(piece_begin_, piece_.size(), &piece_[0]);
+  }
+
+  const ReadBytes& read_;
   const uint64_t size_;
   const std::string& where_;
   uint64_t position_ = 0;
+  std::string piece_;  // of the file's bytes, from piece_begin_ on
+  uint64_t piece_begin_ = 0;
 };
 
 const Value* lookup(const Metadata& metadata, const std::string& key) {
@@ -186,10 +201,10 @@ const Value* lookup(const Metadata& metadata, const std::string& key) {
   return nullptr;
 }
 
-uint32_t read_version(Reader& reader, uint64_t size) {
-  if (size == 0) reader.fail("is missing: the file is empty, expected a GGUF file");
-  std::string magic(reader.take(4), 4);
-  if (magic != "GGUF") reader.fail("begins with " + quoted(magic) + ", expected 'GGUF'");
+uint32_t read_version(Reader& reader, uint64_t size, const std::string& where) {
+  if (size == 0) reader.fail("is missing: the file is empty, expected a GGUF file; copy or download it again");
+  const std::string magic = reader.take(4);
+  if (magic != "GGUF") throw NotGguf(where + ": the header begins with " + quoted(magic) + ", expected 'GGUF'");
   uint32_t version = reader.number<uint32_t>();
   if (version != 0 && (version & 0xFFFF) == 0) { reader.fail("is big-endian, expected a little-endian GGUF file"); }
   if (version != 2 && version != 3) reader.fail("is of GGUF version " + std::to_string(version) + ", expected 2 or 3");
@@ -258,8 +273,7 @@ Tensor read_tensor(Reader& reader, uint64_t file_bytes) {
 }
 
 // Gives each tensor its place in the file: aligned, inside, over no other.
-void place_tensors(Reader& reader, const uint8_t* data, uint64_t size, uint32_t alignment,
-                   std::vector<Tensor>* tensors) {
+void place_tensors(Reader& reader, uint64_t size, uint32_t alignment, std::vector<Tensor>* tensors) {
   if (tensors->empty()) return;
   uint64_t start = (reader.position() + alignment - 1) / alignment * alignment;
   std::vector<Tensor*> by_offset;
@@ -277,7 +291,6 @@ void place_tensors(Reader& reader, const uint8_t* data, uint64_t size, uint32_t 
                   std::to_string(size));
     }
     tensor.offset += start;
-    tensor.data = data + tensor.offset;
     by_offset.push_back(&tensor);
   }
   std::sort(by_offset.begin(), by_offset.end(), [](const Tensor* a, const Tensor* b) { return a->offset < b->offset; });
@@ -314,23 +327,37 @@ std::string part_suffix(uint64_t no, uint64_t count) {
 }
 
 struct Part {
-  explicit Part(const std::string& path)
-      : file(std::make_unique<const MappedFile>(path)),
+  Part(const std::string& path, const GoOn& go_on)
+      : file(std::make_unique<const File>(path)),
         where(printable(path, path.size())),
-        header(parse_gguf(file->data(), file->size(), where)),
+        header(read_header(go_on)),
         no(read_unsigned(header.metadata, "split.no", 0, where)),
         count(read_unsigned(header.metadata, "split.count", 1, where)) {}
 
-  std::unique_ptr<const MappedFile> file;
+  std::unique_ptr<const File> file;
   std::string where;  // for messages
   Header header;
   uint64_t no, count;
+
+ private:
+  Header read_header(const GoOn& go_on) const {
+    const auto read = [&](uint64_t offset, uint64_t bytes, void* to) {
+      if (go_on) go_on();
+      file->read(offset, bytes, to);
+    };
+    try {
+      return parse_gguf(read, file->size(), where);
+    } catch (NotGguf& error) {
+      error.path = file->path();
+      throw;
+    }
+  }
 };
 
 // The file at `path`, with the other parts if it is one of several.
-std::vector<Part> open_parts(const std::string& path) {
+std::vector<Part> open_parts(const std::string& path, const GoOn& go_on) {
   std::vector<Part> parts;
-  Part first(path);
+  Part first(path, go_on);
   uint64_t no = first.no, count = first.count;
   if (count <= 1) {
     parts.push_back(std::move(first));
@@ -347,7 +374,7 @@ std::vector<Part> open_parts(const std::string& path) {
   }
   std::string stem = path.substr(0, path.size() - suffix.size());
   for (uint64_t i = 0; i < count; ++i) {
-    parts.push_back(i == no ? std::move(first) : Part(stem + part_suffix(i, count)));
+    parts.push_back(i == no ? std::move(first) : Part(stem + part_suffix(i, count), go_on));
     const Part& part = parts.back();
     if (part.no != i || part.count != count) {
       throw FormatError(part.where + ": 'split.no' is " + std::to_string(part.no) + " of 'split.count' " +
@@ -378,10 +405,10 @@ std::string printable(const std::string& text, size_t limit) {
   return out;
 }
 
-Header parse_gguf(const uint8_t* data, uint64_t size, const std::string& where) {
-  Reader reader(data, size, where);
+Header parse_gguf(const ReadBytes& read, uint64_t size, const std::string& where) {
+  Reader reader(read, size, where);
   Header header{};
-  header.version = read_version(reader, size);
+  header.version = read_version(reader, size, where);
   uint64_t tensor_count = reader.number<uint64_t>();
   uint64_t value_count = reader.number<uint64_t>();
   // The least that an entry takes: name length, dimension count, a dimension, type, offset; key length, type, a byte.
@@ -403,7 +430,7 @@ Header parse_gguf(const uint8_t* data, uint64_t size, const std::string& where) 
     header.tensors.push_back(read_tensor(reader, size));
     if (!names.insert(header.tensors.back().name).second) reader.fail("is there twice");
   }
-  place_tensors(reader, data, size, read_alignment(reader, header.metadata), &header.tensors);
+  place_tensors(reader, size, read_alignment(reader, header.metadata), &header.tensors);
   return header;
 }
 
@@ -413,14 +440,19 @@ uint64_t Gguf::Contents::bytes() const {
   return bytes;
 }
 
-Gguf::Gguf(const std::string& path) : where_(printable(path, path.size())) {
-  std::vector<Part> parts = open_parts(path);
+void Gguf::Contents::check_unchanged() const {
+  for (const auto& part : parts) part->check_unchanged();
+}
+
+Gguf::Gguf(const std::string& path, const GoOn& go_on) : where_(printable(path, path.size())) {
+  std::vector<Part> parts = open_parts(path, go_on);
   auto contents = std::make_shared<Contents>();
   contents->version = parts[0].header.version;
   contents->metadata = std::move(parts[0].header.metadata);
   for (Part& part : parts) {
     for (Tensor& tensor : part.header.tensors) {
       tensor.part = contents->parts.size();
+      tensor.file = part.file.get();
       if (!contents->index.emplace(tensor.name, contents->tensors.size()).second) {
         throw FormatError(part.where + ": tensor " + quoted(tensor.name) + " is in another part, too");
       }
@@ -446,28 +478,11 @@ std::shared_ptr<const Gguf::Contents> Gguf::contents() const {
 const Tensor* Gguf::find(const std::string& name) const {
   std::shared_ptr<const Contents> all = contents();
   auto entry = all->index.find(name);
-  if (entry == all->index.end()) return nullptr;
-  const Tensor& tensor = all->tensors[entry->second];
-  const MappedFile& file = *all->parts[tensor.part];
-  if (!file.intact()) {
-    throw FormatError(printable(file.path(), file.path().size()) +
-                      ": the file was cut short after it was opened, expected " + std::to_string(file.size()) +
-                      " bytes");
-  }
-  return &tensor;
-}
-
-void Gguf::release(const uint8_t* data, uint64_t bytes) const {
-  std::shared_ptr<const Contents> all = contents();
-  for (const auto& part : all->parts) {
-    // As integers: pointers into different mappings have no order.
-    uint64_t offset = reinterpret_cast<uintptr_t>(data) - reinterpret_cast<uintptr_t>(part->data());
-    if (offset < part->size() && bytes <= part->size() - offset) part->release(data, bytes);
-  }
+  return entry == all->index.end() ? nullptr : &all->tensors[entry->second];
 }
 
 void Gguf::close() {
-  std::shared_ptr<const Contents> last;  // unmapped after the lock is let go
+  std::shared_ptr<const Contents> last;  // closed after the lock is let go
   std::lock_guard<std::mutex> lock(mutex_);
   last.swap(contents_);
 }

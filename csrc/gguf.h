@@ -1,7 +1,8 @@
-// Map and index a GGUF file (versions 2 and 3, little-endian). Knows the container, no model.
+// Read and index a GGUF file (versions 2 and 3, little-endian). Knows the container, no model.
 // Source of the layout: docs/gguf.md of ggml. All that a file says is checked against its bytes before it is used.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -10,22 +11,31 @@
 #include <vector>
 
 #include "blocks.h"
-#include "mapped_file.h"
+#include "errors.h"
+#include "file.h"
 
 namespace glmlite {
 
-// One tensor of the file. `data` stays valid while the Gguf lives and is not closed, or while its Contents are held.
+// One tensor of a file. It stays valid while the Gguf lives and is not closed, or while its Contents are held.
 struct Tensor {
   std::string name;  // UTF-8
   uint32_t type;     // GGUF's type number
   bool known;        // `format` is set: one of our formats
   Format format;
   std::vector<int64_t> shape;  // numpy order: the last is what lies side by side; 1 to 4 sizes, all above 0
-  const uint8_t* data;
-  uint64_t bytes;   // exact, unless gguf_type_info lacks the type: then all up to the next tensor
-  uint64_t offset;  // of `data` in its file
-  size_t part;      // index of its file in Contents::parts
+  uint64_t bytes;              // exact, unless gguf_type_info lacks the type: then all up to the next tensor
+  uint64_t offset;             // of the first in its file
+  size_t part = 0;             // index of its file in Contents::parts
+  const File* file = nullptr;
+
+  // The bytes [begin, begin + count) of the tensor. Throws FileError.
+  void read(uint64_t begin, uint64_t count, void* to) const { file->read(offset + begin, count, to); }
 };
+
+// Whether `a` comes first where files are read from their beginning to their end.
+inline bool lies_before(const Tensor& a, const Tensor& b) {
+  return a.part != b.part ? a.part < b.part : a.offset < b.offset;
+}
 
 enum class ValueType : uint32_t {
   kUint8,
@@ -54,39 +64,48 @@ struct Value {
 
 using Metadata = std::vector<std::pair<std::string, Value>>;  // in file order; keys are UTF-8 and differ
 
-// The header of one file. The tensors' data point into the bytes that were parsed.
+// The header of one file.
 struct Header {
   uint32_t version;
   Metadata metadata;
   std::vector<Tensor> tensors;
 };
 
-// Reads each byte of the header once, so that a file that changes meanwhile cannot get around the checks.
-// Throws FormatError, its message beginning with `where`.
-Header parse_gguf(const uint8_t* data, uint64_t size, const std::string& where);
+// A file of another kind: it does not begin as GGUF files do.
+struct NotGguf : FormatError {
+  using FormatError::FormatError;
+  std::string path;  // if it has one
+};
+
+// Gives the bytes [offset, offset + bytes) of a file.
+using ReadBytes = std::function<void(uint64_t offset, uint64_t bytes, void* to)>;
+// Asked for each kHeaderPiece of a header whether to go on; what it throws ends the reading.
+using GoOn = std::function<void()>;
+constexpr uint64_t kHeaderPiece = 256 << 10;
+
+// The header of a file of `size` bytes. Reads each byte of it once, so that a file that changes meanwhile cannot get
+// around the checks. Throws FormatError, its message beginning with `where`.
+Header parse_gguf(const ReadBytes& read, uint64_t size, const std::string& where);
 
 class Gguf {
  public:
   struct Contents {
     uint32_t version;
-    std::vector<std::unique_ptr<const MappedFile>> parts;
+    std::vector<std::unique_ptr<const File>> parts;
     Metadata metadata;  // of the first part
     std::vector<Tensor> tensors;
     std::map<std::string, size_t> index;  // tensor name -> its place in `tensors`
     uint64_t bytes() const;               // of all parts
+    void check_unchanged() const;         // of all parts, see File
   };
 
   // `path` may be any part of a split file; all parts are opened. Throws FormatError and FileError.
-  explicit Gguf(const std::string& path);
+  explicit Gguf(const std::string& path, const GoOn& go_on = {});
 
-  // The tensor, or null if there is none. Throws FormatError if its file was cut short since it was opened, see
-  // MappedFile::intact.
-  const Tensor* find(const std::string& name) const;
-  // Tells the system that these pages are no longer needed; the data can still be read again.
-  void release(const uint8_t* data, uint64_t bytes) const;
+  const Tensor* find(const std::string& name) const;  // null if there is none
 
-  // What the file holds; the mapping lives while this is held, whoever closes the file. Throws std::invalid_argument if
-  // it is closed already. Immutable: any number of threads may read.
+  // What the file holds; the file stays open while this is held, whoever closes the Gguf. Throws std::invalid_argument
+  // if it is closed already. Immutable: any number of threads may read.
   std::shared_ptr<const Contents> contents() const;
   void close();
 

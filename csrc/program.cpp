@@ -325,9 +325,11 @@ std::vector<float> Program::prefix_values() const {
       if (!t) continue;
       const size_t at = all.size();
       all.resize(at + static_cast<size_t>(t->shape[0] * t->shape[1]));
-      const uint64_t row_bytes = t->bytes / static_cast<uint64_t>(t->shape[0]);
-      for (int64_t r = 0; r < t->shape[0]; ++r)
-        dequantize_row(t->format, t->data + r * row_bytes, t->shape[1], all.data() + at + r * t->shape[1]);
+      std::vector<uint8_t> row(static_cast<size_t>(t->bytes) / static_cast<size_t>(t->shape[0]));
+      for (int64_t r = 0; r < t->shape[0]; ++r) {
+        t->read(static_cast<uint64_t>(r) * row.size(), row.size(), row.data());
+        dequantize_row(t->format, row.data(), t->shape[1], all.data() + at + r * t->shape[1]);
+      }
     }
   }
   return all;

@@ -68,7 +68,8 @@ struct ValueInfo {
 class Program {
  public:
   // Throws FormatError for tensors that are missing, have the wrong shape or a type without kernels, and
-  // std::invalid_argument for ops that the recorder would not make. Keeps pointers into `file`.
+  // std::invalid_argument for ops that the recorder would not make. Keeps pointers into `file`, whose Contents must be
+  // held while they are used.
   Program(const Gguf& file, const std::vector<OpSpec>& specs);
 
   // The program in two parts, of which the second has the last `layers` attention ops, 0 < layers < caches. It begins
@@ -79,7 +80,7 @@ class Program {
   size_t seam(int layers) const;
   // Of the file's distinct tensors that the ops name.
   uint64_t file_bytes() const;
-  // The prefix: keys, then values, of each attention op, (prefix, kv_heads * head_dim) each.
+  // The prefix, read from the file: keys, then values, of each attention op, (prefix, kv_heads * head_dim) each.
   std::vector<float> prefix_values() const;
 
   std::vector<Op> ops;

@@ -46,12 +46,13 @@ class TensorInfo:
     offset: int  # of its first byte in that file
 
 class Gguf:
-    """A GGUF file, mapped: metadata and tensors. `path` may be any part of a split file; all parts are opened.
+    """A GGUF file: metadata and tensors. `path` may be any part of a split file; all parts are opened.
 
-    Raises FormatError (with path and what is wrong), OSError (missing, unreadable).
+    check: called every 20 ms or so while the headers are read; what it raises ends that. Raises FormatError (with path
+    and what is wrong), OSError (missing, unreadable; cut short meanwhile).
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None: ...
+    def __init__(self, path: str | bytes | PathLike[str], check: Callable[[], object] | None = None) -> None: ...
     version: int
     paths: list[str]
     nbytes: int  # of all parts
@@ -59,12 +60,15 @@ class Gguf:
     # A string that is not UTF-8 comes as bytes.
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]  # in file order
-    def data(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes, read-only, not copied: (rows, bytes per row) or (bytes,)."""
-    def dequantize(self, name: str) -> NDArray[np.float32]:
-        """The tensor as f32 in its shape."""
+    def read_metadata(self, check: Callable[[], object] | None = None) -> dict[str, Any]:
+        """`metadata`, with `check` called every 20 ms or so while it is made, the first time."""
+    def data(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[np.uint8]:
+        """The tensor's bytes, read now: (rows, bytes per row) or (bytes,), of which those from begin to end. Raises
+        OSError."""
+    def dequantize(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """The tensor as f32 in its shape, of whose first axis the part from begin to end. Raises OSError."""
     def close(self) -> None:
-        """Unmaps; later use raises ValueError. Arrays from `data` keep the mapping alive until they die."""
+        """Closes the file; later use raises ValueError."""
 
 # ---- text --------------------------------------------------------------------------------------------------------
 
@@ -73,12 +77,18 @@ class Bpe:
 
     tokens: by id. kinds: (tokens,) of each: 0 a word in GPT-2's byte alphabet, which merges may make, 1 a text as it
     stands, 2 nothing. merges: "left right", the first to be tried first. whole_words: a word that is a token is that
-    token, whatever the merges would make of it.
+    token, whatever the merges would make of it. check: called every 20 ms or so; what it raises ends the making.
     Raises FormatError, naming GGUF's key, for words that are empty or there twice and merges of other tokens.
     """
 
     def __init__(
-        self, tokens: list[str], kinds: NDArray[np.uint8], merges: list[str], *, whole_words: bool
+        self,
+        tokens: list[str],
+        kinds: NDArray[np.uint8],
+        merges: list[str],
+        *,
+        whole_words: bool,
+        check: Callable[[], object] | None = None,
     ) -> None: ...
     def encode(self, text: str, ends: NDArray[np.int32]) -> NDArray[np.int32]:
         """The ids of a text whose words end at these characters, the last at the text's end."""
@@ -159,7 +169,7 @@ class Engine:
     `glmlite.placement.native_ops`. kv_tokens: capacity of the cache in tokens over all sequences, in whole pages of
     `page_tokens`. kv_type: "f16" or "q8", what keys and values are rounded to in it. threads: 0 = as many as the
     machine's physical cores allow. isa: "" = default.
-    progress(done_bytes, total_bytes) -> False cancels the load.
+    progress(done_bytes, total_bytes), every 20 ms or so -> False cancels the load.
     device: index of a GPU, -1: none; gpu_layers: how many of the last layers run on it, -1: all. Both are for `_cuda`,
     whose Engine is otherwise the same.
     """

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["kind_of", "refuse_to_overwrite", "replacing"]
+__all__ = ["kind_of", "not_gguf", "refuse_to_overwrite", "replacing"]
 
 _UNTOUCHED = 24 * 3600  # seconds; nobody leaves a file that is being written alone for so long
 
@@ -68,6 +68,20 @@ def kind_of(path: str | os.PathLike[str], *, binary: bool = False) -> str | None
         shown = text.decode("ascii", "replace").split("\n")[0][:60].rstrip()
         return next(known, f"a text, {shown!r}" if binary and shown.isprintable() and shown.isascii() else None)
     return None
+
+
+def not_gguf(path: str | os.PathLike[str]) -> str | None:
+    """As `kind_of`, for a file that should be a GGUF file: a checkpoint becomes one."""
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(512)
+        checkpoint = None
+        if (start.startswith(b"PK\3\4") and b"/data.pkl" in start) or start[:2] in (b"\x80\2", b"\x80\3", b"\x80\4"):
+            checkpoint = "a PyTorch checkpoint"
+        elif start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.fstat(file.fileno()).st_size:
+            checkpoint = "a safetensors file"
+        if checkpoint:
+            return f"{checkpoint}; `glmlite convert` makes a GGUF file of the folder that it is in"
+    return kind_of(path)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class TensorInfo(NamedTuple):
 
 
 class Gguf:
-    def __init__(self, path):
+    def __init__(self, path, check=None):
         from gguf import GGUFReader
 
         try:
@@ -47,6 +47,9 @@ class Gguf:
         }
         fields = reader.fields.items()
         self.metadata = {key: field.contents() for key, field in fields if not key.startswith("GGUF.")}
+
+    def read_metadata(self, check=None):
+        return self.metadata
 
     def dequantize(self, name):
         from gguf import quants

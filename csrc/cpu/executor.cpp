@@ -12,6 +12,7 @@
 #include "../errors.h"
 #include "../memory.h"
 #include "../slots.h"
+#include "../tensor_reader.h"
 #include "kernels.h"
 #include "pack.h"
 #include "team.h"
@@ -55,12 +56,11 @@ constexpr int64_t kRowsAtOnce = 16;
 constexpr size_t kAheadBytes = 256 << 10;  // of weights that a waiting thread fetches: a part of its cache
 constexpr int64_t kMemoryBoundRows = 32;   // for more, weights are read faster than multiplied with
 constexpr int64_t kUnitPanels = 2;         // of parts of a matrix: tiles are up to two panels wide
-// Of the file: what a thread packs and lets go at a time, and what is packed between two reports of progress.
-constexpr uint64_t kTaskBytes = 2 << 20, kRoundBytes = 32 << 20;
+constexpr uint64_t kTaskBytes = 2 << 20;   // of the file: what a thread reads and packs at a time
 
 class CpuExecutor final : public Executor {
  public:
-  CpuExecutor(const Gguf& file, Program program, const ExecutorOptions& options, const LoadProgress& progress)
+  CpuExecutor(Program program, const ExecutorOptions& options, const LoadProgress& progress)
       : program_(std::move(program)),
         kernels_(cpu_kernels(options.isa.c_str())),
         team_(options.threads > 0 ? options.threads : default_threads()),
@@ -73,7 +73,7 @@ class CpuExecutor final : public Executor {
     if (need > available_memory()) throw OutOfMemory("weights and KV cache", need);
     weights_ = Memory(weights_size_, "weights");
     cache_ = Memory(static_cast<size_t>(pages) * page_bytes_, "KV cache");
-    load(file, progress);
+    load(progress);
   }
 
   StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) override;
@@ -111,7 +111,7 @@ class CpuExecutor final : public Executor {
   void plan_weights();
   void plan_cache(int64_t pages);
   void plan_buffers();
-  void load(const Gguf& file, const LoadProgress& progress);
+  void load(const LoadProgress& progress);
   void bind_weights();
   void reserve(const Step& step);
 
@@ -267,7 +267,7 @@ void CpuExecutor::plan_weights() {
     vectors_[name] = nullptr;
     to_load_.push_back(t);
   }
-  std::sort(to_load_.begin(), to_load_.end(), [](const Tensor* a, const Tensor* b) { return a->data < b->data; });
+  std::sort(to_load_.begin(), to_load_.end(), [](const Tensor* a, const Tensor* b) { return lies_before(*a, *b); });
   for (const Tensor* t : to_load_) {
     weight_offsets_[t->name] = weights_size_;
     weights_size_ += align64(packed_.count(t->name) ? packed_bytes(t->format, t->shape[0], t->shape[1])
@@ -311,43 +311,61 @@ void CpuExecutor::plan_buffers() {
     next_linear_[i] = program_.ops[i].kind == OpKind::kLinear ? static_cast<int>(i) : next_linear_[i + 1];
 }
 
-void CpuExecutor::load(const Gguf& file, const LoadProgress& progress) {
-  uint64_t total = 0, done = 0;
-  for (const Tensor* t : to_load_) total += t->bytes;
-  const auto report = [&](uint64_t bytes) {
-    done += bytes;
-    if (progress && !progress(done, total)) throw Cancelled("the load was cancelled");
+void CpuExecutor::load(const LoadProgress& progress) {
+  // What a thread does at a time: panels [begin, end) of a matrix, values of a vector; `bytes` of the tensor.
+  struct Task {
+    const Tensor* tensor;
+    int64_t begin, end;
+    uint64_t offset, bytes;
   };
-  report(0);
+  std::vector<Task> tasks;
+  uint64_t total = 0, most = 0;
   for (const Tensor* t : to_load_) {
+    total += t->bytes;
     uint8_t* at = weights_.data() + weight_offsets_.at(t->name);
-    const auto it = packed_.find(t->name);
-    if (it == packed_.end()) {
-      float* y = reinterpret_cast<float*>(at);
-      dequantize_row(t->format, t->data, t->shape[0], y);
-      vectors_[t->name] = y;
-      report(t->bytes);
-      continue;
+    int64_t count, share;  // of panels or blocks; those of a task
+    uint64_t bytes;        // of one
+    int64_t values = 1;    // of one
+    if (const auto it = packed_.find(t->name); it != packed_.end()) {
+      it->second.panels = at;
+      count = it->second.panel_count();
+      share = (count + team_.size() - 1) / team_.size();
+      bytes = t->bytes / static_cast<uint64_t>(t->shape[0]) * kLanes;
+    } else {
+      vectors_[t->name] = reinterpret_cast<const float*>(at);
+      const FormatInfo& info = format_info(t->format);
+      values = info.block_values;
+      share = count = t->shape[0] / values;
+      bytes = static_cast<uint64_t>(info.block_bytes);
     }
-    Packed& p = it->second;
-    p.panels = at;
-    const uint64_t panel_bytes = t->bytes / static_cast<uint64_t>(p.n) * kLanes;  // in the file
-    const auto panels = [&](uint64_t bytes) { return std::max<int64_t>(1, static_cast<int64_t>(bytes / panel_bytes)); };
-    const int64_t count = p.panel_count(), share = (count + team_.size() - 1) / team_.size();
-    const int64_t task_panels = std::min(panels(kTaskBytes), share), round = panels(kRoundBytes);
-    for (int64_t begin = 0; begin < count; begin += round) {
-      const int64_t end = std::min(begin + round, count);
-      const auto offset = [&](int64_t panel) { return std::min(t->bytes, panel * panel_bytes); };
-      team_.run([&](int) {
-        for (int64_t task; team_.take((end - begin + task_panels - 1) / task_panels, &task);) {
-          const int64_t first = begin + task * task_panels, last = std::min(first + task_panels, end);
-          pack_panels(p.format, t->data, p.n, p.k, first, last, at);
-          file.release(t->data + offset(first), offset(last) - offset(first));
-        }
-      });
-      report(offset(end) - offset(begin));
+    const int64_t step = std::min(share, std::max<int64_t>(1, static_cast<int64_t>(kTaskBytes / bytes)));
+    for (int64_t begin = 0; begin < count; begin += step) {
+      const int64_t end = std::min(begin + step, count);
+      const uint64_t from = static_cast<uint64_t>(begin) * bytes;
+      tasks.push_back(
+          {t, begin * values, end * values, from, std::min(static_cast<uint64_t>(end) * bytes, t->bytes) - from});
+      most = std::max(most, tasks.back().bytes);
     }
   }
+  const size_t buffer_bytes = align64(static_cast<size_t>(most));
+  const Memory buffers(buffer_bytes * static_cast<size_t>(team_.size()), "reading the file");
+  TensorReader reader(team_, total, progress);
+  reader.report();
+  reader.run([&](int thread) {
+    uint8_t* rows = buffers.data() + buffer_bytes * static_cast<size_t>(thread);
+    for (int64_t i; team_.take(static_cast<int64_t>(tasks.size()), &i);) {
+      const Task& task = tasks[static_cast<size_t>(i)];
+      const Tensor& t = *task.tensor;
+      uint8_t* at = weights_.data() + weight_offsets_.at(t.name);
+      reader.read(thread, t, task.offset, task.bytes, rows);
+      if (packed_.count(t.name)) {
+        pack_panels(t.format, rows, t.shape[0], t.shape[1], task.begin, task.end, at);
+      } else {
+        dequantize_row(t.format, rows, task.end - task.begin, reinterpret_cast<float*>(at) + task.begin);
+      }
+    }
+  });
+  reader.report();
   prefix_ = program_.prefix_values();
   bind_weights();
 }
@@ -834,10 +852,10 @@ void CpuExecutor::finish_tile(const Op& op, const Tile& tile, const float* state
 
 }  // namespace
 
-std::unique_ptr<Executor> make_cpu_executor(const Gguf& file, Program program, const ExecutorOptions& options,
+std::unique_ptr<Executor> make_cpu_executor(Program program, const ExecutorOptions& options,
                                             const LoadProgress& progress) {
   if (options.device >= 0) throw std::invalid_argument("device: " + std::to_string(options.device) + ", expected -1");
-  return std::make_unique<CpuExecutor>(file, std::move(program), options, progress);
+  return std::make_unique<CpuExecutor>(std::move(program), options, progress);
 }
 
 }  // namespace glmlite

@@ -200,7 +200,7 @@ void pack_panels(Format format, const uint8_t* rows, int64_t n, int64_t k, int64
   for (int64_t p = panel_begin; p < panel_end; ++p) {
     const int64_t left = n - p * kLanes;
     const int count = static_cast<int>(left < kLanes ? left : kLanes);
-    const uint8_t* from = rows + p * kLanes * row_bytes;
+    const uint8_t* from = rows + (p - panel_begin) * kLanes * row_bytes;
     uint8_t* to = panels + p * panel_size;
     memset(to, 0, static_cast<size_t>(panel_size));
     switch (format) {

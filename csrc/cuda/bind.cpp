@@ -19,15 +19,17 @@ namespace {
 using namespace glmlite;
 
 struct Request {
+  std::shared_ptr<const Gguf::Contents> file;  // that the program's tensors are in
   Program program;
   int64_t pages;
   KvType kv_type;
 };
 
 Request to_request(const Gguf& file, const py::sequence& ops, int64_t kv_tokens, const std::string& kv_type) {
+  auto contents = file.contents();
   Program program(file, to_ops(ops));
   const int64_t pages = CachePages(program, kv_tokens).total;
-  return {std::move(program), pages, kv_type_named(kv_type.c_str())};
+  return {std::move(contents), std::move(program), pages, kv_type_named(kv_type.c_str())};
 }
 
 py::dict to_dict(const cuda::DeviceInfo& d) {
@@ -99,7 +101,7 @@ PYBIND11_MODULE(_cuda, m) {
         cuda::StepTimes times;
         {
           py::gil_scoped_release nogil;
-          times = cuda::measure_step(file, std::move(r.program), options, context);
+          times = cuda::measure_step(std::move(r.program), options, context);
         }
         py::dict result;
         result["ops"] = times.ops;

@@ -88,7 +88,8 @@ struct DeviceMatrix {
     std::vector<uint8_t> packed(packed_bytes(format, n, k), 0xff);
     for (int64_t begin = 0; begin < n; begin += piece) {
       const int64_t end = std::min(n, begin + piece);
-      pack_rows(format, rows.data(), n, k, begin, end, packed.data() + packed_offset(format, n, k, begin));
+      pack_rows(format, rows.data() + begin * rows.shape(1), n, k, begin, end,
+                packed.data() + packed_offset(format, n, k, begin));
     }
     data = Buffer<uint8_t>(packed.data(), static_cast<int64_t>(packed.size()));
     matrix = {format, n, k, data.get()};

@@ -18,6 +18,7 @@
 #include "../cpu/team.h"
 #include "../dequantize.h"
 #include "../errors.h"
+#include "../tensor_reader.h"
 #include "device.h"
 #include "plan.h"
 
@@ -70,7 +71,7 @@ struct Ahead {
 
 class CudaExecutor final : public Executor {
  public:
-  CudaExecutor(const Gguf& file, Program program, const ExecutorOptions& options, const LoadProgress& progress)
+  CudaExecutor(Program program, const ExecutorOptions& options, const LoadProgress& progress)
       : program_(std::move(program)),
         device_(use_device(options.device)),
         plan_(program_, options.pages, options.kv_type) {
@@ -85,7 +86,7 @@ class CudaExecutor final : public Executor {
       host_logits_ = PinnedMemory(static_cast<size_t>(kStepRows * program_.vocab) * sizeof(float));
       probe();
       bind_ropes();
-      load(file, options.threads, progress);
+      load(options.threads, progress);
       bind_weights();
     });
   }
@@ -150,7 +151,7 @@ class CudaExecutor final : public Executor {
   void settle() noexcept;
   void probe();
   void bind_ropes();
-  void load(const Gguf& file, int threads, const LoadProgress& progress);
+  void load(int threads, const LoadProgress& progress);
   void bind_weights();
   void store(const std::vector<int32_t>& pages);
   void reserve(const Plan::StepSize& size);
@@ -284,21 +285,22 @@ void CudaExecutor::bind_ropes() {
 }
 
 // While one buffer is on its way to the GPU, threads read the file and pack into the other.
-void CudaExecutor::load(const Gguf& file, int threads, const LoadProgress& progress) {
-  uint64_t total = program_.file_bytes(), done = 0;
-  const auto report = [&](uint64_t bytes) {
-    done += bytes;
-    if (progress && !progress(done, total)) throw Cancelled("the load was cancelled");
-  };
-  report(0);
-  size_t stage_bytes = kStageBytes;
+void CudaExecutor::load(int threads, const LoadProgress& progress) {
+  Team team(threads > 0 ? threads : default_threads());
+  TensorReader reader(team, program_.file_bytes(), progress);
+  reader.report();
+  size_t stage_bytes = kStageBytes, buffer_bytes = 0;
   for (const Plan::Item& item : plan_.items) {
     const Tensor& t = *item.tensor;
     const size_t least = item.matrix ? packed_offset(t.format, t.shape[0], t.shape[1], std::min(kPackRows, t.shape[0]))
                                      : static_cast<size_t>(t.shape[0]) * sizeof(float);
     stage_bytes = std::max(stage_bytes, least);
+    const auto rows = static_cast<uint64_t>(item.matrix ? std::min(kPackRows, t.shape[0]) : 1);
+    const uint64_t pieces = static_cast<uint64_t>(item.matrix ? t.shape[0] : 1);
+    buffer_bytes = std::max(buffer_bytes, static_cast<size_t>(t.bytes / pieces * rows));
   }
-  Team team(threads > 0 ? threads : default_threads());
+  const Memory buffers(align256(buffer_bytes) * static_cast<size_t>(team.size()), "reading the file");
+  const auto buffer = [&](int thread) { return buffers.data() + align256(buffer_bytes) * static_cast<size_t>(thread); };
   PinnedMemory stages[2] = {PinnedMemory(stage_bytes), PinnedMemory(stage_bytes)};
   Event sent[2];
   int turn = 0;
@@ -321,9 +323,10 @@ void CudaExecutor::load(const Gguf& file, int threads, const LoadProgress& progr
     const Tensor& t = *item.tensor;
     const int64_t n = t.shape[0];
     if (!item.matrix) {
-      transfer(item.offset, static_cast<size_t>(n) * sizeof(float),
-               [&](uint8_t* stage) { dequantize_row(t.format, t.data, n, reinterpret_cast<float*>(stage)); });
-      report(t.bytes);
+      transfer(item.offset, static_cast<size_t>(n) * sizeof(float), [&](uint8_t* stage) {
+        reader.read(0, t, 0, t.bytes, buffer(0));
+        dequantize_row(t.format, buffer(0), n, reinterpret_cast<float*>(stage));
+      });
       continue;
     }
     const int64_t k = t.shape[1];
@@ -334,21 +337,19 @@ void CudaExecutor::load(const Gguf& file, int threads, const LoadProgress& progr
     for (int64_t begin = 0; begin < n; begin += round) {
       const int64_t end = std::min(begin + round, n), tasks = (end - begin + kPackRows - 1) / kPackRows;
       transfer(item.offset + packed(begin), packed(end) - packed(begin), [&](uint8_t* stage) {
-        team.run([&](int) {
+        reader.run([&](int thread) {
           for (int64_t task; team.take(tasks, &task);) {
             const int64_t first = begin + task * kPackRows, last = std::min(first + kPackRows, end);
-            pack_rows(t.format, t.data, n, k, first, last, stage + (packed(first) - packed(begin)));
+            reader.read(thread, t, static_cast<uint64_t>(first) * row_bytes,
+                        static_cast<uint64_t>(last - first) * row_bytes, buffer(thread));
+            pack_rows(t.format, buffer(thread), n, k, first, last, stage + (packed(first) - packed(begin)));
           }
         });
-        file.release(t.data + static_cast<uint64_t>(begin) * row_bytes, static_cast<uint64_t>(end - begin) * row_bytes);
       });
-      report(static_cast<uint64_t>(end - begin) * row_bytes);
     }
   }
+  reader.report();
   prefix_ = program_.prefix_values();
-  for (const Op& op : program_.ops)
-    for (const Tensor* t : {op.prefix_k, op.prefix_v})
-      if (t) report(t->bytes);
   check(cudaStreamSynchronize(*stream_), "sending weights");
 }
 
@@ -834,9 +835,9 @@ Need memory_needed(const Program& program, int64_t pages, KvType kv_type, int gp
   return need;
 }
 
-StepTimes measure_step(const Gguf& file, Program program, const ExecutorOptions& options, int64_t context) {
+StepTimes measure_step(Program program, const ExecutorOptions& options, int64_t context) {
   use_device(options.device);
-  CudaExecutor executor(file, std::move(program), options, {});
+  CudaExecutor executor(std::move(program), options, {});
   return executor.measure(context);
 }
 
@@ -846,13 +847,12 @@ int layers_that_fit(const Program& program, int64_t pages, KvType kv_type, size_
   return layers;
 }
 
-std::unique_ptr<Executor> make_executor(const Gguf& file, Program program, const ExecutorOptions& options,
-                                        const LoadProgress& progress) {
+std::unique_ptr<Executor> make_executor(Program program, const ExecutorOptions& options, const LoadProgress& progress) {
   const bool split = on_both(program, options.gpu_layers);
   ExecutorOptions cpu = options;
   cpu.device = -1;
   if (options.device < 0 || (split && options.gpu_layers == 0))
-    return make_cpu_executor(file, std::move(program), cpu, progress);
+    return make_cpu_executor(std::move(program), cpu, progress);
 
   const DeviceInfo device = use_device(options.device);
   const Need need = memory_needed(program, options.pages, options.kv_type, options.gpu_layers);
@@ -868,7 +868,7 @@ std::unique_ptr<Executor> make_executor(const Gguf& file, Program program, const
                  : std::string("no layer fits; a smaller context")) +
         (options.kv_type == KvType::kQ8 ? "" : " or kv_type='q8'") + " takes less");
   }
-  if (!split) return std::make_unique<CudaExecutor>(file, std::move(program), options, progress);
+  if (!split) return std::make_unique<CudaExecutor>(std::move(program), options, progress);
 
   auto parts = program.split(options.gpu_layers);
   const uint64_t on_gpu = parts.second.file_bytes(), total = on_gpu + parts.first.file_bytes();
@@ -878,8 +878,8 @@ std::unique_ptr<Executor> make_executor(const Gguf& file, Program program, const
     second = [&](uint64_t done, uint64_t) { return progress(done, total); };
     first = [&](uint64_t done, uint64_t) { return progress(on_gpu + done, total); };
   }
-  auto last_layers = std::make_unique<CudaExecutor>(file, std::move(parts.second), options, second);
-  auto first_layers = make_cpu_executor(file, std::move(parts.first), cpu, first);
+  auto last_layers = std::make_unique<CudaExecutor>(std::move(parts.second), options, second);
+  auto first_layers = make_cpu_executor(std::move(parts.first), cpu, first);
   return make_hybrid_executor(std::move(first_layers), std::move(last_layers), first_ops, second_ops);
 }
 

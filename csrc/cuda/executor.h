@@ -24,10 +24,9 @@ struct StepTimes {
   std::vector<std::pair<std::string, float>> ops;
   float ahead, in_turn;
 };
-StepTimes measure_step(const Gguf& file, Program program, const ExecutorOptions& options, int64_t context);
+StepTimes measure_step(Program program, const ExecutorOptions& options, int64_t context);
 
 // An ExecutorFactory. Without a device: make_cpu_executor.
-std::unique_ptr<Executor> make_executor(const Gguf& file, Program program, const ExecutorOptions& options,
-                                        const LoadProgress& progress);
+std::unique_ptr<Executor> make_executor(Program program, const ExecutorOptions& options, const LoadProgress& progress);
 
 }  // namespace glmlite::cuda

@@ -40,9 +40,9 @@ struct Matrix {
 size_t packed_bytes(Format format, int64_t n, int64_t k);
 
 // On the host. Rows are packed in pieces that begin at multiples of kPackRows, so that a load can stream them through
-// a pinned buffer: rows [begin, end) of the tensor whose rows the file stores at `rows` (the first of the tensor)
-// become packed_offset(end) - packed_offset(begin) bytes at `piece`, to be copied to Matrix::data +
-// packed_offset(begin). `end` is a multiple of kPackRows or n. Threads may pack different pieces at once.
+// a pinned buffer: rows [begin, end) of the tensor, which lie at `rows` as the file stores them, become
+// packed_offset(end) - packed_offset(begin) bytes at `piece`, to be copied to Matrix::data + packed_offset(begin).
+// `end` is a multiple of kPackRows or n. Threads may pack different pieces at once.
 constexpr int64_t kPackRows = 32;
 size_t packed_offset(Format format, int64_t n, int64_t k, int64_t row);
 void pack_rows(Format format, const uint8_t* rows, int64_t n, int64_t k, int64_t begin, int64_t end, uint8_t* piece);

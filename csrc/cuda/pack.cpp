@@ -145,9 +145,9 @@ void pack_rows(Format format, const uint8_t* rows, int64_t n, int64_t k, int64_t
   for (int64_t row = begin; row < end; row += tile_rows(format), piece += size) {
     const int64_t count = std::min(tile_rows(format), end - row);
     if (is_float(format)) {
-      pack_float_tile(format, rows + row * row_bytes, k, count, piece);
+      pack_float_tile(format, rows + (row - begin) * row_bytes, k, count, piece);
     } else {
-      pack_tile(format, rows + row * row_bytes, k, count, piece);
+      pack_tile(format, rows + (row - begin) * row_bytes, k, count, piece);
     }
   }
 }

@@ -57,7 +57,7 @@ void Plan::plan_weights(const Program& program) {
     add(op.k_norm, false);
   }
   for (const auto& named : all) items.push_back(named.second);
-  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.tensor->data < b.tensor->data; });
+  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return lies_before(*a.tensor, *b.tensor); });
   for (Item& item : items) {
     const Tensor& t = *item.tensor;
     item.offset = weight_bytes;

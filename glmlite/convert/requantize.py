@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from .architectures import Contents, Tensor
-from .files import Files
 
 __all__ = ["read_gguf"]
 
@@ -16,26 +16,18 @@ _DROPPED = ("split.", "general.file_type", "general.quantization_version", "gene
 
 
 def read_gguf(path: Path, opened: ExitStack) -> Contents:
-    """The tensors and metadata of a GGUF file, which stays open until `opened` is closed. Raises FormatError."""
-    from .._native import Gguf, TensorInfo, dequantize
+    """The tensors and metadata of a GGUF file, which stays open until `opened` is closed. Raises FormatError,
+    OSError."""
+    from .._native import Gguf, TensorInfo
     from ..models import record
 
     gguf = Gguf(path)
     opened.callback(gguf.close)
-    files = Files()
-    opened.callback(files.close)
     record(gguf.metadata, {name: tuple(info.shape) for name, info in gguf.tensors.items()})
 
-    def reader(info: TensorInfo):
-        def read(begin: int, end: int) -> np.ndarray:
-            if len(info.shape) == 1:
-                return gguf.dequantize(info.name)[begin:end]
-            size = info.nbytes // info.shape[0]
-            rows = np.empty((end - begin) * size, np.uint8)
-            files.read(Path(info.path), info.offset + begin * size, rows)
-            return dequantize(info.type, rows.reshape(-1, size))
-
-        return read
+    def reader(info: TensorInfo) -> Callable[[int, int], np.ndarray]:
+        columns = () if len(info.shape) == 1 else (-1,)
+        return lambda begin, end: gguf.dequantize(info.name, begin, end).reshape(end - begin, *columns)
 
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     tensors = [

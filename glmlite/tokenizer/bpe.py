@@ -99,7 +99,9 @@ class ByteBPE:
         kinds = np.where(np.isin(types, (TokenType.NORMAL, TokenType.BYTE)), 0, 1 + (types == TokenType.UNUSED))
         merges = metadata.strings("tokenizer.ggml.merges")
         whole = pre in IGNORE_MERGES
-        self._bpe = _native.Bpe(vocabulary.tokens, kinds.astype(np.uint8), merges, whole_words=whole)
+        self._bpe = _native.Bpe(
+            vocabulary.tokens, kinds.astype(np.uint8), merges, whole_words=whole, check=metadata.check
+        )
         self._words = Sequence([Split(tokenizers.Regex(pattern), "isolated") for pattern in PATTERNS[pre]])
         self._long_words = tokenizers.Tokenizer(WordLevel({"": 0}, unk_token=""))
         self._long_words.pre_tokenizer = self._words

@@ -99,9 +99,12 @@ class Tokenizer:
             self.prefix_ids = (self.bos_id,)
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer that a file's metadata describes (docs/tokenizers.md). Raises FormatError, naming the key."""
-        read = Metadata(metadata)
+    def from_metadata(cls, metadata: Mapping[str, Any], check: Callable[[], object] = lambda: None) -> Tokenizer:
+        """The tokenizer that a file's metadata describes (docs/tokenizers.md). Raises FormatError, naming the key.
+
+        check: called every few milliseconds; what it raises ends the making.
+        """
+        read = Metadata(metadata, check)
         model = read.text("tokenizer.ggml.model")
         chatglm1 = model == "t5" and read.text("tokenizer.ggml.pre", "default") == "chatglm1"
         family: Callable[[Metadata, Vocabulary], Codec]
@@ -114,6 +117,7 @@ class Tokenizer:
         else:
             raise FormatError(f"tokenizer.ggml.model: '{model}' is not known; known: gpt2, llama, t5")
         vocabulary = Vocabulary(read)
+        check()
         architecture = read.text("general.architecture", "")
         template = read.text("tokenizer.chat_template", "")
         if name := read.text("glmlite.chat_format", ""):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -14,8 +14,7 @@ from ..families import GLM_SPECIALS
 # The longest token of any vocabulary in use has fewer than 1,024 characters, the longest special one fewer than 64.
 MAX_TOKEN_CHARS = 8192
 MAX_SPECIAL_CHARS = 256
-
-_TURN = 8192  # strings looked at without a chance for other threads to run
+CHECKED = 8192  # strings between two calls of Metadata.check, looked at without a chance for other threads to run
 
 _SENTENCEPIECE = ("llama", "t5")  # values of tokenizer.ggml.model
 
@@ -32,10 +31,15 @@ class TokenType(IntEnum):
 
 
 class Metadata:
-    """Typed reading of the metadata of a file. Every method raises FormatError, naming the key."""
+    """Typed reading of the metadata of a file. Every method raises FormatError, naming the key.
 
-    def __init__(self, values: Mapping[str, Any]):
+    check: called every few milliseconds while lists are read; what it raises ends that. Whoever goes through such a
+    list does likewise.
+    """
+
+    def __init__(self, values: Mapping[str, Any], check: Callable[[], object] = lambda: None):
         self._values = values
+        self.check = check
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
@@ -102,8 +106,9 @@ class Metadata:
             raise FormatError(f"{key}: missing, expected strings")
         if not isinstance(value, (list, tuple)):
             raise FormatError(f"{key}: {_kind(value)}, expected strings")
-        for begin in range(0, len(value), _TURN):
-            part = value[begin : begin + _TURN]
+        for begin in range(0, len(value), CHECKED):
+            self.check()
+            part = value[begin : begin + CHECKED]
             if set(map(type, part)) == {str} and max(map(len, part)) <= MAX_TOKEN_CHARS and _is_text("".join(part)):
                 continue
             for i, item in enumerate(part, begin):
@@ -149,6 +154,7 @@ class Vocabulary:
             if self.types[i] != TokenType.NORMAL or not self.tokens[i].isalpha():
                 self.types[i] = TokenType.CONTROL
         self._one_unknown(metadata)
+        metadata.check()
         marked = self.ids_of_type(TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
         for i in marked:
             if not 0 < len(self.tokens[i]) <= MAX_SPECIAL_CHARS:

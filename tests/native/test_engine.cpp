@@ -15,9 +15,9 @@ namespace {
 constexpr int kDim = 64, kHeads = 4, kKvHeads = 2, kHeadDim = 16, kFfn = 96, kVocab = 50;
 
 // A file of two matrices' formats, filled with small random numbers.
-class File {
+class ModelFile {
  public:
-  File() {
+  ModelFile() {
     add("embd", {kDim, kVocab}, Format::kF16);
     for (int layer = 0; layer < 2; ++layer) {
       const std::string l = std::to_string(layer);
@@ -107,15 +107,14 @@ std::vector<OpSpec> program() {
 }
 
 // Both parts of a split program on the CPU.
-std::unique_ptr<Executor> make_halves(const Gguf& file, Program program, const ExecutorOptions& options,
-                                      const LoadProgress& progress) {
+std::unique_ptr<Executor> make_halves(Program program, const ExecutorOptions& options, const LoadProgress& progress) {
   auto parts = program.split(1);
   const size_t first = parts.first.ops.size(), second = parts.second.ops.size();
-  return make_hybrid_executor(make_cpu_executor(file, std::move(parts.first), options, progress),
-                              make_cpu_executor(file, std::move(parts.second), options, progress), first, second);
+  return make_hybrid_executor(make_cpu_executor(std::move(parts.first), options, progress),
+                              make_cpu_executor(std::move(parts.second), options, progress), first, second);
 }
 
-std::unique_ptr<Engine> open(const File& file, int threads, int64_t kv_tokens = 1024,
+std::unique_ptr<Engine> open(const ModelFile& file, int threads, int64_t kv_tokens = 1024,
                              ExecutorFactory make = make_cpu_executor) {
   const Gguf gguf(file.path());
   EngineOptions options;
@@ -161,7 +160,7 @@ bool same(const std::vector<Sample>& a, const std::vector<Sample>& b) {
 }  // namespace
 
 TEST(chunks_and_threads_do_not_matter) {
-  const File file;
+  const ModelFile file;
   auto one = open(file, 1), three = open(file, 3);
   const auto whole = one->step({work(one->new_sequence(), 300)}, {0, 63, 64, 255, 256, 299}, nullptr);
   CHECK(whole.size() == 6 * kVocab);
@@ -179,7 +178,7 @@ TEST(chunks_and_threads_do_not_matter) {
 }
 
 TEST(many_threads_share_an_engine) {
-  const File file;
+  const ModelFile file;
   auto engine = open(file, 2);
   std::vector<std::vector<Sample>> alone;
   for (uint32_t seed = 0; seed < 6; ++seed) alone.push_back(generate(*engine, seed, 12));
@@ -193,7 +192,7 @@ TEST(many_threads_share_an_engine) {
 }
 
 TEST(cancelled_from_another_thread) {
-  const File file;
+  const ModelFile file;
   auto engine = open(file, 3);
   for (int i = 0; i < 20; ++i) {
     CancelFlag flag;
@@ -215,7 +214,7 @@ TEST(cancelled_from_another_thread) {
 }
 
 TEST(closed_while_another_thread_computes) {
-  const File file;
+  const ModelFile file;
   for (int i = 0; i < 10; ++i) {
     auto engine = open(file, 2);
     std::thread other([&] {
@@ -231,7 +230,7 @@ TEST(closed_while_another_thread_computes) {
 }
 
 TEST(forks_and_prefix) {
-  const File file;
+  const ModelFile file;
   auto engine = open(file, 2);
   CHECK(engine->info().prefix == 3);
   const int a = engine->new_sequence();
@@ -244,7 +243,7 @@ TEST(forks_and_prefix) {
 }
 
 TEST(a_program_in_two_parts) {
-  const File file;
+  const ModelFile file;
   const Gguf gguf(file.path());
   const Program whole(gguf, program());
   CHECK(whole.caches == 2);
