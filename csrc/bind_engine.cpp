@@ -78,20 +78,16 @@ Work make_work(int sequence, const py::object& tokens, const IntArray& positions
   return w;
 }
 
-std::shared_ptr<Sampler> make_sampler(double temperature, int64_t top_k, double top_p, double min_p,
-                                      double repetition_penalty, double presence_penalty, double frequency_penalty,
-                                      int64_t penalty_window, uint64_t seed,
-                                      const std::map<int32_t, double>& logit_bias, int logprobs,
-                                      std::vector<int32_t> stop) {
+std::shared_ptr<Sampler> make_sampler(uint64_t seed, const std::map<int32_t, double>& logit_bias, int logprobs,
+                                      std::vector<int32_t> stop, const py::kwargs& options) {
   SamplerOptions o;
-  o.temperature = temperature;
-  o.top_k = top_k;
-  o.top_p = top_p;
-  o.min_p = min_p;
-  o.repetition_penalty = repetition_penalty;
-  o.presence_penalty = presence_penalty;
-  o.frequency_penalty = frequency_penalty;
-  o.penalty_window = penalty_window;
+  for (const auto& [name, value] : options) {
+    try {
+      o.set(py::cast<std::string>(name), py::cast<double>(value));
+    } catch (const py::cast_error&) {
+      throw py::type_error("Sampler: " + py::cast<std::string>(name) + " is no number");
+    } catch (const std::invalid_argument& error) { throw py::type_error(std::string("Sampler: ") + error.what()); }
+  }
   o.seed = seed;
   o.logit_bias.assign(logit_bias.begin(), logit_bias.end());
   o.logprobs = logprobs;
@@ -181,12 +177,23 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
   sample.attr("__doc__") = "One sampled token, with its log probability and the most likely tokens where asked for.";
   m.attr("Sample") = sample;
 
+  const py::object option = py::module_::import("collections")
+                                .attr("namedtuple")("SamplingOption", "name least most above_least whole off usual");
+  option.attr("__module__") = "glmlite._native";
+  option.attr("__doc__") = "A number that says how to sample: its bounds, where it has no effect, what is usual.";
+  m.attr("SamplingOption") = option;
+  m.def("sampling_options", [option] {
+    py::list list;
+    for (const SamplingOption& o : sampling_options()) {
+      list.append(option(o.name, o.least, o.most, o.above_least, o.whole, o.off, o.usual));
+    }
+    return list;
+  });
+
   py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler", py::module_local(),
                                                 "Sampling parameters and state of one stream of tokens.")
-      .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = 0.0, py::arg("top_k") = 0,
-           py::arg("top_p") = 1.0, py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0,
-           py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("penalty_window") = 256,
-           py::arg("seed") = 0, py::arg("logit_bias") = std::map<int32_t, double>(), py::arg("logprobs") = -1,
+      .def(py::init(&make_sampler), py::kw_only(), py::arg("seed") = 0,
+           py::arg("logit_bias") = std::map<int32_t, double>(), py::arg("logprobs") = -1,
            py::arg("stop") = std::vector<int32_t>())
       .def(
           "accept",

@@ -217,7 +217,7 @@ Array<float> dequantize(const std::string& format_name, const Array<uint8_t>& ro
 
 Array<uint64_t> draw_weights(const Array<float>& logits, double temperature) {
   SamplerOptions options;
-  options.temperature = temperature;
+  options.set("temperature", temperature);
   const Draw draw = Sampler(options).request(logits.size()).draw;
   const float max = *std::max_element(logits.data(), logits.data() + logits.size());
   Array<uint64_t> weights(logits.size());

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstdio>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -12,8 +15,39 @@ namespace glmlite {
 
 namespace {
 
-void require(bool ok, const char* name, double value, const char* expected) {
-  if (!ok) throw std::invalid_argument(std::string(name) + ": " + std::to_string(value) + ", expected " + expected);
+enum Option {
+  kTemperature,
+  kTopK,
+  kTopP,
+  kMinP,
+  kRepetitionPenalty,
+  kPresencePenalty,
+  kFrequencyPenalty,
+  kPenaltyWindow,
+  kOptionCount
+};
+
+// Of each Option, in their order. top_p and min_p count after softmax; penalties and temperature change logits.
+constexpr SamplingOption kOptions[] = {
+    {"temperature", 0, 10'000, false, false, 0, 0.8},  // 0: the largest logit
+    {"top_k", 0, INT32_MAX, false, true, 0, 0},
+    {"top_p", 0, 1, true, false, 1, 0.8},
+    {"min_p", 0, 1, false, false, 0, 0},
+    {"repetition_penalty", 0, 100, true, false, 1, 1},
+    {"presence_penalty", -100, 100, false, false, 0, 0},
+    {"frequency_penalty", -100, 100, false, false, 0, 0},
+    {"penalty_window", 0, 1 << 20, false, true, 256, 256},
+};
+static_assert(sizeof(kOptions) / sizeof(kOptions[0]) == kOptionCount, "an Option without a row, or a row without one");
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.10g", value);
+  return text;
+}
+
+void require(bool ok, const std::string& name, double value, const std::string& expected) {
+  if (!ok) throw std::invalid_argument(name + " is " + number(value) + ", expected " + expected);
 }
 
 // Tokens in bins first to last are those that matter; weights of the bins before the first, and of all.
@@ -76,19 +110,34 @@ int32_t draw_token(const Draw& draw, const float* logits, int64_t vocab) {
 
 }  // namespace
 
+const std::vector<SamplingOption>& sampling_options() {
+  static const std::vector<SamplingOption> options(std::begin(kOptions), std::end(kOptions));
+  return options;
+}
+
+SamplerOptions::SamplerOptions() {
+  for (const SamplingOption& option : kOptions) numbers.push_back(option.off);
+}
+
+void SamplerOptions::set(const std::string& name, double value) {
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    if (name != kOptions[i].name) continue;
+    numbers[i] = value;
+    return;
+  }
+  throw std::invalid_argument("'" + name + "' is no option of the sampler");
+}
+
 Sampler::Sampler(SamplerOptions options)
     : options_(std::move(options)), stop_(options_.stop.begin(), options_.stop.end()) {
   const auto& o = options_;
-  require(o.temperature >= 0 && o.temperature <= 1e4, "temperature", o.temperature, "0 to 10000");
-  require(o.top_k >= 0, "top_k", static_cast<double>(o.top_k), "0 (off) or more");
-  require(o.top_p > 0 && o.top_p <= 1, "top_p", o.top_p, "more than 0, at most 1");
-  require(o.min_p >= 0 && o.min_p <= 1, "min_p", o.min_p, "0 to 1");
-  require(o.repetition_penalty > 0 && o.repetition_penalty <= 100, "repetition_penalty", o.repetition_penalty,
-          "more than 0, at most 100 (1: off)");
-  require(std::abs(o.presence_penalty) <= 100, "presence_penalty", o.presence_penalty, "-100 to 100");
-  require(std::abs(o.frequency_penalty) <= 100, "frequency_penalty", o.frequency_penalty, "-100 to 100");
-  require(o.penalty_window >= 0 && o.penalty_window <= (1 << 20), "penalty_window",
-          static_cast<double>(o.penalty_window), "0 to 1048576");
+  for (size_t i = 0; i < o.numbers.size(); ++i) {
+    const SamplingOption& option = kOptions[i];
+    const double value = o.numbers[i];
+    const bool enough = option.above_least ? value > option.least : value >= option.least;
+    require(enough && value <= option.most && (!option.whole || value == std::floor(value)), option.name, value,
+            (option.above_least ? "more than " : "") + number(option.least) + " to " + number(option.most));
+  }
   require(o.logprobs >= -1 && o.logprobs <= 1000, "logprobs", o.logprobs, "-1 (none) to 1000");
   for (const auto& [token, bias] : o.logit_bias) {
     require(token >= 0, "logit_bias token", token, "an id of the vocabulary");
@@ -98,14 +147,15 @@ Sampler::Sampler(SamplerOptions options)
 }
 
 void Sampler::accept(const int32_t* tokens, int64_t count) {
-  for (int64_t i = std::max<int64_t>(0, count - options_.penalty_window); i < count; ++i) accept(tokens[i]);
+  for (int64_t i = std::max<int64_t>(0, count - static_cast<int64_t>(option(kPenaltyWindow))); i < count; ++i)
+    accept(tokens[i]);
 }
 
 void Sampler::accept(int32_t token) {
-  if (options_.penalty_window == 0) return;
+  if (static_cast<int64_t>(option(kPenaltyWindow)) == 0) return;
   window_.push_back(token);
   ++counts_[token];
-  if (static_cast<int64_t>(window_.size()) > options_.penalty_window) {
+  if (static_cast<int64_t>(window_.size()) > static_cast<int64_t>(option(kPenaltyWindow))) {
     const auto it = counts_.find(window_.front());
     if (--it->second == 0) counts_.erase(it);
     window_.pop_front();
@@ -128,21 +178,23 @@ DrawRequest Sampler::request(int64_t vocab) const {
                                 std::to_string(kMaxVocab) + " at most");
   DrawRequest request{};
   Draw& d = request.draw;
-  if (o.temperature > 0) d.sharpness = std::min(1 / o.temperature, 1e30);  // so that all are finite
+  if (option(kTemperature) > 0) d.sharpness = std::min(1 / option(kTemperature), 1e30);  // so that all are finite
   d.bins_per_logit = static_cast<float>(kBinsPerUnit * d.sharpness);
-  d.top_k = o.top_k < vocab ? o.top_k : 0;
-  d.top_p = o.top_p;
+  const auto top_k = static_cast<int64_t>(option(kTopK));
+  d.top_k = top_k < vocab ? top_k : 0;
+  d.top_p = option(kTopP);
   constexpr double kOne = uint64_t{1} << kWeightBits;
-  d.min_weight = std::max<uint64_t>(1, static_cast<uint64_t>(std::ceil(o.min_p * kOne)));
+  d.min_weight = std::max<uint64_t>(1, static_cast<uint64_t>(std::ceil(option(kMinP) * kOne)));
   // Where weights are rounded up to min_weight; top_k's sum of weights has those that min_p leaves out.
   const double furthest = -std::log((static_cast<double>(d.min_weight) - 0.75) / kOne);
   d.last_bin = d.top_k > 0 ? kBins - 2 : std::min(kBins - 2, static_cast<int>(kBinsPerUnit * furthest) + 1);
   d.u = next_uniform();
-  d.repetition = o.repetition_penalty;
-  d.presence = o.presence_penalty;
-  d.frequency = o.frequency_penalty;
+  d.repetition = option(kRepetitionPenalty);
+  d.presence = option(kPresencePenalty);
+  d.frequency = option(kFrequencyPenalty);
 
-  const bool penalties = o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0;
+  const bool penalties =
+      option(kRepetitionPenalty) != 1 || option(kPresencePenalty) != 0 || option(kFrequencyPenalty) != 0;
   for (const auto& [token, bias] : o.logit_bias) {
     if (token >= vocab)
       throw std::invalid_argument("logit_bias: token " + std::to_string(token) + ", the vocabulary has " +
@@ -183,7 +235,7 @@ Sample Sampler::sample(const float* logits, int64_t vocab) {
 }
 
 Sample Sampler::take(int32_t token) {
-  if (options_.temperature > 0) ++draws_;
+  if (option(kTemperature) > 0) ++draws_;
   accept(token);
   return {token, std::numeric_limits<double>::quiet_NaN(), {}};
 }

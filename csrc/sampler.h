@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <deque>
+#include <string>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -11,15 +12,26 @@
 
 namespace glmlite {
 
+// A number that says how to sample. The table of all, in sampler.cpp, is the only place that lists them, with their
+// bounds; Python reads it.
+struct SamplingOption {
+  const char* name;
+  double least, most;
+  bool above_least;  // `least` itself is not allowed
+  bool whole;
+  double off;    // without effect
+  double usual;  // where neither a caller nor a file says
+};
+
+const std::vector<SamplingOption>& sampling_options();
+
 struct SamplerOptions {
-  double temperature = 0;  // 0: the largest logit
-  int64_t top_k = 0;       // 0: off
-  double top_p = 1;
-  double min_p = 0;
-  double repetition_penalty = 1;
-  double presence_penalty = 0;
-  double frequency_penalty = 0;
-  int64_t penalty_window = 256;
+  SamplerOptions();  // all off
+
+  // Throws std::invalid_argument for a name that no option has.
+  void set(const std::string& name, double value);
+
+  std::vector<double> numbers;  // in the order of sampling_options()
   uint64_t seed = 0;
   std::vector<std::pair<int32_t, double>> logit_bias;
   int logprobs = -1;  // -1: none; n >= 0: of the sampled token and of the n most likely
@@ -52,6 +64,8 @@ class Sampler {
  private:
   void accept(int32_t token);
   double next_uniform() const;
+
+  double option(size_t which) const { return options_.numbers[which]; }
 
   SamplerOptions options_;
   std::unordered_set<int32_t> stop_, biased_;

@@ -111,8 +111,22 @@ class Sample(NamedTuple):
     logprob: float  # NaN unless logprobs were asked for (logprobs >= 0)
     top: list[tuple[int, float]]  # the `logprobs` most likely tokens, most likely first
 
+class SamplingOption(NamedTuple):
+    """A number that says how to sample."""
+
+    name: str
+    least: float
+    most: float
+    above_least: bool  # `least` itself is not allowed
+    whole: bool
+    off: float  # without effect
+    usual: float  # where neither a caller nor a file says
+
+def sampling_options() -> list[SamplingOption]:
+    """All that a Sampler takes."""
+
 class Sampler:
-    """Sampling parameters and state of one stream of tokens.
+    """Sampling options and state of one stream of tokens.
 
     Order: logit_bias; repetition, presence and frequency penalties over the last `penalty_window` tokens seen
     (prompt included); temperature 0 = the largest logit, lowest id on ties; otherwise top_k, then softmax of
@@ -123,18 +137,11 @@ class Sampler:
     def __init__(
         self,
         *,
-        temperature: float = 0.0,
-        top_k: int = 0,  # 0: off
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        penalty_window: int = 256,
         seed: int = 0,
         logit_bias: Mapping[int, float] = ...,
         logprobs: int = -1,  # -1: none; 0: of the sampled token; n: and the n most likely
         stop: Sequence[int] = (),  # token ids that end the stream; the stop token is returned as the last sample
+        **kwargs: float,  # by the names of `sampling_options`, off where not given
     ) -> None: ...
     def accept(self, tokens: Sequence[int]) -> None:
         """Tokens that count as seen for the penalties: the prompt."""

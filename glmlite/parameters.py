@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from .errors import FormatError
@@ -14,19 +14,19 @@ from .errors import FormatError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ._native import SamplingOption
+
 __all__ = ["Options", "Parameters", "sampling_defaults", "token_ids"]
 
-# The options of the sampler, and what each is where neither the caller nor the file says.
-SAMPLING: Mapping[str, float] = {
-    "temperature": 0.8,
-    "top_k": 0,
-    "top_p": 0.8,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "penalty_window": 256,
-}
+LARGEST_BIAS = 1e6
+
+
+@cache
+def _sampling() -> Sequence[SamplingOption]:
+    """The options of the sampler, with their bounds: from the table of the engine, which checks them, too."""
+    from . import _native
+
+    return _native.sampling_options()
 
 
 class Options(TypedDict, total=False):
@@ -113,7 +113,9 @@ class Parameters:
             _integer("seed", self.seed, 0, 2**64 - 1)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, 1000)
-        self._check_sampling()
+        for option in _sampling():
+            if (value := getattr(self, option.name)) is not None:
+                _option(option, value)
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not (isinstance(stop, Iterable) and all(isinstance(s, str) for s in stop)):
             raise TypeError(f"stop is {self.stop!r}, expected a string or strings")
@@ -127,32 +129,14 @@ class Parameters:
             raise TypeError(f"logit_bias is {self.logit_bias!r}, expected a mapping of token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():
             _integer("logit_bias", token, 0)
-            if not (hasattr(bias, "__float__") and bias < math.inf):
-                raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below infinity")
+            if not (hasattr(bias, "__float__") and bias < LARGEST_BIAS):
+                raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below a million, or -inf")
         if not isinstance(self.ignore_eos, bool):
             raise TypeError(f"ignore_eos is {self.ignore_eos!r}, expected True or False")
         if self.overflow not in ("error", "truncate"):
             raise ValueError(f"overflow is {self.overflow!r}, expected 'error' or 'truncate'")
         if self.on_progress is not None and not callable(self.on_progress):
             raise TypeError("on_progress: expected a function of (done, total)")
-
-    def _check_sampling(self) -> None:
-        if self.top_k is not None:
-            _integer("top_k", self.top_k, 0)
-        if self.penalty_window is not None:
-            _integer("penalty_window", self.penalty_window, 0, 2**20)
-        for name, low, high in (
-            ("temperature", 0.0, math.inf),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("presence_penalty", -math.inf, math.inf),
-            ("frequency_penalty", -math.inf, math.inf),
-            ("repetition_penalty", 0.0, math.inf),
-        ):
-            if (value := getattr(self, name)) is not None:
-                _number(name, value, low, high)
-        if self.top_p == 0 or self.repetition_penalty == 0:
-            raise ValueError("top_p and repetition_penalty must be above 0")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -161,10 +145,12 @@ class Parameters:
 
     def sampling(self, defaults: Mapping[str, float]) -> dict[str, float]:
         """Every option of the sampler: this one's, or `defaults`', or else the library's."""
-        return {
-            name: type(default)(next(v for v in (getattr(self, name), defaults.get(name), default) if v is not None))
-            for name, default in SAMPLING.items()
-        }
+        chosen: dict[str, float] = {}
+        for option in _sampling():
+            given = (getattr(self, option.name), defaults.get(option.name))
+            value = next((value for value in given if value is not None), option.usual)
+            chosen[option.name] = int(value) if option.whole else float(value)
+        return chosen
 
 
 def sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, float]:
@@ -203,9 +189,11 @@ def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
         raise ValueError(f"{name} is {value}, expected at least {low}" + (f" and at most {high}" if high else ""))
 
 
-def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} is {value!r}, expected a number")
-    if not (math.isfinite(value) and low <= value <= high):
-        bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
-        raise ValueError(f"{name} is {value}, expected " + (" and ".join(bounds) or "a finite number"))
+def _option(option: SamplingOption, value: Any) -> None:
+    """Raises TypeError and ValueError, as the engine would."""
+    kind, method = ("an integer", "__index__") if option.whole else ("a number", "__float__")
+    if isinstance(value, bool) or not hasattr(value, method):
+        raise TypeError(f"{option.name} is {value!r}, expected {kind}")
+    if not option.least <= value <= option.most or (option.above_least and value == option.least):
+        least = f"{'more than ' if option.above_least else ''}{option.least:.10g}"
+        raise ValueError(f"{option.name} is {value}, expected {least} to {option.most:.10g}")

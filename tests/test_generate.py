@@ -1,5 +1,6 @@
 """Parameters, stop strings, the sink that turns samples into pieces, and the sampler against its twin."""
 
+import inspect
 import itertools
 import math
 import random
@@ -12,10 +13,13 @@ import pytest
 import twin_engine
 from twin_engine import Sample
 
+from glmlite import _native
 from glmlite.errors import FormatError
 from glmlite.generate import Answer, Generation, Piece, StopStrings
 from glmlite.parameters import Options, Parameters, sampling_defaults
 from glmlite.scheduler import Stats
+
+SAMPLER_OF_THE_TWIN = inspect.signature(twin_engine.Sampler).parameters
 
 
 class Decoder:
@@ -70,6 +74,11 @@ def events(sink):
         {"logit_bias": {1: math.inf}},
         {"logit_bias": {1: math.nan}},
         {"logprobs": 1001},
+        {"temperature": 20000},
+        {"presence_penalty": 500},
+        {"frequency_penalty": -200},
+        {"repetition_penalty": 1000},
+        {"logit_bias": {1: 2e6}},
         {"penalty_window": 2**20 + 1},
         {"overflow": "ignore"},
     ],
@@ -109,6 +118,29 @@ def test_none_means_the_default_and_given_values_win():
     assert (p.temperature, p.top_k, p.min_p, p.stop, p.seed) == (None, 0, 0.1, ("x",), 3)
     sampling = p.sampling({"temperature": 0.3, "top_k": 7})
     assert (sampling["temperature"], sampling["top_k"], sampling["top_p"], sampling["min_p"]) == (0.3, 0, 0.8, 0.1)
+
+
+def test_every_bound_is_the_engine_s():
+    """One table: what Python lets through, the engine takes; what the engine refuses, Python has refused by name."""
+    options = _native.sampling_options()
+    assert {option.name for option in options} <= {f.name for f in fields(Parameters)}
+    for option in options:
+        assert option.name in SAMPLER_OF_THE_TWIN
+        step = 1 if option.whole else 1e-9
+        inside = [option.most, option.off, option.usual, option.least + step * option.above_least]
+        for value in inside:
+            value = int(value) if option.whole else value
+            _native.Sampler(**Parameters(**{option.name: value}).sampling({}))
+        outside = [option.most + step * 10, option.least - (0 if option.above_least else step * 10)]
+        for value in [*outside, *([1.5] if option.whole else [])]:
+            with pytest.raises(ValueError, match=rf"^{option.name} is .*, expected "):
+                _native.Sampler(**{option.name: value})
+            with pytest.raises((ValueError, TypeError), match=rf"^{option.name} is .*, expected "):
+                Parameters(**{option.name: int(value) if option.whole and value == int(value) else value})
+    with pytest.raises(TypeError, match="'temprature' is no option"):
+        _native.Sampler(temprature=1.0)
+    with pytest.raises(TypeError, match="temperature is no number"):
+        _native.Sampler(temperature="hot")
 
 
 def test_keywords_are_the_fields():

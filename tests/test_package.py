@@ -148,6 +148,8 @@ def declared_parameters(node):
     if arguments.kwonlyargs:
         found.append(("*", False))
         found += [(a.arg, d is not None) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults)]
+    if arguments.kwarg:
+        found.append((f"**{arguments.kwarg.arg}", False))
     return [item for item in found if item[0] != "self"]
 
 
