@@ -255,6 +255,16 @@ void bind_gguf(py::module_& m) {
     }
   });
 
+  const py::object storage = py::module_::import("collections").attr("namedtuple")("Storage", "name id values nbytes");
+  storage.attr("__module__") = "glmlite._native";
+  storage.attr("__doc__") = "A storage format: GGUF's name and number of it, the values and the bytes of a block.";
+  m.attr("Storage") = storage;
+  m.def("formats", [storage] {
+    py::list list;
+    for (const FormatInfo& f : gguf_types()) list.append(storage(f.name, f.gguf_type, f.block_values, f.block_bytes));
+    return list;
+  });
+
   py::class_<TensorInfo>(m, "TensorInfo", py::module_local(), "What the file says of a tensor.")
       .def_readonly("name", &TensorInfo::name)
       .def_readonly("type", &TensorInfo::type)

@@ -1,6 +1,7 @@
 #include "blocks.h"
 
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -48,6 +49,12 @@ const FormatInfo* gguf_type_info(uint32_t type) {
     if (info.gguf_type == type) return &info;
   }
   return nullptr;
+}
+
+std::vector<FormatInfo> gguf_types() {
+  std::vector<FormatInfo> types(std::begin(kFormats), std::end(kFormats));
+  types.insert(types.end(), std::begin(kOtherTypes), std::end(kOtherTypes));
+  return types;
 }
 
 }  // namespace glmlite

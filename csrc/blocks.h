@@ -1,6 +1,7 @@
 // Storage formats, byte for byte what GGUF stores; shared by CPU, CUDA and tests.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace glmlite {
 
@@ -39,6 +40,9 @@ bool format_from_gguf(uint32_t type, Format* format);
 
 // Name and sizes of any GGUF type, ours or not; null for a number that is not known here.
 const FormatInfo* gguf_type_info(uint32_t type);
+
+// All of them, those that the engine has kernels for first, in the order of Format.
+std::vector<FormatInfo> gguf_types();
 
 // Tokens whose keys and values share a page of the KV cache.
 constexpr int kPageTokens = 64;

@@ -33,6 +33,19 @@ def machine_int8_peak(threads: int, isa: str = "") -> float:
 def machine_f32_peak(threads: int, isa: str = "") -> float:
     """The same of its f32 fused multiply-adds, two operations each."""
 
+# ---- formats -----------------------------------------------------------------------------------------------------
+
+class Storage(NamedTuple):
+    """A storage format."""
+
+    name: str  # "Q4_0", as GGUF writes it
+    id: int  # GGUF's number
+    values: int  # of a block
+    nbytes: int  # of a block
+
+def formats() -> list[Storage]:
+    """All that are known, those that the engine has kernels for first."""
+
 # ---- files -------------------------------------------------------------------------------------------------------
 
 class TensorInfo:

@@ -23,7 +23,7 @@ LAYERS = [
     ["infill"],
     ["generate"],
     ["locate", "parameters", "scheduler"],
-    ["builtin", "cancel", "chat", "hub", "models", "placement", "reference", "samples", "tokenizer"],
+    ["builtin", "cancel", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],
     ["_package", "errors", "families", "files"],

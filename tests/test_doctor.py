@@ -451,13 +451,13 @@ def test_weights_of_zeros(tmp_path):
 
 def test_block_sizes_are_those_of_the_converter():
     for name, type in TYPES.items():
-        assert values.LAYOUTS[name].nbytes == type.nbytes, name
+        assert values.SCALES_AT[name].nbytes == type.nbytes, name
 
 
 @pytest.mark.parametrize("format", TYPES)
 def test_scales_are_where_the_format_has_them(format):
     """A NaN there, and nowhere else, makes values that the native dequantizer gives as NaN."""
-    layout, blocks = values.LAYOUTS[format], 7
+    layout, blocks = values.SCALES_AT[format], 7
     rng = np.random.default_rng(1)
     floats = {"f4": "<f4", "f2": "<f2", "bf16": "<u2"}[layout.kind]
     nan = np.array([0x7FC0], "<u2") if layout.kind == "bf16" else np.array([np.nan], floats)

@@ -263,3 +263,24 @@ def test_both_readmes_show_the_same_commands_and_code():
     if not (ROOT / "README.md").exists():
         pytest.skip("not a checkout")
     assert shown("README.md") == shown("README.zh.md")
+
+
+# ---- the table of formats ----------------------------------------------------------------------------------------
+
+
+def test_the_engine_s_table_of_formats_is_gguf_s(native):
+    """Against the gguf package: names, numbers, sizes; and every format that Python writes or reads is in it."""
+    import gguf
+
+    from glmlite.convert.formats import TYPES
+    from glmlite.doctor.values import SCALES_AT
+    from glmlite.quantize import FAMILIES
+
+    table = {row.name: row for row in native.formats()}
+    for kind, (values, nbytes) in gguf.GGML_QUANT_SIZES.items():
+        if kind.name in table:
+            assert table[kind.name] == (kind.name, kind.value, values, nbytes)
+    assert {kind.name for kind in gguf.GGML_QUANT_SIZES} >= TYPES.keys()
+    assert TYPES.keys() <= table.keys()
+    assert SCALES_AT.keys() <= table.keys()
+    assert {name.upper() for name in FAMILIES} <= table.keys()

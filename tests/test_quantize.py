@@ -16,7 +16,7 @@ from oracles import llamacpp_quantize as llamacpp
 from glmlite import _native as native
 from glmlite import quantize
 
-BLOCKS = [name for name, format in quantize.FORMATS.items() if format.family != "floats"]
+BLOCKS = [name for name, family in quantize.FAMILIES.items() if family != "floats"]
 LLAMA_CPP = json.loads((Path(__file__).parent / "data" / "llamacpp_quantize.json").read_text())
 LOWER = ("q4_0", "q4_k", "iq4_xs")  # where less than llama.cpp's error is wanted, not only as little
 
@@ -53,10 +53,10 @@ def test_equals_twin(type, weighted):
     if weighted:
         importance = np.exp(2 * np.random.default_rng(8).standard_normal(x.shape[1])).astype(np.float32)
         importance[64:128] = 0
-    format = quantize.FORMATS[type]
-    arguments = import_module(f"glmlite.quantize.{format.family}").ARGUMENTS[type][weighted]
+    family = quantize.FAMILIES[type]
+    arguments = import_module(f"glmlite.quantize.{family}").ARGUMENTS[type][weighted]
     seen = quantize._importance(importance, x.shape[1]) if weighted else None
-    want = twins_quantize.fields(format.family, arguments, x, seen)
+    want = twins_quantize.fields(family, arguments, x, seen)
     rows = quantize.quantize(x, type, importance)
     got = twins.fields(type.upper(), rows)
     for name, a, b in zip(("scales", "codes", "minimums"), got, want):
@@ -91,7 +91,7 @@ def test_gguf_decodes_the_same(type):
     assert np.array_equal(decode(type, rows), theirs)
 
 
-@pytest.mark.parametrize("type", list(quantize.FORMATS))
+@pytest.mark.parametrize("type", list(quantize.FAMILIES))
 def test_threads_do_not_change_bytes(type):
     x = np.random.default_rng(1).standard_normal((67, 1280), np.float32)
     rows = quantize.quantize(x, type, threads=1)
@@ -118,7 +118,7 @@ def test_float_formats():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65505.0 * 2, -1e30])
-@pytest.mark.parametrize("type", list(quantize.FORMATS))
+@pytest.mark.parametrize("type", list(quantize.FAMILIES))
 def test_refuses_what_it_cannot_store(type, value):
     x = np.random.default_rng(3).standard_normal((300, 512), np.float32)
     x[200, 300] = x[250, 7] = value

@@ -103,9 +103,20 @@ void put_scales(Format format, const RawBlock& raw, int row, uint8_t* h) {
       case Format::kQ6_K:
         for (int g = 2 * b; g < 2 * b + 2; ++g) h[kQ6KScales + 16 * g + row] = raw.scale[g];
         break;
-      default:  // IQ4_XS
+      case Format::kIQ4_XS:
         h[kIQ4XSScales + 16 * (b / 2) + row] |= static_cast<uint8_t>((raw.scale[b] & 15) << 4 * (b % 2));
         h[kIQ4XSScalesHigh + 16 * (b / 4) + row] |= static_cast<uint8_t>(raw.scale[b] >> 4 << 2 * (b % 4));
+        break;
+      case Format::kF32:
+      case Format::kF16:
+      case Format::kBF16:
+      case Format::kQ8_0:
+      case Format::kQ4_0:
+      case Format::kQ4_1:
+      case Format::kQ5_0:
+      case Format::kQ5_1:
+      case Format::kIQ4_NL:
+        break;  // no blocks of 256
     }
   }
 }
@@ -130,11 +141,22 @@ void get_scales(Format format, const uint8_t* h, int row, RawBlock* raw) {
       case Format::kQ6_K:
         for (int g = 2 * b; g < 2 * b + 2; ++g) raw->scale[g] = h[kQ6KScales + 16 * g + row];
         break;
-      default: {  // IQ4_XS
+      case Format::kIQ4_XS: {
         const int low = h[kIQ4XSScales + 16 * (b / 2) + row] >> 4 * (b % 2) & 15;
         const int high = h[kIQ4XSScalesHigh + 16 * (b / 4) + row] >> 2 * (b % 4) & 3;
         raw->scale[b] = static_cast<uint8_t>(low | high << 4);
+        break;
       }
+      case Format::kF32:
+      case Format::kF16:
+      case Format::kBF16:
+      case Format::kQ8_0:
+      case Format::kQ4_0:
+      case Format::kQ4_1:
+      case Format::kQ5_0:
+      case Format::kQ5_1:
+      case Format::kIQ4_NL:
+        break;  // no blocks of 256
     }
   }
 }

@@ -126,8 +126,12 @@ void launch_form(Format form, const LinearArgs& args, Stream stream) {
       return launch_quantized<Format::kQ6_K>(args, stream);
     case Format::kIQ4_NL:
       return launch_quantized<Format::kIQ4_NL>(args, stream);
-    default:
+    case Format::kIQ4_XS:
       return launch_quantized<Format::kIQ4_XS>(args, stream);
+    case Format::kQ4_1:
+    case Format::kQ5_0:
+    case Format::kQ3_K:
+      break;  // no forms: they are packed as others
   }
 }
 

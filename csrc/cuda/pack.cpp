@@ -88,10 +88,22 @@ void put_scales(Format format, const RawBlock& raw, int row, uint8_t* h) {
       std::memcpy(h + 8 * row, raw.scale, 8);
       std::memcpy(h + 128 + 2 * row, &raw.d, 2);
       break;
-    default:  // Q2_K
+    case Format::kQ2_K:
       for (int g = 0; g < 16; ++g) h[16 * row + g] = static_cast<uint8_t>(raw.scale[g] | raw.minimum[g] << 4);
       std::memcpy(h + 256 + 4 * row, &raw.d, 2);
       std::memcpy(h + 256 + 4 * row + 2, &raw.min, 2);
+      break;
+    case Format::kQ3_K:  // packed as Q6_K
+    case Format::kF32:
+    case Format::kF16:
+    case Format::kBF16:
+    case Format::kQ8_0:
+    case Format::kQ4_0:
+    case Format::kQ4_1:
+    case Format::kQ5_0:
+    case Format::kQ5_1:
+    case Format::kIQ4_NL:
+      break;  // no blocks of 256
   }
 }
 

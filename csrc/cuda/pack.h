@@ -42,9 +42,21 @@ constexpr Format packed_form(Format f) {
       return Format::kQ5_1;
     case Format::kQ3_K:
       return Format::kQ6_K;
-    default:
+    case Format::kF32:
+    case Format::kF16:
+    case Format::kBF16:
+    case Format::kQ8_0:
+    case Format::kQ4_0:
+    case Format::kQ5_1:
+    case Format::kQ2_K:
+    case Format::kQ4_K:
+    case Format::kQ5_K:
+    case Format::kQ6_K:
+    case Format::kIQ4_NL:
+    case Format::kIQ4_XS:
       return f;
   }
+  return f;
 }
 
 constexpr bool is_float(Format f) { return f == Format::kF32 || f == Format::kF16 || f == Format::kBF16; }
@@ -81,9 +93,15 @@ constexpr Form form_of(Format f) {
       return {4, 0, 1, false, false, true, 0, 0, 0, 256};
     case Format::kIQ4_XS:
       return {4, 0, 1, false, true, true, 0, 0, 32, 160};
-    default:
+    case Format::kF32:
+    case Format::kF16:
+    case Format::kBF16:
+    case Format::kQ4_1:  // these three are packed as others
+    case Format::kQ5_0:
+    case Format::kQ3_K:
       return {};
   }
+  return {};
 }
 
 constexpr int kPairs = kSuperBlocks / 2;  // of blocks

@@ -5,40 +5,17 @@ from __future__ import annotations
 import math
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import FormatError
+from ..formats import STORAGE
 
-__all__ = ["TYPES", "Type", "can_quantize", "encode", "tensor_bytes"]
-
-
-class Type(NamedTuple):
-    """id: GGUF's number; a block of `values` values takes `nbytes` bytes."""
-
-    id: int
-    values: int
-    nbytes: int
+__all__ = ["TYPES", "can_quantize", "encode", "tensor_bytes"]
 
 
-TYPES = {
-    "F32": Type(0, 1, 4),
-    "F16": Type(1, 1, 2),
-    "BF16": Type(30, 1, 2),
-    "Q8_0": Type(8, 32, 34),
-    "Q6_K": Type(14, 256, 210),
-    "Q5_K": Type(13, 256, 176),
-    "Q5_1": Type(7, 32, 24),
-    "Q5_0": Type(6, 32, 22),
-    "Q4_K": Type(12, 256, 144),
-    "Q4_1": Type(3, 32, 20),
-    "Q4_0": Type(2, 32, 18),
-    "Q3_K": Type(11, 256, 110),
-    "Q2_K": Type(10, 256, 84),
-    "IQ4_XS": Type(23, 256, 136),
-    "IQ4_NL": Type(20, 32, 18),
-}
+_WRITTEN = "F32 F16 BF16 Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K Q4_1 Q4_0 Q3_K Q2_K IQ4_XS IQ4_NL"
+TYPES = {name: STORAGE[name] for name in _WRITTEN.split()}
 _LARGEST_F16 = 65504
 
 

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import Cancelled, FormatError
+from ..formats import STORAGE
 from .finding import Finding, Severity
 
 _BUFFER = 1 << 20  # bytes, of each thread: stays in the cache
 _TASK = 1 << 25  # bytes that a thread takes at a time
 
 
-class Layout(NamedTuple):
+class ScalesAt(NamedTuple):
     """Where the floats of a block stand: bytes of the block, offsets in it, and their type."""
 
     nbytes: int
@@ -32,30 +33,31 @@ class Layout(NamedTuple):
     kind: str  # "f2", "f4", "f8" as numpy has them, "bf16"
 
 
-LAYOUTS = {
-    "F32": Layout(4, (0,), "f4"),
-    "F64": Layout(8, (0,), "f8"),
-    "F16": Layout(2, (0,), "f2"),
-    "BF16": Layout(2, (0,), "bf16"),
-    "Q8_0": Layout(34, (0,), "f2"),
-    "Q4_0": Layout(18, (0,), "f2"),
-    "Q4_1": Layout(20, (0, 2), "f2"),
-    "Q5_0": Layout(22, (0,), "f2"),
-    "Q5_1": Layout(24, (0, 2), "f2"),
-    "Q2_K": Layout(84, (80, 82), "f2"),
-    "Q3_K": Layout(110, (108,), "f2"),
-    "Q4_K": Layout(144, (0, 2), "f2"),
-    "Q5_K": Layout(176, (0, 2), "f2"),
-    "Q6_K": Layout(210, (208,), "f2"),
-    "IQ4_NL": Layout(18, (0,), "f2"),
-    "IQ4_XS": Layout(136, (0,), "f2"),
-    "IQ3_XXS": Layout(98, (0,), "f2"),
-    "IQ3_S": Layout(110, (0,), "f2"),
-    "IQ2_XXS": Layout(66, (0,), "f2"),
-    "IQ2_XS": Layout(74, (0,), "f2"),
-    "IQ2_S": Layout(82, (0,), "f2"),
-    "IQ1_S": Layout(50, (0,), "f2"),
+_SCALES = {
+    "F32": ((0,), "f4"),
+    "F64": ((0,), "f8"),
+    "F16": ((0,), "f2"),
+    "BF16": ((0,), "bf16"),
+    "Q8_0": ((0,), "f2"),
+    "Q4_0": ((0,), "f2"),
+    "Q4_1": ((0, 2), "f2"),
+    "Q5_0": ((0,), "f2"),
+    "Q5_1": ((0, 2), "f2"),
+    "Q2_K": ((80, 82), "f2"),
+    "Q3_K": ((108,), "f2"),
+    "Q4_K": ((0, 2), "f2"),
+    "Q5_K": ((0, 2), "f2"),
+    "Q6_K": ((208,), "f2"),
+    "IQ4_NL": ((0,), "f2"),
+    "IQ4_XS": ((0,), "f2"),
+    "IQ3_XXS": ((0,), "f2"),
+    "IQ3_S": ((0,), "f2"),
+    "IQ2_XXS": ((0,), "f2"),
+    "IQ2_XS": ((0,), "f2"),
+    "IQ2_S": ((0,), "f2"),
+    "IQ1_S": ((0,), "f2"),
 }
+SCALES_AT = {name: ScalesAt(STORAGE[name].nbytes, *at) for name, at in _SCALES.items()}
 _PLAIN = ("F32", "F64", "F16", "BF16")
 # kind -> unsigned integers of its size, all bits but the sign, the exponent of what is not finite.
 _BITS = {
@@ -102,7 +104,7 @@ def scan(tensors: Iterable[Any], threads: int | None = None, progress: Callable[
     """Look at the values of tensors, `_native.TensorInfo`s. Raises OSError, FormatError (cut short), Cancelled."""
     begin = time.perf_counter()
     tensors = list(tensors)
-    known = [tensor for tensor in tensors if tensor.type in LAYOUTS]
+    known = [tensor for tensor in tensors if tensor.type in SCALES_AT]
     total = sum(tensor.nbytes for tensor in known)
     seen = {tensor.name: Seen() for tensor in known}
     done = 0
@@ -126,7 +128,7 @@ def scan(tensors: Iterable[Any], threads: int | None = None, progress: Callable[
     finally:
         pool.shutdown(cancel_futures=True)
     findings = [finding for tensor in known for finding in _findings(tensor, seen[tensor.name])]
-    unread = tuple(sorted({tensor.type for tensor in tensors} - set(LAYOUTS)))
+    unread = tuple(sorted({tensor.type for tensor in tensors} - set(SCALES_AT)))
     return Scan(findings, total, time.perf_counter() - begin, unread)
 
 
@@ -140,7 +142,7 @@ def _tasks(tensors: Iterable[Any]) -> Iterator[list[Part]]:
     task: list[Part] = []
     room = _TASK
     for tensor in tensors:
-        step = _TASK // LAYOUTS[tensor.type].nbytes * LAYOUTS[tensor.type].nbytes
+        step = _TASK // SCALES_AT[tensor.type].nbytes * SCALES_AT[tensor.type].nbytes
         at, end = tensor.offset, tensor.offset + tensor.nbytes
         while at < end:
             part = Part(tensor, at, min(at + step, end))
@@ -173,7 +175,7 @@ def _look(task: list[Part]) -> list[tuple[Part, Seen]]:
 
 
 def _read(file: Any, part: Part, buffer: np.ndarray) -> Seen:
-    layout = LAYOUTS[part.tensor.type]
+    layout = SCALES_AT[part.tensor.type]
     step = len(buffer) // layout.nbytes * layout.nbytes
     seen = Seen()
     file.seek(part.begin)
@@ -191,7 +193,7 @@ def _read(file: Any, part: Part, buffer: np.ndarray) -> Seen:
     return seen
 
 
-def examine_bytes(data: np.ndarray, layout: Layout) -> Seen:
+def examine_bytes(data: np.ndarray, layout: ScalesAt) -> Seen:
     """Whole blocks, (bytes,) uint8; `first` counts from their beginning."""
     kind, mask, limit = _BITS[layout.kind]
     seen = Seen()
@@ -208,7 +210,7 @@ def examine_bytes(data: np.ndarray, layout: Layout) -> Seen:
 
 def _findings(tensor: Any, seen: Seen) -> Iterator[Finding]:
     if seen.bad:
-        layout = LAYOUTS[tensor.type]
+        layout = SCALES_AT[tensor.type]
         what = "values" if tensor.type in _PLAIN else "block scales"
         count = tensor.nbytes // layout.nbytes * len(layout.offsets)
         at = seen.first - tensor.offset

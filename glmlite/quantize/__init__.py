@@ -10,39 +10,23 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..formats import STORAGE
 
 # The largest magnitudes; of all others 65504, the largest f16: scales are f16.
 _LIMITS = {"f32": float.fromhex("0x1.fffffep127"), "bf16": float.fromhex("0x1.fep127")}
 
 
-class Format(NamedTuple):
-    """A storage format: its GGUF type, values and bytes of a block, and the module that writes it."""
-
-    family: str
-    block: int
-    bytes: int
-
-
-FORMATS = {
-    "f32": Format("floats", 1, 4),
-    "f16": Format("floats", 1, 2),
-    "bf16": Format("floats", 1, 2),
-    "q8_0": Format("scaled", 32, 34),
-    "q4_0": Format("scaled", 32, 18),
-    "q5_0": Format("scaled", 32, 22),
-    "iq4_nl": Format("scaled", 32, 18),
-    "q4_1": Format("affine", 32, 20),
-    "q5_1": Format("affine", 32, 24),
-    "q2_k": Format("k_affine", 256, 84),
-    "q4_k": Format("k_affine", 256, 144),
-    "q5_k": Format("k_affine", 256, 176),
-    "q3_k": Format("k_scaled", 256, 110),
-    "q6_k": Format("k_scaled", 256, 210),
-    "iq4_xs": Format("k_scaled", 256, 136),
+# Types, and the module that writes each.
+FAMILIES = {
+    **dict.fromkeys(["f32", "f16", "bf16"], "floats"),
+    **dict.fromkeys(["q8_0", "q4_0", "q5_0", "iq4_nl"], "scaled"),
+    **dict.fromkeys(["q4_1", "q5_1"], "affine"),
+    **dict.fromkeys(["q2_k", "q4_k", "q5_k"], "k_affine"),
+    **dict.fromkeys(["q3_k", "q6_k", "iq4_xs"], "k_scaled"),
 }
 
 
@@ -50,12 +34,12 @@ def row_bytes(type: str, k: int) -> int:
     """Bytes of a row of k values of a type, in any case. Raises ValueError for an unknown one, and where k is not whole
     blocks."""
     type = type.lower()
-    if type not in FORMATS:
-        raise ValueError(f"quantize: unknown type {type!r}; known: {', '.join(FORMATS)}")
-    format = FORMATS[type]
-    if k <= 0 or k % format.block:
-        raise ValueError(f"quantize: rows of {k} values, {type} needs a multiple of {format.block}")
-    return k // format.block * format.bytes
+    if type not in FAMILIES:
+        raise ValueError(f"quantize: unknown type {type!r}; known: {', '.join(FAMILIES)}")
+    storage = STORAGE[type.upper()]
+    if k <= 0 or k % storage.values:
+        raise ValueError(f"quantize: rows of {k} values, {type} needs a multiple of {storage.values}")
+    return k // storage.values * storage.nbytes
 
 
 def quantize(
@@ -86,19 +70,19 @@ def quantize(
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads < 1:
         raise ValueError(f"quantize: threads is {threads}, expected at least 1")
-    format = FORMATS[type]
-    if format.family == "floats":
+    if FAMILIES[type] == "floats":
         from . import floats
 
         block, step = k, 1  # in rows
         work = _float_work(floats.WRITERS[type], x, out)
     else:
-        family = _family(format.family)
-        block, step = format.block, family.STEP
+        family = _family(FAMILIES[type])
+        storage = STORAGE[type.upper()]
+        block, step = storage.values, family.STEP
         flat = x.reshape(-1)
         if flat.ctypes.data % 8:  # kernels read two values at a time
             flat = flat.copy()
-        blocks_out = out.reshape(-1, format.bytes).view(family.UNIT)
+        blocks_out = out.reshape(-1, storage.nbytes).view(family.UNIT)
         if not blocks_out.flags.aligned:
             raise ValueError(f"quantize: out begins at an odd address, {type} needs an even one")
         arguments = family.ARGUMENTS[type][importance is not None]
