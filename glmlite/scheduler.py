@@ -126,6 +126,11 @@ class Request:
         """Tokens not yet in the cache: the rest of the prompt, or the token just written."""
         return len(self.tokens) - len(self.sequence.tokens)
 
+    @property
+    def reads(self) -> bool:
+        """Its next call is for the prompt, or for the first token, which ends the time of reading."""
+        return self.pending > 1 or not self.written
+
     def position(self, index: int) -> tuple[int, int]:
         """Of the token at `index`, at or after the end of the prompt."""
         n = index - self.stats.prompt_tokens
@@ -265,7 +270,7 @@ class Scheduler:
             self._rows(turn)
         turns = [p for p in turns if not p.request.rows]
         if turns:
-            self._run(turns, 0.0 if any(p.request.pending > 1 for p in turns) else BURST_MS)
+            self._run(turns, 0.0 if any(p.request.reads for p in turns) else BURST_MS)
 
     def _admit(self) -> None:
         while self._queue and len(self._active) < self.parallel:
@@ -306,7 +311,7 @@ class Scheduler:
         return Sequence(self.engine.fork(best.handle, common), best.tokens[:common], shared=True)
 
     def _plan(self) -> list[Turn]:
-        reading = sum(r.pending > 1 for r in self._active)
+        reading = sum(r.reads for r in self._active)
         chunk = PREFILL_SHARED if reading < len(self._active) else self.chunk
         share = max(PREFILL_LEAST, chunk // max(reading, 1))
         return [_turn(r, share, 1 if reading else BURST) for r in self._active]

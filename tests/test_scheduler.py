@@ -344,10 +344,11 @@ def test_a_lost_model_ends_its_thread(executor, tiny_file):
     model = glmlite.load(tiny_file())
     model.generate([1, 2], max_tokens=2)
     thread = model._scheduler._thread
-    generation = model.stream([1, 2], max_tokens=2)
+    generation = model.stream([1, 2], max_tokens=20, ignore_eos=True)
     del model
     gc.collect()
-    assert generation.result().finish_reason in ("stop", "length")
+    answer = generation.result()
+    assert (len(answer.tokens), answer.finish_reason) == (20, "length")
     del generation
     gc.collect()
     thread.join(5.0)

@@ -252,6 +252,24 @@ def test_a_prompt_is_read_in_chunks_and_written_in_bursts(board):
     assert b.engine.limits[:5] == [0.0, 0.0, BURST_MS, BURST_MS, BURST_MS]
 
 
+def test_a_first_token_waits_for_no_burst_of_the_others(board):
+    """A prompt of which all but one token is kept is read, too: the call is as short as for any other prompt."""
+    b = board()
+    kept = b.ask(different(10, 1), write=1)
+    b.wait()
+    b.finish(kept)
+    writer = b.ask(different(10, 2), write=100)
+    b.wait()
+    b.step()
+    again = b.ask(different(10, 1), write=100)
+    assert [w[1:] for w in b.step()] == [(1, 1), (1, 1)]
+    assert again.stats.reused_tokens == 9
+    assert b.engine.limits[-1] == 0.0
+    assert [w[1:] for w in b.step()] == [(1, BURST), (1, BURST)]
+    assert b.engine.limits[-1] == BURST_MS
+    b.finish(writer, again)
+
+
 def test_a_chunk_is_shared_and_is_small_while_others_write(board):
     b = board()
     first = b.ask(different(1000, 1), write=1)
