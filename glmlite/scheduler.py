@@ -128,7 +128,7 @@ class Request:
 
     @property
     def reads(self) -> bool:
-        """Its next call is for the prompt, or for the first token, which ends the time of reading."""
+        """Its next call is for the prompt, or for the first token: written alone, it ends the time of reading."""
         return self.pending > 1 or not self.written
 
     def position(self, index: int) -> tuple[int, int]:
@@ -441,13 +441,9 @@ class Scheduler:
 
 
 def _turn(request: Request, share: int, burst: int) -> Turn:
-    """The next tokens of a request: a bidirectional context whole, otherwise at most `share`.
-
-    The first token of an answer is written alone: with it, the time of reading ends.
-    """
+    """The next tokens of a request: a bidirectional context whole, otherwise at most `share`."""
     whole = 0 if request.sequence.tokens else request.layout.context
     count = whole or min(request.pending, share)
-    burst = burst if request.written else 1
     budget = min(burst, request.max_tokens - request.written) if count == request.pending else 0
     return Turn(request, count, whole, budget)
 

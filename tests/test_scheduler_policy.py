@@ -339,6 +339,29 @@ def test_the_longest_common_beginning_is_reused_of_a_running_one_too(board):
     b.finish(running, like)
 
 
+def test_the_longest_common_beginning_is_reused_whichever_is_the_latest(board):
+    b = board()
+    for tokens in ([1, 2, 3, 4, 5, 6], [1, 2, 9]):
+        request = b.ask(tokens, write=1)
+        b.wait()
+        b.finish(request)
+    like = b.ask([1, 2, 3, 4, 5, 9], write=1)
+    b.wait()
+    assert like.stats.reused_tokens == 5
+    b.finish(like)
+
+
+def test_a_running_bidirectional_context_is_nobody_s_beginning(board):
+    b = board(pages=40)
+    running = b.ask(600, write=50, context=500)
+    b.wait()
+    b.step()
+    like = b.ask(600, write=1)
+    b.step()
+    assert like.stats.reused_tokens == 0
+    b.finish(running, like)
+
+
 def test_the_last_token_is_always_computed_again(board):
     b = board()
     for _ in range(2):
@@ -409,6 +432,27 @@ def test_who_does_not_fit_beside_the_others_waits(board):
     assert second.sink.error is None
 
 
+def test_room_is_for_what_the_others_still_have_to_read_too(board):
+    b = board(pages=8)
+    first = b.ask(different(PREFILL_ALONE + 144, 1), write=1)  # 7 pages, 4 of them after the first call
+    b.wait()
+    second = b.ask(different(100, 2), write=1)  # 2 pages
+    assert len(b.step()) == 1
+    assert list(b.scheduler._queue) == [second]
+    b.finish(first, second)
+    assert [r.sink.error for r in (first, second)] == [None, None]
+
+
+def test_who_waits_for_room_takes_none_from_the_one_whose_beginning_it_shares(board):
+    b = board(pages=2)
+    first = b.ask(different(70, 1), write=50)
+    b.wait()
+    second = b.ask([*different(69, 1), 7, 7], write=1)
+    assert len(b.step()) == 1
+    b.finish(first, second)
+    assert [r.sink.error for r in (first, second)] == [None, None]
+
+
 def test_the_youngest_gives_its_pages_back_and_is_the_next(board):
     b = board(pages=4, parallel=2)
     first = b.ask(different(100, 1), write=80)
@@ -430,6 +474,19 @@ def test_the_youngest_gives_its_pages_back_and_is_the_next(board):
     assert (first.stats.generated_tokens, second.stats.generated_tokens) == (80, 80)
     # What is read a second time was not kept: the statistics do not say so.
     assert second.stats.reused_tokens == 0
+
+
+def test_what_a_second_reading_finds_in_the_cache_was_read_by_the_first(board):
+    b = board(pages=4, parallel=3)
+    before = b.ask(different(10, 1), write=1)
+    b.wait()
+    first = b.ask(different(100, 2), write=80)
+    second = b.ask([*different(99, 2), *different(21, 3)], write=80)
+    assert [w[1] for w in b.step()] == [100, 120]  # both admitted at once: neither is in the cache yet
+    b.finish(before, first, second)
+    assert ("fork", 2, 99) in [e[:3] for e in b.engine.events]  # read again, after the first
+    assert second.stats.reused_tokens == 0
+    assert second.stats.generated_tokens == 80
 
 
 def test_the_oldest_always_goes_on(board):
@@ -517,10 +574,15 @@ def test_who_fails_alone_is_given_up_alone(board):
     assert good.sink.error is None
     assert good.stats.generated_tokens == 30
     assert "not finite" in str(bad.sink.error)
+    assert bad.sequence.handle not in b.engine.sequences
 
 
 def test_close_fails_what_runs_and_what_waits_and_frees_all(board):
     b = board(parallel=1)
+    done = b.ask(different(10, 3), write=1)
+    b.wait()
+    b.finish(done)
+    assert len(b.engine.sequences) == 1  # kept
     running = b.ask(different(1000, 1), write=10)
     b.wait()
     waiting = b.ask(different(10, 2), write=10)
