@@ -681,7 +681,8 @@ def test_bench_never_speaks_of_more_than_a_whole(fraction, cached, text):
 
 def test_bench_counts_what_a_token_costs():
     """Reading a prompt multiplies nothing by the output's matrix; writing a token reads all matrices."""
-    native = pytest.importorskip("glmlite._native")
+    from glmlite import _native as native
+
     gguf = native.Gguf(builtin.path())
     matrices = {name: t for name, t in gguf.tensors.items() if len(t.shape) == 2 and name != "token_embd.weight"}
     inner = [t for name, t in matrices.items() if name.startswith("blk.")]
