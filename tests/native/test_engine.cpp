@@ -139,9 +139,9 @@ Work work(int sequence, int count, int start = 0, uint32_t seed = 0) {
 std::vector<Sample> generate(Engine& engine, uint32_t seed, int count) {
   Work w = work(engine.new_sequence(), 20 + static_cast<int>(seed) % 60, 0, seed);
   SamplerOptions options;
-  options.temperature = 1;
-  options.repetition_penalty = 1.1;
-  options.top_p = 0.95;
+  options.set("temperature", 1);
+  options.set("repetition_penalty", 1.1);
+  options.set("top_p", 0.95);
   options.logprobs = 2;
   options.seed = seed;
   w.sampler = std::make_shared<Sampler>(options);
