@@ -122,7 +122,7 @@ def commit() -> str:
 
 
 def architecture() -> str:
-    """Of the GPU at hand, as CMake names it; without one, of CUDAARCHS, or an H100's."""
+    """The architecture of the GPU at hand, as CMake names it; without one, of CUDAARCHS, or an H100's."""
     if shutil.which("nvidia-smi"):
         asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
         capability = subprocess.run(asked, capture_output=True, text=True).stdout.replace(".", "").split()

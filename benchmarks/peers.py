@@ -57,7 +57,7 @@ class Ours:
             self.engine.step([self._work(part, at + i)], last)
 
     def seconds_per_step(self, tokens, at, steps=16):
-        """Of steps that enter so many tokens after the first `at` and want all their logits."""
+        """Seconds of steps that enter so many tokens after the first `at` and want all their logits."""
         start = time.perf_counter()
         for _ in range(steps):
             self.engine.truncate(self.sequence, at)
@@ -115,7 +115,7 @@ class Timed:
 
 
 class LlamaBench:
-    """The same from a llama-bench program; `command` may have options of its own."""
+    """Speeds from a llama-bench program; `command` may have options of its own."""
 
     def __init__(self, command, path, threads, depth, prompt, generate):
         self.name = command

@@ -33,7 +33,7 @@ def theirs(x, type, importance, threads):
 
 
 def seconds(turns, *calls):
-    """Of each call, the least time of several turns."""
+    """The least time of several turns."""
     best = [np.inf] * len(calls)
     for _ in range(turns):
         for i, call in enumerate(calls):

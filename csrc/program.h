@@ -35,7 +35,7 @@ struct OpSpec {
 // An input has the rows that another part of the program made; only Program::split makes one.
 enum class OpKind { kInput, kEmbed, kRmsNorm, kLayerNorm, kLinear, kAttention, kSwiglu, kGelu, kSelect };
 
-// The same, checked. Slots that an op does not have, or that are not filled, are -1, null or empty.
+// An op of the list, checked. Slots that an op does not have, or that are not filled, are -1, null or empty.
 struct Op {
   OpKind kind;
   std::string text;                      // for messages: "linear %12 'blk.0.attn_qkv.weight'"
@@ -78,7 +78,7 @@ class Program {
   std::pair<Program, Program> split(int layers) const;
   // Index of the op with which the last `layers` attention ops, and what belongs to them, begin; see `split`.
   size_t seam(int layers) const;
-  // Of the file's distinct tensors that the ops name.
+  // Bytes of the file's distinct tensors that the ops name.
   uint64_t file_bytes() const;
   // The prefix, read from the file: keys, then values, of each attention op, (prefix, kv_heads * head_dim) each.
   std::vector<float> prefix_values() const;

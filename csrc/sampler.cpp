@@ -27,7 +27,7 @@ enum Option {
   kOptionCount
 };
 
-// Of each Option, in their order. top_p and min_p count after softmax; penalties and temperature change logits.
+// A row for each Option, in their order. top_p and min_p count after softmax; penalties and temperature change logits.
 constexpr SamplingOption kOptions[] = {
     {"temperature", 0, 10'000, false, false, 0, 0.8},  // 0: the largest logit
     {"top_k", 0, INT32_MAX, false, true, 0, 0},

@@ -55,7 +55,7 @@ class Sampler {
   // most likely whose probabilities reach top_p (Holtzman et al. 2020), those of at least min_p times the largest, one
   // draw in order of likelihood.
   Sample sample(const float* logits, int64_t vocab);
-  // The same in two halves, for a device that draws: what it needs besides the logits, and what it drew.
+  // A sample in two halves, for a device that draws: what it needs besides the logits, and what it drew.
   DrawRequest request(int64_t vocab) const;
   Sample take(int32_t token);
   bool needs_logits() const { return options_.logprobs >= 0; }

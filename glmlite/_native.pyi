@@ -31,7 +31,7 @@ def machine_int8_peak(threads: int, isa: str = "") -> float:
     """8-bit operations, in 1e9 a second, of a kernel set's dot products on registers, measured now."""
 
 def machine_f32_peak(threads: int, isa: str = "") -> float:
-    """The same of its f32 fused multiply-adds, two operations each."""
+    """f32 operations, in 1e9 a second, of a kernel set's fused multiply-adds (two each) on registers, measured now."""
 
 # ---- formats -----------------------------------------------------------------------------------------------------
 

@@ -320,7 +320,7 @@ class Scores:
         )
 
     def result(self) -> Perplexity | None:
-        """Of the chunks that are done; None before the first."""
+        """The figures of the chunks that are done; None before the first."""
         return self._result
 
 
@@ -332,7 +332,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def standard_error(values: NDArray) -> float:
-    """Of the mean; NaN for a single value. The tokens count as independent, which neighbours are not quite."""
+    """The error of the mean; NaN for a single value. Tokens count as independent, which neighbours are not quite."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 

@@ -94,7 +94,7 @@ class Published:
 PUBLISHED: Sequence[Published] = (
     Published("ChatGLM-6B", "chatglm1", Sizes(28, 4096, 32, 130528)),
     Published("ChatGLM-6B, first release", "chatglm1", Sizes(28, 4096, 32, 150528)),
-    # Of the long ones ChatGLM3 multiplies the base, ChatGLM2 divides the positions: which it is cannot be seen.
+    # In the long ones ChatGLM3 multiplies the base, ChatGLM2 divides the positions: which it is cannot be seen.
     Published("ChatGLM2-6B, ChatGLM3-6B, CodeGeeX2", "chatglm", Sizes(28, 4096, 32, 65024), rope_dim=64, context=8192),
     Published(
         "GLM-4-9B, CodeGeeX4",

@@ -52,7 +52,7 @@ def backend(device: str) -> ModuleType:
 
 
 def gpu_index(device: str) -> int:
-    """Of "cuda:1", and of "cuda" and "auto", which mean the first."""
+    """The index that "cuda:1" names; "cuda" and "auto" mean the first."""
     return int(device.partition(":")[2] or 0)
 
 

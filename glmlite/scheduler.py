@@ -132,7 +132,7 @@ class Request:
         return self.pending > 1 or not self.written
 
     def position(self, index: int) -> tuple[int, int]:
-        """Of the token at `index`, at or after the end of the prompt."""
+        """The position of the token at `index`, at or after the end of the prompt."""
         n = index - self.stats.prompt_tokens
         (a, b), (da, db) = self.layout.next_position, self.layout.position_step
         return a + n * da, b + n * db

@@ -292,7 +292,7 @@ def run(engine, prompts, samplers, budget=4):
 
 
 def run_by_hand(engine, ids, sampler, budget=4):
-    """The same with the CPU's sampler."""
+    """With the CPU's sampler."""
     sequence, tokens = engine.new_sequence(), []
     for at in range(budget):
         next_ones = [work(sequence, tokens[-1:], len(ids) + at - 1)] if tokens else [work(sequence, ids)]

@@ -507,7 +507,7 @@ def test_a_weight_in_a_quantized_file(tmp_path):
 
 
 def test_parts_and_buffers_meet(tmp_path, monkeypatch):
-    """The same findings however the file is cut."""
+    """Equal findings, however the file is cut."""
     x = np.ones((50, 64), np.float32)
     x[37, 3:5] = np.nan
     path = write(tmp_path, well(tensors={"blk.0.attn_output.weight": None, "blk.1.attn_output.weight": None, "x": x}))

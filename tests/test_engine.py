@@ -121,7 +121,7 @@ WHOLE = {"F32": 5e-3, "F16": 5e-3, "BF16": 5e-3} | dict.fromkeys(QUANTIZED, 3e-2
 def check_ops(case, parts, kv_type="f16", work=_native.Work):
     """Every op of steps (ids, positions, visible) of one sequence, from the native engine's own inputs to it."""
     engine, numpy = case.engine(kv_type=kv_type), case.numpy(kv_type)
-    # Of attention: keys and values may round to the neighbour, 2^-11 away in f16, 1/127 of the row's largest in q8.
+    # In attention keys and values may round to the neighbour, 2^-11 away in f16, 1/127 of the row's largest in q8.
     neighbour = {"f16": 2e-3, "q8": 2e-2}[kv_type]
     sequence, other = engine.new_sequence(), numpy.new_sequence()
     for ids, positions, visible in parts:

@@ -9,8 +9,8 @@ import pytest
 
 import glmlite
 
-# Of the medians of the last and the first third of the samples. A leak of one 4 KB page a round, or of the tiny
-# file's metadata (some 50 KB) every tenth, exceeds it.
+# What the median of the last third of the samples may exceed the first's by. A leak of one 4 KB page a round, or of
+# the tiny file's metadata (some 50 KB) every tenth, exceeds it.
 GROWTH = 300_000
 
 SOAK = """

@@ -154,7 +154,7 @@ def declared_parameters(node):
 
 
 def compiled_parameters(function):
-    """The same, from the signature that pybind11 puts into the docstring's first line; None if there is none."""
+    """As `declared_parameters`, from the signature in the first line of pybind11's docstring; None without one."""
     match = re.match(r"\w+\((.*)\)(?: -> .*)?$", (function.__doc__ or "").split("\n")[0])
     if match is None:
         return None

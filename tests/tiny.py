@@ -191,7 +191,7 @@ def _unigram_tokens():
 
 
 def checksum(model):
-    """Of all weights: stored beside an oracle's numbers, to see that it is the model they belong to."""
+    """A sum of all weights, stored beside an oracle's numbers, to see that it is the model they belong to."""
     total = 0
     for name in sorted(model.tensors):
         total = zlib.crc32(model.tensors[name].tobytes(), zlib.crc32(name.encode(), total))

@@ -136,8 +136,8 @@ def turned(x: np.ndarray, norm: np.ndarray | None, eps: float, pairs, cos, sin):
 
 
 MMA_GPU = 48 * U
-"""Of one matrix instruction of f16, relative to the sum of its terms' sizes: up to 24 terms and sums of terms are cut
-to 24 bits of the largest (Fasi et al. 2021, Numerical behavior of NVIDIA tensor cores)."""
+"""The error of one matrix instruction of f16, relative to the sum of its terms' sizes: up to 24 terms and sums of terms
+are cut to 24 bits of the largest (Fasi et al. 2021, Numerical behavior of NVIDIA tensor cores)."""
 MMA_EMULATED = U
 HALF = 2.0**-11  # a rounding to f16
 

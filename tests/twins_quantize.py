@@ -98,7 +98,7 @@ def near(value, unit, low, high, shift):
 
 
 def keep_best(candidates):
-    """Of tuples that begin with a gain: at each place the values of the first one with the largest gain."""
+    """The best of tuples that begin with a gain: at each place the values of the first one with the largest gain."""
     best = [a.copy() for a in candidates[0]]
     for candidate in candidates[1:]:
         better = candidate[0] > best[0]

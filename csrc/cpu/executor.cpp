@@ -826,7 +826,7 @@ void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) 
   finish_tile(op, tile, state);
 }
 
-// The same from chunks that were computed before, chunk c's partial result at parts + c * stride.
+// Finishes a tile from chunks that were computed before, chunk c's partial result at parts + c * stride.
 void CpuExecutor::merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride) {
   const int64_t queries = (tile.end - tile.begin) * group(op);
   float* state = parts;

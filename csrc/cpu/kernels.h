@@ -154,7 +154,7 @@ struct CpuKernels {
   // For measuring the machine: `rounds` rounds of independent integer dot products on registers. Returns the number of
   // 8-bit operations done, two per multiply-add; *result depends on all of them.
   int64_t (*dot_rounds)(int64_t rounds, int32_t* result);
-  // The same of f32 fused multiply-adds, two operations each.
+  // For measuring, too: f32 fused multiply-adds on registers, two operations each.
   int64_t (*fma_rounds)(int64_t rounds, int32_t* result);
 };
 

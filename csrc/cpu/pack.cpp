@@ -54,7 +54,8 @@ inline void put_codes(const FormatTraits& t, const uint8_t* code, int row, uint8
   }
 }
 
-// The same for 16 bytes whose low nibbles are the codes of columns 0..15 and whose high ones are those of 16..31.
+// Puts a row's 16 bytes in their places, whose low nibbles are the codes of columns 0..15 and whose high ones are those
+// of 16..31.
 inline void put_nibbles(const uint8_t* nibbles, int row, uint8_t* block) {
   for (int j = 0; j < 4; ++j) memcpy(block + 64 * j + 4 * row, nibbles + 4 * j, 4);
 }

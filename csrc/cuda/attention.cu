@@ -150,7 +150,7 @@ struct ChunkScales {
     of[0] = scales[lane];
     of[1] = scales[lane + kWarp];
   }
-  // Of a lane's two positions of a tile.
+  // The scales of a lane's two positions of a tile.
   __device__ float2 of_tile(int tile) const {
     const int lane = position_of(tile) % kWarp;
     const float mine = tile < 4 ? of[0] : of[1];
@@ -173,7 +173,8 @@ __device__ inline void finish_scores(const float (&scale)[2], const ChunkScales&
   }
 }
 
-// Those of values, and of two rows the power of two that brings the largest that the row sees below 1. For f16: 1.
+// The scales of values, and for each of two rows the power of two that brings the largest that the row sees below 1.
+// For f16: 1.
 struct ValueScales : ChunkScales {
   float down[2] = {1, 1};
 
@@ -233,8 +234,8 @@ struct WeightOperand : WeightWords<kType> {
   }
 };
 
-// Of two rows with eight columns, a chunk's values weighted. value(i): positions 32 i + 8 (lane % 4) .. + 7 of column
-// lane / 4.
+// Adds a chunk's weighted values to two rows with eight columns. value(i): positions 32 i + 8 (lane % 4) .. + 7 of
+// column lane / 4.
 template <KvType kType, class Value>
 __device__ inline void weigh(const WeightOperand<kType> (&weights)[kSteps], const Value& value, float (&acc)[4]) {
 #pragma unroll
@@ -316,7 +317,7 @@ __device__ inline int chunks_of(int context) { return (context + kPageTokens - 1
 // (max, sum, power of the values, unused, acc).
 __host__ __device__ constexpr int partial_floats(int columns) { return 4 + columns; }
 
-// Of a chunk of row `row` of the tile's queries.
+// Where the partial result of a chunk of row `row` of the tile's queries stands.
 __device__ inline float* partial_of(const AttendArgs& args, int columns, int tile, int kv_head, int row, int chunk) {
   const int64_t query = (static_cast<int64_t>(tile) * args.op.cache.kv_heads + kv_head) * args.rows + row;
   return args.op.partials + (query * args.max_chunks + chunk) * partial_floats(columns);

@@ -561,7 +561,7 @@ StepResult CudaExecutor::run_step(const Step& step, const CancelFlag* cancel, co
   return result;
 }
 
-// Of the rows without a token.
+// Brings the logits of the rows for which no token was drawn.
 void CudaExecutor::fetch_logits(const Step& step, const std::vector<int32_t>& tokens) {
   const float* from = value(program_.ops.back().out);
   for (size_t i = 0; i < tokens.size(); ++i) {

@@ -108,7 +108,7 @@ struct RmsNorm {
   float* y;
   uint8_t* blocks;
 };
-// Of x, `norm`; and of its y, `next`, unless that is null (host pointer).
+// The norm `norm` of x, and the norm `next` of its y, unless that is null (host pointer).
 void rms_norm(const float* x, const RmsNorm& norm, const RmsNorm* next, int64_t tokens, int64_t n, Stream stream);
 void layer_norm(const float* x, const float* w, const float* b, float* y, int64_t tokens, int64_t n, float eps,
                 uint8_t* blocks, Stream stream);
@@ -160,7 +160,7 @@ struct AppendKv {
 };
 void append_kv(const AppendKv& op, Stream stream);
 
-// The same store for keys and values as they are, (count, kv_heads * head_dim) f32, to entries 0 .. count - 1 of a
+// Stores keys and values as they are, (count, kv_heads * head_dim) f32, to entries 0 .. count - 1 of a
 // sequence with these pages: the prefix of P-Tuning. bad: one flag.
 void store_prefix(const float* k, const float* v, int64_t count, const KvCache& cache, const int32_t* pages,
                   int32_t* bad, Stream stream);

@@ -53,7 +53,7 @@ class Plan {
     size_t upload;    // bytes of its state
     size_t partials;  // bytes of attention's partial results
   };
-  // Of the largest step that room is made for while loading.
+  // The size of the largest step that room is made for while loading.
   StepSize largest() const;
   // Bytes of attention's partial results in a step of so many tokens.
   size_t partial_bytes(int64_t tokens, int64_t context) const;

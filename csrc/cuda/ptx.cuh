@@ -24,7 +24,7 @@ __device__ inline uint32_t halves_of(float low, float high) {
   const __half2 v = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&v);
 }
-// Of two f16, each less the same whole number up to 2048.
+// Two f16, each less a whole number up to 2048.
 __device__ inline uint32_t half2_minus(uint32_t v, int number) {
   const __half2 r = __hsub2(*reinterpret_cast<const __half2*>(&v), __half2half2(__int2half_rn(number)));
   return *reinterpret_cast<const uint32_t*>(&r);

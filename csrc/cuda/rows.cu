@@ -55,7 +55,7 @@ __device__ inline float block_sum(float x, float* shared) {
   return warp_sum(shared[lane]);
 }
 
-// Of a vector of weights that is wanted later: the block's warps ask for it.
+// Has the block's warps ask for a vector of weights that is wanted later.
 __device__ inline void prefetch_vector(const float* w, int n) {
   constexpr int kWarpFloats = 1024;  // 32 lines
   const int at = threadIdx.x / kWarp * kWarpFloats;

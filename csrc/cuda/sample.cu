@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) find_bad(const float* x, int n, cons
   }
 }
 
-// Of a whole warp.
+// The largest key of a whole warp.
 __device__ inline uint64_t warp_largest(uint64_t key) {
   for (int apart = kWarp / 2; apart > 0; apart /= 2) key = max(key, __shfl_xor_sync(kAllLanes, key, apart));
   return key;
@@ -52,7 +52,7 @@ struct Row {
         logits(reinterpret_cast<float*>(found + 1)),
         slices(slices_of(op.vocab)),
         largest_keys(reinterpret_cast<uint64_t*>(logits + int64_t{slices} * kSlice)) {}
-  // Of a whole warp.
+  // The largest key of all slices, found by a whole warp.
   __device__ uint64_t largest() const {
     uint64_t key = 0;
     for (int i = threadIdx.x % kWarp; i < slices; i += kWarp) key = max(key, largest_keys[i]);

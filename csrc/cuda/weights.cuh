@@ -11,7 +11,7 @@ __device__ inline uint32_t table_word(int i) {
   return kWords[i];
 }
 
-// Of four nibbles of `codes`, each below the last, the bytes of the table. picks: 3210 with each digit's 4 set where
+// The bytes of the table for four nibbles of `codes`, each below the last. picks: 3210 with each digit's 4 set where
 // the nibble is 8 or more.
 __device__ inline uint32_t look_up(uint32_t codes, uint32_t picks) {
   const uint32_t low = __byte_perm(table_word(0), table_word(1), codes & 0x7777);
@@ -117,7 +117,7 @@ struct Header {
   }
 };
 
-// The same, unpacked so far that a scale is one byte, or f16.
+// Scales of a superblock, unpacked so far that each is one byte, or f16.
 template <Format kFormat>
 struct Scales {
   static constexpr Form f = form_of(kFormat);

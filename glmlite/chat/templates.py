@@ -31,7 +31,7 @@ _GLM4 = (
 )
 _EDGE = "{% for m in messages %}<|{{ 'observation' if m.role == 'tool' else m.role }}|>\n{{ m.content }}{% endfor %}"
 
-# Of sentencepiece the blank is the one that each text begins with.
+# In sentencepiece vocabularies the blank is the one that each text begins with.
 CHATGLM3 = (
     "[gMASK]<sop>{% for m in messages %}<|{{ 'observation' if m.role == 'tool' else m.role }}|>"
     "{{ m.metadata or '' if m.role == 'assistant' else '' }}\n {{ m.content }}{% endfor %}" + _END

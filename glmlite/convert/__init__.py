@@ -50,7 +50,7 @@ class Conversion:
 
     @property
     def nbytes(self) -> int:
-        """Of the tensors."""
+        """Bytes of the tensors."""
         return sum(tensor_bytes(tensor.shape, type) for tensor, type in self.tensors)
 
     def roles(self) -> list[tuple[str, str, int, int]]:

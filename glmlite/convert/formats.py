@@ -20,7 +20,7 @@ _LARGEST_F16 = 65504
 
 
 def tensor_bytes(shape: tuple[int, ...], type: str) -> int:
-    """Of a tensor whose rows are whole blocks of `type`."""
+    """Bytes of a tensor whose rows are whole blocks of `type`."""
     return math.prod(shape) // TYPES[type].values * TYPES[type].nbytes
 
 

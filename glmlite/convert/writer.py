@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Of all pieces."""
+        """Bytes of all pieces."""
         return self.stored[1] if self.stored else tensor_bytes(self.shape, self.type)
 
 

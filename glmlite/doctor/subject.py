@@ -54,7 +54,7 @@ class Subject:
 
     @cached_property
     def rows(self) -> int | None:
-        """Of the embeddings: the tokens that the model has."""
+        """Rows of the embeddings: the tokens that the model has."""
         shape = self.shapes.get("token_embd.weight", ())
         return shape[0] if len(shape) == 2 else None
 
@@ -97,7 +97,7 @@ class Subject:
 
     @property
     def family(self) -> str | None:
-        """Of the tokenizer: gpt2, llama, t5."""
+        """The tokenizer's kind: gpt2, llama, t5."""
         return self.text("tokenizer.ggml.model")
 
     @cached_property

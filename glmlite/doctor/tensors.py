@@ -32,7 +32,7 @@ def output(subject: Subject) -> Iterator[Finding]:
     """The matrix of the logits, which the embeddings replace where it is missing."""
     if not subject.glm or "output.weight" in subject.shapes or "token_embd.weight" not in subject.shapes:
         return
-    # Of `chatglm` only GLM-Edge's is tied.
+    # Among `chatglm` models only GLM-Edge's is tied.
     known = subject.published
     untied = not known.tied if known else subject.architecture == "chatglm" and subject.biased
     if untied and subject.architecture not in ("chatglm1", "glm"):

@@ -78,7 +78,7 @@ class Part(NamedTuple):
 
 @dataclass
 class Seen:
-    """Of a part or of a whole tensor: whether all is zero, how many floats are not finite, the byte of the first."""
+    """A part of a tensor, or all of it: whether all is zero, how many floats are not finite, the byte of the first."""
 
     zero: bool = True
     bad: int = 0

@@ -20,7 +20,8 @@ void reverse(int* to, bool barrier) {
   to[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
-// The same where a warp has much to do between its write and its reads, so that another has written unless it is slow.
+// A race, too, where a warp has much to do between its write and its reads: another has written then, unless it is
+// slow.
 void reverse_late(int* to, bool barrier) {
   wait_for_previous();
   int* shared = reinterpret_cast<int*>(shared_memory());

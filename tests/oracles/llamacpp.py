@@ -85,7 +85,7 @@ class Ours:
         return rows
 
     def exact_logits(self, texts):
-        """Of every token of each text: a list of (tokens, vocab)."""
+        """The logits of every token of each text: a list of (tokens, vocab)."""
         works = [reference.Work(self.exact.new_sequence(), ids, causal(len(ids))) for ids in texts]
         logits = self.exact.step(works, range(sum(map(len, texts))))
         for work in works:

@@ -300,7 +300,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
     p.lane = i % kWarp;
     p.warp = i / kWarp;
   }
-  // Of the kernels that follow one another, a later one may begin now.
+  // A kernel that follows this one may begin now.
   const auto chance = [&](unsigned n) { return options().seed && m.random() % n == 0; };
   const bool keep = chance(4);
   std::map<void*, std::vector<uint8_t>> now;
