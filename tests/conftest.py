@@ -10,8 +10,11 @@ import twin_engine
 import glmlite
 from glmlite import placement
 
-# What a shell starts in the background ignores SIGINT, and so would the commands that tests interrupt.
+# What a shell starts in the background ignores SIGINT, what `nohup` starts SIGHUP, and so would the commands that tests
+# interrupt and hang up on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
