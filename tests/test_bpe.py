@@ -1,12 +1,14 @@
 """Byte-level BPE: the engine's merges against the tokenizers library's, and against ten lines of Python."""
 
 import random
+import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import tokenizers
 import trained
+import vocab
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
@@ -14,6 +16,7 @@ from glmlite import _native
 from glmlite.errors import FormatError
 from glmlite.tokenizer import Tokenizer, bpe
 from glmlite.tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
+from glmlite.tokenizer.vocabulary import Metadata, Vocabulary
 
 RUNS = [" ", "  ", "\n", "\r\n", "\t", "'ll", "'s", " " * 70, "\n" * 70, "a" * 200, "7" * 90, "你" * 80, "，", ". "]
 WORDS = [
@@ -183,3 +186,40 @@ def test_long_runs_take_a_time_that_grows_with_their_length(model, unit):
     line = (unit * 200_000)[:200_000]
     ids = encode(line)
     assert 0 < len(ids) <= 3 * len(line)
+
+
+@pytest.mark.parametrize(
+    "pre, words",
+    [
+        ("deepseek-llm", "Hello| world|,| | foo| |1|2|½|!|\n| | x|😀   😀  |你好| |한국| Ü|n|ï|code|ვა"),
+        ("deepseek-coder", "Hello| world|,| | foo| |1|2|½|!|\n| | x|😀   😀 | |你好| |한국| Ünïcode|ვა"),
+        ("seed-coder", "Hello| world|,| | foo| |1|2|½|!|\n| | x|😀|  | 😀| | 你好| 한국| Ünïcodeვა"),
+        ("viking", "Hello| world|, | foo| |1|2|½|!\n | x😀|  | 😀| | 你好| 한국| Ünïcodeვა"),
+        ("minerva-7b", "Hello| world|,| | foo| |1|2|½|!|\n | x|😀|  | 😀| | 你好| 한국| Ünïcodeვა"),
+        ("mellum", "Hello| world|,| | foo| 12½|!|\n | x|😀|  | 😀| | 你好| 한국| Ünïcodeვა"),
+        ("falcon3", "Hello| world|,| | foo| |12½|!\n| | x|😀|  | 😀| | 你好| 한국| Ünïcodeვა"),
+        ("megrez", "Hello| world|,| | foo| |1|2|½|!\n| | x|😀|  | 😀| | 你好| 한국| Ünïcodeვა"),
+    ],
+)
+def test_words_of_files_of_the_llama_architecture(pre, words):
+    metadata = Metadata(vocab.small_bytes(pre))
+    codec = bpe.ByteBPE(metadata, Vocabulary(metadata))
+    text = words.replace("|", "")
+    ends = codec._cut(text, 0).tolist()
+    assert "|".join(text[begin:end] for begin, end in pairwise([0, *ends])) == words
+
+
+def test_white_space_before_a_slice_s_end_is_not_the_last_of_the_text(model, monkeypatch):
+    monkeypatch.setattr(bpe, "_SLICE", 64)
+    line = "ab😀" + " " * 100 + "😀" + " " * 70 + "\n" + "😀" * 70 + " " * 90
+    assert ours(model, "deepseek-llm")(line) == library(model, "deepseek-llm")(line)
+
+
+@pytest.mark.parametrize("pre", PATTERNS)
+def test_long_runs_are_cut_in_a_time_that_grows_with_their_length(model, pre):
+    """A run of white space that ends in something else: tried at each of its blanks, it would take minutes."""
+    encode = ours(model, pre)
+    for line in (" " * 200_000 + "😀", "😀" * 100_000, "ვ" * 100_000):
+        begin = time.perf_counter()
+        assert encode(line)
+        assert time.perf_counter() - begin < 10
