@@ -859,7 +859,7 @@ def test_unknown_architecture_lists_the_known(tmp_path):
         ("chatglm-6b", {"num_attention_heads": 3}, "3 heads do not divide 64 columns"),
         ("chatglm-6b", {"hidden_size": 32}, r"query_key_value\.weight' is \(192, 64\), expected 96 rows"),
         ("glm4-9b", {"hidden_act": "gelu"}, "'hidden_act' is 'gelu', expected 'silu' or 'swish'"),
-        ("glm4-9b", {"rope_scaling": {"type": "dynamic", "factor": 2}}, "'rope_scaling' is 'dynamic'"),
+        ("glm4-9b", {"rope_scaling": {"type": "new", "factor": 2}}, "'rope_scaling' is 'new'"),
         ("glm4-9b", {"rope_scaling": [1]}, "'rope_scaling' is"),
     ],
 )

@@ -21,6 +21,7 @@ from glmlite.tokenizer import Tokenizer
 GLM4 = tiny.model("glm4", fused=False, bias=True)
 EDGE = tiny.model("chatglm", fused=False, bias=False, rope_dim=32, tied=True)
 IDS = [5, 9, 70, 33, 100, 41, 7]
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1934161093\n"
 HEAD, TABLE = "lm_head", "model.embed_tokens"
 
 
@@ -284,6 +285,27 @@ def test_tokens_that_a_fine_tune_added_to_chatglm3(tmp_path, sentencepiece_model
         from_folder(tmp_path, vocab_size=65024)
 
 
+def test_words_that_a_fine_tune_added_are_found_in_text(tmp_path, sentencepiece_model):
+    """Unlike control tokens, which a text only spells. What is special is listed, or looks like it."""
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"glmword": 64798, "mark": 64799, "<|n|>": 64800}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["mark"]}))
+    metadata = from_folder(tmp_path, vocab_size=65024)
+    assert metadata["tokenizer.ggml.token_type"][64798:64801].tolist() == [4, 3, 3]
+    assert 64798 in Tokenizer.from_metadata(metadata).encode("a glmword")
+
+
+def test_tokens_beside_a_tokenizer_json(tmp_path):
+    folder = made(tmp_path / "m")
+    free = max(token["id"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]) + 1
+    (folder / "added_tokens.json").write_text(json.dumps({"<|note|>": free}))
+    assert Tokenizer.from_metadata(from_folder(folder, vocab_size=384)).id_of("<|note|>") == free
+    (folder / "added_tokens.json").write_text(json.dumps({"<|user|>": free}))
+    refused(rf"'<\|user\|>' has the id \d+, and {free} in the files beside it", folder)
+    (folder / "added_tokens.json").write_text(json.dumps({"<|note|>": 5}))
+    refused(r"the added token '<\|note\|>' has the id 5, which is", folder)
+
+
 @pytest.fixture(scope="module")
 def sentencepiece_model():
     import io
@@ -322,6 +344,16 @@ def test_an_id_that_says_none(tmp_path, key, none):
             {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"SpecialToken": {}}]}},
             "behind a text",
         ),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "<x>"}}, {"Sequence": {}}],
+                }
+            },
+            r"puts \['<x>'\] before a text",
+        ),
+        ({"post_processor": {"type": "BertProcessing"}}, "the post_processor 'BertProcessing'"),
     ],
 )
 def test_a_step_that_changes_ids_is_refused_by_name(tmp_path, change, match):
@@ -346,7 +378,7 @@ def test_steps_that_change_nothing_are_taken(tmp_path):
     data["normalizer"] = {"type": "Sequence", "normalizers": []}
     data["model"] |= {"dropout": None, "fuse_unk": True, "unk_token": None, "end_of_word_suffix": ""}
     data["decoder"] = {"type": "ByteLevel"}
-    single = [{"SpecialToken": {"id": "[gMASK]"}}, {"Sequence": {"id": "A"}}]
+    single = [{"SpecialToken": {"id": "[gMASK]"}}, {"SpecialToken": {"id": "<sop>"}}, {"Sequence": {"id": "A"}}]
     data["post_processor"] = {"type": "TemplateProcessing", "single": single}
     path.write_text(json.dumps(data))
     assert from_tokenizer_json(path)["tokenizer.ggml.tokens"] == plain["tokenizer.ggml.tokens"]
@@ -369,6 +401,17 @@ def test_every_hint_that_has_a_place_is_kept(tmp_path):
     got = sampling(tmp_path, do_sample=True, **hints)
     assert got == want
     assert isinstance(got["top_k"], int)
+
+
+def test_a_temperature_of_0_takes_the_likeliest_token(tmp_path):
+    assert sampling(tmp_path, temperature=0) == {"temp": 0.0}
+
+
+@pytest.mark.parametrize("data", [b"{", b"", LFS, b"[]"])
+def test_recommendations_that_cannot_be_read_stop_no_conversion(tmp_path, caplog, data):
+    folder = made(tmp_path / "m")
+    (folder / "generation_config.json").write_bytes(data)
+    assert converted(folder).exists() and "generation_config.json" in caplog.text
 
 
 def test_without_sampling_the_likeliest_token_is_taken(tmp_path):
@@ -397,6 +440,8 @@ def test_a_hint_that_is_switched_off_is_left_out(tmp_path, caplog, hint, value):
         ("top_k", 1.5),
         ("top_k", "many"),
         ("top_k", True),
+        ("top_p", float("nan")),
+        ("temperature", float("inf")),
         ("top_p", 1.5),
         ("top_p", [0.5]),
         ("temperature", -1),
@@ -434,6 +479,18 @@ def test_named_templates(tmp_path):
         assert "TOOLS" not in model.detokenize(model.chat_ids(messages))
 
 
+def test_named_templates_of_the_config(tmp_path):
+    """A list, as it was published, or an object; names as GGUF spells them."""
+    folder = made(tmp_path / "m")
+    named = {"default": tiny.TEMPLATES["glm4"], "tool_use": tiny.TEMPLATES["glm4"] + "T", "a b": "{{ 1 }}"}
+    for value in (named, [{"name": name, "template": text} for name, text in named.items()]):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+        with glmlite.load(converted(folder), context=64) as model:
+            assert model.metadata["tokenizer.chat_templates"] == ["a_b", "tool_use"]
+            assert model.metadata["tokenizer.chat_template.tool_use"] == named["tool_use"]
+            assert model.metadata["tokenizer.chat_template"] == named["default"]
+
+
 def test_a_template_in_a_json_of_its_own(tmp_path):
     folder = made(tmp_path / "m")
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny.TEMPLATES["glm4"] + "X"}))
@@ -451,6 +508,8 @@ def test_a_template_in_a_json_of_its_own(tmp_path):
         ({"rope_type": "yarn", "factor": 2.5}, 160),
         ({"type": "linear", "factor": 2.0}, 128),
         ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 64),
+        ({"type": "dynamic", "factor": 4.0}, 64),
+        ({"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 32}, 32),
     ],
 )
 def test_a_scaled_context_is_as_long_as_the_scaling_makes_it(tmp_path, rope, want):
@@ -460,10 +519,51 @@ def test_a_scaled_context_is_as_long_as_the_scaling_makes_it(tmp_path, rope, wan
         assert model.context == want
 
 
+@pytest.mark.parametrize(
+    "rope, match",
+    [
+        ({"type": "longrope", "factor": 4.0}, "'rope_scaling' is 'longrope'"),
+        ({"type": "yarn", "factor": 4.0, "truncate": False}, "'truncate' is False"),
+        ({"full_attention": {"type": "yarn", "factor": 4.0}}, "one for all layers, not 'full_attention'"),
+        ({"type": "yarn"}, "no 'factor'"),
+    ],
+)
+def test_a_scaling_that_is_not_known_is_refused(tmp_path, rope, match):
+    refused(match, made(tmp_path / "m", rope_scaling=rope))
+
+
+@pytest.mark.parametrize(
+    "rope, factor, magnitude",
+    [
+        ({"factor": 4.0, "mscale": 0.5, "mscale_all_dim": 1.0}, 4, (0.05 * np.log(4) + 1) / (0.1 * np.log(4) + 1)),
+        ({"factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}, 4, 1.0),
+        ({"factor": 4.0, "mscale": 0.5}, 4, 0.1 * np.log(4) + 1),
+        ({"factor": 4.0, "attention_factor": 2.0, "mscale": 0.5, "mscale_all_dim": 1.0}, 4, 2.0),
+        ({"original_max_position_embeddings": 16}, 4, 0.1 * np.log(4) + 1),
+    ],
+)
+def test_the_magnitude_of_yarn(tmp_path, rope, factor, magnitude):
+    """As transformers computes it; without a factor it is the ratio of the two lengths."""
+    short = tiny.model("glm4", fused=False, bias=True, context=64)
+    with glmlite.load(converted(made(tmp_path / "m", short, rope_scaling={"type": "yarn", **rope}))) as model:
+        scaling = {k.removeprefix("glm4.rope.scaling."): v for k, v in model.metadata.items()}
+    assert scaling["factor"] == factor
+    assert scaling.get("attn_factor", 1.0) * (0.1 * np.log(factor) + 1) == pytest.approx(magnitude, rel=1e-6)
+
+
+def test_a_scaling_beside_rope_parameters(tmp_path):
+    """Added by hand to a config of transformers 5, whose parameters say `default`."""
+    short = tiny.model("glm4", fused=False, bias=True, context=64)
+    plain = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+    folder = made(tmp_path / "m", short, rope_parameters=plain, rope_scaling={"type": "yarn", "factor": 2.0})
+    with glmlite.load(converted(folder)) as model:
+        assert model.metadata["glm4.rope.scaling.type"] == "yarn" and model.context == 128
+        assert model.metadata["glm4.rope.freq_base"] == 5000.0
+
+
 # ---- files that are something else
 
 
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1934161093\n"
 OTHERS = {
     "Git LFS pointer": LFS,
     "git-annex pointer": b"/annex/objects/SHA256E-s1934161093--0\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class _Hint(NamedTuple):
 
 
 _SAMPLING = {
-    "temperature": _Hint("temp", 0.0, 100.0, off=(0,)),
+    "temperature": _Hint("temp", 0.0, 100.0),
     "top_k": _Hint("top_k", 1, 2**31 - 1, whole=True, off=(0, -1)),
     "top_p": _Hint("top_p", 1e-6, 1.0, off=(0, -1)),
     "min_p": _Hint("min_p", 0.0, 1.0, off=(0, -1)),
@@ -70,7 +71,7 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     Raises FormatError for a folder without a tokenizer, and for ids that it does not have.
     """
     tokenizer_config = _optional(folder / "tokenizer_config.json")
-    generation = Config(_optional(folder / "generation_config.json"), folder / "generation_config.json")
+    generation = _recommended(folder / "generation_config.json")
     metadata = vocab.from_folder(folder, vocab_size=rows, chatglm=architecture == "chatglm")
     metadata |= _special_ids(config, generation.values, metadata, rows)
     if architecture == "llama":
@@ -88,6 +89,15 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     if architecture == "chatglm" and _is_chatglm2(folder, tokenizer_config, metadata):
         metadata["glmlite.chat_format"] = "chatglm2"
     return metadata | _sampling(generation)
+
+
+def _recommended(path: Path) -> Config:
+    """generation_config.json; nothing, with a warning, if it cannot be read: transformers does without one, too."""
+    try:
+        return Config(_optional(path), path)
+    except FormatError as error:
+        log.warning("%s; left out", error)
+        return Config({}, path)
 
 
 def _sampling(generation: Config) -> dict[str, float]:
@@ -178,6 +188,8 @@ def _templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]
     count before it. GGUF has the names besides `default` in a list."""
     template = _optional(folder / "chat_template.json").get("chat_template", tokenizer_config.get("chat_template"))
     named: dict[str, str] = {"default": template} if isinstance(template, str) else {}
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
     for item in template if isinstance(template, list) else []:
         if isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("template"), str):
             named[item["name"]] = item["template"]
@@ -186,6 +198,7 @@ def _templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         named[path.stem] = load_text(path)
     found: dict[str, Any] = {}
+    named = {re.sub("[^a-zA-Z0-9_]", "_", name): text for name, text in named.items()}  # as gguf-py spells them
     for name, text in named.items():
         found["tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"] = text
     if others := sorted(named.keys() - {"default"}):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -35,20 +36,22 @@ _IMAGE_TOKENS = 20000
 
 
 def from_sentencepiece(
-    path: Path, *, specials: Mapping[str, int] | None = None, vocab_size: int = 0, chatglm1: bool = False
+    path: Path, *, added: Mapping[tuple[str, int], int] | None = None, vocab_size: int = 0, chatglm1: bool = False
 ) -> dict[str, Any]:
     """A sentencepiece model: `llama` if BPE, `t5` if unigram (with pre `chatglm1` for ChatGLM-6B's).
 
-    specials: control tokens beside the pieces, text -> id. vocab_size: the model's rows; unused tokens fill up to it.
+    added: (text, id) -> type, of tokens beside the pieces. vocab_size: the model's rows; unused tokens fill up to it.
     """
     pieces, trainer, normalizer = read_sentencepiece(path)
     model = {1: "t5", 2: "llama"}.get(trainer.get(3, 1))
     if model is None:
         raise FormatError(f"{path}: sentencepiece model type {trainer[3]}, expected 1 (unigram) or 2 (BPE)")
+    if not normalizer.get(5, 1) or trainer.get(24, 0):
+        raise FormatError(f"{path}: a sentencepiece model that has its spaces elsewhere than before a word as `▁`")
     if chatglm1 and vocab_size >= _IMAGE_TOKENS + len(pieces):
         pieces = [("", 0.0, int(TokenType.UNUSED))] * _IMAGE_TOKENS + pieces
     tokens, scores, types = map(list, zip(*pieces))
-    _mark(path, tokens, types, dict.fromkeys((specials or {}).items(), TokenType.CONTROL), vocab_size)
+    _mark(path, tokens, types, added or {}, vocab_size)
     scores += [0.0] * (len(tokens) - len(scores))
     metadata = {
         "tokenizer.ggml.model": model,
@@ -65,8 +68,10 @@ def from_sentencepiece(
     return metadata
 
 
-def from_tiktoken(path: Path, *, specials: Mapping[str, int], vocab_size: int = 0, pre: str = "glm4") -> dict[str, Any]:
-    """A rank file: a line for each token, its bytes in base64 and its rank. specials: text -> id, behind the ranks."""
+def from_tiktoken(
+    path: Path, *, added: Mapping[tuple[str, int], int], vocab_size: int = 0, pre: str = "glm4"
+) -> dict[str, Any]:
+    """A rank file: a line for each token, its bytes in base64 and its rank. added: (text, id) -> type, behind them."""
     ranks = {}
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         try:
@@ -85,11 +90,13 @@ def from_tiktoken(path: Path, *, specials: Mapping[str, int], vocab_size: int = 
     spelled = {token: "".join(map(ALPHABET.__getitem__, token)) for token in ranks}
     tokens = [spelled[token] for token in sorted(ranks, key=ranks.__getitem__)]
     merges = [f"{spelled[a]} {spelled[b]}" for a, b in merges_of(ranks)]
-    return _byte_bpe(path, tokens, dict.fromkeys(specials.items(), TokenType.CONTROL), merges, pre, vocab_size)
+    return _byte_bpe(path, tokens, added, merges, pre, vocab_size)
 
 
-def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
-    """A tokenizer.json that holds a byte-level BPE."""
+def from_tokenizer_json(
+    path: Path, *, beside: Mapping[tuple[str, int], int] | None = None, vocab_size: int = 0
+) -> dict[str, Any]:
+    """A tokenizer.json that holds a byte-level BPE. beside: (text, id) -> type, of tokens that other files add."""
     data = load_json(path)
     try:
         model, added_tokens = data["model"], data.get("added_tokens", [])
@@ -104,6 +111,17 @@ def from_tokenizer_json(path: Path, *, vocab_size: int = 0) -> dict[str, Any]:
             (token["content"], token["id"]): TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
             for token in added_tokens
         }
+        listed = dict(added.keys())
+        for (text, i), kind in (beside or {}).items():
+            if listed.setdefault(text, model["vocab"].get(text, i)) != i:
+                raise FormatError(
+                    f"{path}: token {short(text)} has the id {listed[text]}, and {i} in the files beside it"
+                )
+            added.setdefault((text, i), kind)
+        stood = {i: token for token, i in _ids(path, model["vocab"].items()).items()}
+        for text, i in added:
+            if stood.get(i, text) != text:
+                raise FormatError(f"{path}: the added token {short(text)} has the id {i}, which is {short(stood[i])}")
         marked_ids = {i for _, i in added}
         words = {token: i for token, i in _ids(path, model["vocab"].items()).items() if i not in marked_ids}
         tokens = _in_order(words)
@@ -133,18 +151,34 @@ def _refuse_unknown_steps(path: Path, data: Mapping[str, Any]) -> None:
     for key, neutral in _NEUTRAL.items():
         if (value := data["model"].get(key)) not in neutral:
             raise FormatError(f"{path}: the model's {key!r} is {short(value)}, expected none: the ids would differ")
-    for token in data.get("added_tokens", []):
-        if flags := [flag for flag in ("single_word", "lstrip", "rstrip") if token.get(flag)]:
-            raise FormatError(f"{path}: token {short(token['content'])} has {' and '.join(flags)}, expected neither")
-    post = data.get("post_processor") or {}
-    for step in post.get("processors", [post]):
-        order = ["SpecialToken" in item for item in step.get("single") or []] if step.get("type") != "ByteLevel" else []
-        if any(order[order.index(False) :] if False in order else []):
-            raise FormatError(f"{path}: the post_processor puts a token behind a text, expected none there")
+    _refuse_flags(path, data.get("added_tokens", []))
+    _refuse_post_processor(path, data)
     decoder = data.get("decoder") or {"type": "ByteLevel"}
     kinds = {step.get("type") for step in decoder.get("decoders", [decoder])}
     if kinds - {"ByteLevel", "Fuse"}:
         raise FormatError(f"{path}: the decoder {', '.join(sorted(map(str, kinds)))}, expected ByteLevel")
+
+
+_PREFIXES = ([], ["[gMASK]", "<sop>"])  # what a GLM's post_processor may put first: glmlite does that itself
+
+
+def _refuse_post_processor(path: Path, data: Mapping[str, Any]) -> None:
+    """Before a text may stand GLM's prefix, or one token, which is another model's BOS; nothing behind it."""
+    post = data.get("post_processor") or {"type": "ByteLevel"}
+    for step in post.get("processors", [post]):
+        if step["type"] == "ByteLevel":
+            continue  # decides what part of the text a token stands for
+        if step["type"] != "TemplateProcessing":
+            raise FormatError(f"{path}: the post_processor {short(step['type'])}, expected none: the ids would differ")
+        parts = [part.get("SpecialToken", {}).get("id") if "SpecialToken" in part else "" for part in step["single"]]
+        before = parts[: parts.index("")] if "" in parts else parts
+        if parts[len(before) :] != [""]:
+            raise FormatError(f"{path}: the post_processor puts a token behind a text, expected none there")
+        glm = "[gMASK]" in (token["content"] for token in data.get("added_tokens", []))
+        if before not in _PREFIXES if glm else len(before) > 1:
+            raise FormatError(
+                f"{path}: the post_processor puts {short(before)} before a text, expected the model's prefix"
+            )
 
 
 def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> dict[str, Any]:
@@ -154,59 +188,99 @@ def from_folder(folder: Path, *, vocab_size: int = 0, chatglm: bool = True) -> d
     """
     folder = Path(folder)
     if (path := folder / "ice_text.model").exists():
-        return from_sentencepiece(path, specials=_added(folder), vocab_size=vocab_size, chatglm1=True)
+        config = load_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        if changes := [key for key in ("do_lower_case", "remove_space") if config.get(key)]:
+            raise FormatError(f"{folder}: tokenizer_config.json has {' and '.join(changes)}, expected neither")
+        return from_sentencepiece(path, added=_added(folder), vocab_size=vocab_size, chatglm1=True)
     path = folder / "tokenizer.model"
     sentencepiece = path.exists() and not _is_tiktoken(path)
     # Llama 2's tokenizer.json is its tokenizer.model in a form that is not read here.
     if (folder / "tokenizer.json").exists() and not sentencepiece:
-        return from_tokenizer_json(folder / "tokenizer.json", vocab_size=vocab_size)
+        return from_tokenizer_json(folder / "tokenizer.json", beside=_added(folder), vocab_size=vocab_size)
     added = _added(folder)
     if sentencepiece:
-        specials = _beside_chatglm3(folder, added) if chatglm else added
-        return from_sentencepiece(path, specials=specials, vocab_size=vocab_size)
+        added = _beside_chatglm3(folder, added) if chatglm else added
+        return from_sentencepiece(path, added=added, vocab_size=vocab_size)
     if path.exists():
-        return from_tiktoken(path, specials=added, vocab_size=vocab_size)
+        return from_tiktoken(path, added=added, vocab_size=vocab_size)
     if (path := folder / "cog-pretrain.model").exists():
-        return _beginning_with_cls(from_sentencepiece(path, specials=added, vocab_size=vocab_size))
+        return _beginning_with_cls(from_sentencepiece(path, added=added, vocab_size=vocab_size))
     if (path := folder / "vocab.json").exists():
         words = _ids(path, load_json(path).items())
         if not (folder / "merges.txt").is_file():
             raise FormatError(f"{path}: no merges.txt beside it")
         merges = load_text(folder / "merges.txt").split("\n")
         merges = [merge for merge in merges if merge and not merge.startswith("#version")]
-        specials = added | {text: words.pop(text) for text in ("<|endoftext|>",) if text in words}
-        marked = dict.fromkeys(specials.items(), TokenType.CONTROL)
-        return _beginning_with_cls(_byte_bpe(path, _in_order(words), marked, merges, "gpt-2", vocab_size))
+        if "<|endoftext|>" in words:
+            added["<|endoftext|>", words.pop("<|endoftext|>")] = TokenType.CONTROL
+        return _beginning_with_cls(_byte_bpe(path, _in_order(words), added, merges, "gpt-2", vocab_size))
     raise FormatError(f"{folder}: no ice_text.model, tokenizer.json, tokenizer.model, cog-pretrain.model or vocab.json")
 
 
-def _added(folder: Path) -> dict[str, int]:
-    """The special tokens that stand beside a vocabulary: text -> id."""
-    found: dict[str, int] = {}
-    if (path := folder / "tokenizer_config.json").is_file():
-        try:
-            listed = load_json(path).get("added_tokens_decoder", {}).items()
-            found |= _ids(path, [(token["content"], int(i)) for i, token in listed])
-        except FormatError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise FormatError(f"{path}: 'added_tokens_decoder' is not an object of ids and tokens") from None
-    if (path := folder / "added_tokens.json").is_file():
-        found |= _ids(path, load_json(path).items())
+# What control tokens look like. Many a fine-tune lists its own, and ChatGLM3 even the model's, as no special ones.
+_CONTROL = re.compile(r"<\|.*\|>|\[\w+\]|</?\w+>|sop|eop")
+_FLAGS = ("single_word", "lstrip", "rstrip")
+
+
+def _added(folder: Path) -> dict[tuple[str, int], int]:
+    """(text, id) -> type, of the tokens that stand beside a vocabulary.
+
+    As in transformers, `added_tokens_decoder` of tokenizer_config.json counts before added_tokens.json.
+    Raises FormatError for two tokens of one id, and for one that takes spaces or words around it into account.
+    """
+    path, old = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    config = load_json(path) if path.is_file() else {}
+    special = _special_texts([config, *(load_json(p) for p in [folder / "special_tokens_map.json"] if p.is_file())])
+    try:
+        listed = {int(i): token for i, token in (config.get("added_tokens_decoder") or {}).items()}
+        found = _ids(path, [(token["content"], i) for i, token in listed.items()])
+        special |= {token["content"] for token in listed.values() if token.get("special")}
+    except FormatError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise FormatError(f"{path}: 'added_tokens_decoder' is not an object of ids and tokens") from None
+    _refuse_flags(path, listed.values())
+    if old.is_file():
+        found = _ids(old, load_json(old).items()) | found
+    by_id: dict[int, str] = {}
+    for text, i in found.items():
+        if by_id.setdefault(i, text) != text:
+            raise FormatError(f"{old}: the added token {short(by_id[i])} has the id {i}, which is {short(text)}")
+    return {
+        (text, i): TokenType.CONTROL if text in special or _CONTROL.fullmatch(text) else TokenType.USER_DEFINED
+        for text, i in found.items()
+    }
+
+
+def _special_texts(configs: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The texts under `bos_token`, `additional_special_tokens` and the like."""
+    found: set[str] = set()
+    for config in configs:
+        for key, value in config.items():
+            if key.endswith(("_token", "_tokens")):
+                values = value if isinstance(value, list) else [value]
+                texts = [item.get("content") if isinstance(item, dict) else item for item in values]
+                found |= {text for text in texts if isinstance(text, str)}
     return found
 
 
-def _beside_chatglm3(folder: Path, added: Mapping[str, int]) -> dict[str, int]:
+def _refuse_flags(path: Path, tokens: Iterable[Mapping[str, Any]]) -> None:
+    for token in tokens:
+        if flags := [flag for flag in _FLAGS if token.get(flag)]:
+            raise FormatError(f"{path}: token {short(token['content'])} has {' and '.join(flags)}, expected neither")
+
+
+def _beside_chatglm3(folder: Path, added: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
     """ChatGLM3's special tokens and those that a fine-tune added to them. The folder may list the model's own, too, as
     its code spells them (`sop`). Raises FormatError for one that takes the place of another."""
     own = {i: text for text, i in CHATGLM3_SPECIALS.items()}
-    specials = dict(CHATGLM3_SPECIALS)
-    for text, i in added.items():
+    all_of_them: dict[tuple[str, int], int] = dict.fromkeys(CHATGLM3_SPECIALS.items(), TokenType.CONTROL)
+    for (text, i), kind in added.items():
         if i in own and text.strip("<>") != own[i].strip("<>"):
             raise FormatError(f"{folder}: the added token {short(text)} has the id {i}, which is {own[i]!r}")
         if i not in own:
-            specials[text] = i
-    return specials
+            all_of_them[text, i] = kind
+    return all_of_them
 
 
 def _ids(path: Path, items: Iterable[tuple[Any, Any]]) -> dict[str, int]:
@@ -328,14 +402,16 @@ def _mark(
     """Puts the tokens of `marked`, (text, id) -> type, in their places; unused tokens fill the gaps and the end."""
     used = max([len(tokens), *(i + 1 for _, i in marked)])
     if 0 < vocab_size < used:
-        raise FormatError(f"{path}: the tokenizer has {used} tokens, the model only {vocab_size} rows")
+        last = next((f"; the last is {short(text)}" for text, i in marked if i == used - 1), "")
+        raise FormatError(f"{path}: the tokenizer has {used} tokens, the model only {vocab_size} rows{last}")
     new = max(used, vocab_size) - len(tokens)
     tokens += [""] * new
     types += [int(TokenType.UNUSED)] * new
     for (text, i), kind in marked.items():
         if tokens[i] not in ("", text):
             raise FormatError(f"{path}: the added token {short(text)} has the id {i}, which is {short(tokens[i])}")
-        tokens[i], types[i] = text, int(kind)
+        if not tokens[i] or types[i] == TokenType.NORMAL:
+            tokens[i], types[i] = text, int(kind)
     for i, text in enumerate(tokens):
         if not text:
             tokens[i], types[i] = f"[PAD{i}]", int(TokenType.UNUSED)

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
 
 from .parts import Builder, Config
 
+log = logging.getLogger(__name__)
+
 
 def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rotated: float) -> None:
     """Sets the `rope.*` keys. rotated: the part of a head that turns if the config does not say."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise config.error("rope_scaling", scaling, "an object")
-    rope = Config({**config.values, **scaling}, config.path)
+    parameters, scaling = config.get("rope_parameters", {}), config.get("rope_scaling", {})
+    for key, values in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+        if not isinstance(values, dict):
+            raise config.error(key, values, "an object")
+        if nested := next((name for name, value in values.items() if isinstance(value, dict)), None):
+            raise config.error(key, {nested: ...}, f"one for all layers, not {nested!r}")
+    # A scaling that was added by hand counts before what transformers 5 wrote, which may say `default`.
+    rope = Config({**config.values, **parameters, **scaling}, config.path)
     dim = int(head_dim * rope.number("partial_rotary_factor", default=rotated))
     theta = rope.number("rope_theta", default=10000.0)
     out.set(architecture, rope__dimension_count=dim, rope__freq_base=theta)
 
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
+    named = (values.get("rope_type") or values.get("type") for values in (scaling, parameters))
+    kind = next((name for name in named if name is not None), "default")
+    if kind in ("default", "mrope"):  # text turns by one position in all of mrope's sections
         return
-    factor = rope.number("factor")
     context = config.count("max_position_embeddings", default=2048)
+    original = rope.count("original_max_position_embeddings", default=context)
+    if kind == "dynamic":
+        # The base grows with what is longer than this, for all tokens at once: kept keys would have to turn again.
+        key = f"{architecture}.context_length"
+        out.metadata[key] = min(out.metadata[key], original)
+        log.warning("%s: 'rope_scaling' is 'dynamic': the context ends where it begins, at %d", config.path, original)
+        return
+    if kind == "yarn" and original != context and rope.get("factor") is None:
+        factor = context / original
+    else:
+        factor = rope.number("factor")
     if kind == "linear":
         out.set(architecture, rope__scaling__type="linear", rope__scaling__factor=factor)
-        _reach(out, architecture, config, factor * rope.count("original_max_position_embeddings", default=context))
+        _reach(out, architecture, config, factor * original)
     elif kind == "yarn":
-        _reach(out, architecture, config, factor * rope.count("original_max_position_embeddings", default=context))
+        rope.expect("truncate", True)
+        _reach(out, architecture, config, factor * original)
         out.set(
             architecture,
             rope__scaling__type="yarn",
             rope__scaling__factor=factor,
-            rope__scaling__original_context_length=rope.count("original_max_position_embeddings", default=context),
+            rope__scaling__original_context_length=original,
             rope__scaling__yarn_beta_fast=rope.number("beta_fast", default=32.0),
             rope__scaling__yarn_beta_slow=rope.number("beta_slow", default=1.0),
         )
+        magnitude = _magnitude(factor)
+        wanted = magnitude
         if rope.get("attention_factor") is not None:
+            wanted = rope.number("attention_factor")
+        elif rope.get("mscale") and rope.get("mscale_all_dim"):
+            wanted = _magnitude(factor, rope.number("mscale")) / _magnitude(factor, rope.number("mscale_all_dim"))
+        if wanted != magnitude:
             # GGUF multiplies YaRN's own magnitude; the config replaces it.
-            magnitude = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-            out.set(architecture, rope__scaling__attn_factor=rope.number("attention_factor") / magnitude)
+            out.set(architecture, rope__scaling__attn_factor=wanted / magnitude)
     elif kind == "llama3" and architecture == "llama":
         out.add("rope_freqs.weight", _llama3(rope, dim, theta, factor), f"{config.path}: 'rope_scaling'")
+        _reach(out, architecture, config, factor * original)
     else:
-        raise config.error("rope_scaling", kind, "linear, yarn or (Llama) llama3")
+        raise config.error("rope_scaling", kind, "linear, dynamic, yarn or (Llama) llama3")
+
+
+def _magnitude(factor: float, scale: float = 1.0) -> float:
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _reach(out: Builder, architecture: str, config: Config, context: float) -> None:
