@@ -8,10 +8,10 @@
 #include <map>
 #include <stdexcept>
 
+#include "../buffers.h"
 #include "../dequantize.h"
 #include "../errors.h"
 #include "../memory.h"
-#include "../slots.h"
 #include "../tensor_reader.h"
 #include "kernels.h"
 #include "pack.h"
@@ -68,7 +68,7 @@ class CpuExecutor final : public Executor {
     const int64_t pages = options.pages;
     plan_weights();
     plan_cache(pages);
-    plan_buffers();
+    plan_values();
     const size_t need = weights_size_ + static_cast<size_t>(pages) * page_bytes_;
     if (need > available_memory()) throw OutOfMemory("weights and KV cache", need);
     weights_ = Memory(weights_size_, "weights");
@@ -110,13 +110,13 @@ class CpuExecutor final : public Executor {
 
   void plan_weights();
   void plan_cache(int64_t pages);
-  void plan_buffers();
+  void plan_values();
   void load(const LoadProgress& progress);
   void bind_weights();
   void reserve(const Step& step);
 
   const Weights& weights(const Op& op) const { return bound_[op.out]; }
-  float* value(int id) const { return slots_[plan_.places[id].slot]; }
+  float* value(int id) const { return buffers_[plan_.values[id].plain]; }
   Activations activations(int id) const;
   int64_t rows_of(int id) const {
     return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : tokens_;
@@ -145,9 +145,9 @@ class CpuExecutor final : public Executor {
   void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
   void quantize_rows(int id, int64_t begin, int64_t end) {
-    if (plan_.places[id].quantized_slot < 0) return;
+    if (plan_.values[id].quantized < 0) return;
     kernels_.quantize(value(id), program_.values[id].width, begin, end, rows_of(id),
-                      reinterpret_cast<uint8_t*>(slots_[plan_.places[id].quantized_slot]));
+                      reinterpret_cast<uint8_t*>(buffers_[plan_.values[id].quantized]));
   }
   int64_t first_row(int thread, int64_t rows) const { return rows * thread / team_.size(); }
   template <class Fn>
@@ -199,8 +199,8 @@ class CpuExecutor final : public Executor {
   static size_t partial_values(const Op& op, int64_t queries) { return align64(queries * (op.head_dim + 2)); }
 
   // Values of a step.
-  SlotPlan plan_;
-  std::vector<float*> slots_;
+  BufferPlan plan_;
+  std::vector<float*> buffers_;
   int64_t capacity_ = 0;  // rows that values_ has room for
   Memory values_;
   Memory scratch_;  // per thread
@@ -288,7 +288,7 @@ void CpuExecutor::plan_cache(int64_t pages) {
   }
 }
 
-void CpuExecutor::plan_buffers() {
+void CpuExecutor::plan_values() {
   for (const Op& op : program_.ops) {
     feeds_swiglu_.push_back(false);
     const size_t next = static_cast<size_t>(op.out) + 1;
@@ -302,10 +302,10 @@ void CpuExecutor::plan_buffers() {
     int& last_use = program_.values[op.x].last_use;
     last_use = std::max(last_use, reader.out);
   }
-  plan_ = plan_slots(
+  plan_ = plan_buffers(
       program_.values, [](int64_t width) { return align64(static_cast<size_t>(width) * sizeof(float)); },
       [](int64_t width) { return align64(static_cast<size_t>(act_bytes(width, 1))); });
-  slots_.resize(plan_.slots.size());
+  buffers_.resize(plan_.buffers.size());
   next_linear_.assign(program_.ops.size() + 1, -1);
   for (size_t i = program_.ops.size(); i-- > 0;)
     next_linear_[i] = program_.ops[i].kind == OpKind::kLinear ? static_cast<int>(i) : next_linear_[i + 1];
@@ -425,14 +425,14 @@ void CpuExecutor::reserve(const Step& step) {
   if (rows > capacity_) {
     const int64_t capacity = (rows + 15) / 16 * 16;
     size_t row_bytes = 0;
-    for (const Slot& slot : plan_.slots) row_bytes += slot.row_bytes;
+    for (const Buffer& buffer : plan_.buffers) row_bytes += buffer.row_bytes;
     values_.reset();
     capacity_ = 0;
     values_ = Memory(row_bytes * static_cast<size_t>(capacity), "a step of " + std::to_string(rows) + " tokens");
     size_t at = 0;
-    for (size_t s = 0; s < slots_.size(); ++s) {
-      slots_[s] = values_.as<float>(at);
-      at += plan_.slots[s].row_bytes * static_cast<size_t>(capacity);
+    for (size_t s = 0; s < buffers_.size(); ++s) {
+      buffers_[s] = values_.as<float>(at);
+      at += plan_.buffers[s].row_bytes * static_cast<size_t>(capacity);
     }
     size_t pairs = 0;
     for (const RopeTable& r : program_.ropes) pairs += (r.first.size() + 15) / 16 * 16;
@@ -496,8 +496,8 @@ void CpuExecutor::reserve(const Step& step) {
 }
 
 Activations CpuExecutor::activations(int id) const {
-  const int slot = plan_.places[id].quantized_slot;
-  return {value(id), slot >= 0 ? reinterpret_cast<const uint8_t*>(slots_[slot]) : nullptr};
+  const int buffer = plan_.values[id].quantized;
+  return {value(id), buffer >= 0 ? reinterpret_cast<const uint8_t*>(buffers_[buffer]) : nullptr};
 }
 
 StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch) {
@@ -604,7 +604,7 @@ void CpuExecutor::run_op(const Op& op, int thread) {
       break;
   }
   // Parts of a row are written by several threads: it is whole only after a barrier.
-  if (plan_.places[op.out].quantized_slot >= 0) {
+  if (plan_.values[op.out].quantized >= 0) {
     wait_after(op.out, thread);
     quantize_rows(op.out, first_row(thread, rows), first_row(thread + 1, rows));
   }

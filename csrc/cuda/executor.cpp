@@ -173,11 +173,11 @@ class CudaExecutor final : public Executor {
   uint8_t* scratch(size_t offset) const { return scratch_memory_.data() + offset; }
   float* value(int id) const {
     if (program_.ops[id].kind == OpKind::kInput) return reinterpret_cast<float*>(scratch(upload_.input));
-    return reinterpret_cast<float*>(scratch(scratch_.slots[plan_.values.places[id].slot]));
+    return reinterpret_cast<float*>(scratch(scratch_.buffers[plan_.buffers.values[id].plain]));
   }
   uint8_t* blocks(int id) const {
-    const int slot = plan_.values.places[id].quantized_slot;
-    return slot < 0 ? nullptr : scratch(scratch_.slots[slot]);
+    const int buffer = plan_.buffers.values[id].quantized;
+    return buffer < 0 ? nullptr : scratch(scratch_.buffers[buffer]);
   }
   int32_t logits_row(const Step& step, size_t i) const {
     return program_.selects ? static_cast<int32_t>(i) : step.rows[i];

@@ -37,7 +37,7 @@ Plan::Plan(const Program& program, int64_t pages, KvType kv_type) : pages_(pages
     for (const int read : {op.x, op.add})  // until the next one's result has been written
       if (read >= 0) lives[read].last_use = std::max(lives[read].last_use, next.out);
   }
-  values = plan_slots(
+  buffers = plan_buffers(
       lives, [](int64_t width) { return static_cast<size_t>(width) * sizeof(float); },
       [](int64_t width) { return act_bytes(width, 1); });
 }
@@ -112,9 +112,9 @@ Plan::Scratch Plan::scratch(const StepSize& size) const {
   }
   s.partials = s.draws = at;
   at += align256(std::max(size.partials, draw_bytes(vocab_, size.draws)));
-  for (const Slot& slot : values.slots) {
-    s.slots.push_back(at);
-    at += align256(slot.row_bytes * static_cast<size_t>(slot.selected ? size.rows : size.tokens));
+  for (const Buffer& buffer : buffers.buffers) {
+    s.buffers.push_back(at);
+    at += align256(buffer.row_bytes * static_cast<size_t>(buffer.selected ? size.rows : size.tokens));
   }
   s.bytes = at;
   return s;

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "../buffers.h"
 #include "../executor.h"
-#include "../slots.h"
 #include "kernels.h"
 
 namespace glmlite::cuda {
@@ -42,7 +42,7 @@ class Plan {
   size_t weight_bytes = 0;  // tensors and rope tables
   size_t kv_bytes = 0;
 
-  SlotPlan values;
+  BufferPlan buffers;
   // By op: the GPU may do it and the next one in one kernel: a linear and the swiglu that alone reads it, a norm and
   // the norm of its result.
   std::vector<bool> with_next;
@@ -57,11 +57,11 @@ class Plan {
   StepSize largest() const;
   // Bytes of attention's partial results in a step of so many tokens.
   size_t partial_bytes(int64_t tokens, int64_t context) const;
-  // Upload, turns, partials, slots, one after the other. What draws need takes the partials' place after the last.
+  // Upload, turns, partials, buffers, one after the other. What draws need takes the partials' place after the last.
   struct Scratch {
     std::vector<size_t> turns;  // by rope
     size_t partials, draws;
-    std::vector<size_t> slots;
+    std::vector<size_t> buffers;
     size_t bytes;
   };
   Scratch scratch(const StepSize& size) const;

@@ -21,7 +21,7 @@ LIMIT = np.float32(65504)  # the largest f16
 TINY = np.float32(2.0**-26)  # a group of smaller values is zero: no f16 scale is that small
 # Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even: f32 has no bits for fractions there.
 ROUND = np.float32(12582912)
-ZERO, ONE, HALF, TWO = np.float32(0), np.float32(1), np.float32(0.5), np.float32(2)
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 
 _HASH = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
