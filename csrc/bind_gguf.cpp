@@ -255,13 +255,20 @@ void bind_gguf(py::module_& m) {
     }
   });
 
-  const py::object storage = py::module_::import("collections").attr("namedtuple")("Storage", "name id values nbytes");
+  const py::object storage =
+      py::module_::import("collections").attr("namedtuple")("Storage", "name id values nbytes floats");
   storage.attr("__module__") = "glmlite._native";
-  storage.attr("__doc__") = "A storage format: GGUF's name and number of it, the values and the bytes of a block.";
+  storage.attr("__doc__") =
+      "A storage format: GGUF's name and number of it, the values and bytes of a block, and where its floats stand.";
   m.attr("Storage") = storage;
   m.def("formats", [storage] {
     py::list list;
-    for (const FormatInfo& f : gguf_types()) list.append(storage(f.name, f.gguf_type, f.block_values, f.block_bytes));
+    for (const FormatInfo& f : gguf_types()) {
+      py::list floats;
+      for (const int at : {f.d, f.min})
+        if (at != kNoFloat) floats.append(at);
+      list.append(storage(f.name, f.gguf_type, f.block_values, f.block_bytes, py::tuple(floats)));
+    }
     return list;
   });
 

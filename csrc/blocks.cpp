@@ -7,28 +7,36 @@
 
 namespace glmlite {
 
-static const FormatInfo kFormats[kFormatCount] = {
-    {"F32", 0, 1, 4},       {"F16", 1, 1, 2},       {"BF16", 30, 1, 2},       {"Q8_0", 8, 32, 34},
-    {"Q4_0", 2, 32, 18},    {"Q4_1", 3, 32, 20},    {"Q5_0", 6, 32, 22},      {"Q5_1", 7, 32, 24},
-    {"Q2_K", 10, 256, 84},  {"Q3_K", 11, 256, 110}, {"Q4_K", 12, 256, 144},   {"Q5_K", 13, 256, 176},
-    {"Q6_K", 14, 256, 210}, {"IQ4_NL", 20, 32, 18}, {"IQ4_XS", 23, 256, 136},
-};
-
-// Types that a file may hold and the engine has no kernels for. Their sizes let the file be checked and listed.
+// Types that a file may hold and the engine has no kernels for. Their sizes let the file be checked and listed. Floats
+// that are no f16, or are put together of bits, count as none.
 static const FormatInfo kOtherTypes[] = {
-    {"Q8_1", 9, 32, 40},      {"Q8_K", 15, 256, 292}, {"IQ2_XXS", 16, 256, 66}, {"IQ2_XS", 17, 256, 74},
-    {"IQ3_XXS", 18, 256, 98}, {"IQ1_S", 19, 256, 50}, {"IQ3_S", 21, 256, 110},  {"IQ2_S", 22, 256, 82},
-    {"I8", 24, 1, 1},         {"I16", 25, 1, 2},      {"I32", 26, 1, 4},        {"I64", 27, 1, 8},
-    {"F64", 28, 1, 8},        {"IQ1_M", 29, 256, 56}, {"Q4_0_4_4", 31, 32, 18}, {"Q4_0_4_8", 32, 32, 18},
-    {"Q4_0_8_8", 33, 32, 18}, {"TQ1_0", 34, 256, 54}, {"TQ2_0", 35, 256, 66},   {"MXFP4", 39, 32, 17},
-    {"NVFP4", 40, 64, 36},    {"Q1_0", 41, 128, 18},
+    {"Q8_1", 9, 32, 40, kNoFloat, kNoFloat},
+    {"Q8_K", 15, 256, 292, kNoFloat, kNoFloat},
+    {"IQ2_XXS", 16, 256, 66, 0, kNoFloat},
+    {"IQ2_XS", 17, 256, 74, 0, kNoFloat},
+    {"IQ3_XXS", 18, 256, 98, 0, kNoFloat},
+    {"IQ1_S", 19, 256, 50, 0, kNoFloat},
+    {"IQ3_S", 21, 256, 110, 0, kNoFloat},
+    {"IQ2_S", 22, 256, 82, 0, kNoFloat},
+    {"I8", 24, 1, 1, kNoFloat, kNoFloat},
+    {"I16", 25, 1, 2, kNoFloat, kNoFloat},
+    {"I32", 26, 1, 4, kNoFloat, kNoFloat},
+    {"I64", 27, 1, 8, kNoFloat, kNoFloat},
+    {"F64", 28, 1, 8, 0, kNoFloat},
+    {"IQ1_M", 29, 256, 56, kNoFloat, kNoFloat},
+    {"Q4_0_4_4", 31, 32, 18, kNoFloat, kNoFloat},
+    {"Q4_0_4_8", 32, 32, 18, kNoFloat, kNoFloat},
+    {"Q4_0_8_8", 33, 32, 18, kNoFloat, kNoFloat},
+    {"TQ1_0", 34, 256, 54, kNoFloat, kNoFloat},
+    {"TQ2_0", 35, 256, 66, kNoFloat, kNoFloat},
+    {"MXFP4", 39, 32, 17, kNoFloat, kNoFloat},
+    {"NVFP4", 40, 64, 36, kNoFloat, kNoFloat},
+    {"Q1_0", 41, 128, 18, kNoFloat, kNoFloat},
 };
-
-const FormatInfo& format_info(Format format) { return kFormats[static_cast<int>(format)]; }
 
 bool format_from_gguf(uint32_t type, Format* format) {
   for (int i = 0; i < kFormatCount; ++i) {
-    if (kFormats[i].gguf_type == type) {
+    if (kFormats[i].info.gguf_type == type) {
       *format = static_cast<Format>(i);
       return true;
     }
@@ -52,7 +60,8 @@ const FormatInfo* gguf_type_info(uint32_t type) {
 }
 
 std::vector<FormatInfo> gguf_types() {
-  std::vector<FormatInfo> types(std::begin(kFormats), std::end(kFormats));
+  std::vector<FormatInfo> types;
+  for (const FormatRow& row : kFormats) types.push_back(row.info);
   types.insert(types.end(), std::begin(kOtherTypes), std::end(kOtherTypes));
   return types;
 }

@@ -157,7 +157,7 @@ void read_block(Format format, const uint8_t* p, RawBlock* raw) {
 }
 
 void block_values(Format format, const RawBlock& raw, float* y) {
-  const FormatTraits& t = kFormatTraits[static_cast<int>(format)];
+  const FormatTraits& t = traits_of(format);
   const int values = format_info(format).block_values, group = 32 / t.groups;
   const float d = half_to_float(raw.d), min = t.has_min ? half_to_float(raw.min) : 0;
   for (int i = 0; i < values; ++i) {

@@ -42,6 +42,7 @@ class Storage(NamedTuple):
     id: int  # GGUF's number
     values: int  # of a block
     nbytes: int  # of a block
+    floats: tuple[int, ...]  # bytes of a block at which a float stands: the value, or f16 scales and minimums
 
 def formats() -> list[Storage]:
     """All that are known, those that the engine has kernels for first."""

@@ -1,4 +1,4 @@
-"""The storage formats, from the engine's table (csrc/blocks.cpp), which is the only place that has their sizes."""
+"""The storage formats, from the engine's table (csrc/blocks.h), which is the only place that has their sizes."""
 
 from __future__ import annotations
 

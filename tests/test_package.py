@@ -279,7 +279,7 @@ def test_the_engine_s_table_of_formats_is_gguf_s(native):
     table = {row.name: row for row in native.formats()}
     for kind, (values, nbytes) in gguf.GGML_QUANT_SIZES.items():
         if kind.name in table:
-            assert table[kind.name] == (kind.name, kind.value, values, nbytes)
+            assert table[kind.name][:4] == (kind.name, kind.value, values, nbytes)
     assert {kind.name for kind in gguf.GGML_QUANT_SIZES} >= TYPES.keys()
     assert TYPES.keys() <= table.keys()
     assert SCALES_AT.keys() <= table.keys()

@@ -1,5 +1,6 @@
 #include "pack.h"
 
+#include <array>
 #include <cstring>
 
 #include "../dequantize.h"
@@ -10,7 +11,7 @@ namespace glmlite {
 
 namespace {
 
-bool is_float(Format format) { return kFormatTraits[static_cast<int>(format)].low_bits == 0; }
+bool is_float(Format format) { return traits_of(format).low_bits == 0; }
 
 void store16(uint8_t* p, uint16_t value) { memcpy(p, &value, 2); }
 uint16_t load16(const uint8_t* p) {
@@ -86,7 +87,7 @@ void get_pair(const uint8_t* header, int block, int row, uint8_t* a, uint8_t* b)
 // The scales of one row of a format of blocks of 256.
 void put_scales(Format format, const RawBlock& raw, int row, uint8_t* h) {
   store16(h + 2 * row, raw.d);
-  if (kFormatTraits[static_cast<int>(format)].has_min) store16(h + 32 + 2 * row, raw.min);
+  if (traits_of(format).has_min) store16(h + 32 + 2 * row, raw.min);
   for (int b = 0; b < kSuperBlocks; ++b) {
     switch (format) {
       case Format::kQ2_K:
@@ -174,7 +175,7 @@ void pack_floats(const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
 // `count` rows of the panel; the others stay zero.
 template <Format format>
 void pack_blocks(const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
-  constexpr FormatTraits t = kFormatTraits[static_cast<int>(format)];
+  constexpr FormatTraits t = traits_of(format);
   const FormatInfo& info = format_info(format);
   const int64_t row_bytes = k / info.block_values * info.block_bytes;
   const int per_block = info.block_values / kBlockColumns;  // blocks of 32 in a block of the file
@@ -205,9 +206,27 @@ void pack_blocks(const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
   }
 }
 
+// `count` rows of k values into a zeroed panel.
+template <Format format>
+void pack_panel(const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
+  if constexpr (traits_of(format).low_bits != 0) {
+    pack_blocks<format>(rows, k, count, panel);
+  } else if constexpr (format_info(format).block_bytes == 4) {
+    pack_floats<uint32_t>(rows, k, count, panel);
+  } else {
+    pack_floats<uint16_t>(rows, k, count, panel);
+  }
+}
+
+using PackPanel = void (*)(const uint8_t* rows, int64_t k, int count, uint8_t* panel);
+template <int... kFormat>
+constexpr std::array<PackPanel, kFormatCount> make_packers(FormatNumbers<kFormat...>) {
+  return {pack_panel<static_cast<Format>(kFormat)>...};
+}
+constexpr auto kPackers = make_packers(AllFormats());
+
 int64_t bytes_of_panel(Format format, int64_t k) {
-  return is_float(format) ? k * kLanes * format_info(format).block_bytes
-                          : panel_bytes(kFormatTraits[static_cast<int>(format)], k);
+  return is_float(format) ? k * kLanes * format_info(format).block_bytes : panel_bytes(traits_of(format), k);
 }
 
 }  // namespace
@@ -226,51 +245,7 @@ void pack_panels(Format format, const uint8_t* rows, int64_t n, int64_t k, int64
     const uint8_t* from = rows + (p - panel_begin) * kLanes * row_bytes;
     uint8_t* to = panels + p * panel_size;
     memset(to, 0, static_cast<size_t>(panel_size));
-    switch (format) {
-      case Format::kF32:
-        pack_floats<uint32_t>(from, k, count, to);
-        break;
-      case Format::kF16:
-      case Format::kBF16:
-        pack_floats<uint16_t>(from, k, count, to);
-        break;
-      case Format::kQ8_0:
-        pack_blocks<Format::kQ8_0>(from, k, count, to);
-        break;
-      case Format::kQ4_0:
-        pack_blocks<Format::kQ4_0>(from, k, count, to);
-        break;
-      case Format::kQ4_1:
-        pack_blocks<Format::kQ4_1>(from, k, count, to);
-        break;
-      case Format::kQ5_0:
-        pack_blocks<Format::kQ5_0>(from, k, count, to);
-        break;
-      case Format::kQ5_1:
-        pack_blocks<Format::kQ5_1>(from, k, count, to);
-        break;
-      case Format::kQ2_K:
-        pack_blocks<Format::kQ2_K>(from, k, count, to);
-        break;
-      case Format::kQ3_K:
-        pack_blocks<Format::kQ3_K>(from, k, count, to);
-        break;
-      case Format::kQ4_K:
-        pack_blocks<Format::kQ4_K>(from, k, count, to);
-        break;
-      case Format::kQ5_K:
-        pack_blocks<Format::kQ5_K>(from, k, count, to);
-        break;
-      case Format::kQ6_K:
-        pack_blocks<Format::kQ6_K>(from, k, count, to);
-        break;
-      case Format::kIQ4_NL:
-        pack_blocks<Format::kIQ4_NL>(from, k, count, to);
-        break;
-      case Format::kIQ4_XS:
-        pack_blocks<Format::kIQ4_XS>(from, k, count, to);
-        break;
-    }
+    kPackers[static_cast<size_t>(format)](from, k, count, to);
   }
 }
 
@@ -282,7 +257,7 @@ void unpack_panel_row(Format format, const uint8_t* panels, int64_t k, int64_t r
     for (int64_t i = 0; i < k; ++i) dequantize_row(format, panel + (i * kLanes + r) * size, 1, x + i);
     return;
   }
-  const FormatTraits& t = kFormatTraits[static_cast<int>(format)];
+  const FormatTraits& t = traits_of(format);
   RawBlock raw;
   for (int64_t column = 0; column < k; column += kSuperColumns) {
     const int64_t left = (k - column) / kBlockColumns, blocks = left < kSuperBlocks ? left : kSuperBlocks;

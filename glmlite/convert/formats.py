@@ -10,12 +10,11 @@ import numpy as np
 
 from ..errors import FormatError
 from ..formats import STORAGE
+from ..quantize import FAMILIES, quantize
 
 __all__ = ["TYPES", "can_quantize", "encode", "tensor_bytes"]
 
-
-_WRITTEN = "F32 F16 BF16 Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K Q4_1 Q4_0 Q3_K Q2_K IQ4_XS IQ4_NL"
-TYPES = {name: STORAGE[name] for name in _WRITTEN.split()}
+TYPES = {name.upper(): STORAGE[name.upper()] for name in FAMILIES}
 _LARGEST_F16 = 65504
 
 
@@ -42,8 +41,6 @@ def encode(x: np.ndarray, type: str, where: str, importance: np.ndarray | None =
     if type == "Q8_0" and not can_quantize():
         _check(x, type, where)
         return _q8_0(x)
-    from ..quantize import quantize
-
     try:
         return quantize(np.ascontiguousarray(x, np.float32), type.lower(), importance, threads=1)
     except ValueError as error:

@@ -33,32 +33,12 @@ class ScalesAt(NamedTuple):
     kind: str  # "f2", "f4", "f8" as numpy has them, "bf16"
 
 
-_SCALES = {
-    "F32": ((0,), "f4"),
-    "F64": ((0,), "f8"),
-    "F16": ((0,), "f2"),
-    "BF16": ((0,), "bf16"),
-    "Q8_0": ((0,), "f2"),
-    "Q4_0": ((0,), "f2"),
-    "Q4_1": ((0, 2), "f2"),
-    "Q5_0": ((0,), "f2"),
-    "Q5_1": ((0, 2), "f2"),
-    "Q2_K": ((80, 82), "f2"),
-    "Q3_K": ((108,), "f2"),
-    "Q4_K": ((0, 2), "f2"),
-    "Q5_K": ((0, 2), "f2"),
-    "Q6_K": ((208,), "f2"),
-    "IQ4_NL": ((0,), "f2"),
-    "IQ4_XS": ((0,), "f2"),
-    "IQ3_XXS": ((0,), "f2"),
-    "IQ3_S": ((0,), "f2"),
-    "IQ2_XXS": ((0,), "f2"),
-    "IQ2_XS": ((0,), "f2"),
-    "IQ2_S": ((0,), "f2"),
-    "IQ1_S": ((0,), "f2"),
+_PLAIN = {"F32": "f4", "F64": "f8", "F16": "f2", "BF16": "bf16"}
+SCALES_AT = {
+    name: ScalesAt(storage.nbytes, storage.floats, _PLAIN.get(name, "f2"))
+    for name, storage in STORAGE.items()
+    if storage.floats
 }
-SCALES_AT = {name: ScalesAt(STORAGE[name].nbytes, *at) for name, at in _SCALES.items()}
-_PLAIN = ("F32", "F64", "F16", "BF16")
 # kind -> unsigned integers of its size, all bits but the sign, the exponent of what is not finite.
 _BITS = {
     "f2": ("<u2", 0x7FFF, 0x7C00),
