@@ -1,4 +1,5 @@
-"""What is known of the GLM family beyond what a file says of itself: the published models and what they all share.
+"""What is known of the GLM family beyond what a file says of itself: its architectures, the published models and what
+they all share.
 
 A model is recognised by its sizes, which a fine-tuned or renamed copy keeps, never by its name. The numbers are those
 of the published configs.
@@ -9,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
-    "ARCHITECTURES",
     "ENDS",
+    "FAMILY",
     "GLM_SPECIALS",
     "PUBLISHED",
     "SIGMOID",
+    "Architecture",
+    "Blanks",
     "Published",
     "Sizes",
+    "about",
     "is_edge",
     "is_glm",
     "recognise",
@@ -55,8 +59,90 @@ SIGMOID = 2
 # Tokens of GLM-Edge's vocabulary, and fewer than any copy of GLM-4's 151,552 has.
 _EDGE, _GLM4 = 59264, 100_000
 
-# GGUF's names. `deepseek2` is what GLM-4.7-Flash is written as; other makers' models are too.
-ARCHITECTURES = ("chatglm", "chatglm1", "glm", "glm4", "glm4moe")
+
+@dataclass(frozen=True)
+class Blanks:
+    """How an architecture fills blanks. masks: in the order in which they are filled, if not `several`.
+    default: the mask that a text without one gets at its end. start: what a piece begins with. before, after: what a
+    text begins and ends with. several: pieces for several masks in one prompt."""
+
+    masks: tuple[str, ...]
+    default: str
+    start: str
+    before: str | None = None
+    after: str | None = None
+    several: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What holds for the models of an architecture, beyond the mathematics that glmlite/models/<name>.py has.
+
+    glm: whether they are of the family, all, none, or those with `[gMASK]` in their vocabulary.
+    versions: ChatGLM2, ChatGLM3, GLM-4 and GLM-Edge go by this name; vocabulary and tensors tell which it is.
+    prefix: where `[gMASK]<sop>` stands in a prompt, if anywhere.
+    chat: the format (glmlite.chat.formats) of a file without a template; None: no chat model, as far as is known. Of
+        several `versions`, that of the newest.
+    blanks: how it fills blanks, if it was trained to.
+    layer_norm: the norms subtract the mean, so the constant has another key than RMS norms have.
+    half_rope: RoPE turns half of a head's columns.
+    experts: a router chooses among experts.
+    tied: the embeddings may give the logits.
+    pre: how a byte-level vocabulary cuts text, where no `[gMASK]<sop>` tells it.
+    shows_special: the makers' own decode leaves special tokens in the text.
+    asks_bos: the tokenizer's files say whether a prompt begins with BOS.
+    """
+
+    glm: Literal["all", "none", "by vocabulary"] = "all"
+    versions: bool = False
+    prefix: Literal["first", "last"] | None = "first"
+    chat: str | None = None
+    blanks: Blanks | None = None
+    layer_norm: bool = False
+    half_rope: bool = False
+    experts: bool = False
+    tied: bool = False
+    pre: str | None = None
+    shows_special: bool = False
+    asks_bos: bool = False
+
+
+# By GGUF's name. `deepseek2` is what GLM-4.7-Flash is written as; other makers' models are too.
+FAMILY: Mapping[str, Architecture] = {
+    "chatglm": Architecture(versions=True, chat="glm4", half_rope=True),
+    "glm": Architecture(
+        prefix=None,
+        blanks=Blanks(
+            masks=("[MASK]", "[sMASK]", "[gMASK]"),
+            default="[gMASK]",
+            start="<|startofpiece|>",
+            before="[CLS]",
+            after="<|endoftext|>",
+            several=True,
+        ),
+        layer_norm=True,
+        tied=True,
+        pre="gpt-2",
+    ),
+    "chatglm1": Architecture(
+        prefix="last",
+        chat="chatglm",
+        blanks=Blanks(masks=("[gMASK]", "[MASK]"), default="[gMASK]", start="<sop>"),
+        layer_norm=True,
+        tied=True,
+        shows_special=True,
+    ),
+    "glm4": Architecture(chat="glm4", half_rope=True),
+    "glm4moe": Architecture(half_rope=True, experts=True),
+    "deepseek2": Architecture(glm="by vocabulary", experts=True),
+    "llama": Architecture(glm="none", prefix=None, asks_bos=True),
+}
+_UNKNOWN = Architecture(glm="none", prefix=None)
+
+
+def about(architecture: str | None) -> Architecture:
+    """The row of an architecture; that of no GLM for a name that is not known."""
+    return FAMILY.get(architecture or "", _UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -122,7 +208,8 @@ def recognise(architecture: str, sizes: Sizes) -> Published | None:
 
 def is_glm(architecture: str, tokens: Sequence[Any]) -> bool:
     """Whether a file belongs to the family: by its architecture, or, under another maker's, by its vocabulary."""
-    return architecture in ARCHITECTURES or (architecture == "deepseek2" and "[gMASK]" in tokens)
+    glm = about(architecture).glm
+    return glm == "all" or (glm == "by vocabulary" and "[gMASK]" in tokens)
 
 
 def is_edge(architecture: str, metadata: Mapping[str, Any]) -> bool:
@@ -131,7 +218,7 @@ def is_edge(architecture: str, metadata: Mapping[str, Any]) -> bool:
     GLM-4, of the same architecture, has more than twice as many tokens, and RoPE turns only half of its heads. A copy
     with a vocabulary of another size is told by what turns: without the key, all of a head.
     """
-    if architecture != "chatglm" or metadata.get("tokenizer.ggml.model") == "llama":
+    if not about(architecture).versions or metadata.get("tokenizer.ggml.model") == "llama":
         return False
     tokens = metadata.get("tokenizer.ggml.tokens")
     count = len(tokens) if isinstance(tokens, (list, tuple)) else 0
@@ -139,7 +226,7 @@ def is_edge(architecture: str, metadata: Mapping[str, Any]) -> bool:
         return count == _EDGE
 
     def size(name: str) -> int:
-        value = metadata.get(f"chatglm.{name}")
+        value = metadata.get(f"{architecture}.{name}")
         return int(value) if isinstance(value, Integral) else 0
 
     turns, heads = size("rope.dimension_count"), size("attention.head_count")

@@ -11,41 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import FormatError
+from .families import Blanks
 from .generate import Completion
 from .tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Blanks:
-    """The special tokens of an architecture. masks: in the order in which they are filled, if not `several`.
-    before, after: what a text begins and ends with."""
-
-    masks: tuple[str, ...]
-    default: str  # what a prompt without a mask gets at its end
-    start: str
-    before: str | None
-    after: str | None
-    several: bool  # pieces for several masks in one prompt
-
-
-BLANKS = {
-    "glm": Blanks(
-        masks=("[MASK]", "[sMASK]", "[gMASK]"),
-        default="[gMASK]",
-        start="<|startofpiece|>",
-        before="[CLS]",
-        after="<|endoftext|>",
-        several=True,
-    ),
-    "chatglm1": Blanks(
-        masks=("[gMASK]", "[MASK]"),
-        default="[gMASK]",
-        start="<sop>",
-        before=None,
-        after=None,
-        several=False,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -66,8 +34,8 @@ class Infill:
 class Infiller:
     """The prompts of one architecture."""
 
-    def __init__(self, architecture: str, tokenizer: Tokenizer):
-        self.blanks = BLANKS[architecture]
+    def __init__(self, blanks: Blanks, tokenizer: Tokenizer):
+        self.blanks = blanks
         self._tokenizer = tokenizer
         self.masks = [i for mask in self.blanks.masks if (i := tokenizer.id_of(mask)) is not None]
         self.start = self._id(self.blanks.start)

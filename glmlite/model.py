@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from . import models
 from .cancel import Cancel
 from .errors import ContextOverflow
+from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
-from .infill import BLANKS, Infill, Infiller
+from .infill import Infill, Infiller
 from .parameters import Options, Parameters, token_ids
 from .scheduler import Request, Scheduler
 from .tokenizer import Tokenizer
@@ -227,7 +228,8 @@ class Model:
         likely tokens unless a temperature is given. Blank-infilling models only, others: ValueError.
         """
         if self._infiller is None:
-            raise ValueError(f"infill: {self.architecture} models fill no blanks; those that do: {', '.join(BLANKS)}")
+            those = ", ".join(name for name, row in FAMILY.items() if row.blanks)
+            raise ValueError(f"infill: {self.architecture} models fill no blanks; those that do: {those}")
         p = Parameters.of(parameters, **changes)
         defaults = {**self._defaults, "temperature": 0.0}
         ids = list(self.tokenizer.encode(text, special=True, prefix=False))
@@ -343,4 +345,5 @@ def prompt_ids(tokenizer: Tokenizer, blanks: Infiller | None, text: str) -> list
 
 
 def infiller(architecture: str, tokenizer: Tokenizer) -> Infiller | None:
-    return Infiller(architecture, tokenizer) if architecture in BLANKS else None
+    blanks = about(architecture).blanks
+    return Infiller(blanks, tokenizer) if blanks else None

@@ -123,3 +123,40 @@ def test_an_architecture_name_is_found():
     assert ARCHITECTURE_NAME.search("kGlm4")
     assert not ARCHITECTURE_NAME.search("namespace glmlite {")
     assert "glm4" not in code("int x;  // as glm4\n/* llama\n glm4 */ int y;")
+
+
+def compared(source):
+    """(line, text) of every comparison of something called `architecture` with names in quotes."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Compare):
+            continue
+        sides = [node.left, *node.comparators]
+        names = [getattr(side, "attr", getattr(side, "id", "")) for side in sides]
+        quoted = any(isinstance(n, ast.Constant) and isinstance(n.value, str) for s in sides for n in ast.walk(s))
+        if quoted and any(name.endswith("architecture") for name in names):
+            yield node.lineno, ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_an_architecture_is_like_stands_in_its_row(path):
+    """glmlite/families.py has a row for each; nothing else asks which one it is but the models and the converters."""
+    inside = path.relative_to(PACKAGE).as_posix()
+    if not inside.startswith(("models/", "convert/architectures/")):
+        assert not list(compared(path.read_text(encoding="utf-8"))), inside
+
+
+def test_a_comparison_of_architectures_is_found():
+    for source in (
+        'architecture == "glm"',
+        'self._architecture in ("glm", "glm4")',
+        'x = 1 if "glm" != s.architecture else 2',
+    ):
+        assert list(compared(source))
+    assert not list(compared("architecture not in ARCHITECTURES; name == 'glm4'"))
+
+
+def test_every_model_has_a_row():
+    from glmlite.families import FAMILY
+    from glmlite.models import ARCHITECTURES
+
+    assert set(ARCHITECTURES) <= FAMILY.keys()

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import FormatError
-from ..families import is_edge
+from ..families import about, is_edge
 from . import formats, template
 from . import messages as checked
 from .fitting import fit
@@ -29,9 +29,10 @@ def chat_format(metadata: Mapping[str, Any], tokenizer: Tokenizer, architecture:
     """How a model is spoken to: "template" (the file's own), the name of a format of `glmlite.chat.formats`, or None.
 
     The metadata key `glmlite.chat_format` decides where it is present; it is how a converted ChatGLM2 is told from a
-    ChatGLM3, whose vocabulary a file may list for both. Then comes the file's template. Without either, the vocabulary
-    of a `chatglm` file tells the model, whatever name it has in place of a template: of those, only "chatglm2" says
-    more than the vocabulary. None: not a chat model, as far as the file says.
+    ChatGLM3, whose vocabulary a file may list for both. Then comes the file's template. Without either, the
+    architecture has one format (glmlite.families), or the vocabulary tells its versions apart, whatever name the file
+    has in place of a template: of those, only "chatglm2" says more than the vocabulary. None: not a chat model, as far
+    as the file says.
 
     Raises FormatError for a `glmlite.chat_format` that is not known.
     """
@@ -42,17 +43,14 @@ def chat_format(metadata: Mapping[str, Any], tokenizer: Tokenizer, architecture:
         return str(name)
     if template.of(metadata) is not None:
         return "template"
-    if architecture == "chatglm1":
-        return "chatglm"
-    if architecture == "glm4":
-        return "glm4"
-    if architecture != "chatglm":
-        return None
+    row = about(architecture)
+    if not row.versions:
+        return row.chat
     if tokenizer.id_of("<|user|>") is None or metadata.get(_TEMPLATE) == "chatglm2":
         return "chatglm2"
     if metadata.get("tokenizer.ggml.model") == "llama":
         return "chatglm3"
-    return "glm-edge" if is_edge(architecture, metadata) else "glm4"
+    return "glm-edge" if is_edge(architecture, metadata) else row.chat
 
 
 def render(
@@ -100,7 +98,7 @@ def render(
         ids = formats.encode(tokenizer, name, formats.FORMATS[name](messages, tools, add_generation_prompt))
         return ids if name in ("chatglm", "glm-edge") else tokenizer.begin(ids)
     ids = template.render(metadata, tokenizer, messages, tools, add_generation_prompt, kwargs)
-    if architecture == "chatglm1":
+    if about(architecture).prefix == "last":
         end = [tokenizer.id_of(text) for text in ("[gMASK]", "<sop>")]
         return [i for i in ids if i not in end] + [i for i in end if i is not None and add_generation_prompt]
     prefix = tokenizer.prefix_ids

@@ -42,6 +42,6 @@ TEMPLATES: dict[str, str] = {"glm4": _GLM4, "glm-edge": _EDGE + _END}
 
 def for_file(metadata: Mapping[str, Any], architecture: str, ids: Mapping[str, int]) -> str | None:
     """The template for a file that has none: that of its format; None if there is none. ids: token -> id."""
-    if architecture not in ("chatglm", "glm4") or metadata.get("tokenizer.ggml.model") != "gpt2":
+    if metadata.get("tokenizer.ggml.model") != "gpt2":
         return None
     return TEMPLATES.get(chat_format(metadata, SimpleNamespace(id_of=ids.get), architecture) or "")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..chat.templates import for_file
 from ..errors import FormatError
-from ..families import ENDS
+from ..families import ENDS, about
 from ..tokenizer.vocabulary import TokenType
 from . import vocab
 from .architectures import Config
@@ -72,21 +72,22 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     """
     tokenizer_config = _optional(folder / "tokenizer_config.json")
     generation = _recommended(folder / "generation_config.json")
-    metadata = vocab.from_folder(folder, vocab_size=rows, chatglm=architecture == "chatglm")
+    row = about(architecture)
+    metadata = vocab.from_folder(folder, vocab_size=rows, chatglm=row.versions)
     metadata |= _special_ids(config, generation.values, metadata, rows)
-    if architecture == "llama":
+    if row.asks_bos:
         metadata["tokenizer.ggml.add_bos_token"] = _begins_with_bos(folder, tokenizer_config, metadata)
     metadata |= _templates(folder, tokenizer_config)
     if "tokenizer.chat_template" not in metadata:
         ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
         if (template := for_file(metadata, architecture, ids)) is not None:
             metadata["tokenizer.chat_template"] = template
-    if architecture == "chatglm" and metadata["tokenizer.ggml.model"] == "llama":
+    if row.versions and metadata["tokenizer.ggml.model"] == "llama":
         for key in [
             key for key in metadata if key.startswith("tokenizer.chat_template") and isinstance(metadata[key], str)
         ]:
             metadata[key] = metadata[key].replace("[gMASK]sop", "[gMASK]<sop>")  # as `vocab` calls ChatGLM3's token
-    if architecture == "chatglm" and _is_chatglm2(folder, tokenizer_config, metadata):
+    if row.versions and _is_chatglm2(folder, tokenizer_config, metadata):
         metadata["glmlite.chat_format"] = "chatglm2"
     return metadata | _sampling(generation)
 

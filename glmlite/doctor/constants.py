@@ -19,8 +19,7 @@ def eps(subject: Subject) -> Iterator[Finding]:
     """The constant of the norms."""
     if not subject.glm:
         return
-    name = "layer_norm_epsilon" if subject.architecture in ("chatglm1", "glm") else "layer_norm_rms_epsilon"
-    name = f"attention.{name}"
+    name = "attention.layer_norm_epsilon" if subject.row.layer_norm else "attention.layer_norm_rms_epsilon"
     value = subject.metadata.get(subject.key(name))
     told = subject.number(name)
     right = subject.published.eps if subject.published else None
@@ -55,14 +54,13 @@ def rotary_part(subject: Subject) -> Iterator[Finding]:
 def _rotated(subject: Subject) -> int | None:
     """Columns that turn, as far as it can be known without the file's word."""
     sections = subject.metadata.get(subject.key("rope.dimension_sections"))
-    if subject.architecture == "glm4" and isinstance(sections, np.ndarray) and sections.dtype.kind in "iu":
+    if subject.row.half_rope and isinstance(sections, np.ndarray) and sections.dtype.kind in "iu":
         pairs = int(sections[:4].astype(np.int64).clip(0, 1 << 16).sum())  # of a vision model
         if pairs:
             return 2 * pairs
     if subject.published is not None:
         return subject.published.rope_dim
-    # GLM-Edge turns all.
-    half = subject.architecture in ("glm4", "glm4moe") or (subject.architecture == "chatglm" and subject.biased)
+    half = subject.row.half_rope and not subject.edge  # which turns all
     return subject.head_dim // 2 if half and subject.head_dim else None
 
 
@@ -100,7 +98,7 @@ def rope_base(subject: Subject) -> Iterator[Finding]:
 
 def router(subject: Subject) -> Iterator[Finding]:
     """GLM's experts are chosen by sigmoid, their weights normalised and scaled."""
-    if subject.architecture not in ("glm4moe", "deepseek2") or not subject.glm:
+    if not subject.row.experts or not subject.glm:
         return
     name, right = "expert_gating_func", families.SIGMOID
     value = subject.metadata.get(subject.key(name))

@@ -33,6 +33,11 @@ class Subject:
         name = self.metadata.get("general.architecture")
         return name if isinstance(name, str) else None
 
+    @property
+    def row(self) -> families.Architecture:
+        """What is known of the architecture."""
+        return families.about(self.architecture)
+
     @cached_property
     def glm(self) -> bool:
         return families.is_glm(self.architecture or "", self.tokens)
@@ -65,9 +70,9 @@ class Subject:
         return self.count("attention.key_length") or (dim // heads if dim and heads else None)
 
     @property
-    def biased(self) -> bool:
-        """q, k and v have a bias: of `chatglm`, all models but GLM-Edge."""
-        return "blk.0.attn_qkv.bias" in self.shapes or "blk.0.attn_q.bias" in self.shapes
+    def edge(self) -> bool:
+        """A GLM-Edge: the only one of its architecture whose q, k and v have no bias."""
+        return self.row.versions and not {"blk.0.attn_qkv.bias", "blk.0.attn_q.bias"} & self.shapes.keys()
 
     # ---- keys of the architecture
 
@@ -120,7 +125,7 @@ class Subject:
     def speaks_glm(self) -> bool:
         """A vocabulary with `[gMASK]` and `<sop>`, of a model that prompts begin with (not end with, as ChatGLM-6B)."""
         has = "[gMASK]" in self.ids and ("<sop>" in self.ids or "sop" in self.ids)
-        return self.glm and has and self.architecture not in ("chatglm1", "glm")
+        return self.glm and has and self.row.prefix == "first"
 
     def token_id(self, name: str) -> int | None:
         """The id under `tokenizer.ggml.<name>_token_id` if there is such a token."""

@@ -32,10 +32,10 @@ def output(subject: Subject) -> Iterator[Finding]:
     """The matrix of the logits, which the embeddings replace where it is missing."""
     if not subject.glm or "output.weight" in subject.shapes or "token_embd.weight" not in subject.shapes:
         return
-    # Among `chatglm` models only GLM-Edge's is tied.
+    # Of the models that share an architecture's name only GLM-Edge ties them.
     known = subject.published
-    untied = not known.tied if known else subject.architecture == "chatglm" and subject.biased
-    if untied and subject.architecture not in ("chatglm1", "glm"):
+    untied = not known.tied if known else subject.row.versions and not subject.edge
+    if untied and not subject.row.tied:
         yield Finding(
             "output-missing",
             Severity.ERROR,

@@ -105,7 +105,7 @@ def pre_tokenizer(subject: Subject) -> Iterator[Finding]:
         right: str | None = _GLM_PRE[0]
         wrong = pre not in _GLM_PRE if isinstance(pre, str) else True
     else:
-        right = "gpt-2" if subject.architecture == "glm" else None
+        right = subject.row.pre
         wrong = not isinstance(pre, str) or (right is not None and pre != right)
     if wrong:
         what = "missing" if pre is None else brief(pre)
@@ -208,7 +208,7 @@ def prefix(subject: Subject) -> Iterator[Finding]:
             "once is left",
             {_TEMPLATE: once},
         )
-    elif not any(run[:1] == ["[gMASK]"] and len(run) == 2 for run in runs) and _wants_prefix(subject):
+    elif not any(run[:1] == ["[gMASK]"] and len(run) == 2 for run in runs) and not subject.edge:
         rest = _PREFIX_PART.sub("", seen, count=1)
         known = not _PREFIX_RUN.search(rest)
         yield Finding(
@@ -222,11 +222,6 @@ def prefix(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _wants_prefix(subject: Subject) -> bool:
-    """All but GLM-Edge."""
-    return subject.architecture != "chatglm" or subject.biased
-
-
 def template(subject: Subject) -> Iterator[Finding]:
     """A chat model's file says how it is spoken to."""
     if not subject.speaks_glm or templates.of(subject.metadata) is not None or "<|user|>" not in subject.ids:
@@ -235,9 +230,10 @@ def template(subject: Subject) -> Iterator[Finding]:
     named = isinstance(told, str) and bool(told.strip())
     byte_level = subject.family == "gpt2"
     changes: dict[str, Any] = {}
-    if byte_level and subject.architecture in ("chatglm", "glm4"):
-        changes = {_TEMPLATE: TEMPLATES["glm4" if _wants_prefix(subject) else "glm-edge"]}
-    elif named and told != "chatglm2" and subject.family == "llama" and subject.architecture == "chatglm":
+    own = TEMPLATES.get("glm-edge" if subject.edge else subject.row.chat or "")
+    if byte_level and own:
+        changes = {_TEMPLATE: own}
+    elif named and told != "chatglm2" and subject.family == "llama" and subject.row.versions:
         # The format, which has tools and encodes each piece on its own, stays glmlite's way to speak.
         text = CHATGLM3 if "<sop>" in subject.ids else CHATGLM3.replace("<sop>", "sop")
         changes = {_TEMPLATE: text, "glmlite.chat_format": "chatglm3"}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import chat
+from ..families import about
 from ..tokenizer import Tokenizer
 from .arguments import Refusal, check, near, unknown
 from .arrays import BatchEncoding, Ids, batch, cut, id_list, limit, loaded_kind, tensor
@@ -285,7 +286,7 @@ class HFTokenizer(HFVocabulary):
 
     def _never_shown(self) -> set[int | None]:
         """Ids that the makers' own `decode` leaves out, whether it is asked to or not."""
-        if self._architecture == "chatglm1":
+        if about(self._architecture).shows_special:
             return {self._pad_id}
         if not self._is_sentencepiece:
             return set()

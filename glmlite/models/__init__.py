@@ -1,6 +1,6 @@
 """The architectures this library runs: one file each, named as GGUF's `general.architecture` names it.
 
-A model file has a frozen dataclass `Config` with `from_gguf(metadata, shapes)`, a function
+A model file has a frozen dataclass `Config` with `sizes` and `from_gguf(metadata, shapes)`, a function
 `record(r, config)` that records the program and returns the logits, and a function `layout`, which
 says where the tokens of a prompt stand. docs/add-a-model.md walks through one.
 """
@@ -52,12 +52,12 @@ def record(metadata: Mapping[str, Any], shapes: Shapes) -> Recording:
     r = Recorder(shapes)
     logits = model.record(r, config)
     _check_vocabulary(r, logits.width)
-    _check_all_used(r, config.layers)
+    _check_all_used(r, config.sizes.layers)
     return Recording(
         ops=tuple(r.ops),
         architecture=architecture,
         vocab=logits.width,
-        context=config.context,
+        context=config.sizes.context,
         layout=model.layout,
     )
 

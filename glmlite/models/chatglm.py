@@ -19,64 +19,33 @@ from typing import Any
 from ..program import Recorder, Rope, Shapes, Value
 from .layout import causal as layout
 from .metadata import Keys
+from .parts import Sizes, attention, decoder, prefix, qkv
 
-__all__ = ["Config", "block", "layout", "prefix", "qkv", "record"]
+__all__ = ["Config", "block", "layout", "record"]
 
 
 @dataclass(frozen=True)
 class Config:
-    layers: int
-    dim: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    sizes: Sizes
     norm_eps: float
     rope: Rope
-    context: int
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], shapes: Shapes) -> Config:
         keys = Keys("chatglm", metadata, shapes)
-        dim = keys.dim()
-        heads, kv_heads, head_dim = keys.heads(dim)
+        sizes = Sizes.of(keys)
         return cls(
-            layers=keys.layers(),
-            dim=dim,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            sizes=sizes,
             norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
-            rope=keys.rope(head_dim, interleaved=True),
-            context=keys.count("context_length"),
+            rope=keys.rope(sizes.head_dim, interleaved=True),
         )
-
-
-def qkv(r: Recorder, x: Value, w: str) -> Value:
-    """The queries, keys and values of block `w` in one matrix, from one tensor or from three."""
-    parts = ["attn_qkv"] if r.has(w + "attn_qkv.weight") else ["attn_q", "attn_k", "attn_v"]
-    biased = any(r.has(f"{w}{part}.bias") for part in parts)
-    biases = [f"{w}{part}.bias" for part in parts] if biased else None
-    return r.linear(x, [f"{w}{part}.weight" for part in parts], bias=biases)
-
-
-def prefix(r: Recorder, w: str) -> tuple[str, str] | None:
-    """The names of block `w`'s P-Tuning v2 keys and values, if the file has them."""
-    names = (w + "prefix_k.weight", w + "prefix_v.weight")
-    return names if any(map(r.has, names)) else None
 
 
 def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
     w = f"blk.{i}."
 
-    att = r.attention(
-        qkv(r, r.rms_norm(x, w + "attn_norm.weight", c.norm_eps), w),
-        layer=i,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        rope=c.rope,
-        prefix=prefix(r, w),
-    )
+    heads = qkv(r, r.rms_norm(x, w + "attn_norm.weight", c.norm_eps), w)
+    att = attention(r, c.sizes, heads, i, rope=c.rope, prefix=prefix(r, w))
     h = r.linear(att, w + "attn_output.weight", add=x)
 
     up = r.linear(r.rms_norm(h, w + "ffn_norm.weight", c.norm_eps), w + "ffn_up.weight")
@@ -84,8 +53,4 @@ def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
 
 
 def record(r: Recorder, c: Config) -> Value:
-    x = r.embed("token_embd.weight")
-    for i in range(c.layers):
-        x = block(r, c, x, i)
-    x = r.rms_norm(r.select(x), "output_norm.weight", c.norm_eps)
-    return r.linear(x, "output.weight" if r.has("output.weight") else "token_embd.weight")
+    return decoder(r, c.sizes, c.norm_eps, lambda x, i: block(r, c, x, i))

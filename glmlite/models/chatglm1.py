@@ -22,42 +22,32 @@ from typing import Any
 
 from ..errors import FormatError
 from ..program import Recorder, Rope, Shapes, Value
-from .chatglm import prefix
 from .layout import Layout, Special, indices, infilling
 from .metadata import Keys
+from .parts import Sizes, attention, logits, prefix
 
 __all__ = ["Config", "block", "layout", "record"]
 
 
 @dataclass(frozen=True)
 class Config:
-    layers: int
-    dim: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    sizes: Sizes
     norm_eps: float
     rope: Rope
     alpha: float
-    context: int
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], shapes: Shapes) -> Config:
         keys = Keys("chatglm1", metadata, shapes)
-        dim = keys.dim()
-        heads, kv_heads, head_dim = keys.heads(dim)
-        if head_dim % 4:
-            raise FormatError(f"metadata: 'chatglm1': a head has {head_dim} columns, expected two halves of pairs")
+        sizes = Sizes.of(keys)
+        if sizes.head_dim % 4:
+            columns = sizes.head_dim
+            raise FormatError(f"metadata: 'chatglm1': a head has {columns} columns, expected two halves of pairs")
         return cls(
-            layers=keys.layers(),
-            dim=dim,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            sizes=sizes,
             norm_eps=keys.number("attention.layer_norm_epsilon"),
-            rope=Rope(head_dim, keys.number("rope.freq_base", 10000.0), interleaved=False, axes=(0, 1)),
+            rope=Rope(sizes.head_dim, keys.number("rope.freq_base", 10000.0), interleaved=False, axes=(0, 1)),
             alpha=keys.number("residual_alpha"),
-            context=keys.count("context_length"),
         )
 
 
@@ -74,15 +64,8 @@ def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
     w = f"blk.{i}."
 
     a = r.layer_norm(x, w + "attn_norm.weight", w + "attn_norm.bias", c.norm_eps)
-    att = r.attention(
-        r.linear(a, w + "attn_qkv.weight", bias=w + "attn_qkv.bias"),
-        layer=i,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        rope=c.rope,
-        prefix=prefix(r, w),
-    )
+    heads = r.linear(a, w + "attn_qkv.weight", bias=w + "attn_qkv.bias")
+    att = attention(r, c.sizes, heads, i, rope=c.rope, prefix=prefix(r, w))
     h = r.linear(att, w + "attn_output.weight", bias=w + "attn_output.bias", add=a, alpha=c.alpha)
 
     b = r.layer_norm(h, w + "ffn_norm.weight", w + "ffn_norm.bias", c.norm_eps)
@@ -92,7 +75,6 @@ def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
 
 def record(r: Recorder, c: Config) -> Value:
     x = r.embed("token_embd.weight")
-    for i in range(c.layers):
+    for i in range(c.sizes.layers):
         x = block(r, c, x, i)
-    x = r.layer_norm(r.select(x), "output_norm.weight", "output_norm.bias", c.norm_eps)
-    return r.linear(x, "output.weight" if r.has("output.weight") else "token_embd.weight")
+    return logits(r, r.layer_norm(r.select(x), "output_norm.weight", "output_norm.bias", c.norm_eps))

@@ -23,6 +23,7 @@ from ..errors import FormatError
 from ..program import Recorder, Shapes, Value
 from .layout import Layout, Special, indices, infilling
 from .metadata import Keys
+from .parts import Sizes, attention
 
 __all__ = ["Config", "block", "layout", "record"]
 
@@ -33,33 +34,19 @@ POSITIONS = ("position_embd.weight", "block_position_embd.weight")
 
 @dataclass(frozen=True)
 class Config:
-    layers: int
-    dim: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    sizes: Sizes
     norm_eps: float
-    context: int
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], shapes: Shapes) -> Config:
         keys = Keys("glm", metadata, shapes)
-        dim = keys.dim()
-        heads, kv_heads, head_dim = keys.heads(dim)
-        context = keys.count("context_length")
+        sizes = Sizes.of(keys)
         for name in POSITIONS:
             # The place in a piece counts from 1, so a table has a row more than the context has tokens.
-            if len(shapes.get(name, ())) == 2 and shapes[name][0] <= context:
-                raise FormatError(f"'{name}' has {shapes[name][0]} rows, expected more than the context's {context}")
-        return cls(
-            layers=keys.layers(),
-            dim=dim,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            norm_eps=keys.number("attention.layer_norm_epsilon"),
-            context=context,
-        )
+            if len(shapes.get(name, ())) == 2 and shapes[name][0] <= sizes.context:
+                rows = shapes[name][0]
+                raise FormatError(f"'{name}' has {rows} rows, expected more than the context's {sizes.context}")
+        return cls(sizes=sizes, norm_eps=keys.number("attention.layer_norm_epsilon"))
 
 
 def layout(ids: Sequence[int], special: Special) -> Layout:
@@ -83,14 +70,8 @@ def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
     w = f"blk.{i}."
 
     a = r.layer_norm(x, w + "attn_norm.weight", w + "attn_norm.bias", c.norm_eps)
-    att = r.attention(
-        r.linear(a, w + "attn_qkv.weight", bias=w + "attn_qkv.bias"),
-        layer=i,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        rope=None,
-    )
+    heads = r.linear(a, w + "attn_qkv.weight", bias=w + "attn_qkv.bias")
+    att = attention(r, c.sizes, heads, i, rope=None)
     h = r.linear(att, w + "attn_output.weight", bias=w + "attn_output.bias", add=x)
 
     b = r.layer_norm(h, w + "ffn_norm.weight", w + "ffn_norm.bias", c.norm_eps)
@@ -100,7 +81,7 @@ def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
 
 def record(r: Recorder, c: Config) -> Value:
     x = r.embed("token_embd.weight", POSITIONS)
-    for i in range(c.layers):
+    for i in range(c.sizes.layers):
         x = block(r, c, x, i)
     x = r.layer_norm(r.select(x), "output_norm.weight", "output_norm.bias", c.norm_eps)
     return r.linear(x, "token_embd.weight")

@@ -17,53 +17,36 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..program import Recorder, Rope, Shapes, Value
-from .chatglm import qkv
 from .layout import causal as layout
 from .metadata import Keys
+from .parts import Sizes, attention, decoder, qkv
 
 __all__ = ["Config", "block", "layout", "record"]
 
 
 @dataclass(frozen=True)
 class Config:
-    layers: int
-    dim: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    sizes: Sizes
     norm_eps: float
     rope: Rope
-    context: int
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], shapes: Shapes) -> Config:
         keys = Keys("glm4", metadata, shapes)
-        dim = keys.dim()
-        heads, kv_heads, head_dim = keys.heads(dim)
+        sizes = Sizes.of(keys)
         reordered = any(keys.integers("rope.dimension_sections"))
         return cls(
-            layers=keys.layers(),
-            dim=dim,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            sizes=sizes,
             norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
-            rope=keys.rope(head_dim, interleaved=not reordered),
-            context=keys.count("context_length"),
+            rope=keys.rope(sizes.head_dim, interleaved=not reordered),
         )
 
 
 def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
     w = f"blk.{i}."
 
-    att = r.attention(
-        qkv(r, r.rms_norm(x, w + "attn_norm.weight", c.norm_eps), w),
-        layer=i,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        rope=c.rope,
-    )
+    heads = qkv(r, r.rms_norm(x, w + "attn_norm.weight", c.norm_eps), w)
+    att = attention(r, c.sizes, heads, i, rope=c.rope)
     out = r.linear(att, w + "attn_output.weight")
     h = r.rms_norm(out, w + "post_attention_norm.weight", c.norm_eps, add=x)
 
@@ -73,8 +56,4 @@ def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
 
 
 def record(r: Recorder, c: Config) -> Value:
-    x = r.embed("token_embd.weight")
-    for i in range(c.layers):
-        x = block(r, c, x, i)
-    x = r.rms_norm(r.select(x), "output_norm.weight", c.norm_eps)
-    return r.linear(x, "output.weight" if r.has("output.weight") else "token_embd.weight")
+    return decoder(r, c.sizes, c.norm_eps, lambda x, i: block(r, c, x, i))

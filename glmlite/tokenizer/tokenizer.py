@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..errors import FormatError
-from ..families import is_edge
+from ..families import about, is_edge
 from .special import SpecialSplitter
 from .stream import Decoding, StreamDecoder
 from .vocabulary import Metadata, TokenType, Vocabulary
@@ -124,7 +124,7 @@ class Tokenizer:
             edge = name == "glm-edge"
         else:
             edge = is_edge(architecture, metadata) and "[gMASK]" not in template
-        gmask_first = not (chatglm1 or architecture == "chatglm1" or edge)
+        gmask_first = not (chatglm1 or about(architecture).prefix == "last" or edge)
         return cls(read, vocabulary, family(read, vocabulary), gmask_first=gmask_first)
 
     def encode(self, text: str, *, special: bool = True, prefix: bool = False) -> list[int]:
