@@ -164,7 +164,8 @@ void block_values(Format format, const RawBlock& raw, float* y) {
     const int g = i / group;
     float w = d, m = min;
     if (t.is_super) {
-      const int scale = format == Format::kQ6_K ? static_cast<int8_t>(raw.scale[g]) : raw.scale[g] - t.scale_zero;
+      const bool is_signed = t.scales == Scales::kBytes;
+      const int scale = is_signed ? static_cast<int8_t>(raw.scale[g]) : raw.scale[g] - t.scale_zero;
       w = d * static_cast<float>(scale);
       if (t.has_min) m = -(min * static_cast<float>(raw.minimum[g]));
     }

@@ -85,80 +85,64 @@ void get_pair(const uint8_t* header, int block, int row, uint8_t* a, uint8_t* b)
 }
 
 // The scales of one row of a format of blocks of 256.
-void put_scales(Format format, const RawBlock& raw, int row, uint8_t* h) {
+void put_scales(const FormatTraits& t, const RawBlock& raw, int row, uint8_t* h) {
   store16(h + 2 * row, raw.d);
-  if (traits_of(format).has_min) store16(h + 32 + 2 * row, raw.min);
+  if (t.has_min) store16(h + 32 + 2 * row, raw.min);
   for (int b = 0; b < kSuperBlocks; ++b) {
-    switch (format) {
-      case Format::kQ2_K:
+    switch (t.scales) {
+      case Scales::kNone:
+        break;
+      case Scales::kNibbles:
         for (int g = 2 * b; g < 2 * b + 2; ++g) {
-          h[kQ2KScales + 16 * g + row] = static_cast<uint8_t>(raw.scale[g] | raw.minimum[g] << 4);
+          h[kNibbleScales + 16 * g + row] = static_cast<uint8_t>(raw.scale[g] | raw.minimum[g] << 4);
         }
         break;
-      case Format::kQ3_K:
-        put_pair(h, b, row, raw.scale[2 * b], raw.scale[2 * b + 1]);
+      case Scales::kPairs:
+        if (t.has_min) {
+          put_pair(h, b, row, raw.scale[b], raw.minimum[b]);
+        } else {
+          put_pair(h, b, row, raw.scale[2 * b], raw.scale[2 * b + 1]);
+        }
         break;
-      case Format::kQ4_K:
-      case Format::kQ5_K:
-        put_pair(h, b, row, raw.scale[b], raw.minimum[b]);
+      case Scales::kBytes:
+        for (int g = 2 * b; g < 2 * b + 2; ++g) h[kByteScales + 16 * g + row] = raw.scale[g];
         break;
-      case Format::kQ6_K:
-        for (int g = 2 * b; g < 2 * b + 2; ++g) h[kQ6KScales + 16 * g + row] = raw.scale[g];
+      case Scales::kSplit:
+        h[kSplitScales + 16 * (b / 2) + row] |= static_cast<uint8_t>((raw.scale[b] & 15) << 4 * (b % 2));
+        h[kSplitScalesHigh + 16 * (b / 4) + row] |= static_cast<uint8_t>(raw.scale[b] >> 4 << 2 * (b % 4));
         break;
-      case Format::kIQ4_XS:
-        h[kIQ4XSScales + 16 * (b / 2) + row] |= static_cast<uint8_t>((raw.scale[b] & 15) << 4 * (b % 2));
-        h[kIQ4XSScalesHigh + 16 * (b / 4) + row] |= static_cast<uint8_t>(raw.scale[b] >> 4 << 2 * (b % 4));
-        break;
-      case Format::kF32:
-      case Format::kF16:
-      case Format::kBF16:
-      case Format::kQ8_0:
-      case Format::kQ4_0:
-      case Format::kQ4_1:
-      case Format::kQ5_0:
-      case Format::kQ5_1:
-      case Format::kIQ4_NL:
-        break;  // no blocks of 256
     }
   }
 }
-void get_scales(Format format, const uint8_t* h, int row, RawBlock* raw) {
+void get_scales(const FormatTraits& t, const uint8_t* h, int row, RawBlock* raw) {
   raw->d = load16(h + 2 * row);
   raw->min = load16(h + 32 + 2 * row);
   for (int b = 0; b < kSuperBlocks; ++b) {
-    switch (format) {
-      case Format::kQ2_K:
+    switch (t.scales) {
+      case Scales::kNone:
+        break;
+      case Scales::kNibbles:
         for (int g = 2 * b; g < 2 * b + 2; ++g) {
-          raw->scale[g] = h[kQ2KScales + 16 * g + row] & 15;
-          raw->minimum[g] = h[kQ2KScales + 16 * g + row] >> 4;
+          raw->scale[g] = h[kNibbleScales + 16 * g + row] & 15;
+          raw->minimum[g] = h[kNibbleScales + 16 * g + row] >> 4;
         }
         break;
-      case Format::kQ3_K:
-        get_pair(h, b, row, &raw->scale[2 * b], &raw->scale[2 * b + 1]);
+      case Scales::kPairs:
+        if (t.has_min) {
+          get_pair(h, b, row, &raw->scale[b], &raw->minimum[b]);
+        } else {
+          get_pair(h, b, row, &raw->scale[2 * b], &raw->scale[2 * b + 1]);
+        }
         break;
-      case Format::kQ4_K:
-      case Format::kQ5_K:
-        get_pair(h, b, row, &raw->scale[b], &raw->minimum[b]);
+      case Scales::kBytes:
+        for (int g = 2 * b; g < 2 * b + 2; ++g) raw->scale[g] = h[kByteScales + 16 * g + row];
         break;
-      case Format::kQ6_K:
-        for (int g = 2 * b; g < 2 * b + 2; ++g) raw->scale[g] = h[kQ6KScales + 16 * g + row];
-        break;
-      case Format::kIQ4_XS: {
-        const int low = h[kIQ4XSScales + 16 * (b / 2) + row] >> 4 * (b % 2) & 15;
-        const int high = h[kIQ4XSScalesHigh + 16 * (b / 4) + row] >> 2 * (b % 4) & 3;
+      case Scales::kSplit: {
+        const int low = h[kSplitScales + 16 * (b / 2) + row] >> 4 * (b % 2) & 15;
+        const int high = h[kSplitScalesHigh + 16 * (b / 4) + row] >> 2 * (b % 4) & 3;
         raw->scale[b] = static_cast<uint8_t>(low | high << 4);
         break;
       }
-      case Format::kF32:
-      case Format::kF16:
-      case Format::kBF16:
-      case Format::kQ8_0:
-      case Format::kQ4_0:
-      case Format::kQ4_1:
-      case Format::kQ5_0:
-      case Format::kQ5_1:
-      case Format::kIQ4_NL:
-        break;  // no blocks of 256
     }
   }
 }
@@ -195,7 +179,7 @@ void pack_blocks(const uint8_t* rows, int64_t k, int count, uint8_t* panel) {
         read_block(format, p, &raw);
         for (int i = 0; i < per_block; ++i) put_codes(t, raw.code + 32 * i, r, codes + (b + i) * code_bytes(t));
         if (t.is_super) {
-          put_scales(format, raw, r, panel);
+          put_scales(t, raw, r, panel);
         } else {
           store16(panel + b * t.header_bytes + 2 * r, raw.d);
           if (t.has_min) store16(panel + b * t.header_bytes + 32 + 2 * r, raw.min);
@@ -262,7 +246,7 @@ void unpack_panel_row(Format format, const uint8_t* panels, int64_t k, int64_t r
   for (int64_t column = 0; column < k; column += kSuperColumns) {
     const int64_t left = (k - column) / kBlockColumns, blocks = left < kSuperBlocks ? left : kSuperBlocks;
     const uint8_t* codes = panel + header_bytes(t, blocks);
-    if (t.is_super) get_scales(format, panel, r, &raw);
+    if (t.is_super) get_scales(t, panel, r, &raw);
     for (int64_t b = 0; b < blocks; ++b) {
       get_codes(t, codes + b * code_bytes(t), r, raw.code + (t.is_super ? kBlockColumns * b : 0));
       if (!t.is_super) {

@@ -10,13 +10,13 @@
 //   2 bits: vector j / 4, bits 2 (j % 4)
 // High bits follow in vectors of their own: one bit: vector 0, bit j; two bits: vector j / 4, bits 2 (j % 4).
 //
-// Headers; each item has 16 entries, one for each row:
+// Headers, by Scales; each item has 16 entries, one for each row:
 //   blocks of 32: for each block f16 d (then f16 min); as a whole padded to 64 bytes
-//   Q2_K:   f16 d, f16 min, for each group of 16 columns a byte scale | minimum << 4
-//   Q3_K:   f16 d, 32 bytes unused, then pairs (scale of the even group, scale of the odd group), see below
-//   Q4_K, Q5_K: f16 d, f16 min, then pairs (scale, minimum)
-//   Q6_K:   f16 d, for each group of 16 columns an int8 scale, 32 bytes unused
-//   IQ4_XS: f16 d, for each two blocks a byte of low scale nibbles, for each four blocks a byte of high scale bits
+//   nibbles (Q2_K): f16 d, f16 min, for each group of 16 columns a byte scale | minimum << 4
+//   pairs without minimums (Q3_K): f16 d, 32 bytes unused, then pairs (scale of the even group, of the odd group)
+//   pairs (Q4_K, Q5_K): f16 d, f16 min, then pairs (scale, minimum)
+//   bytes (Q6_K): f16 d, for each group of 16 columns an int8 scale, 32 bytes unused
+//   split (IQ4_XS): f16 d, for each two blocks a byte of low scale nibbles, for each four blocks a byte of high bits
 // A pair (a, b) of 6-bit numbers per block: for each block a byte (a & 15) | (b & 15) << 4, then for each two blocks a
 // byte whose nibble (block % 2) is a >> 4 | (b >> 4) << 2.
 #pragma once
@@ -35,9 +35,9 @@ constexpr int kSuperBlocks = kSuperColumns / kBlockColumns;
 // kTileTokens.
 constexpr int kMaxTokens = 576;
 
-constexpr int kPairs = 64, kPairsHigh = 192;     // offsets of pairs in a header
-constexpr int kQ2KScales = 64, kQ6KScales = 32;  // offsets of scales
-constexpr int kIQ4XSScales = 32, kIQ4XSScalesHigh = 96;
+constexpr int kPairs = 64, kPairsHigh = 192;         // offsets of pairs in a header
+constexpr int kNibbleScales = 64, kByteScales = 32;  // offsets of scales
+constexpr int kSplitScales = 32, kSplitScalesHigh = 96;
 
 // Bytes of a block's codes, of the header of `blocks` blocks, of both.
 constexpr int64_t code_bytes(const FormatTraits& t) { return 64 * (t.low_bits + t.high_bits); }

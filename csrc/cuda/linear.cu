@@ -102,37 +102,21 @@ void launch_float(const LinearArgs& args, Stream stream) {
   run(linear_float<kFormat, 8>, 8);
 }
 
-void launch_form(Format form, const LinearArgs& args, Stream stream) {
-  switch (form) {
-    case Format::kF32:
-      return launch_float<Format::kF32>(args, stream);
-    case Format::kF16:
-      return launch_float<Format::kF16>(args, stream);
-    case Format::kBF16:
-      return launch_float<Format::kBF16>(args, stream);
-    case Format::kQ8_0:
-      return launch_quantized<Format::kQ8_0>(args, stream);
-    case Format::kQ4_0:
-      return launch_quantized<Format::kQ4_0>(args, stream);
-    case Format::kQ5_1:
-      return launch_quantized<Format::kQ5_1>(args, stream);
-    case Format::kQ2_K:
-      return launch_quantized<Format::kQ2_K>(args, stream);
-    case Format::kQ4_K:
-      return launch_quantized<Format::kQ4_K>(args, stream);
-    case Format::kQ5_K:
-      return launch_quantized<Format::kQ5_K>(args, stream);
-    case Format::kQ6_K:
-      return launch_quantized<Format::kQ6_K>(args, stream);
-    case Format::kIQ4_NL:
-      return launch_quantized<Format::kIQ4_NL>(args, stream);
-    case Format::kIQ4_XS:
-      return launch_quantized<Format::kIQ4_XS>(args, stream);
-    case Format::kQ4_1:
-    case Format::kQ5_0:
-    case Format::kQ3_K:
-      break;  // no forms: they are packed as others
+template <Format kFormat>
+void launch_if(Format form, const LinearArgs& args, Stream stream) {
+  if constexpr (packed_form(kFormat) == kFormat) {  // the others are packed as one of these
+    if (form != kFormat) return;
+    if constexpr (is_float(kFormat)) {
+      launch_float<kFormat>(args, stream);
+    } else {
+      launch_quantized<kFormat>(args, stream);
+    }
   }
+}
+
+template <int... kFormat>
+void launch_form(Format form, const LinearArgs& args, Stream stream, FormatNumbers<kFormat...>) {
+  (launch_if<static_cast<Format>(kFormat)>(form, args, stream), ...);
 }
 
 // Whether one kernel does the product and swiglu: where gate and up are of one form and a block has all of a column.
@@ -183,7 +167,7 @@ void linear(const Linear& op, Stream stream) {
       }
       column += static_cast<int>(p.w.n);
     }
-    launch_form(form, args, stream);
+    launch_form(form, args, stream, AllFormats());
   }
   if (op.gated && !at_once) swiglu(op.y, op.gated, op.tokens, columns, op.gated_blocks, stream);
 }

@@ -65,9 +65,8 @@ void put_codes(const Form& f, const uint8_t* code, int block, int row, uint8_t* 
 
 // The scales of a row of a format of blocks of 256. `format`: as the file stores it.
 void put_scales(Format format, const RawBlock& raw, int row, uint8_t* h) {
-  switch (packed_form(format)) {
-    case Format::kQ4_K:
-    case Format::kQ5_K: {
+  switch (traits_of(packed_form(format)).scales) {
+    case Scales::kPairs: {  // with minimums: those without are packed as bytes
       uint8_t* at = h + 16 * row;
       std::memcpy(at, &raw.d, 2);
       std::memcpy(at + 2, &raw.min, 2);
@@ -79,31 +78,22 @@ void put_scales(Format format, const RawBlock& raw, int row, uint8_t* h) {
       }
       break;
     }
-    case Format::kQ6_K:  // Q3_K's scales have a zero point of 32, Q6_K's are signed
+    case Scales::kBytes:  // Q3_K's scales have a zero point of 32, Q6_K's are signed
       for (int g = 0; g < 16; ++g)
         h[16 * row + g] = static_cast<uint8_t>(format == Format::kQ3_K ? raw.scale[g] + 96 : raw.scale[g] ^ 128);
       std::memcpy(h + 256 + 2 * row, &raw.d, 2);
       break;
-    case Format::kIQ4_XS:
+    case Scales::kSplit:
       std::memcpy(h + 8 * row, raw.scale, 8);
       std::memcpy(h + 128 + 2 * row, &raw.d, 2);
       break;
-    case Format::kQ2_K:
+    case Scales::kNibbles:
       for (int g = 0; g < 16; ++g) h[16 * row + g] = static_cast<uint8_t>(raw.scale[g] | raw.minimum[g] << 4);
       std::memcpy(h + 256 + 4 * row, &raw.d, 2);
       std::memcpy(h + 256 + 4 * row + 2, &raw.min, 2);
       break;
-    case Format::kQ3_K:  // packed as Q6_K
-    case Format::kF32:
-    case Format::kF16:
-    case Format::kBF16:
-    case Format::kQ8_0:
-    case Format::kQ4_0:
-    case Format::kQ4_1:
-    case Format::kQ5_0:
-    case Format::kQ5_1:
-    case Format::kIQ4_NL:
-      break;  // no blocks of 256
+    case Scales::kNone:
+      break;
   }
 }
 
