@@ -284,3 +284,20 @@ def test_the_engine_s_table_of_formats_is_gguf_s(native):
     assert TYPES.keys() <= table.keys()
     assert SCALES_AT.keys() <= table.keys()
     assert {name.upper() for name in FAMILIES} <= table.keys()
+
+
+# ---- the lists of files to touch ---------------------------------------------------------------------------------
+
+
+def test_the_files_that_contributing_names_are_there():
+    """`<...>` stands for a name that a contributor chooses."""
+    if not (ROOT / "CONTRIBUTING.md").exists():
+        pytest.skip("not a checkout")
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Files to touch")[1].split("\n## ")[0]
+    named = re.findall(r"`([\w/<>]+\.(?:py|pyi|h|cpp|inc|cu|cuh))`", section)
+    there = [
+        path.relative_to(ROOT).as_posix() for top in ("glmlite", "csrc", "tests") for path in (ROOT / top).rglob("*.*")
+    ]
+    assert len(named) > 20
+    for name in named:
+        assert "<" in name or any(f"/{path}".endswith(f"/{name}") for path in there), name
