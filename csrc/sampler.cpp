@@ -208,6 +208,8 @@ DrawRequest Sampler::request(int64_t vocab) const {
   return request;
 }
 
+bool Sampler::needs_logits() const { return options_.logprobs >= 0; }
+
 Sample Sampler::sample(const float* logits, int64_t vocab) {
   const DrawRequest request = this->request(vocab);
   int32_t token;

@@ -58,7 +58,8 @@ class Sampler {
   // A sample in two halves, for a device that draws: what it needs besides the logits, and what it drew.
   DrawRequest request(int64_t vocab) const;
   Sample take(int32_t token);
-  bool needs_logits() const { return options_.logprobs >= 0; }
+  // Whether a device cannot draw: what is asked for is not in a DrawRequest.
+  bool needs_logits() const;
   bool stops(int32_t token) const { return stop_.count(token) != 0; }
 
  private:
