@@ -81,11 +81,13 @@ def test_the_engine_in_the_source_folder_comes_first(clone, tmp_path):
 
 
 def test_an_engine_of_another_version_is_not_taken(clone, tmp_path):
-    (tmp_path / "glmlite").mkdir()
-    shutil.copy(_native.__file__, tmp_path / "glmlite")
-    (tmp_path / "glmlite-0.0.1.dist-info").mkdir()
-    other = (clone[0], clone[1] | {"PYTHONPATH": str(tmp_path)})
-    code, _, err = python(other, "import glmlite; glmlite.load()")
+    # The sources are the newer ones, so that an engine installed beside the tests is another version too.
+    shutil.copytree(clone[0] / "glmlite", tmp_path / "glmlite")
+    source = tmp_path / "glmlite" / "_package.py"
+    text = source.read_text("utf-8")
+    assert text.count(f'VERSION = "{glmlite.__version__}"') == 1
+    source.write_text(text.replace(f'VERSION = "{glmlite.__version__}"', 'VERSION = "99.0"'), "utf-8")
+    code, _, err = python((tmp_path, clone[1]), "import glmlite; glmlite.load()")
     assert code != 0
     assert "RuntimeError: glmlite._native, the compiled engine, cannot be loaded" in err
     assert "pip install ." in err
