@@ -86,7 +86,7 @@ class Model:
         if "endless" in said:
             return Stream(["and so on"] * 3, reason="length")
         system = [m["content"] for m in messages if m["role"] == "system"]
-        return Stream(["\n ", f"{len(messages)} ", *system, f"<{said}>", " 好"])
+        return Stream([f"{len(messages)} ", *system, f"<{said}>", " 好"])
 
     def stream(self, text, *, on_progress, **settings):
         self.calls.append(("generate", text, settings))

@@ -90,7 +90,7 @@ class Session:
     def answer(self, text: str) -> running.Answer:
         """Streams the answer to a message and remembers both, unless Ctrl-C came before the first word."""
         messages = [*self.messages, {"role": "user", "content": text}]
-        answer = running.stream(self.model.chat_stream, messages, strip=True, **self.settings)
+        answer = running.stream(self.model.chat_stream, messages, **self.settings)
         if answer.text or not answer.stopped:
             self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         return answer

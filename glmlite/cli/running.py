@@ -48,8 +48,8 @@ class Answer(NamedTuple):
     stopped: bool
 
 
-def stream(start: Callable[..., Any], *args: Any, strip: bool = False, **settings: Any) -> Answer:
-    """Writes an answer and a line end to stdout as it comes; Ctrl-C stops it. strip: leave out white space before it.
+def stream(start: Callable[..., Any], *args: Any, **settings: Any) -> Answer:
+    """Writes an answer and a line end to stdout as it comes; Ctrl-C stops it.
 
     start: a method of the model that streams, with its arguments.
     """
@@ -61,9 +61,8 @@ def stream(start: Callable[..., Any], *args: Any, strip: bool = False, **setting
         try:
             for piece in pieces:
                 stack.close()
-                part = piece.text.lstrip() if strip and not text else piece.text
-                text += part
-                console.write(part)
+                text += piece.text
+                console.write(piece.text)
                 reason = piece.finish_reason
         except KeyboardInterrupt:
             pieces.cancel()
