@@ -12,7 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["kind_of", "not_gguf", "refuse_to_overwrite", "replacing"]
+__all__ = ["UNFINISHED", "checkpoint_kind", "kind_of", "not_gguf", "refuse_to_overwrite", "replacing"]
+
+# What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
+UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
 
 _UNTOUCHED = 24 * 3600  # seconds; nobody leaves a file that is being written alone for so long
 
@@ -70,17 +73,24 @@ def kind_of(path: str | os.PathLike[str], *, binary: bool = False) -> str | None
     return None
 
 
-def not_gguf(path: str | os.PathLike[str]) -> str | None:
-    """As `kind_of`, for a file that should be a GGUF file: a checkpoint becomes one."""
+def checkpoint_kind(path: str | os.PathLike[str]) -> str | None:
+    """Which program's weights a file holds, for a message; None if it holds none."""
     with suppress(OSError), open(path, "rb") as file:
         start = file.read(512)
-        checkpoint = None
-        if (start.startswith(b"PK\3\4") and b"/data.pkl" in start) or start[:2] in (b"\x80\2", b"\x80\3", b"\x80\4"):
-            checkpoint = "a PyTorch checkpoint"
-        elif start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.fstat(file.fileno()).st_size:
-            checkpoint = "a safetensors file"
-        if checkpoint:
-            return f"{checkpoint}; `glmlite convert` makes a GGUF file of the folder that it is in"
+        zipped = start.startswith(b"PK\3\4")
+        if zipped and (b"/data.pkl" in start or os.fspath(path).lower().endswith((".bin", ".pt", ".pth", ".ckpt"))):
+            return "a PyTorch checkpoint"
+        if start[:2] in (b"\x80\2", b"\x80\3", b"\x80\4"):
+            return "a PyTorch checkpoint"
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.fstat(file.fileno()).st_size:
+            return "a safetensors file"
+    return None
+
+
+def not_gguf(path: str | os.PathLike[str]) -> str | None:
+    """As `kind_of`, for a file that should be a GGUF file: a checkpoint becomes one."""
+    if weights := checkpoint_kind(path):
+        return f"{weights}; `glmlite convert` makes a GGUF file of the folder that it is in"
     return kind_of(path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import builtin, hub, samples
 from .errors import FormatError
-from .files import kind_of
+from .files import UNFINISHED, checkpoint_kind, kind_of
 
 __all__ = ["NAMES", "SUFFIXES", "model_file", "near"]
 
@@ -22,7 +22,6 @@ SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".
 _CONVERT = "`glmlite convert {}` makes a .gguf file of it"
 _FOLDER = "of a checkpoint's folder, `glmlite convert FOLDER` makes a .gguf file"
 _PIECE = re.compile(r"\.gguf[.-]?(part|split)-?\w+$|\.gguf\.\d+$", re.I)
-_UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".incomplete", ".aria2")
 
 
 def model_file(path: str | bytes | os.PathLike[str] | None) -> Path:
@@ -147,7 +146,7 @@ def _no_gguf(file: Path) -> str | None:
             "is a piece of a file that was cut, expected the whole; join the pieces in their order: "
             "`cat PIECES > MODEL.gguf`, on Windows `copy /b PIECE1+PIECE2 MODEL.gguf`"
         )
-    if file.name.lower().endswith(_UNFINISHED):
+    if file.name.lower().endswith(UNFINISHED):
         return "is an unfinished download, expected a .gguf file"
     if head.startswith(b"GGUF"):
         return None
@@ -155,10 +154,8 @@ def _no_gguf(file: Path) -> str | None:
     of_folder = _CONVERT.format(file.resolve().parent if str(file.parent) == "." else file.parent)
     if (file.parent / "adapter_config.json").is_file():
         return f"is part of a LoRA adapter, {expected}; `glmlite convert CHECKPOINT --lora {file.parent}` merges it"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return f"is a safetensors file, {expected}; of its folder, {of_folder}"
-    if head.startswith(b"PK\3\4") or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        return f"is a file of torch or another archive, {expected}; of a checkpoint's folder, {of_folder}"
+    if weights := checkpoint_kind(file):
+        return f"is {weights}, {expected}; of its folder, {of_folder}"
     if kind := kind_of(file):
         return f"is {kind}; {expected}" + (f", {_FOLDER}" if "ggml" in kind else "")
     if file.name.endswith((".json", ".model", ".jinja", ".txt", ".index")):

@@ -23,8 +23,9 @@ import numpy as np
 
 from .._native import dequantize
 from ..errors import FormatError
+from ..files import UNFINISHED
 from . import safetensors, torchfile
-from .files import UNFINISHED, Files, dangling, load_json, missing, short
+from .files import Files, dangling, load_json, missing, short
 from .stored import DTYPES, Stored, check_name
 
 __all__ = ["Checkpoint", "Rows"]

@@ -12,11 +12,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import FormatError
-from ..files import kind_of
+from ..files import UNFINISHED, kind_of
 
 __all__ = [
     "MAX_JSON",
-    "UNFINISHED",
     "Files",
     "dangling",
     "load_json",
@@ -28,10 +27,6 @@ __all__ = [
 ]
 
 MAX_JSON = 100_000_000  # bytes; safetensors' own limit for a header
-
-
-# What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
-UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
 
 
 def unfinished(path: Path) -> str:
