@@ -16,9 +16,18 @@ if TYPE_CHECKING:
 
     from ._native import SamplingOption
 
-__all__ = ["Options", "Parameters", "sampling_defaults", "token_ids"]
+__all__ = ["RECOMMENDED", "Options", "Parameters", "sampling_defaults", "token_ids"]
 
 LARGEST_BIAS = 1e6
+# The options of the sampler that a file may recommend, and where: GGUF's `general.sampling.*`.
+RECOMMENDED = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+    "penalty_window": "general.sampling.penalty_last_n",
+}
 
 
 @cache
@@ -155,15 +164,7 @@ class Parameters:
 
 def sampling_defaults(metadata: Mapping[str, Any]) -> dict[str, float]:
     """The options of the sampler that a file recommends (GGUF `general.sampling.*`), checked. Raises FormatError."""
-    names = {
-        "temp": "temperature",
-        "top_k": "top_k",
-        "top_p": "top_p",
-        "min_p": "min_p",
-        "penalty_repeat": "repetition_penalty",
-        "penalty_last_n": "penalty_window",
-    }
-    found = {name: metadata.get(f"general.sampling.{key}") for key, name in names.items()}
+    found = {name: metadata.get(key) for name, key in RECOMMENDED.items()}
     defaults = {name: value for name, value in found.items() if value is not None}
     try:
         Parameters(**defaults)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..chat.templates import for_file
 from ..errors import FormatError
 from ..families import ENDS, about
+from ..parameters import RECOMMENDED, Parameters
 from ..tokenizer.vocabulary import TokenType
 from . import vocab
 from .architectures import Config
@@ -23,23 +24,8 @@ __all__ = ["text_metadata"]
 log = logging.getLogger(__name__)
 
 
-class _Hint(NamedTuple):
-    """A recommendation of generation_config.json: GGUF's key for it, and the values that it may have."""
-
-    key: str
-    least: float
-    most: float
-    whole: bool = False
-    off: Sequence[float] = ()  # what others write to switch the rule off
-
-
-_SAMPLING = {
-    "temperature": _Hint("temp", 0.0, 100.0),
-    "top_k": _Hint("top_k", 1, 2**31 - 1, whole=True, off=(0, -1)),
-    "top_p": _Hint("top_p", 1e-6, 1.0, off=(0, -1)),
-    "min_p": _Hint("min_p", 0.0, 1.0, off=(0, -1)),
-    "repetition_penalty": _Hint("penalty_repeat", 0.01, 100.0),
-}
+# What others write to switch a rule off, besides what this library takes for it.
+_OFF = {"top_k": (0, -1), "top_p": (0, -1), "min_p": (0, -1)}
 # Recommendations that change what a model writes and have no place in the file: name -> what switches them off.
 _NO_PLACE = {
     "typical_p": 1.0,
@@ -104,19 +90,22 @@ def _recommended(path: Path) -> Config:
 def _sampling(generation: Config) -> dict[str, float]:
     """The recommended sampling. A hint that cannot be used stops no conversion: it is left out, with a warning."""
     metadata: dict[str, float] = {}
-    hints = _SAMPLING
+    hints = [name for name in RECOMMENDED if name != "penalty_window"]  # which transformers does not have
     if not generation.get("do_sample", True):
-        metadata["general.sampling.temp"] = 0.0  # the likeliest token, whatever else is recommended
-        hints = {"repetition_penalty": _SAMPLING["repetition_penalty"]}
-    for name, hint in hints.items():
+        metadata[RECOMMENDED["temperature"]] = 0.0  # the likeliest token, whatever else is recommended
+        hints = ["repetition_penalty"]
+    for name in hints:
         value = generation.get(name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is None or (number and value in hint.off):
+        if isinstance(value, float) and name == "top_k" and value.is_integer():
+            value = int(value)
+        if value is None or (not isinstance(value, bool) and value in _OFF.get(name, ())):
             continue
-        if not number or not hint.least <= value <= hint.most or (hint.whole and value != int(value)):
+        try:
+            Parameters.of(**{name: value})
+        except (TypeError, ValueError):
             log.warning("%s: %r is %s, left out", generation.path, name, short(value))
         else:
-            metadata[f"general.sampling.{hint.key}"] = int(value) if hint.whole else float(value)
+            metadata[RECOMMENDED[name]] = value if name == "top_k" else float(value)
     for name, off in _NO_PLACE.items():
         value = generation.get(name)
         if value is not None and value != off and value != []:
