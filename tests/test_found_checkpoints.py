@@ -14,7 +14,9 @@ import tiny
 import glmlite
 from glmlite import files
 from glmlite.convert import convert, recipes
+from glmlite.convert.architectures import Config
 from glmlite.convert.checkpoint import Checkpoint
+from glmlite.convert.text import text_metadata
 from glmlite.convert.vocab import CHATGLM3_SPECIALS, from_folder, from_tokenizer_json
 from glmlite.tokenizer import Tokenizer
 
@@ -382,6 +384,36 @@ def test_steps_that_change_nothing_are_taken(tmp_path):
     data["post_processor"] = {"type": "TemplateProcessing", "single": single}
     path.write_text(json.dumps(data))
     assert from_tokenizer_json(path)["tokenizer.ggml.tokens"] == plain["tokenizer.ggml.tokens"]
+
+
+# ---- what tokenizer_config.json says of a text's ends
+
+
+@pytest.mark.parametrize("told, ids", [({}, ["▁a", "▁b"]), ({"add_prefix_space": False}, ["a", "▁b"])])
+def test_the_config_says_whether_a_text_begins_with_a_space(tmp_path, sentencepiece_model, told, ids):
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, **told}))
+    metadata = text_metadata(tmp_path, Config({}, tmp_path / "config.json"), "llama", 60)
+    tokenizer = Tokenizer.from_metadata(metadata)
+    assert [metadata["tokenizer.ggml.tokens"][i] for i in tokenizer.encode("a b")] == ids
+
+
+def test_a_space_before_a_text_of_bytes_is_refused(tmp_path):
+    folder = made(tmp_path / "m", tiny.model("llama"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": False}))
+    converted(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": True}))
+    refused("tokenizer_config.json: add_prefix_space is true", folder)
+
+
+def test_an_end_token_behind_a_prompt_is_left_out_with_a_word(tmp_path, caplog):
+    folder = made(tmp_path / "m", tiny.model("llama"))
+    plain = converted(folder).read_bytes()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_eos_token": True}))
+    assert converted(folder).read_bytes() == plain
+    assert "tokenizer_config.json: 'add_eos_token' is for training, left out" in caplog.text
 
 
 # ---- what generation_config.json recommends

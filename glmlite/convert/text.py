@@ -63,6 +63,12 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     metadata |= _special_ids(config, generation.values, metadata, rows)
     if row.asks_bos:
         metadata["tokenizer.ggml.add_bos_token"] = _begins_with_bos(folder, tokenizer_config, metadata)
+        metadata |= _space_prefix(folder, tokenizer_config, metadata)
+    if tokenizer_config.get("add_eos_token") is True:
+        log.warning(
+            "%s: 'add_eos_token' is for training, left out: a prompt that ends in the end token has no answer",
+            folder / "tokenizer_config.json",
+        )
     metadata |= _templates(folder, tokenizer_config)
     if "tokenizer.chat_template" not in metadata:
         ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
@@ -171,6 +177,20 @@ def _begins_with_bos(folder: Path, tokenizer_config: dict[str, Any], vocabulary:
         for single in singles
         if isinstance(single, list) and single and isinstance(single[0], dict)
     )
+
+
+def _space_prefix(folder: Path, tokenizer_config: dict[str, Any], vocabulary: dict[str, Any]) -> dict[str, bool]:
+    """Whether a text has a space put before it: transformers lets the config overrule the vocabulary's file.
+
+    Raises FormatError where a vocabulary of bytes should have one, whose file has none.
+    """
+    if not isinstance(told := tokenizer_config.get("add_prefix_space"), bool):
+        return {}
+    if vocabulary["tokenizer.ggml.model"] == "llama":
+        return {"tokenizer.ggml.add_space_prefix": told}
+    if told and vocabulary["tokenizer.ggml.model"] == "gpt2":
+        raise FormatError(f"{folder / 'tokenizer_config.json'}: add_prefix_space is true, which is not done here")
+    return {}
 
 
 def _templates(folder: Path, tokenizer_config: dict[str, Any]) -> dict[str, Any]:
