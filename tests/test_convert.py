@@ -24,10 +24,9 @@ import pytest
 import tiny
 import vocab
 
-import glmlite.convert as converting
 from glmlite import _native as native
 from glmlite.cli import main
-from glmlite.convert import convert, formats, recipes, text
+from glmlite.convert import convert, formats, planning, recipes, text, working
 from glmlite.convert.architectures import KINDS, Config
 from glmlite.convert.checkpoint import Checkpoint
 from glmlite.convert.files import load_json
@@ -316,7 +315,7 @@ def test_ptuning_of_another_model(tmp_path):
 
 
 def planned(folder):
-    work = converting.plan(folder, "f32")
+    work = planning.plan(folder, "f32")
     work.close()
     return work.metadata
 
@@ -495,7 +494,7 @@ def test_importance_reaches_the_quantizer(tmp_path, monkeypatch):
     """The columns' weights of an imatrix go to the tensor of the same name."""
     _, folder = make(tmp_path)
     seen = {}
-    monkeypatch.setattr(converting, "encode", lambda x, kind, where, weights: seen.update({where: weights}) or real(x))
+    monkeypatch.setattr(working, "encode", lambda x, kind, where, weights: seen.update({where: weights}) or real(x))
     real = lambda x: formats.encode(x, "Q8_0" if x.ndim == 2 else "F32", "")  # noqa: E731
     weights = np.arange(64, dtype=np.float32)
     convert(folder, tmp_path / "out.gguf", "q8_0", importance={"blk.1.ffn_up.weight": weights})
@@ -505,8 +504,8 @@ def test_importance_reaches_the_quantizer(tmp_path, monkeypatch):
 
 def test_without_numba(tmp_path, monkeypatch):
     _, folder = make(tmp_path)
-    monkeypatch.setattr(converting, "can_quantize", lambda: False)
-    monkeypatch.setattr(formats, "can_quantize", lambda: False)
+    for module in (planning, working, formats):
+        monkeypatch.setattr(module, "can_quantize", lambda: False)
     convert(folder, tmp_path / "out.gguf", "q8_0")
     with pytest.raises(RuntimeError, match="q4_0: quantizing needs numba: pip install"):
         convert(folder, tmp_path / "no.gguf", "q4_0")
@@ -541,13 +540,13 @@ def test_the_gguf_package_reads_it(tmp_path):
 def test_same_bytes_in_pieces_of_any_size(tmp_path, monkeypatch):
     _, folder = make(tmp_path, "llama", dtype="BF16")
     first = convert(folder, tmp_path / "a.gguf", "q8_0").read_bytes()
-    monkeypatch.setattr(converting, "_CHUNK", 100)
+    monkeypatch.setattr(working, "_CHUNK", 100)
     assert convert(folder, tmp_path / "b.gguf", "q8_0").read_bytes() == first
 
 
 @pytest.mark.parametrize("recipe", ["f16", "q4_k_m", "q4_0"])
 def test_same_bytes_with_any_number_of_threads(tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(converting, "_CHUNK", 10_000)
+    monkeypatch.setattr(working, "_CHUNK", 10_000)
     folder = checkpoints.write(tmp_path / "wide", tiny.wide("chatglm", layers=3, ffn=160, vocab=512), "chatglm")
     first = convert(folder, tmp_path / "1.gguf", recipe, threads=1).read_bytes()
     for threads in (2, 5):
@@ -562,7 +561,7 @@ def test_reads_no_more_than_it_needs(tmp_path, monkeypatch):
     sizes = []
     real = Checkpoint._bytes
     monkeypatch.setattr(Checkpoint, "_bytes", lambda self, t, first, n: sizes.append(n) or real(self, t, first, n))
-    monkeypatch.setattr(converting, "_CHUNK", 32 * 64)
+    monkeypatch.setattr(working, "_CHUNK", 32 * 64)
     convert(folder, tmp_path / "out.gguf", "f16")
     assert 0 < max(sizes) <= 32 * 64
 
@@ -660,7 +659,7 @@ def test_full_disk(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(converting, "encode", no_space)
+    monkeypatch.setattr(working, "encode", no_space)
     with pytest.raises(OSError, match="No space"):
         convert(folder, out, "f16")
     assert left(tmp_path) == ["out.gguf", "source"] and out.read_text() == "an older file"
@@ -1118,7 +1117,7 @@ def test_a_path_never_goes_to_a_hub(tmp_path, monkeypatch, capsys, source):
 def command(folder, first, *arguments):
     """`glmlite convert` in `folder` in a process of its own, which runs the code `first` before."""
     code = f"import sys\n{first}\nfrom glmlite.cli import main\nsys.exit(main(['convert', *sys.argv[1:]]))"
-    path = os.pathsep.join([str(Path(converting.__file__).parents[2]), *sys.path])
+    path = os.pathsep.join([str(Path(planning.__file__).parents[2]), *sys.path])
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
@@ -1133,9 +1132,10 @@ def command(folder, first, *arguments):
 def test_a_conversion_that_is_ended_leaves_nothing_and_says_so(tmp_path, name):
     make(tmp_path / "mine")
     slowly = """if True:
-        import time, glmlite.convert as converting
-        encode = converting.encode
-        converting.encode = lambda *x: time.sleep(0.2) or encode(*x)
+        import time
+        from glmlite.convert import working
+        encode = working.encode
+        working.encode = lambda *x: time.sleep(0.2) or encode(*x)
     """
     process = command(tmp_path, slowly, "mine", "--type", "f16")
     end = time.monotonic() + 60

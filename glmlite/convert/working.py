@@ -1,0 +1,103 @@
+"""A conversion's plan, worked off by a pool of threads: read, quantized, written in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._native import default_threads
+from ..errors import Cancelled
+from . import writer
+from .architectures import Tensor
+from .formats import can_quantize, encode
+from .planning import Conversion
+
+__all__ = ["unweighted", "work_off"]
+
+_CHUNK = 1 << 19  # values that a thread has in hand; their f32 stay in a cache from step to step
+_AHEAD = 4  # pieces of each thread that may wait to be written
+
+
+def work_off(
+    work: Conversion,
+    out: Path,
+    *,
+    progress: Callable[[int, int], Any] | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
+    threads: int | None = None,
+) -> Path:
+    """Write the file of a plan, as `convert` does."""
+    if importance is not None:
+        unweighted(work, importance)
+        if not can_quantize():
+            raise RuntimeError("importance: quantizing with one needs numba: pip install 'glmlite[convert]'")
+
+    def report(done: int, total: int) -> None:
+        if progress is not None and progress(done, total) is False:
+            raise Cancelled(f"{out}: cancelled, nothing is left of it")
+
+    threads = default_threads() if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, expected at least 1")
+    with ThreadPoolExecutor(threads) as pool:
+
+        def pieces(tensor: Tensor, kind: str) -> Iterator[np.ndarray]:
+            columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
+            step = max(1, _CHUNK // max(columns, 1))
+            weights = (importance or {}).get(tensor.name)
+
+            def piece(begin: int) -> np.ndarray:
+                x = tensor.read(begin, min(begin + step, tensor.shape[0]))
+                return encode(x, kind, tensor.origin or tensor.name, weights)
+
+            return _in_order(pool, piece, range(0, tensor.shape[0], step), _AHEAD * threads)
+
+        entries = [
+            writer.Entry(tensor.name, tensor.shape, kind, partial(pieces, tensor, kind))
+            for tensor, kind in work.tensors
+        ]
+        writer.write(out, work.metadata, entries, report)
+    return out
+
+
+def unweighted(work: Conversion, importance: Mapping[str, np.ndarray]) -> list[str]:
+    """The tensors that the plan quantizes and `importance` has nothing for.
+
+    Raises ValueError where they have another width, or nothing for any (another model's), or nothing is quantized.
+    """
+    shapes = {tensor.name: tensor.shape for tensor, kind in work.tensors if kind not in ("F32", "F16", "BF16")}
+    if not shapes:
+        raise ValueError("importance: only types that quantize have a use for it; this plan has none")
+    for name in shapes.keys() & importance.keys():
+        if np.shape(importance[name]) != shapes[name][-1:]:
+            raise ValueError(
+                f"importance: '{name}' has {np.size(importance[name])} columns, expected {shapes[name][-1]}: "
+                "it is another model's"
+            )
+    absent = [name for name in shapes if name not in importance]
+    if len(absent) == len(shapes):
+        raise ValueError(f"importance: has nothing for '{absent[0]}' or any other tensor: it is another model's")
+    return absent
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, call: Callable[[int], np.ndarray], arguments: Iterable[int], ahead: int
+) -> Iterator[np.ndarray]:
+    """What `call` gives for each argument, in their order, while the pool works on the `ahead` that follow."""
+    waiting: deque[Future[np.ndarray]] = deque()
+    try:
+        for argument in arguments:
+            waiting.append(pool.submit(call, argument))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
