@@ -12,6 +12,7 @@ U = 2.0**-24  # of one rounding to f32
 EXP = 4 * U
 SECOND_ORDER = 1.01
 TINY = 2.0**-149  # the smallest f32: what a subnormal result may be off by
+VANISHING = np.exp(-69.0)  # weights of attention below it are left out
 LANES, CHUNK = 16, 256
 
 Array = NDArray[np.float64]
@@ -142,4 +143,5 @@ def attend(q, k, v, visible, scale: float, kv_type: str = "f16") -> tuple[Array,
             step = (weight[:, part] * scales[part]).max(1, keepdims=True) / 16256
             whole = np.abs(v[part]) / np.where(scales[part] > 0, scales[part], 1)[:, None]
             bound += 0.5 * step * (sees[:, part] @ whole)
-    return y, bound * SECOND_ORDER + ctx * 2 * TINY * (np.abs(v).max() + 1)
+    left_out = ctx * VANISHING * (np.abs(v).max() + np.abs(y))
+    return y, bound * SECOND_ORDER + left_out + ctx * 2 * TINY * (np.abs(v).max() + 1)
