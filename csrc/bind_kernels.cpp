@@ -182,7 +182,7 @@ py::tuple kernel_quantize(const std::string& isa, const Array<float>& x) {
       for (int half = 0; half < 2; ++half) {
         int32_t sum;
         std::memcpy(&sum, field(kActSums4 + half), 4);
-        *sums.mutable_data(t, 2 * b + half) = sum / -4;
+        *sums.mutable_data(t, 2 * b + half) = (kSumOriginBits - sum) / 4;
       }
     }
   }

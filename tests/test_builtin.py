@@ -94,7 +94,7 @@ def test_a_rule_tells_right_from_wrong():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avxvnni", "avx512vnni", "neon"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avxvnni", "avx512vnni", "avx512vnni_amd", "neon"])
 def test_threads_and_instruction_sets_do_not_matter(isa, threads, monkeypatch):
     from glmlite import _native as native
 

@@ -40,22 +40,11 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
   return {_mm256_shuffle_epi8(t, c.lo), _mm256_shuffle_epi8(t, c.hi)};
 }
 
-GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
-  const __m256i fill = _mm256_set1_epi8(static_cast<char>(code));
-  const __m256 lo = _mm256_cmp_ps(w.lo, _mm256_setzero_ps(), _CMP_EQ_OQ);
-  const __m256 hi = _mm256_cmp_ps(w.hi, _mm256_setzero_ps(), _CMP_EQ_OQ);
-  return {_mm256_blendv_epi8(c.lo, fill, _mm256_castps_si256(lo)),
-          _mm256_blendv_epi8(c.hi, fill, _mm256_castps_si256(hi))};
-}
-
-GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
-  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.lo), n.lo)),
-          _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.hi), n.hi))};
-}
 GLMLITE_INLINE F32x16 to_f32(Bytes16 b) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b.v)),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b.v, 8)))};
 }
+GLMLITE_INLINE F32x16 as_f32(Ints a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 GLMLITE_INLINE F32x16 to_f32(Ints a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
   const __m128i* v = reinterpret_cast<const __m128i*>(p);

@@ -22,9 +22,12 @@
 
 namespace glmlite {
 
-extern const CpuKernels kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kNeon;
+extern const CpuKernels kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512VnniAmd, kNeon;
 
 static const CpuKernels* const kSets[] = {
+#ifdef GLMLITE_HAS_AVX512VNNI_AMD
+    &kAvx512VnniAmd,
+#endif
 #ifdef GLMLITE_HAS_AVX512VNNI
     &kAvx512Vnni,
 #endif
@@ -93,6 +96,8 @@ bool cpu_has_avx512vnni() {
          has(cpuid(7, 0).c, vnni);
 }
 
+bool cpu_is_amd() { return cpuid(0, 0).b == 0x68747541; }  // "Auth"enticAMD
+
 #elif defined(__aarch64__) || defined(_M_ARM64)
 
 bool cpu_has_neon() {
@@ -124,7 +129,7 @@ const CpuKernels& cpu_kernels(const char* name) {
   std::string built;
   for (const CpuKernels* set : kSets) {
     built += (built.empty() ? "" : ", ") + std::string(set->name);
-    if (*name ? std::string(name) == set->name : set->supported()) {
+    if (*name ? std::string(name) == set->name : set->supported() && set->suits()) {
       if (!set->supported())
         throw std::invalid_argument(std::string(name) + ": this machine cannot run that kernel set");
       return *set;

@@ -6,6 +6,7 @@ namespace glmlite {
 namespace {
 
 constexpr int kTilePanels = 1, kTileTokens = 4, kDirectTokens = 4, kFloatSums = 4;
+constexpr int kPeakDots = 4, kPeakQuads = 4;
 constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 0;
 
@@ -49,6 +50,10 @@ struct Dot {
     sum.hi = _mm256_add_epi32(before.hi, _mm256_madd_epi16(hi, _mm256_set1_epi16(1)));
     has_sum = true;
   }
+  GLMLITE_INLINE F32x16 bits() {
+    settle();
+    return as_f32(sum);
+  }
   GLMLITE_INLINE F32x16 total() {
     settle();
     return to_f32(sum);
@@ -71,6 +76,7 @@ struct Dot<8> {
     GLMLITE_PIN_XMM(sum.hi);
   }
   GLMLITE_INLINE void settle() {}
+  GLMLITE_INLINE F32x16 bits() { return as_f32(sum); }
   GLMLITE_INLINE F32x16 total() { return to_f32(sum); }
 };
 

@@ -8,7 +8,8 @@
 namespace glmlite {
 namespace {
 
-constexpr int kTilePanels = 2, kTileTokens = 6, kDirectTokens = 8, kFloatSums = 16;
+constexpr int kTilePanels = 2, kDirectTokens = 8, kFloatSums = 16;
+constexpr int kPeakDots = 24, kPeakQuads = 1;
 constexpr bool kTileSumsInRegisters = true;
 constexpr int kCodeOffset = 128;
 
@@ -40,10 +41,13 @@ GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
   const __mmask16 zero = _mm512_cmp_ps_mask(w.v, _mm512_setzero_ps(), _CMP_EQ_OQ);
   return {_mm512_mask_blend_epi32(zero, c.v, _mm512_set1_epi8(static_cast<char>(code)))};
 }
-
-GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
-  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), n.v))};
+GLMLITE_INLINE F32x16 add_bits(F32x16 a, F32x16 b) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
 }
+GLMLITE_INLINE F32x16 subtract_bits(F32x16 a, F32x16 b) {
+  return {_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+
 GLMLITE_INLINE F32x16 to_f32(Bytes16 b) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b.v))}; }
 GLMLITE_INLINE F32x16 load_bf16(const uint16_t* p) {
   const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -71,6 +75,7 @@ struct Dot {
     GLMLITE_PIN_ZMM(sum.v);
   }
   GLMLITE_INLINE void settle() {}
+  GLMLITE_INLINE F32x16 bits() const { return {_mm512_castsi512_ps(sum.v)}; }
   GLMLITE_INLINE F32x16 total() const { return {_mm512_cvtepi32_ps(sum.v)}; }
 };
 

@@ -6,6 +6,7 @@ namespace glmlite {
 namespace {
 
 constexpr int kTilePanels = 1, kTileTokens = 6, kDirectTokens = 4, kFloatSums = 4;
+constexpr int kPeakDots = 6, kPeakQuads = 1;
 constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 128;
 
@@ -28,6 +29,7 @@ struct Dot {
     sum.hi = _mm256_dpbusd_avx_epi32(sum.hi, c.hi, q.v);
   }
   GLMLITE_INLINE void settle() {}
+  GLMLITE_INLINE F32x16 bits() const { return as_f32(sum); }
   GLMLITE_INLINE F32x16 total() const { return to_f32(sum); }
 };
 

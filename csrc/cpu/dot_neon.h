@@ -9,6 +9,7 @@ namespace glmlite {
 namespace {
 
 constexpr int kTilePanels = 1, kTileTokens = 4, kDirectTokens = 4, kFloatSums = 4;
+constexpr int kPeakDots = 6, kPeakQuads = 1;
 constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 0;  // sdot is signed, and codes of up to 6 bits are not negative either way
 
@@ -52,18 +53,6 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
 }
 GLMLITE_INLINE Codes offset_signed(Codes c) { return c; }
 
-GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
-  for (int i = 0; i < 4; ++i) {
-    const uint8x16_t zero = vreinterpretq_u8_u32(vceqzq_f32(w.v[i]));
-    c.v[i] = vbslq_u8(zero, vdupq_n_u8(static_cast<uint8_t>(code)), c.v[i]);
-  }
-  return c;
-}
-
-GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
-  for (int i = 0; i < 4; ++i) x.v[i] = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x.v[i]), n.v[i]));
-  return x;
-}
 GLMLITE_INLINE Bytes16 load_bytes(const uint8_t* p) { return {vld1q_u8(p)}; }
 GLMLITE_INLINE Bytes16 shift_right(Bytes16 b, int count) {
   return {vshlq_u8(b.v, vdupq_n_s8(static_cast<int8_t>(-count)))};
@@ -109,6 +98,11 @@ struct Dot {
     for (int i = 0; i < 4; ++i) sum.v[i] = vdotq_s32(sum.v[i], vreinterpretq_s8_u8(c.v[i]), q.v);
   }
   GLMLITE_INLINE void settle() {}
+  GLMLITE_INLINE F32x16 bits() const {
+    F32x16 r;
+    for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_f32_s32(sum.v[i]);
+    return r;
+  }
   GLMLITE_INLINE F32x16 total() const {
     F32x16 r;
     for (int i = 0; i < 4; ++i) r.v[i] = vcvtq_f32_s32(sum.v[i]);

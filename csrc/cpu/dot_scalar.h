@@ -11,6 +11,7 @@ namespace glmlite {
 namespace {
 
 constexpr int kTilePanels = 1, kTileTokens = 1, kDirectTokens = 1, kFloatSums = 1;
+constexpr int kPeakDots = 1, kPeakQuads = 1;
 constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 0;
 
@@ -53,22 +54,6 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
 }
 GLMLITE_INLINE Codes offset_signed(Codes c) { return c; }
 
-GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
-  for (int i = 0; i < 64; ++i) {
-    if (w.v[i / 4] == 0) c.v[i] = static_cast<uint8_t>(code);
-  }
-  return c;
-}
-
-GLMLITE_INLINE F32x16 add_bits(F32x16 x, Ints n) {
-  for (int i = 0; i < 16; ++i) {
-    uint32_t bits;
-    memcpy(&bits, x.v + i, 4);
-    bits += static_cast<uint32_t>(n.v[i]);
-    memcpy(x.v + i, &bits, 4);
-  }
-  return x;
-}
 GLMLITE_INLINE Bytes16 load_bytes(const uint8_t* p) {
   Bytes16 r;
   memcpy(r.v, p, 16);
@@ -130,6 +115,11 @@ struct Dot {
     }
   }
   GLMLITE_INLINE void settle() {}
+  GLMLITE_INLINE F32x16 bits() const {
+    F32x16 r;
+    memcpy(r.v, sum.v, sizeof r.v);
+    return r;
+  }
   GLMLITE_INLINE F32x16 total() const {
     F32x16 r;
     for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(sum.v[i]);

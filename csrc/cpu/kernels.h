@@ -28,11 +28,16 @@ struct Activations {
 };
 constexpr int kScaleBits = 4;
 constexpr int kScales = 1 << kScaleBits;
+// Where integer sums start, as bits: those of a float whose last bit is worth 1. So F, the bits of kSumOrigin + s read
+// as a float, is the number kSumOrigin + s for any |s| < 2^22, and fma(F, d, -kSumOrigin * d) = s * d without a
+// conversion; and that is exact where |s| < 2^19.
+constexpr float kSumOrigin = 0x1.8p23f;
+constexpr int32_t kSumOriginBits = 0x4b400000;
 enum ActField {
-  kActScale,     // f32 d
-  kActExponent,  // int32: the exponent of d, at its place in the bits of a float
-  kActMantissa,  // int32: 64 times the bits of d after the leading one; 64 kScales for NaN
-  // int32: the sum of q, times what zero points are: -8, -16 and -128; of each half of q, -4 and -32
+  kActScale,   // f32 d
+  kActOffset,  // f32 -kSumOrigin * d
+  kActNumber,  // int32: the bits of d after the leading one; kScales for NaN
+  // int32: kSumOriginBits and the sum of q times what zero points are: -8, -16 and -128; of each half of q, -4 and -32
   kActSums8,
   kActSums16,
   kActSums128,
@@ -97,6 +102,7 @@ struct AttendArgs {
 struct CpuKernels {
   const char* name;     // what GLMLITE_ISA accepts
   bool (*supported)();  // by this CPU and operating system, now
+  bool (*suits)();      // whether it is chosen where it is supported and nobody names another
 
   // Rows [begin, end) of T = `tokens` rows x to their places in `blocks`. For each block of 32, d = max|x| / 127
   // rounded up to kScaleBits, q = x * (1 / d) rounded half away from zero; where all |x| < 2^-90, q = 0 and d = 1. A
@@ -134,11 +140,11 @@ struct CpuKernels {
   // where max|x| < 2^-100, or where a value is not finite.
   bool (*store_kv[kKvTypeCount])(const float* k, const float* v, int64_t head_dim, uint8_t* k_page, uint8_t* v_page,
                                  int64_t index);
-  // f16: score = scale * dot, dot = fma over head_dim in order from 0. max over what is visible. p = exp(score - max), 0
-  // below exp(-69), summed in 16 lanes by position. acc = fma(p, v, acc) in order of position over visible ones.
-  // q8: the query is rounded as a key is. score = (float(exact dot of codes) * key scale) * (query scale * scale). max,
-  // p and sum as in f16. w = p * value scale, top = the largest of them; weight = w * (16256 / top) to nearest even,
-  // all 0 where top < 2^-100; acc = float(exact sum of weight * code) * (top / 16256).
+  // f16: score = scale * dot, dot = fma over head_dim in order from 0. max over what is visible. p = exp(score - max),
+  // 0 below exp(-69), summed in 16 lanes by position. acc = fma(p, v, acc) in order of position over visible ones. q8:
+  // the query is rounded as a key is. score = (float(exact dot of codes) * key scale) * (query scale * scale). max, p
+  // and sum as in f16. w = p * value scale, top = the largest of them; weight = w * (16256 / top) to nearest even, all
+  // 0 where top < 2^-100; acc = float(exact sum of weight * code) * (top / 16256).
   void (*attend[kKvTypeCount])(const AttendArgs&);
   // Turns a key or a query by a Hadamard matrix, in place: outliers spread over all columns, so that one scale serves a
   // row, and q . k stays. Blocks of n columns, n the largest power of two that divides head_dim; (a, b) -> (a + b, a -

@@ -2,6 +2,8 @@
 #include "dot_avx2.h"
 #include "features.h"
 #include "kernels.h"
+#include "scale_fma.h"
+//
 #include "kernels.inc"
 
 namespace glmlite {

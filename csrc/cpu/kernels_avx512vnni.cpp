@@ -1,7 +1,15 @@
-// AVX-512 F, BW, VL, DQ and VNNI.
+// AVX-512 F, BW, VL, DQ and VNNI, for CPUs on which every vector operation is in the way of dot products: Intel's.
+namespace glmlite {
+namespace {
+constexpr int kTileTokens = 7;
+}
+}  // namespace glmlite
+
 #include "dot_avx512vnni.h"
 #include "features.h"
 #include "kernels.h"
+#include "scale_fma.h"
+//
 #include "kernels.inc"
 
 namespace glmlite {

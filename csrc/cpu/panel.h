@@ -21,8 +21,10 @@
 // byte whose nibble (block % 2) is a >> 4 | (b >> 4) << 2.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "../raw_block.h"
+#include "inline.h"
 #include "kernels.h"
 
 namespace glmlite {
@@ -33,11 +35,17 @@ constexpr int kSuperBlocks = kSuperColumns / kBlockColumns;
 
 // Tokens whose sums wait in scratch at once; weights are unpacked again for the next ones. A multiple of every set's
 // kTileTokens.
-constexpr int kMaxTokens = 576;
+constexpr int kMaxTokens = 588;
 
 constexpr int kPairs = 64, kPairsHigh = 192;         // offsets of pairs in a header
 constexpr int kNibbleScales = 64, kByteScales = 32;  // offsets of scales
 constexpr int kSplitScales = 32, kSplitScalesHigh = 96;
+
+GLMLITE_INLINE float float_of(int32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
 
 // Bytes of a block's codes, of the header of `blocks` blocks, of both.
 constexpr int64_t code_bytes(const FormatTraits& t) { return 64 * (t.low_bits + t.high_bits); }
