@@ -117,7 +117,9 @@ class CpuExecutor final : public Executor {
 
   const Weights& weights(const Op& op) const { return bound_[op.out]; }
   float* value(int id) const { return buffers_[plan_.values[id].plain]; }
-  Activations activations(int id) const;
+  // What a linear reads of value `id`. A single row is rounded here, by each thread for itself: no thread waits for
+  // another to do it.
+  Activations activations(int id, int thread) const;
   int64_t rows_of(int id) const {
     return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : tokens_;
   }
@@ -134,7 +136,8 @@ class CpuExecutor final : public Executor {
   void embed(const Op& op, int thread);
   void linear(const Op& op, int thread);
   void linear_swiglu(const Op& op, const Op& next, int thread);
-  void multiply(const Op& op, int64_t begin, int64_t end, float* y, int64_t stride, int64_t first, int thread);
+  void multiply(const Op& op, const Activations& act, int64_t begin, int64_t end, float* y, int64_t stride,
+                int64_t first, int thread);
   void attention(const Op& op, int thread);
   void turn_and_store(const Op& op, int thread);
   bool store_kv(const Cache& cache, int32_t page, int64_t index, float* keys, const float* values, int64_t head_dim);
@@ -145,7 +148,7 @@ class CpuExecutor final : public Executor {
   void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
   void quantize_rows(int id, int64_t begin, int64_t end) {
-    if (plan_.values[id].quantized < 0) return;
+    if (plan_.values[id].quantized < 0 || rows_of(id) == 1) return;
     kernels_.quantize(value(id), program_.values[id].width, begin, end, rows_of(id),
                       reinterpret_cast<uint8_t*>(buffers_[plan_.values[id].quantized]));
   }
@@ -186,7 +189,9 @@ class CpuExecutor final : public Executor {
   std::vector<float> prefix_;  // keys and values of each attention op, (length, kv_heads * head_dim) each
 
   // Whether chunks of a context, not only tiles, are spread over the threads. The result is the same either way.
-  bool split_context(size_t tiles) const { return team_.size() > 1 && tiles < 4 * static_cast<size_t>(team_.size()); }
+  bool split_context(const std::vector<Tile>& tiles) const {
+    return team_.size() > 1 && tiles.size() < 4 * static_cast<size_t>(team_.size()) && chunks(tiles[0].context) > 1;
+  }
   static int64_t chunks(int64_t context) { return (context + kChunkTokens - 1) / kChunkTokens; }
   static int64_t group(const Op& op) { return op.heads / op.kv_heads; }
   static int64_t tile_queries(const Op& op, const std::vector<Tile>& tiles) {  // of the largest
@@ -205,13 +210,19 @@ class CpuExecutor final : public Executor {
   Memory values_;
   Memory scratch_;  // per thread
   size_t scratch_per_thread_ = 0;
-  Memory turns_;  // cos and sin of each rope table: (T, pairs) each
+  size_t own_row_ = 0;  // of a thread's scratch: where it rounds a single row
+  Memory turns_;        // cos and sin of each rope table: (T, pairs) each
   std::vector<float*> cos_, sin_;
   Memory partials_;  // of attention split over the context
 
   // Whether the result of an op, a linear, is only read by the swiglu that follows, so that both can be done in one
   // pass over pieces that stay in the cache.
-  std::vector<char> feeds_swiglu_;                       // by op
+  std::vector<char> feeds_swiglu_;  // by op
+  bool done_by_linear(const Op& swiglu) const { return fuse_ && feeds_swiglu_[swiglu.x]; }
+  // Of a swiglu that was done with its linear only the rounding is left, and of a single row not even that.
+  bool nothing_left(const Op& op) const {
+    return op.kind == OpKind::kSwiglu && done_by_linear(op) && rows_of(op.out) == 1;
+  }
   static int64_t pieces(int64_t rows, int64_t panels) {  // panels of each half that make 512 KB, at most `panels`
     return std::max<int64_t>(1, std::min(panels, kPieceValues / (2 * kLanes * rows)));
   }
@@ -447,11 +458,12 @@ void CpuExecutor::reserve(const Step& step) {
       sin_.push_back(next + size);
       next += 2 * size;
     }
-    size_t scratch = 0;
+    size_t scratch = 0, row = 0;
     for (const Op& op : program_.ops) {
       if (op.kind == OpKind::kLinear) {
         const size_t piece = feeds_swiglu_[op.out] ? std::max(kPieceValues, 2 * kLanes * capacity) * sizeof(float) : 0;
         scratch = std::max(scratch, align64(linear_scratch_bytes(capacity)) + piece);
+        row = std::max(row, static_cast<size_t>(act_bytes(program_.values[op.x].width, 1)));
       }
       if (!op.positions.empty()) scratch = std::max(scratch, static_cast<size_t>(op.width) * sizeof(float));
       if (op.kind == OpKind::kAttention) {
@@ -461,7 +473,8 @@ void CpuExecutor::reserve(const Step& step) {
                                   attend_scratch_bytes(max_queries(op), op.head_dim));
       }
     }
-    scratch_per_thread_ = align64(scratch);
+    own_row_ = align64(scratch);
+    scratch_per_thread_ = own_row_ + align64(row);
     scratch_.reset();
     scratch_ = Memory(scratch_per_thread_ * team_.size(), "scratch");
     capacity_ = capacity;  // not before all is there
@@ -485,7 +498,7 @@ void CpuExecutor::reserve(const Step& step) {
     }
     // The longest first, so that no thread is left with one at the end.
     std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
-    if (split_context(tiles.size()))
+    if (split_context(tiles))
       partials = std::max(
           partials, tiles.size() * partial_values(op, tile_queries(op, tiles)) * static_cast<size_t>(chunks(longest)));
   }
@@ -495,9 +508,13 @@ void CpuExecutor::reserve(const Step& step) {
   }
 }
 
-Activations CpuExecutor::activations(int id) const {
+Activations CpuExecutor::activations(int id, int thread) const {
   const int buffer = plan_.values[id].quantized;
-  return {value(id), buffer >= 0 ? reinterpret_cast<const uint8_t*>(buffers_[buffer]) : nullptr};
+  if (buffer < 0) return {value(id), nullptr};
+  if (rows_of(id) > 1) return {value(id), reinterpret_cast<const uint8_t*>(buffers_[buffer])};
+  uint8_t* row = scratch_.data() + scratch_per_thread_ * thread + own_row_;
+  kernels_.quantize(value(id), program_.values[id].width, 0, 1, 1, row);
+  return {value(id), row};
 }
 
 StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch) {
@@ -514,6 +531,10 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
     make_turns(thread);
     wait_after(-1, thread);
     for (const Op& op : program_.ops) {
+      if (nothing_left(op)) {
+        if (thread == 0) done_.fetch_add(1, std::memory_order_relaxed);
+        continue;
+      }
       if (rows_of(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
         if (cancel && cancel->set.load(std::memory_order_relaxed)) leave_after.store(op.out, std::memory_order_relaxed);
@@ -580,7 +601,7 @@ void CpuExecutor::run_op(const Op& op, int thread) {
       return;
     case OpKind::kSwiglu:
       make_rows(op, thread, [&](int64_t t) {
-        if (fuse_ && feeds_swiglu_[op.x]) return;  // the linear has done it
+        if (done_by_linear(op)) return;
         kernels_.swiglu(value(op.x) + t * 2 * width, y + t * width, width);
       });
       return;
@@ -604,7 +625,7 @@ void CpuExecutor::run_op(const Op& op, int thread) {
       break;
   }
   // Parts of a row are written by several threads: it is whole only after a barrier.
-  if (plan_.values[op.out].quantized >= 0) {
+  if (plan_.values[op.out].quantized >= 0 && rows > 1) {
     wait_after(op.out, thread);
     quantize_rows(op.out, first_row(thread, rows), first_row(thread + 1, rows));
   }
@@ -654,8 +675,8 @@ void CpuExecutor::wait_after(int op, int thread) {
 
 // The op's panels [begin, end), counted over all of its matrices: column c of its result goes to y[t * stride + c -
 // first].
-void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, int64_t stride, int64_t first,
-                           int thread) {
+void CpuExecutor::multiply(const Op& op, const Activations& act, int64_t begin, int64_t end, float* y, int64_t stride,
+                           int64_t first, int thread) {
   const int64_t rows = rows_of(op.out);
   int64_t column = 0;
   for (size_t i = 0; i < weights(op).w.size(); ++i) {
@@ -668,7 +689,7 @@ void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, i
       args.n = w.n;
       args.panel_begin = from;
       args.panel_end = to;
-      args.act = activations(op.x);
+      args.act = act;
       args.tokens = rows;
       args.y = y + (column - first);
       args.y_stride = stride;
@@ -690,20 +711,22 @@ void CpuExecutor::multiply(const Op& op, int64_t begin, int64_t end, float* y, i
 void CpuExecutor::linear(const Op& op, int thread) {
   int64_t panels = 0;
   for (const Packed* w : weights(op).w) panels += w->panel_count();
+  const Activations act = activations(op.x, thread);
   share_panels(thread, panels,
-               [&](int64_t begin, int64_t end) { multiply(op, begin, end, value(op.out), op.width, 0, thread); });
+               [&](int64_t begin, int64_t end) { multiply(op, act, begin, end, value(op.out), op.width, 0, thread); });
 }
 
 void CpuExecutor::linear_swiglu(const Op& op, const Op& next, int thread) {
   const int64_t rows = rows_of(op.out), panels = next.width / kLanes;
   auto* piece = reinterpret_cast<float*>(scratch_.data() + scratch_per_thread_ * thread +
                                          align64(linear_scratch_bytes(capacity_)));
+  const Activations act = activations(op.x, thread);
   share_panels(thread, panels, [&](int64_t from, int64_t to) {
     const int64_t step = pieces(rows, to - from);
     for (int64_t begin = from; begin < to; begin += step) {
       const int64_t end = std::min(begin + step, to), columns = (end - begin) * kLanes;
-      multiply(op, begin, end, piece, 2 * columns, begin * kLanes, thread);
-      multiply(op, panels + begin, panels + end, piece + columns, 2 * columns, (panels + begin) * kLanes, thread);
+      multiply(op, act, begin, end, piece, 2 * columns, begin * kLanes, thread);
+      multiply(op, act, panels + begin, panels + end, piece + columns, 2 * columns, (panels + begin) * kLanes, thread);
       for (int64_t t = 0; t < rows; ++t)
         kernels_.swiglu(piece + t * 2 * columns, value(next.out) + t * next.width + begin * kLanes, columns);
     }
@@ -716,7 +739,7 @@ void CpuExecutor::attention(const Op& op, int thread) {
   const auto& tiles = tiles_[op.cache];
   uint8_t* scratch = scratch_.data() + scratch_per_thread_ * thread;
   int64_t task;
-  if (!split_context(tiles.size())) {
+  if (!split_context(tiles)) {
     while (team_.take(static_cast<int64_t>(tiles.size()), &task)) attend_tile(op, tiles[task], scratch);
     return;
   }

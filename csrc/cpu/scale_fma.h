@@ -5,6 +5,12 @@
 namespace glmlite {
 namespace {
 
+// sum + w * d * dot, where codes are unpacked in registers; offset: kActOffset.
+template <class AnyDot>
+GLMLITE_INLINE F32x16 add_scaled(F32x16 w, const float* d, const float* offset, AnyDot& dot, F32x16 sum) {
+  return fma(w, fma(dot.bits(), set1(*d), set1(*offset)), sum);
+}
+
 // The scales of a group of columns of kPanels panels, [kPanels][16] f32.
 template <int kPanels>
 struct GroupScales {

@@ -6,6 +6,12 @@
 namespace glmlite {
 namespace {
 
+// sum + w * d * dot, where codes are unpacked in registers.
+template <class AnyDot>
+GLMLITE_INLINE F32x16 add_scaled(F32x16 w, const float* d, const float*, AnyDot& dot, F32x16 sum) {
+  return fma(mul(w, set1(*d)), sub(dot.bits(), set1(kSumOrigin)), sum);
+}
+
 // The scales of a group of columns of kPanels panels, [kScales + 1][kPanels][16]: the bits of w times each number that
 // the scale d of activations can be but for a power of two, less the bits of that number. So those of w * d are one
 // integer addition away. The last is for a NaN: 0.
