@@ -2,10 +2,10 @@
 
 import functools
 import pathlib
-import platform
 import subprocess
 import sys
 
+import machine
 import pytest
 
 from glmlite import _native
@@ -83,12 +83,9 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     write = terminalreporter.write_line
     write("")
-    write(f"{platform.processor() or platform.machine()}, {_native.default_isa()}, commit {commit()}")
-    for threads in THREADS:
-        write(
-            f"{threads} thread{'s' * (threads > 1)}: {peaks(threads)['int8']:.0f} GOPS int8, "
-            f"{peaks(threads)['f32']:.0f} GFLOPS f32"
-        )
+    write(f"commit {commit()}")
+    for line in machine.describe():
+        write(line)
     write("")
     write("| kernel | threads | time, us | GB/s | machine reads | of it | GOPS | of the peak |")
     write("|---|---|---|---|---|---|---|---|")

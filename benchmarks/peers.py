@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import time
 
+import machine
 import numpy as np
 
 from glmlite import _native, models
@@ -240,7 +241,7 @@ def main():
     parser.add_argument("--plot", metavar="FILE.png")
     arguments = parser.parse_args()
     if not arguments.json:
-        print(f"{arguments.threads} threads, {_native.default_isa()}")
+        print(*machine.describe(arguments.threads), sep="\n")
     names = ["glmlite", *(arguments.llama_bench or ["llama.cpp"])]
     results = []
     for path in arguments.files:

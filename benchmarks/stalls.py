@@ -13,6 +13,8 @@ import threading
 import time
 from itertools import pairwise
 
+from machine import cpu
+
 import glmlite
 
 TICK = 0.01
@@ -64,14 +66,6 @@ def measure(phase, work):
     process.join()
     print(f"{phase:<28} {seconds:8.2f} s {timer.worst * 1e3:8.1f} ms {worst.value * 1e3:14.1f} ms", flush=True)
     return result
-
-
-def cpu():
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def cancel_latency(path):

@@ -266,6 +266,7 @@ void bind_kernels(py::module_& m) {
         return machine_f32_peak(threads, name);
       },
       py::arg("threads"), py::arg("isa") = "");
+  m.def("machine_clock", machine_clock, py::call_guard<py::gil_scoped_release>());
   py::class_<PackedMatrix>(m, "PackedMatrix")
       .def(py::init<const std::string&, const std::string&, const Array<uint8_t>&, int>(), py::arg("isa"),
            py::arg("format"), py::arg("rows").noconvert(), py::arg("threads") = 1)

@@ -33,6 +33,9 @@ def machine_int8_peak(threads: int, isa: str = "") -> float:
 def machine_f32_peak(threads: int, isa: str = "") -> float:
     """f32 operations, in 1e9 a second, of a kernel set's fused multiply-adds (two each) on registers, measured now."""
 
+def machine_clock() -> float:
+    """GHz of the core that this thread runs on, by a chain of multiplications of three cycles each."""
+
 # ---- formats -----------------------------------------------------------------------------------------------------
 
 class Storage(NamedTuple):

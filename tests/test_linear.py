@@ -118,6 +118,24 @@ def test_linear(isa, format, n, k, tokens):
     assert_same(got, _native.kernel_linear("scalar", format, rows, x))
 
 
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_scales_of_weights_that_are_not_finite(format):
+    """Their rows are not finite, the others are as ever, and a token's result does not depend on how many there are."""
+    rows, x = random_rows(format, 35, 512, 6), random_x(40, 512)
+    clean = _native.kernel_linear("scalar", format, rows, x)
+    _, size, halves = twins.FORMATS[format]
+    for row, value in ((3, np.inf), (18, np.nan), (34, -np.inf)):
+        at = size + halves[0]  # in the second block
+        rows[row, at : at + 2] = np.array([value], np.float16).view(np.uint8)
+    want = _native.kernel_linear("scalar", format, rows, x)
+    bad = np.isin(np.arange(35), (3, 18, 34))
+    assert not np.isfinite(want[:, bad]).any()
+    assert_same(want[:, ~bad], clean[:, ~bad])
+    for isa in ISAS:
+        for tokens in (1, 8, 40):
+            np.testing.assert_array_equal(_native.kernel_linear(isa, format, rows, x[:tokens]), want[:tokens], isa)
+
+
 # Columns that are no multiple of 256; the widest feed-forward of the family.
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("n, k, tokens", [(16, 32, 1), (33, 96, 7), (18, 13696, 6), (18, 13696, 1)])

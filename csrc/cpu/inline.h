@@ -2,6 +2,7 @@
 #pragma once
 
 // GLMLITE_MEMORY_BARRIER: the compiler keeps nothing in registers across it that memory could hold; no instruction.
+// GLMLITE_PIN: the integer exists at this point.
 // GLMLITE_PIN_XMM, GLMLITE_PIN_ZMM: the vector exists at this point, so that sums are not reassociated into trees that
 // spill, nor dot products reordered.
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -9,12 +10,14 @@
 #define GLMLITE_INLINE __forceinline
 #define GLMLITE_NOINLINE __declspec(noinline)
 #define GLMLITE_MEMORY_BARRIER() _ReadWriteBarrier()
+#define GLMLITE_PIN(v) (void)(v)
 #define GLMLITE_PIN_XMM(v) (void)(v)
 #define GLMLITE_PIN_ZMM(v) (void)(v)
 #else
 #define GLMLITE_INLINE inline __attribute__((always_inline))
 #define GLMLITE_NOINLINE __attribute__((noinline))
 #define GLMLITE_MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
+#define GLMLITE_PIN(v) __asm__("" : "+r"(v))
 #define GLMLITE_PIN_XMM(v) __asm__("" : "+x"(v))
 #define GLMLITE_PIN_ZMM(v) __asm__("" : "+v"(v))
 #endif

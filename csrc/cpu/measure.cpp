@@ -77,4 +77,24 @@ double machine_int8_peak(int threads, const char* isa) { return peak(threads, cp
 
 double machine_f32_peak(int threads, const char* isa) { return peak(threads, cpu_kernels(isa).fma_rounds); }
 
+double machine_clock() {
+  constexpr int kRounds = 1'000'000, kChain = 16, kCycles = 3;
+  double best = 1e30;
+  std::atomic<uint64_t> x{3};
+  for (int pass = 0; pass < 5; ++pass) {
+    uint64_t factor = x.load(), product = factor;
+    const auto start = std::chrono::steady_clock::now();
+    for (int round = 0; round < kRounds; ++round) {
+      for (int i = 0; i < kChain; ++i) {
+        product *= factor;
+        GLMLITE_PIN(product);
+      }
+    }
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    x.store(product | 1);
+    best = std::min(best, elapsed.count());
+  }
+  return double{kRounds} * kChain * kCycles / best / 1e9;
+}
+
 }  // namespace glmlite

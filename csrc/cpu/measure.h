@@ -13,4 +13,7 @@ double machine_int8_peak(int threads, const char* isa);
 // f32 operations, in 1e9 a second, of `threads` threads with the fused multiply-adds of the kernel set `isa`.
 double machine_f32_peak(int threads, const char* isa);
 
+// GHz of the core that this thread runs on: of a chain of multiplications, three cycles each on x86-64 and most others.
+double machine_clock();
+
 }  // namespace glmlite
