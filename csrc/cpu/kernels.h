@@ -141,10 +141,11 @@ struct CpuKernels {
   bool (*store_kv[kKvTypeCount])(const float* k, const float* v, int64_t head_dim, uint8_t* k_page, uint8_t* v_page,
                                  int64_t index);
   // f16: score = scale * dot, dot = fma over head_dim in order from 0. max over what is visible. p = exp(score - max),
-  // 0 below exp(-69), summed in 16 lanes by position. acc = fma(p, v, acc) in order of position over visible ones. q8:
-  // the query is rounded as a key is. score = (float(exact dot of codes) * key scale) * (query scale * scale). max, p
-  // and sum as in f16. w = p * value scale, top = the largest of them; weight = w * (16256 / top) to nearest even, all
-  // 0 where top < 2^-100; acc = float(exact sum of weight * code) * (top / 16256).
+  // or 0 where that is below exp(-69), summed in 16 lanes by position. acc = fma(p, v, acc) in order of position over
+  // visible ones.
+  // q8: the query is rounded as a key is. score = (float(exact dot of codes) * key scale) * (query scale * scale). max,
+  // p and sum as in f16. w = p * value scale, top = the largest of them; weight = w * (16256 / top) to nearest even,
+  // all 0 where top < 2^-100; acc = float(exact sum of weight * code) * (top / 16256).
   void (*attend[kKvTypeCount])(const AttendArgs&);
   // Turns a key or a query by a Hadamard matrix, in place: outliers spread over all columns, so that one scale serves a
   // row, and q . k stays. Blocks of n columns, n the largest power of two that divides head_dim; (a, b) -> (a + b, a -

@@ -9,7 +9,7 @@ constexpr int kTileTokens = 7;
 #include "features.h"
 #include "kernels.h"
 #include "scale_fma.h"
-//
+// The loops, over all that stands above.
 #include "kernels.inc"
 
 namespace glmlite {

@@ -9,7 +9,7 @@ constexpr int kTileTokens = 6;
 #include "features.h"
 #include "kernels.h"
 #include "scale_tables.h"
-//
+// The loops, over all that stands above.
 #include "kernels.inc"
 
 namespace glmlite {

@@ -3,7 +3,7 @@
 #include "features.h"
 #include "kernels.h"
 #include "scale_fma.h"
-//
+// The loops, over all that stands above.
 #include "kernels.inc"
 
 namespace glmlite {

@@ -28,7 +28,7 @@ constexpr bool kFiniteScales = false;
 // What TokenScale reads.
 constexpr int kScaleFields[2] = {kActScale, kActOffset};
 
-// A token's part in a block: fields[field * kField]) is its.
+// A token's part in a block: fields[field * kField] is its.
 template <int kPanels, int kField>
 struct TokenScale {
   F32x16 d, offset;
