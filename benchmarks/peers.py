@@ -25,7 +25,7 @@ import numpy as np
 
 from glmlite import _native, models
 from glmlite.cli.bench import cost_per_token
-from glmlite.placement import kv_bytes_per_token, native_ops
+from glmlite.placement import native_ops
 
 
 class Ours:
@@ -41,8 +41,7 @@ class Ours:
             kv_type=kv_type,
             threads=threads,
         )
-        self.cost = cost_per_token(gguf)
-        self.kv_bytes_per_token = kv_bytes_per_token(recording.ops, kv_type)
+        self.cost = cost_per_token(gguf, kv_type)
         self.sequence = self.engine.new_sequence()
 
     def _work(self, ids, start, **more):
@@ -170,7 +169,7 @@ def compare(path, arguments):
     for name, rows in speeds.items():
         result[name] = {key: spread(column) for key, column in zip(("prompt", "generate"), zip(*rows))}
     result["machine"] = {key: spread(column) for key, column in zip(("bandwidth", "int8_peak"), zip(*machine))}
-    nbytes = ours.cost.bytes + ours.kv_bytes_per_token * (arguments.depth + arguments.generate / 2)
+    nbytes = ours.cost.bytes + ours.cost.cached * (arguments.depth + arguments.generate / 2)
     rows = list(zip(speeds[ours.name], machine))
     result["fractions"] = {
         "prompt": spread([read * ours.cost.operations / 1e9 / peak for (read, _), (_, peak) in rows]),

@@ -629,19 +629,20 @@ class Engine:
 def test_bench_measures_each_part_at_depth(monkeypatch, device, kind):
     clock = SimpleNamespace(now=0.0)
     engine = Engine(clock)
+    bandwidths = iter([1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 6e-6])
     native = SimpleNamespace(
         Work=lambda sequence, tokens, positions, sampler=None, budget=1, **rest: SimpleNamespace(
             tokens=tokens, positions=positions, sampler=sampler, budget=budget
         ),
         Sampler=lambda **options: options,
         Gguf=lambda path: None,
-        machine_bandwidth=lambda threads: 1e-6,
+        machine_bandwidth=lambda threads: next(bandwidths),
         **{"machine_int8_peak" if kind == "int8" else "machine_bf16_rate": lambda threads: 1e-3},
     )
     monkeypatch.setattr(glmlite, "_native", native, raising=False)
     monkeypatch.setitem(sys.modules, "glmlite._native", native)
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(bench, "cost_per_token", lambda gguf: bench.Cost(bytes=50, operations=500))
+    monkeypatch.setattr(bench, "cost_per_token", lambda gguf, kv_type: bench.Cost(bytes=50, operations=500, cached=2))
     model = SimpleNamespace(debug=Debug(native, engine), path=None, device=device)
     facts = bench.measure(model, prompt=600, generate=4, depth=700, repeat=2)
     prefill = [(512, 0), (88, 0)]
@@ -649,7 +650,8 @@ def test_bench_measures_each_part_at_depth(monkeypatch, device, kind):
     assert facts["prompt"]["tokens_per_s"] == pytest.approx(1000)
     assert facts["prompt"][f"{kind}_peak_fraction"] == pytest.approx(1000 * 500 / 1e6)
     assert facts["generate"]["tokens_per_s"] == pytest.approx(10)
-    assert facts["generate"]["bandwidth_fraction"] == pytest.approx(10 * 50 / 1e3)
+    assert facts["generate"]["bandwidth_fraction"] == pytest.approx(10 * (50 + 2 * 702) / 1e3 * (1 / 5 + 1 / 6) / 2)
+    assert facts["bandwidth_gb_s"] == pytest.approx(3.5e-6)
     facts["fits_cache"] = False
     text = bench._text({"model": "m.gguf", **facts})
     assert "generate 4 at 700    10.0 tokens/s" in text
@@ -682,6 +684,8 @@ def test_bench_never_speaks_of_more_than_a_whole(fraction, cached, text):
 def test_bench_counts_what_a_token_costs():
     """Reading a prompt multiplies nothing by the output's matrix; writing a token reads all matrices."""
     from glmlite import _native as native
+    from glmlite.models import record
+    from glmlite.placement import kv_bytes_per_token
 
     gguf = native.Gguf(builtin.path())
     matrices = {name: t for name, t in gguf.tensors.items() if len(t.shape) == 2 and name != "token_embd.weight"}
@@ -689,9 +693,11 @@ def test_bench_counts_what_a_token_costs():
     tied = "output.weight" not in matrices
     output = gguf.tensors["token_embd.weight" if tied else "output.weight"]
     cost = bench.cost_per_token(gguf)
+    cached = kv_bytes_per_token(record(gguf.metadata, {n: t.shape for n, t in gguf.tensors.items()}).ops)
     gguf.close()
     assert cost.operations == sum(2 * t.shape[0] * t.shape[1] for t in inner)
     assert cost.bytes == sum(t.nbytes for t in inner) + output.nbytes
+    assert cost.cached == cached
 
 
 def test_a_cache_that_cpus_share_counts_once(tmp_path):

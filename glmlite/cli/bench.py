@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from ..placement import gpu_index
+from ..placement import gpu_index, kv_bytes_per_token
 from . import console, running
 from .cache import last_level_bytes
 from .options import Device, GpuLayers, Json, KvType, Loading, ModelName, Threads
@@ -33,9 +33,10 @@ def bench(
 ) -> None:
     """Measure reading a prompt and generating, each on its own, without sampling's or the tokenizer's help.
 
-    Reading is compared with the machine's int8 peak, generating with its read bandwidth, both measured in the same run
-    with the same threads; on a GPU with its bf16 rate and the bandwidth of a copy. The median of the repetitions is
-    reported, with the least and the most.
+    Reading is compared with the machine's int8 peak, generating with its read bandwidth, both measured before every
+    repetition with the same threads; on a GPU with its bf16 rate and the bandwidth of a copy. A token that is generated
+    reads all weights and the keys and values of the tokens before it. Medians of the repetitions are reported, with
+    the least and the most.
 
     \b
     Examples:
@@ -51,59 +52,69 @@ def bench(
     with running.opened(model, loading) as opened:
         if opened.context < context:
             raise ValueError(f"{model}: {context} tokens to measure, the model was trained for {opened.context}")
-        facts = measure(opened, prompt, generate, depth, repeat)
+        facts = measure(opened, prompt, generate, depth, repeat, kv_type)
     facts = {"model": model, "kv_type": kv_type, **facts}
     console.write(json.dumps(facts) + "\n" if as_json else _text(facts))
 
 
 class Cost(NamedTuple):
-    """What a token costs: bytes of weights that generating it reads, integer operations that reading it takes."""
+    """What a token costs: bytes of weights that generating it reads, integer operations that reading it takes.
+
+    cached: bytes of keys and values that generating it reads of each token before it.
+    """
 
     bytes: int
     operations: int
+    cached: int
 
 
-def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int) -> dict[str, Any]:
+def measure(model: Any, prompt: int, generate: int, depth: int, repeat: int, kv_type: str = "f16") -> dict[str, Any]:
     """Tokens per second at `depth`, and the fraction of what the machine can do."""
     native, engine = model.debug
-    cost = cost_per_token(native.Gguf(model.path))
-    limits = machine(model)
-    facts: dict[str, Any] = {
+    cost = cost_per_token(native.Gguf(model.path), kv_type)
+    generated = cost.bytes + cost.cached * (depth + generate / 2)
+    sequence = engine.new_sequence()
+    limits: list[Limits] = []
+    results: dict[str, Any] = {}
+    try:
+        read(engine, native, sequence, 0, depth)
+        for name, count, run in (("prompt", prompt, read), ("generate", generate, write)):
+            if not count:
+                continue
+            rates = []
+            for _ in range(repeat + 1):  # the first warms up
+                limits.append(machine(model))
+                engine.truncate(sequence, depth)
+                begin = time.perf_counter()
+                run(engine, native, sequence, depth, count)
+                rates.append(count / (time.perf_counter() - begin))
+            item = {
+                "tokens": count,
+                "tokens_per_s": statistics.median(rates[1:]),
+                "least": min(rates[1:]),
+                "most": max(rates[1:]),
+            }
+            turns = list(zip(rates[1:], limits[-repeat:], strict=True))
+            if name == "prompt":
+                shares = [rate * cost.operations / (limit.peak * 1e9) for rate, limit in turns]
+                item[f"{limits[0].kind}_peak_fraction"] = statistics.median(shares)
+            else:
+                shares = [rate * generated / (limit.bandwidth * 1e9) for rate, limit in turns]
+                item["bandwidth_fraction"] = statistics.median(shares)
+            results[name] = item
+    finally:
+        engine.free(sequence)
+    return {
         "device": model.device,
         "isa": engine.isa,
         "threads": engine.threads,
         "depth": depth,
         "weight_bytes": engine.weight_bytes,
-        "bandwidth_gb_s": limits.bandwidth,
-        f"{limits.kind}_peak_gops": limits.peak,
-        "fits_cache": cost.bytes <= limits.cache,
+        "bandwidth_gb_s": statistics.median(limit.bandwidth for limit in limits),
+        f"{limits[0].kind}_peak_gops": statistics.median(limit.peak for limit in limits),
+        "fits_cache": generated <= limits[0].cache,
+        **results,
     }
-    sequence = engine.new_sequence()
-    try:
-        read(engine, native, sequence, 0, depth)
-        for name, count, run, limit, share in (
-            ("prompt", prompt, read, f"{limits.kind}_peak_fraction", cost.operations / (limits.peak * 1e9)),
-            ("generate", generate, write, "bandwidth_fraction", cost.bytes / (limits.bandwidth * 1e9)),
-        ):
-            if not count:
-                continue
-            rates = []
-            for _ in range(repeat + 1):  # the first warms up
-                engine.truncate(sequence, depth)
-                begin = time.perf_counter()
-                run(engine, native, sequence, depth, count)
-                rates.append(count / (time.perf_counter() - begin))
-            median = statistics.median(rates[1:])
-            facts[name] = {
-                "tokens": count,
-                "tokens_per_s": median,
-                "least": min(rates[1:]),
-                "most": max(rates[1:]),
-                limit: median * share,
-            }
-    finally:
-        engine.free(sequence)
-    return facts
 
 
 class Limits(NamedTuple):
@@ -129,7 +140,7 @@ def machine(model: Any) -> Limits:
     return Limits(_native.machine_bandwidth(threads), "int8", peak, last_level_bytes())
 
 
-def cost_per_token(gguf: Any) -> Cost:
+def cost_per_token(gguf: Any, kv_type: str = "f16") -> Cost:
     """Counted over the matrices of the program; the embedding's table is looked up, not multiplied.
 
     Reading multiplies no token with what comes after `select`: the output's matrix is for rows whose logits are wanted.
@@ -139,14 +150,15 @@ def cost_per_token(gguf: Any) -> Cost:
     nbytes = operations = 0
     selected = False
     tensors = gguf.tensors
-    for op in record(gguf.metadata, {name: tensor.shape for name, tensor in tensors.items()}).ops:
+    ops = record(gguf.metadata, {name: tensor.shape for name, tensor in tensors.items()}).ops
+    for op in ops:
         selected |= op.kind == "select"
         if op.kind == "linear":
             for name in op.weights["w"]:
                 rows, columns = tensors[name].shape
                 nbytes += tensors[name].nbytes
                 operations += 0 if selected else 2 * rows * columns
-    return Cost(nbytes, operations)
+    return Cost(nbytes, operations, kv_bytes_per_token(ops, kv_type))
 
 
 def read(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:
