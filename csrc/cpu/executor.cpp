@@ -55,6 +55,7 @@ constexpr int64_t kPieceValues = 1 << 17;
 constexpr int64_t kRowsAtOnce = 16;
 constexpr size_t kAheadBytes = 256 << 10;  // of weights that a waiting thread fetches: a part of its cache
 constexpr int64_t kMemoryBoundRows = 32;   // for more, weights are read faster than multiplied with
+constexpr int64_t kGroupPages = 16;        // of the cache: 256 KB of a head's f16 keys, of 128 columns, in one stretch
 constexpr int64_t kUnitPanels = 2;         // of parts of a matrix: tiles are up to two panels wide
 constexpr uint64_t kTaskBytes = 2 << 20;   // of the file: what a thread reads and packs at a time
 
@@ -64,21 +65,26 @@ class CpuExecutor final : public Executor {
       : program_(std::move(program)),
         kernels_(cpu_kernels(options.isa.c_str())),
         team_(options.threads > 0 ? options.threads : default_threads()),
-        kv_type_(options.kv_type) {
-    const int64_t pages = options.pages;
+        kv_type_(options.kv_type),
+        pages_(options.pages) {
     plan_weights();
-    plan_cache(pages);
+    plan_cache();
     plan_values();
-    const size_t need = weights_size_ + static_cast<size_t>(pages) * page_bytes_;
+    const size_t need = weights_size_ + static_cast<size_t>(pages_) * page_bytes_;
     if (need > available_memory()) throw OutOfMemory("weights and KV cache", need);
     weights_ = Memory(weights_size_, "weights");
-    cache_ = Memory(static_cast<size_t>(pages) * page_bytes_, "KV cache");
+    cache_ = Memory(static_cast<size_t>(pages_) * page_bytes_, "KV cache");
     load(progress);
   }
 
   StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) override;
   void copy_page(int32_t from, int32_t to) override {
-    for (const Cache& c : caches_) std::memcpy(k_page(c, to, 0), k_page(c, from, 0), c.page_bytes);
+    for (const Cache& c : caches_) {
+      for (int head = 0; head < c.kv_heads; ++head) {
+        std::memcpy(k_page(c, to, head), k_page(c, from, head), c.head_bytes);
+        std::memcpy(v_page(c, to, head), v_page(c, from, head), c.head_bytes);
+      }
+    }
   }
   void write_prefix(const std::vector<int32_t>& pages) override;
   size_t weight_bytes() const override { return weights_.size(); }
@@ -91,10 +97,11 @@ class CpuExecutor final : public Executor {
   }
 
  private:
-  // KV geometry of one attention op: a page has keys of all KV heads and then values.
+  // KV geometry of one attention op. Pages lie in groups of kGroupPages; in a group, keys of its pages for the first KV
+  // head, values for it, keys for the next head. So a thread reads long stretches of memory, and a short context still
+  // touches little of a long cache.
   struct Cache {
-    size_t offset;  // bytes into cache_
-    size_t page_bytes;
+    size_t offset;      // bytes into cache_
     size_t head_bytes;  // of one KV head in a page, keys or values
     int kv_heads;
   };
@@ -109,7 +116,7 @@ class CpuExecutor final : public Executor {
   };
 
   void plan_weights();
-  void plan_cache(int64_t pages);
+  void plan_cache();
   void plan_values();
   void load(const LoadProgress& progress);
   void bind_weights();
@@ -123,11 +130,12 @@ class CpuExecutor final : public Executor {
   int64_t rows_of(int id) const {
     return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : tokens_;
   }
-  uint8_t* k_page(const Cache& c, int32_t page, int head) const {
-    return cache_.data() + c.offset + page * c.page_bytes + head * c.head_bytes;
-  }
-  uint8_t* v_page(const Cache& c, int32_t page, int head) const {
-    return k_page(c, page, head) + c.kv_heads * c.head_bytes;
+  uint8_t* k_page(const Cache& c, int32_t page, int head) const { return head_page(c, page, 2 * head); }
+  uint8_t* v_page(const Cache& c, int32_t page, int head) const { return head_page(c, page, 2 * head + 1); }
+  // part: keys and values of the heads in turn.
+  uint8_t* head_page(const Cache& c, int32_t page, int part) const {
+    const int64_t index = page % kGroupPages, first = page - index, pages = std::min(kGroupPages, pages_ - first);
+    return cache_.data() + c.offset + static_cast<size_t>(first * 2 * c.kv_heads + part * pages + index) * c.head_bytes;
   }
 
   // Each is run by all threads of the team; barriers are where they need one, and one after each op.
@@ -143,7 +151,7 @@ class CpuExecutor final : public Executor {
   bool store_kv(const Cache& cache, int32_t page, int64_t index, float* keys, const float* values, int64_t head_dim);
   void attend_chunk(const Op& op, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
                     uint8_t* scratch);
-  void find_keys(const Op& op, const Tile& tile, int64_t chunk, const uint8_t** pages) const;
+  void find_pages(const Op& op, const Tile& tile, int64_t chunk, const uint8_t** k, const uint8_t** v) const;
   void attend_tile(const Op& op, const Tile& tile, uint8_t* scratch);
   void merge_tile(const Op& op, const Tile& tile, float* parts, size_t stride);
   void finish_tile(const Op& op, const Tile& tile, const float* state);
@@ -184,6 +192,7 @@ class CpuExecutor final : public Executor {
   // KV cache.
   const KvType kv_type_;
   std::vector<Cache> caches_;
+  const int64_t pages_;
   size_t page_bytes_ = 0;  // over all caches
   Memory cache_;
   std::vector<float> prefix_;  // keys and values of each attention op, (length, kv_heads * head_dim) each
@@ -286,15 +295,14 @@ void CpuExecutor::plan_weights() {
   }
 }
 
-void CpuExecutor::plan_cache(int64_t pages) {
+void CpuExecutor::plan_cache() {
   for (const Op& op : program_.ops) {
     if (op.kind != OpKind::kAttention) continue;
     Cache c;
     c.kv_heads = op.kv_heads;
     c.head_bytes = glmlite::kv_bytes(kv_type_, op.head_dim);
-    c.page_bytes = 2 * c.head_bytes * op.kv_heads;
-    c.offset = page_bytes_ * pages;
-    page_bytes_ += c.page_bytes;
+    c.offset = page_bytes_ * static_cast<size_t>(pages_);
+    page_bytes_ += 2 * c.head_bytes * op.kv_heads;
     caches_.push_back(c);
   }
 }
@@ -748,14 +756,14 @@ void CpuExecutor::attention(const Op& op, int thread) {
   const auto count = static_cast<int64_t>(tiles.size());
   // A thread takes its next task before it does one, so that it knows which keys to fetch meanwhile.
   for (bool more = team_.take(count * longest, &task); more;) {
-    const Tile& tile = tiles[task % count];
-    const int64_t chunk = task / count;
+    const Tile& tile = tiles[task / longest];
+    const int64_t chunk = task % longest;
     int64_t next;
     more = team_.take(count * longest, &next);
     const uint8_t* ahead[kChunkPages];
-    find_keys(op, more ? tiles[next % count] : tile, more ? next / count : chunk, ahead);
+    find_pages(op, more ? tiles[next / longest] : tile, more ? next % longest : chunk, ahead, nullptr);
     if (chunk < chunks(tile.context))
-      attend_chunk(op, tile, chunk, ahead, partials_.as<float>() + (task % count * longest + chunk) * stride, scratch);
+      attend_chunk(op, tile, chunk, ahead, partials_.as<float>() + task * stride, scratch);
     task = next;
   }
   wait_after(op.out, thread);
@@ -790,11 +798,15 @@ void CpuExecutor::turn_and_store(const Op& op, int thread) {
   });
 }
 
-// The pages of keys that a chunk begins with; beyond the context, the last again.
-void CpuExecutor::find_keys(const Op& op, const Tile& tile, int64_t chunk, const uint8_t** pages) const {
+// The pages of a chunk; beyond the context, the last again. v may be null.
+void CpuExecutor::find_pages(const Op& op, const Tile& tile, int64_t chunk, const uint8_t** k,
+                             const uint8_t** v) const {
   const int64_t last = (tile.context - 1) / kPageTokens;
-  for (int64_t i = 0; i < kChunkPages; ++i)
-    pages[i] = k_page(caches_[op.cache], tile.run->pages[std::min(chunk * kChunkPages + i, last)], tile.kv_head);
+  for (int64_t i = 0; i < kChunkPages; ++i) {
+    const int32_t page = tile.run->pages[std::min(chunk * kChunkPages + i, last)];
+    k[i] = k_page(caches_[op.cache], page, tile.kv_head);
+    if (v) v[i] = v_page(caches_[op.cache], page, tile.kv_head);
+  }
 }
 
 // (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched.
@@ -812,9 +824,7 @@ void CpuExecutor::attend_chunk(const Op& op, const Tile& tile, int64_t chunk, co
     }
   }
   const uint8_t *k[kChunkPages], *v[kChunkPages];
-  find_keys(op, tile, chunk, k);
-  const Cache& cache = caches_[op.cache];
-  for (int i = 0; i < kChunkPages; ++i) v[i] = k[i] + cache.kv_heads * cache.head_bytes;
+  find_pages(op, tile, chunk, k, v);
   AttendArgs args;
   args.begin = chunk * kChunkTokens;
   args.end = std::min(args.begin + kChunkTokens, tile.context);
@@ -840,7 +850,7 @@ void CpuExecutor::attend_tile(const Op& op, const Tile& tile, uint8_t* scratch) 
   scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(op, max_queries(op)));
   const uint8_t* ahead[kChunkPages];
   for (int64_t c = 0; c < chunks(tile.context); ++c) {
-    find_keys(op, tile, std::min(c + 1, chunks(tile.context) - 1), ahead);
+    find_pages(op, tile, std::min(c + 1, chunks(tile.context) - 1), ahead, nullptr);
     attend_chunk(op, tile, c, ahead, c == 0 ? state : chunk, scratch);
     for (int64_t i = 0; c > 0 && i < queries; ++i)
       kernels_.attend_merge(state + i, state + queries + i, state + 2 * queries + i * op.head_dim, chunk[i],
