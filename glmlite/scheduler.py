@@ -13,7 +13,7 @@ than the pool.
 
 Reuse (`glmlite.sequences`): causal models only, because a bidirectional context depends on all of itself. A new request
 takes over, or forks, the sequence with the longest common beginning, finished or active; its last token is always
-computed again.
+computed again. Where an active one is still reading what both begin with, it waits for that, and lets others pass.
 
 A cancel takes a request out of the queue at once. An active one leaves between two calls, and none waits long for that:
 a call that only writes is short, and one that reads ends for a cancel of any active request. The others in it then
@@ -32,12 +32,13 @@ from collections import deque
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .errors import Busy, Cancelled, Closed
-from .sequences import Pool, Sequence, items_of
+from .sequences import Pool, Sequence, common, items_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ PREFILL_ALONE = 256  # tokens of prompts in a call: large enough to share the un
 PREFILL_GPU = 512  # on a GPU: a larger step keeps all of it busy
 PREFILL_SHARED = 64  # when others wait for their next token meanwhile
 PREFILL_LEAST = 16  # of one request, when several share the call
+WORTH_WAITING = 64  # tokens of a beginning that another request is about to read: less is read twice
 BURST = 16  # tokens a request may write in a call
 BURST_MS = 30.0  # and how long such a call may last: what a new request waits at most
 TOTALS = ("prompt_tokens", "reused_tokens", "generated_tokens", "preempted", "cancelled")
@@ -377,15 +379,34 @@ class Scheduler:
     def _admit(self) -> None:
         with self._changed:
             self._drop_cancelled()
-            while self._queue and len(self._active) < self.parallel and self._enters(self._queue[0]):
-                self._active.append(self._queue.popleft())
+            for request in list(islice(self._queue, 2 * self.parallel)):
+                if len(self._active) == self.parallel:
+                    return
+                if self._follows(request):
+                    continue
+                if not self._enters(request):
+                    return
+                self._queue.remove(request)
+                self._active.append(request)
+
+    def _follows(self, request: Request) -> bool:
+        """Whether an active request has yet to read so much of this one's beginning that this one better waits."""
+        readers = [r for r in self._active if r.reads and _causal(r) and r.key == request.key]
+        if not (readers and _reuses(request)):
+            return False
+        beginning = request.items[:-1]
+        _, cached = self.pool.longest(beginning, request.key, self._running())
+        return max(common(r.items, beginning) for r in readers) - cached >= WORTH_WAITING
+
+    def _running(self) -> list[Sequence]:
+        """Sequences of active requests that others may fork."""
+        return [r.sequence for r in self._active if _causal(r)]
 
     def _enters(self, request: Request) -> bool:
         """Gives the next request its sequence, if its prompt fits beside what the active ones have to read."""
         pool = self.pool
-        if _causal(request) and request.rows != "all":
-            running = [r.sequence for r in self._active if _causal(r)]
-            sequence = pool.find(request.items[:-1], request.key, running)
+        if _reuses(request):
+            sequence = pool.find(request.items[:-1], request.key, self._running())
         else:
             sequence = pool.new(request.key)
         owed = sum(self._pages(r, r.pending) for r in self._active)
@@ -548,3 +569,8 @@ def _turn(request: Request, share: int, burst: int) -> Turn:
 
 def _causal(request: Request) -> bool:
     return not request.layout.context
+
+
+def _reuses(request: Request) -> bool:
+    """Whether what is in the cache may serve it: logits of every token have to be computed."""
+    return _causal(request) and request.rows != "all"

@@ -45,10 +45,7 @@ class Pool:
 
         It is the caller's: a kept one that is all beginning is taken out of the pool, others are forked.
         """
-        best, length = None, 0
-        for sequence in [*self.kept, *running]:
-            if sequence.key == key and (n := common(sequence.items, items)) > length:
-                best, length = sequence, n
+        best, length = self.longest(items, key, running)
         if best is None:
             return self.new(key)
         if best in self.kept:
@@ -58,6 +55,14 @@ class Pool:
             self.kept.append(best)
         best.shared = True
         return Sequence(self.engine.fork(best.handle, length), key, best.items[:length], shared=True)
+
+    def longest(self, items: array[int], key: Hashable, running: Iterable[Sequence]) -> tuple[Sequence | None, int]:
+        """The kept or running sequence of this key that begins like `items` for longest, and for how many of them."""
+        best, length = None, 0
+        for sequence in [*self.kept, *running]:
+            if sequence.key == key and (n := common(sequence.items, items)) > length:
+                best, length = sequence, n
+        return best, length
 
     def keep(self, sequence: Sequence) -> None:
         """Takes a sequence that nobody uses any more, for a later `find`."""

@@ -21,6 +21,7 @@ from glmlite.scheduler import (
     PREFILL_ALONE,
     PREFILL_LEAST,
     PREFILL_SHARED,
+    WORTH_WAITING,
     Request,
     Scheduler,
     Stats,
@@ -394,6 +395,15 @@ def test_a_beginning_serves_only_requests_of_its_key(board, where, key, reused):
     b.finish(third)
 
 
+def test_a_fork_is_of_its_key_too(board):
+    b = board()
+    for tokens, key, reused in (([1, 2, 3, 4], "a", 0), ([1, 2, 9, 9], "a", 2), ([1, 2, 9, 9, 9], None, 0)):
+        request = b.ask(tokens, key=key)
+        b.wait()
+        assert request.stats.reused_tokens == reused
+        b.finish(request)
+
+
 def test_equal_ids_of_another_content_are_another_beginning(board):
     """Two images behind one id: the beginning is common up to the first of their items."""
     b = board()
@@ -500,6 +510,19 @@ def test_who_waits_for_room_takes_none_from_the_one_whose_beginning_it_shares(bo
     assert [r.sink.error for r in (first, second)] == [None, None]
 
 
+def test_who_waits_for_room_keeps_the_beginning_that_it_found(board):
+    b = board(pages=5)
+    first = b.ask(different(100, 1))
+    b.wait()
+    b.finish(first)
+    running = b.ask(different(150, 2), write=30)
+    b.wait()
+    waiting = b.ask([*different(100, 1), *different(150, 3)])
+    assert len(b.step()) == 1
+    b.finish(running, waiting)
+    assert waiting.stats.reused_tokens == 100
+
+
 def test_the_youngest_gives_its_pages_back_and_is_the_next(board):
     b = board(pages=4, parallel=2)
     first = b.ask(different(100, 1), write=80)
@@ -519,6 +542,7 @@ def test_the_youngest_gives_its_pages_back_and_is_the_next(board):
     assert second.sink.error is None
     b.finish(second, third)
     assert (first.stats.generated_tokens, second.stats.generated_tokens) == (80, 80)
+    assert b.scheduler.status().preempted > 0
     # What is read a second time was not kept: the statistics do not say so.
     assert second.stats.reused_tokens == 0
 
@@ -528,10 +552,10 @@ def test_what_a_second_reading_finds_in_the_cache_was_read_by_the_first(board):
     before = b.ask(different(10, 1), write=1)
     b.wait()
     first = b.ask(different(100, 2), write=80)
-    second = b.ask([*different(99, 2), *different(21, 3)], write=80)
+    second = b.ask([*different(60, 2), *different(60, 3)], write=80)
     assert [w[1] for w in b.step()] == [100, 120]  # both admitted at once: neither is in the cache yet
     b.finish(before, first, second)
-    assert ("fork", 2, 99) in [e[:3] for e in b.engine.events]  # read again, after the first
+    assert ("fork", 2, 60) in [e[:3] for e in b.engine.events]  # read again, after the first
     assert second.stats.reused_tokens == 0
     assert second.stats.generated_tokens == 80
 
@@ -543,6 +567,62 @@ def test_the_oldest_always_goes_on(board):
     b.finish(*requests)
     assert [r.sink.error for r in requests] == [None] * 4
     assert [r.stats.generated_tokens for r in requests] == [100] * 4
+
+
+# ---- a beginning that is still read
+
+
+def test_who_begins_as_one_that_is_still_read_waits_for_it_and_others_pass(board):
+    b = board()
+    first = b.ask(different(1000, 1))
+    b.wait()
+    second, third = b.ask([*different(600, 1), 5, 5]), b.ask(different(10, 2))
+    assert [w[1] for w in b.step()] == [PREFILL_ALONE // 2, 10]  # the first and the third
+    assert [b.scheduler.place(r) for r in (first, second, third)] == [0, 1, 0]
+    while second.sequence is None:
+        read = first.cached
+        b.step()
+    assert read <= 600 - WORTH_WAITING < first.cached
+    assert second.stats.reused_tokens == 600
+    b.finish(first, second, third)
+
+
+def test_who_waits_for_a_beginning_goes_on_without_it(board):
+    b = board()
+    first = b.ask(different(1000, 1))
+    b.wait()
+    second = b.ask(different(1000, 1))
+    b.step()
+    assert second.sequence is None
+    first.cancel()
+    assert len(b.step()) == 1
+    assert second.stats.reused_tokens == PREFILL_ALONE
+    b.finish(second)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"tokens": [*different(WORTH_WAITING - 1, 1), 5, 5]},
+        {"tokens": different(600, 1), "key": "adapter"},
+        {"tokens": different(600, 1), "items": range(600)},
+        {"tokens": different(600, 1), "context": 500},
+        {"tokens": different(600, 1), "rows": "all"},
+        {"tokens": [*different(300, 1), 7, 7]},
+    ],
+    ids=["little in common", "another key", "another content", "bidirectional", "every row", "kept already"],
+)
+def test_who_would_read_nothing_less_does_not_wait(board, asked):
+    b = board(pages=100)
+    kept = b.ask([*different(300, 1), 8])
+    b.wait()
+    b.finish(kept)
+    first = b.ask([*different(300, 1), *different(700, 2)] if len(asked["tokens"]) == 302 else different(1000, 1))
+    b.wait()
+    second = b.ask(**asked)
+    b.step()
+    assert second.sequence is not None
+    b.finish(first, second)
 
 
 # ---- the queue
@@ -739,6 +819,25 @@ def test_a_cancelled_call_is_no_progress(board):
     assert first.reading[0] == read
     assert b.scheduler.reading(first)[0] == read + PREFILL_LEAST // 2
     b.finish(first)
+
+
+def test_a_call_of_another_is_no_progress(board):
+    b = board()
+    first, second = b.ask(different(1000, 1)), b.ask(different(1000, 2))
+    b.wait()
+    while len(b.engine.calls[-1]) < 2:
+        b.step()
+    rows = b.ask(different(1000, 3), rows="last")
+    while len(b.engine.calls[-1]) != 1:  # its call is one of its own
+        b.step()
+    while len(b.engine.calls[-1]) != 2:
+        b.step()
+    second.cancel()
+    read = first.cached
+    b.engine.done = 0.5
+    assert [w[1:] for w in b.step()] == [(PREFILL_LEAST // 2, 0)]
+    assert b.scheduler.reading(first)[0] == read
+    b.finish(first, rows)
 
 
 def test_a_cancelled_request_leaves_its_sequence_for_the_next(board):
