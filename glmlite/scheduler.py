@@ -391,12 +391,12 @@ class Scheduler:
 
     def _follows(self, request: Request) -> bool:
         """Whether an active request has yet to read so much of this one's beginning that this one better waits."""
-        readers = [r for r in self._active if r.reads and _causal(r) and r.key == request.key]
-        if not (readers and _reuses(request)):
+        like = [r for r in self._active if _causal(r) and r.key == request.key]
+        if not (like and _reuses(request)):
             return False
         beginning = request.items[:-1]
         _, cached = self.pool.longest(beginning, request.key, self._running())
-        return max(common(r.items, beginning) for r in readers) - cached >= WORTH_WAITING
+        return max(common(r.items, beginning) for r in like) - cached >= WORTH_WAITING
 
     def _running(self) -> list[Sequence]:
         """Sequences of active requests that others may fork."""

@@ -354,11 +354,13 @@ def test_the_longest_common_beginning_is_reused_whichever_is_the_latest(board):
     b.finish(like)
 
 
-def test_a_running_bidirectional_context_is_nobody_s_beginning(board):
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_running_bidirectional_context_is_nobody_s_beginning(board, calls):
     b = board(pages=40)
     running = b.ask(600, write=50, context=500)
     b.wait()
-    b.step()
+    if calls == 2:
+        b.step()
     like = b.ask(600, write=1)
     b.step()
     assert like.stats.reused_tokens == 0
@@ -482,10 +484,10 @@ def test_who_does_not_fit_beside_the_others_waits(board):
     b = board(pages=4)
     first = b.ask(different(150, 1), write=2)
     b.wait()
-    second = b.ask(different(100, 2), write=1)
+    second, third = b.ask(different(100, 2), write=1), b.ask(different(10, 3), write=1)
     assert len(b.step()) == 1
-    assert list(b.scheduler._queue) == [second]
-    b.finish(first, second)
+    assert list(b.scheduler._queue) == [second, third]  # though there is room for the third
+    b.finish(first, second, third)
     assert second.sink.error is None
 
 
@@ -591,7 +593,7 @@ def test_who_waits_for_a_beginning_goes_on_without_it(board):
     b = board()
     first = b.ask(different(1000, 1))
     b.wait()
-    second = b.ask(different(1000, 1))
+    second = b.ask(different(PREFILL_ALONE + WORTH_WAITING + 1, 1))  # all but its last token could be reused
     b.step()
     assert second.sequence is None
     first.cancel()
@@ -603,11 +605,11 @@ def test_who_waits_for_a_beginning_goes_on_without_it(board):
 @pytest.mark.parametrize(
     "asked",
     [
-        {"tokens": [*different(WORTH_WAITING - 1, 1), 5, 5]},
-        {"tokens": different(600, 1), "key": "adapter"},
-        {"tokens": different(600, 1), "items": range(600)},
-        {"tokens": different(600, 1), "context": 500},
-        {"tokens": different(600, 1), "rows": "all"},
+        {"tokens": [*different(300 + PREFILL_ALONE + WORTH_WAITING - 1, 1), 5, 5]},
+        {"tokens": different(900, 1), "key": "adapter"},
+        {"tokens": different(900, 1), "items": range(900)},
+        {"tokens": different(900, 1), "context": 500},
+        {"tokens": different(900, 1), "rows": "all"},
         {"tokens": [*different(300, 1), 7, 7]},
     ],
     ids=["little in common", "another key", "another content", "bidirectional", "every row", "kept already"],
