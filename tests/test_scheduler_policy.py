@@ -363,6 +363,7 @@ def test_a_running_bidirectional_context_is_nobody_s_beginning(board, calls):
         b.step()
     like = b.ask(600, write=1)
     b.step()
+    assert like.sequence is not None
     assert like.stats.reused_tokens == 0
     b.finish(running, like)
 
