@@ -4,8 +4,8 @@ import logging
 
 from ._package import VERSION, find_modules
 from .cancel import Cancel
-from .errors import Cancelled, Closed, ContextOverflow, FormatError
-from .generate import Completion, Generation, Logprob, Piece
+from .errors import Busy, Cancelled, Closed, ContextOverflow, FormatError
+from .generate import Completion, Generation, Logprob, Piece, Progress
 from .hf import (
     AutoConfig,
     AutoModel,
@@ -24,7 +24,7 @@ from .infill import Infill
 from .loading import aload, load
 from .model import Model
 from .parameters import Parameters
-from .scheduler import Stats
+from .scheduler import SchedulerStatus, Stats
 
 # A library does not print: without this, warnings go to stderr in a program that has not set up logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -38,6 +38,7 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoTokenizer",
+    "Busy",
     "Cancel",
     "Cancelled",
     "Closed",
@@ -53,6 +54,8 @@ __all__ = [
     "Model",
     "Parameters",
     "Piece",
+    "Progress",
+    "SchedulerStatus",
     "Stats",
     "StoppingCriteria",
     "StoppingCriteriaList",

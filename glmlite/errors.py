@@ -15,3 +15,11 @@ class ContextOverflow(ValueError):
 
 class Closed(RuntimeError):
     """The model was closed, before the call or while it ran."""
+
+
+class Busy(RuntimeError):
+    """The model runs and holds in line as many requests as it may: ask again later. waiting: how many are in line."""
+
+    def __init__(self, message: str, waiting: int = 0):
+        super().__init__(message)
+        self.waiting = waiting

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import queue
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cancel import Cancel
+from .delivery import Events
 from .errors import Cancelled
 from .parameters import Parameters
 from .scheduler import Request, Scheduler, Stats
 
-__all__ = ["Completion", "Generation", "Logprob", "Piece", "StopStrings"]
+__all__ = ["Completion", "Generation", "Logprob", "Piece", "Progress", "StopStrings"]
 
 CANCELLED = "cancelled"
-TICK = 0.1  # seconds between two looks at a request that is waited for
-
-T = TypeVar("T")
 
 
 def random_seed() -> int:
@@ -35,6 +31,14 @@ class Logprob(NamedTuple):
     token: int
     logprob: float
     top: list[tuple[int, float]]
+
+
+class Progress(NamedTuple):
+    """How far a prompt is read: `done` of its `total` tokens, `reused` of them from the cache."""
+
+    done: int
+    total: int
+    reused: int
 
 
 @dataclass(frozen=True)
@@ -104,52 +108,6 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-class Events(Generic[T]):
-    """What the engine thread tells the thread or coroutine that waits for a request: results, or an exception."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[T | Exception] = queue.SimpleQueue()
-        self._wake: Callable[[], object] | None = None
-
-    def put(self, event: T | Exception) -> None:
-        self._queue.put(event)
-        if (wake := self._wake) is not None:
-            with suppress(RuntimeError):  # the event loop of the one who waited has ended
-                wake()
-
-    def get(self, waiting: Callable[[], object] = lambda: None) -> T | Exception:
-        """The next event. Calls `waiting` ten times a second until it is there.
-
-        A wait without an end could not be interrupted from the keyboard on Windows.
-        """
-        while True:
-            try:
-                return self._queue.get(timeout=TICK)
-            except queue.Empty:
-                waiting()
-
-    async def get_async(self, waiting: Callable[[], object] | None) -> T | Exception:
-        """The next event, for a coroutine. Calls `waiting`, if there is one, as `get` does."""
-        import asyncio
-
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-        self._wake = lambda: loop.call_soon_threadsafe(arrived.set)
-        try:
-            while True:
-                arrived.clear()
-                with suppress(queue.Empty):
-                    return self._queue.get_nowait()
-                if waiting is None:
-                    await arrived.wait()
-                    continue
-                try:
-                    await asyncio.wait_for(arrived.wait(), TICK)
-                except asyncio.TimeoutError:
-                    waiting()
-        finally:
-            self._wake = None
-
-
 class Answer:
     """The sink of a generation: turns samples into pieces, on the engine thread.
 
@@ -211,7 +169,8 @@ class Generation:
 
     A loop that is left early, `close`, the end of a `with` block, an exception while waiting (KeyboardInterrupt, a
     cancelled task) and the loss of the last reference all cancel the request, wherever it is: queued, reading,
-    writing. `next()` takes single pieces without that. One thread or task at a time may wait for it; any may cancel it.
+    writing. `next()` takes single pieces without that, and `take` those that are there, for a program that must not
+    wait (`on_event`). One thread or task at a time may take pieces; any may cancel, and ask for `place` and `progress`.
     """
 
     def __init__(
@@ -245,6 +204,18 @@ class Generation:
         return self._request.stats
 
     @property
+    def progress(self) -> Progress:
+        """How far the prompt is read, at this moment."""
+        done, total = self._scheduler.reading(self._request)
+        self._read = max(self._read, done)  # a new call may not have begun to count
+        return Progress(self._read, total, self.stats.reused_tokens)
+
+    @property
+    def place(self) -> int:
+        """Its place in the line of those that wait for the model, 1 for the next; 0: it is no longer, or not, in it."""
+        return self._scheduler.place(self._request)
+
+    @property
     def finished(self) -> bool:
         """The last piece has been taken, or an error."""
         return self._error is not None or bool(self._pieces and self._pieces[-1].finish_reason)
@@ -259,6 +230,20 @@ class Generation:
             self.cancel()
         if self._cancel is not None:
             self._cancel.discard(self._key)
+
+    def on_event(self, wake: Callable[[], object] | None) -> None:
+        """Has `wake` called whenever there is something for `take`, at once if there is already; None: no longer.
+
+        It is called on the engine's thread, or on one that cancels, and holds up every answer of the model until it
+        returns: let it only pass the word on (`loop.call_soon_threadsafe(...)`, an event of a GUI). What it raises is
+        logged.
+        """
+        self._answer.events.on_event(wake)
+
+    def take(self) -> Piece | None:
+        """The next piece if it is there, without waiting; None if not, and when it is `finished`. Raises what the
+        request failed with."""
+        return self._take(wait=False)
 
     def result(self) -> Completion:
         """Waits for the end. Raises what the request failed with."""
@@ -314,10 +299,13 @@ class Generation:
             seed=self._seed,
         )
 
-    def _take(self) -> Piece | None:
+    def _take(self, wait: bool = True) -> Piece | None:
+        """The next piece; None after the last, or where it is not there and nobody waits."""
         if not self.finished:
             try:
-                return self._note(self._answer.events.get(self._report))
+                events = self._answer.events
+                event = events.get(self._ticks()) if wait else events.get_nowait()
+                return None if event is None else self._note(event)
             except BaseException:
                 self.close()
                 raise
@@ -328,8 +316,7 @@ class Generation:
     async def _take_async(self) -> Piece | None:
         if not self.finished:
             try:
-                report = None if self._on_progress is None else self._report
-                return self._note(await self._answer.events.get_async(report))
+                return self._note(await self._answer.events.get_async(self._ticks()))
             except BaseException:
                 self.close()
                 raise
@@ -348,12 +335,10 @@ class Generation:
             self.close()
         return event
 
-    def _report(self) -> None:
-        """Tells how far the prompt is read, until the first piece is there."""
-        if not self._pieces and self._on_progress is not None:
-            done, total = self._scheduler.reading(self._request)
-            self._read = max(self._read, done)  # a new call may not have begun to count
-            self._on_progress(self._read, total)
+    def _ticks(self) -> Callable[[], object] | None:
+        """What is to be called while the next piece is waited for: the report of a prompt that is being read."""
+        report = self._on_progress
+        return None if report is None or self._pieces else lambda: report(*self.progress[:2])
 
 
 class _Pieces:

@@ -37,6 +37,7 @@ def load(
     *,
     context: int | None = None,
     parallel: int = 4,
+    max_queue: int | None = None,
     kv_tokens: int | None = None,
     kv_type: str = "f16",
     threads: int | None = None,
@@ -53,6 +54,7 @@ def load(
         4096, and halved (not below 512) until the cache fits what the machine has free besides the weights. More than
         the model was trained for is cut to that, with a warning in the log; `Model.context` tells what came out.
     parallel: requests that run at the same time; more wait in line.
+    max_queue: how many more than `parallel` are taken; the next one raises Busy. Default: any number.
     kv_tokens: room of the KV cache, shared by all requests and by what is kept for reuse. Default: `context`; a
         request that finds no room waits, or starts over later, so give `parallel * context` to serve several long ones.
     kv_type: "f16", or "q8", which takes half the memory, reads a long context faster and is as good as exact:
@@ -73,6 +75,7 @@ def load(
     """
     _check("context", context, none=True)
     _check("parallel", parallel)
+    _check("max_queue", max_queue, none=True, least=0)
     _check("kv_tokens", kv_tokens, none=True)
     _check("threads", threads, none=True)
     _check("gpu_layers", gpu_layers, none=True, least=0)
@@ -121,7 +124,7 @@ def load(
         device=place.device,
         native=native,
         engine=engine,
-        scheduler=Scheduler(native, engine, parallel=parallel, name=name, chunk=chunk),
+        scheduler=Scheduler(native, engine, parallel=parallel, name=name, chunk=chunk, max_queue=max_queue),
     )
 
 

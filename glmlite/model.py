@@ -17,7 +17,7 @@ from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
 from .infill import Infill, Infiller
 from .parameters import Options, Parameters, token_ids
-from .scheduler import Request, Scheduler
+from .scheduler import Request, Scheduler, SchedulerStatus
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Model:
         parameters, and changes to them as keyword arguments: see `glmlite.Parameters`. cancel: ends it, from any
         thread, also before it has begun; the completion then has what was written.
         Raises TypeError and ValueError (parameters, ids), ContextOverflow, Closed, RuntimeError (numbers that are not
-        finite).
+        finite), Busy (see `glmlite.load`).
         """
         return self.stream(prompt, parameters, cancel=cancel, **changes).result()
 
@@ -315,6 +315,10 @@ class Model:
         return ids[:keep] + ids[keep + drop :]
 
     # ---- life
+
+    def status(self) -> SchedulerStatus:
+        """How many requests run and wait, how much room the cache has, and totals; waits for nothing."""
+        return self._scheduler.status()
 
     def memory(self) -> dict[str, int]:
         """Bytes held for "weights" and "kv", the cache; nothing once closed."""

@@ -7,12 +7,17 @@ how its prompt is cut into chunks, what it reuses and whether it had to start ov
     submit -> queue -> active (at most `parallel`) -> done, its sequence kept for reuse
 
 Memory: the cache is one pool of pages. A request is admitted when its prompt fits beside what the active ones still
-have to read. When pages run short, kept sequences go first, the least recently used first; then the youngest active
-request gives its pages back and returns to the head of the queue, to be read again later. The oldest can always go
-on, because no request is longer than the pool.
+have to read. When pages run short, kept sequences go first; then the youngest active request gives its pages back and
+returns to the head of the queue, to be read again later. The oldest can always go on, because no request is longer
+than the pool.
 
-Reuse: causal models only (a bidirectional context depends on all of itself). A new request takes over, or forks, the
-sequence with the longest common beginning, finished or active; its last token is always computed again.
+Reuse (`glmlite.sequences`): causal models only, because a bidirectional context depends on all of itself. A new request
+takes over, or forks, the sequence with the longest common beginning, finished or active; its last token is always
+computed again. Where an active one is still reading what both begin with, it waits for that, and lets others pass.
+
+A cancel takes a request out of the queue at once. An active one leaves between two calls, and none waits long for that:
+a call that only writes is short, and one that reads ends for a cancel of any active request. The others in it then
+begin it again; so that they get on however often that happens, the call after such a one reads little and is not ended.
 
 Only the engine thread touches the engine. Other threads append to the queue and set flags.
 """
@@ -24,14 +29,16 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .errors import Cancelled, Closed
+from .errors import Busy, Cancelled, Closed
+from .sequences import Pool, Sequence, common, items_of
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +46,10 @@ PREFILL_ALONE = 256  # tokens of prompts in a call: large enough to share the un
 PREFILL_GPU = 512  # on a GPU: a larger step keeps all of it busy
 PREFILL_SHARED = 64  # when others wait for their next token meanwhile
 PREFILL_LEAST = 16  # of one request, when several share the call
+WORTH_WAITING = 64  # tokens of a beginning that another request is about to read: less is read twice
 BURST = 16  # tokens a request may write in a call
 BURST_MS = 30.0  # and how long such a call may last: what a new request waits at most
-KEPT = 16  # finished sequences kept for reuse
+TOTALS = ("prompt_tokens", "reused_tokens", "generated_tokens", "preempted", "cancelled")
 LEAST_TOKENS, LEAST_SECONDS = 4, 1e-3  # for a speed: less says more of the clock, and of what a call costs, than of it
 
 
@@ -80,13 +88,19 @@ class Sink(Protocol):
     def fail(self, error: Exception) -> None: ...
 
 
-class Sequence:
-    """A sequence of the engine and the tokens that its cache holds."""
+class SchedulerStatus(NamedTuple):
+    """What a scheduler does at a moment, and totals of what it has done since it began."""
 
-    def __init__(self, handle: int, tokens: list[int], shared: bool = False):
-        self.handle = handle
-        self.tokens = tokens
-        self.shared = shared  # its last page may be another's too, and is copied before it is written
+    running: int
+    waiting: int  # in the queue
+    kv_tokens: int  # room of the cache
+    kv_tokens_free: int  # of it: in no sequence, after the last call of the engine
+    kept: int  # finished sequences whose beginnings may serve again; they give way where room is short
+    prompt_tokens: int  # total of tokens read, those of a preempted request again
+    reused_tokens: int  # total of tokens of prompts that were not read because they were in the cache
+    generated_tokens: int
+    preempted: int
+    cancelled: int
 
 
 class Request:
@@ -94,10 +108,27 @@ class Request:
 
     tokens: the prompt. layout: its positions, see `glmlite.models`. sampler: native; None with `rows`.
     max_tokens: to write. rows: "last" or "all" for the logits of the prompt instead of an answer.
+    key, items: whose cached beginning may serve this one, see `glmlite.sequences`. Without items, one for each token,
+    the tokens are their own.
     """
 
-    def __init__(self, tokens, layout, sink: Sink, *, sampler=None, max_tokens: int = 0, rows: str = ""):
+    def __init__(
+        self,
+        tokens: Iterable[int],
+        layout: Any,
+        sink: Sink,
+        *,
+        sampler: Any = None,
+        max_tokens: int = 0,
+        rows: str = "",
+        key: Hashable = None,
+        items: Iterable[int] | None = None,
+    ):
         self.tokens = list(tokens)  # grows by what is written
+        self.items = items_of(self.tokens if items is None else items)  # so do they
+        if len(self.items) != len(self.tokens):
+            raise ValueError(f"request: {len(self.items)} items, expected one for each of {len(self.tokens)} tokens")
+        self.key = key
         self.layout = layout
         self.sink = sink
         self.sampler = sampler
@@ -105,7 +136,8 @@ class Request:
         self.rows = rows
         self.stats = Stats(prompt_tokens=len(self.tokens))
         self.cancelled = False
-        self.interrupt = None  # the flag of the native call that a cancel of this request should end
+        self.spared = False  # the next call it is in is not ended by another's cancel, because one was
+        self.interrupt: Any = None  # the flag of the native call that a cancel of this request should end
         self.sequence: Sequence | None = None
         self.started = 0.0
         self.rows_done = 0  # tokens whose logits, if wanted, were delivered
@@ -124,7 +156,12 @@ class Request:
     @property
     def pending(self) -> int:
         """Tokens not yet in the cache: the rest of the prompt, or the token just written."""
-        return len(self.tokens) - len(self.sequence.tokens)
+        return len(self.tokens) - self.cached
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the cache."""
+        return 0 if self.sequence is None else len(self.sequence.items)
 
     @property
     def reads(self) -> bool:
@@ -150,9 +187,9 @@ class Turn(NamedTuple):
     def growth(self) -> int:
         return self.tokens + max(self.budget - 1, 0)
 
-    def work(self, native):
+    def work(self, native: Any) -> Any:
         r = self.request
-        begin = len(r.sequence.tokens)
+        begin = r.cached
         end = begin + self.tokens
         positions = [*map(tuple, r.layout.positions[begin:end])]
         positions += [r.position(i) for i in range(begin + len(positions), end)]
@@ -171,21 +208,34 @@ class Turn(NamedTuple):
 class Scheduler:
     """Runs requests on `engine` until `close`, at most `parallel` of them at a time.
 
-    native: the engine's module; chunk: tokens of prompts in a call that writes nothing.
+    native: the engine's module; chunk: tokens of prompts in a call that writes nothing; max_queue: how many requests
+    more than `parallel` are taken, None: any number.
     """
 
-    def __init__(self, native: Any, engine: Any, *, parallel: int, name: str = "model", chunk: int = PREFILL_ALONE):
+    def __init__(
+        self,
+        native: Any,
+        engine: Any,
+        *,
+        parallel: int,
+        name: str = "model",
+        chunk: int = PREFILL_ALONE,
+        max_queue: int | None = None,
+    ):
         self.native = native
         self.engine = engine
         self.parallel = parallel
         self.name = name
         self.chunk = chunk
+        self.max_queue = max_queue
+        self.pool = Pool(engine)
+        self._changed = threading.Condition()  # held to change queue, active and totals, and to look at them together
         self._queue: deque[Request] = deque()
         self._active: list[Request] = []  # in order of admission
-        self._kept: list[Sequence] = []  # least recently used first
-        self._changed = threading.Condition()
+        self._totals = dict.fromkeys(TOTALS, 0)
+        self._kv_free = engine.kv_free()
         self._closing = False
-        self._interrupt = None
+        self._interrupt: Any = None
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._loop, name=f"glmlite {self.name}", daemon=True)
         self._thread.start()
@@ -193,17 +243,44 @@ class Scheduler:
     # ---- any thread ----
 
     def submit(self, request: Request) -> None:
-        """Queues. Raises Closed, and RuntimeError where this process is a fork of the one that loaded the model."""
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                f"{self.name}: loaded before this process was forked, and its engine thread stayed behind; "
-                "load the model in the new process, or start processes with 'spawn'"
-            )
+        """Queues. Raises Closed, Busy where the queue is full, and RuntimeError where this process is a fork of the one
+        that loaded the model."""
+        self._not_forked()
         with self._changed:
             if self._closing:
                 raise Closed(f"{self.name}: the model is closed")
+            self._drop_cancelled()
+            running = sum(not r.cancelled for r in self._active)
+            waiting = len(self._queue)
+            if self.max_queue is not None and running + waiting >= self.parallel + self.max_queue:
+                raise Busy(
+                    f"{self.name}: {running} requests run and {waiting} wait, expected at most "
+                    f"{self.parallel} + {self.max_queue}; ask again later",
+                    waiting,
+                )
             self._queue.append(request)
             self._changed.notify()
+
+    def place(self, request: Request) -> int:
+        """Its place in the queue, 1 for the next one; 0: it runs, or is done."""
+        self._not_forked()
+        with self._changed:
+            self._drop_cancelled()
+            return self._queue.index(request) + 1 if request in self._queue else 0
+
+    def status(self) -> SchedulerStatus:
+        """Of one moment; does not wait for a call of the engine."""
+        self._not_forked()
+        with self._changed:
+            self._drop_cancelled()
+            return SchedulerStatus(
+                running=len(self._active),
+                waiting=len(self._queue),
+                kv_tokens=self.engine.kv_tokens,
+                kv_tokens_free=self._kv_free,
+                kept=len(self.pool.kept),
+                **self._totals,
+            )
 
     def close(self) -> None:
         """Fails what runs or waits, frees the engine and ends the thread. May be called twice."""
@@ -227,22 +304,46 @@ class Scheduler:
         total = request.stats.prompt_tokens
         return min(begin + int(count * self.engine.progress()), total), total
 
+    def _not_forked(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"{self.name}: loaded before this process was forked, and its engine thread stayed behind; "
+                "load the model in the new process, or start processes with 'spawn'"
+            )
+
+    def _drop_cancelled(self) -> None:
+        """From the queue; the lock is held."""
+        if any(r.cancelled for r in self._queue):
+            left = deque(r for r in self._queue if not r.cancelled)
+            self._count("cancelled", len(self._queue) - len(left))
+            self._queue = left
+
+    def _count(self, what: str, more: int) -> None:
+        with self._changed:
+            self._totals[what] += more
+
     # ---- the engine thread ----
 
     def _loop(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._closing or self._queue or self._active):
-                    self._changed.wait()
-            if self._closing:
-                break
-            try:
-                self._round()
-            except Exception as error:  # our own mistake: these requests fail, the thread and later ones go on
-                log.exception("%s: scheduler", self.name)
-                self._give_up(error)
-        self._give_up(Closed(f"{self.name}: the model was closed while this request ran or waited"))
-        self.engine.close()
+        try:
+            while self._wait():
+                try:
+                    self._round()
+                    self._kv_free = self.engine.kv_free()
+                except Exception as error:  # our own mistake: these requests fail, the thread and later ones go on
+                    log.exception("%s: scheduler", self.name)
+                    self._give_up(error)
+        finally:
+            self._closing = True
+            self._give_up(Closed(f"{self.name}: the model was closed while this request ran or waited"))
+            self.engine.close()
+
+    def _wait(self) -> bool:
+        """For something to do; False: to close."""
+        with self._changed:
+            while not (self._closing or self._queue or self._active):
+                self._changed.wait()
+            return not self._closing
 
     def _give_up(self, error: Exception) -> None:
         """Fails every request and frees every sequence."""
@@ -250,70 +351,82 @@ class Scheduler:
             requests = [*self._active, *self._queue]
             self._active.clear()
             self._queue.clear()
+            sequences = [*self.pool.kept, *(r.sequence for r in requests if r.sequence is not None)]
+            self.pool.kept.clear()
         for request in requests:
             request.sink.fail(error)
-        sequences = [*self._kept, *(r.sequence for r in requests if r.sequence is not None)]
-        self._kept.clear()
         for sequence in sequences:
             with suppress(Exception):
-                self.engine.free(sequence.handle)
+                self.pool.free(sequence)
 
     def _round(self) -> None:
         for request in [r for r in self._active if r.cancelled]:
             self._release(request)
+            self._count("cancelled", 1)
         self._admit()
         turns = self._plan()
-        while not self._make_room(sum(self._pages(p.request.sequence, p.growth) for p in turns)) and len(turns) > 1:
+        while not self.pool.make_room(sum(self._pages(p.request, p.growth) for p in turns)) and len(turns) > 1:
             self._preempt(self._active[-1])
             turns = self._plan()
         for turn in [p for p in turns if p.request.rows]:
             self._rows(turn)
-        turns = [p for p in turns if not p.request.rows]
+            if turn.request.cancelled or turn.request.spared:
+                return  # a cancel ended its call: plan anew, without the one who is cancelled
+        turns = [p for p in turns if not p.request.rows and not p.request.cancelled]
         if turns:
             self._run(turns, 0.0 if any(p.request.reads for p in turns) else BURST_MS)
 
     def _admit(self) -> None:
-        while self._queue and len(self._active) < self.parallel:
-            request = self._queue[0]
-            if request.cancelled:
-                self._queue.popleft()
-                continue
-            sequence = self._find(request)
-            owed = sum(self._pages(r.sequence, r.pending) for r in self._active)
-            need = self._pages(sequence, len(request.tokens) - len(sequence.tokens))
-            if not self._make_room(owed + need) and self._active:
-                self._keep(sequence, request)
-                return
-            self._queue.popleft()
-            request.sequence = sequence
-            if not request.started:
-                request.started = time.perf_counter()
-                request.stats.reused_tokens = len(sequence.tokens)
-            self._active.append(request)
+        with self._changed:
+            self._drop_cancelled()
+            for request in list(islice(self._queue, 2 * self.parallel)):
+                if len(self._active) == self.parallel:
+                    return
+                if self._follows(request):
+                    continue
+                if not self._enters(request):
+                    return
+                self._queue.remove(request)
+                self._active.append(request)
 
-    def _find(self, request: Request) -> Sequence:
-        """A sequence that holds as much of the request's beginning as any does, or a new one."""
-        best, common = None, 0
-        if _causal(request) and request.rows != "all":
-            for sequence in [*self._kept, *(r.sequence for r in self._active if _causal(r))]:
-                n = _common(sequence.tokens, request.tokens[:-1])
-                if n > common:
-                    best, common = sequence, n
-        if best is None:
-            return Sequence(self.engine.new_sequence(), [], shared=self.engine.prefix > 0)
-        kept = best in self._kept
-        if kept:
-            self._kept.remove(best)
-            if common == len(best.tokens):
-                return best
-            self._kept.append(best)
-        best.shared = True
-        return Sequence(self.engine.fork(best.handle, common), best.tokens[:common], shared=True)
+    def _follows(self, request: Request) -> bool:
+        """Whether an active request has yet to read so much of this one's beginning that this one better waits."""
+        like = [r for r in self._active if _causal(r) and r.key == request.key]
+        if not (like and _reuses(request)):
+            return False
+        beginning = request.items[:-1]
+        _, cached = self.pool.longest(beginning, request.key, self._running())
+        return max(common(r.items, beginning) for r in like) - cached >= WORTH_WAITING
+
+    def _running(self) -> list[Sequence]:
+        """Sequences of active requests that others may fork."""
+        return [r.sequence for r in self._active if _causal(r)]
+
+    def _enters(self, request: Request) -> bool:
+        """Gives the next request its sequence, if its prompt fits beside what the active ones have to read."""
+        pool = self.pool
+        if _reuses(request):
+            sequence = pool.find(request.items[:-1], request.key, self._running())
+        else:
+            sequence = pool.new(request.key)
+        owed = sum(self._pages(r, r.pending) for r in self._active)
+        need = pool.pages(sequence, len(request.tokens) - len(sequence.items))
+        if not pool.make_room(owed + need) and self._active:
+            self._put_back(sequence, request)
+            return False
+        request.sequence = sequence
+        if not request.started:
+            request.started = time.perf_counter()
+            request.stats.reused_tokens = len(sequence.items)
+            self._count("reused_tokens", len(sequence.items))
+        return True
 
     def _plan(self) -> list[Turn]:
         reading = sum(r.reads for r in self._active)
         chunk = PREFILL_SHARED if reading < len(self._active) else self.chunk
         share = max(PREFILL_LEAST, chunk // max(reading, 1))
+        if any(r.spared for r in self._active):
+            share = max(1, PREFILL_LEAST // max(reading, 1))
         return [_turn(r, share, 1 if reading else BURST) for r in self._active]
 
     def _run(self, turns: list[Turn], max_ms: float) -> None:
@@ -322,6 +435,7 @@ class Scheduler:
             interrupt = self._interruptible(turns)
             results = self.engine.run([p.work(self.native) for p in turns], max_ms=max_ms, cancel=interrupt)
         except Cancelled:
+            self._ended(turns)
             return
         except Exception as error:
             if len(turns) == 1:
@@ -334,30 +448,33 @@ class Scheduler:
         for turn, samples in zip(turns, results):
             self._advance(turn, samples, now)
 
-    def _advance(self, turn: Turn, samples: list, now: float) -> None:
+    def _advance(self, turn: Turn, samples: list[Any], now: float) -> None:
         request = turn.request
         written = [s.token for s in samples]
         self._enter(request, turn.tokens)
         request.tokens += written
-        request.sequence.tokens += written[:-1]
+        request.items.extend(written)
+        request.sequence.items.extend(written[:-1])
         if not samples:
             return
         stats = request.stats
         if not stats.generated_tokens:
             stats.prompt_seconds = now - request.started
         stats.generated_tokens += len(samples)
+        self._count("generated_tokens", len(samples))
         stats.generation_seconds = now - request.started - stats.prompt_seconds
         self._deliver(request, samples)
 
     def _rows(self, turn: Turn) -> None:
         """The next chunk of a request for logits."""
-        request, begin = turn.request, len(turn.request.sequence.tokens)
+        request, begin = turn.request, turn.request.cached
         first = request.rows_done if request.rows == "all" else len(request.tokens) - 1
         rows = list(range(max(first - begin, 0), turn.tokens))
         try:
             interrupt = self._interruptible([turn])
             logits = self.engine.step([turn.work(self.native)], rows, interrupt)
         except Cancelled:
+            self._ended([turn])
             return
         except Exception as error:
             self._fail(request, error)
@@ -369,11 +486,12 @@ class Scheduler:
 
     def _enter(self, request: Request, count: int) -> None:
         """Notes that the next `count` tokens are in the cache."""
-        sequence = request.sequence
-        begin = len(sequence.tokens)
-        sequence.tokens += request.tokens[begin : begin + count]
+        sequence, begin = request.sequence, request.cached
+        sequence.items.extend(request.items[begin : begin + count])
         sequence.shared = False
-        request.reading = (len(sequence.tokens), 0)
+        request.reading = (request.cached, 0)
+        request.spared = False
+        self._count("prompt_tokens", max(min(begin + count, request.stats.prompt_tokens) - begin, 0))
 
     def _deliver(self, request: Request, result: Any) -> None:
         try:
@@ -384,65 +502,66 @@ class Scheduler:
         if done:
             self._release(request)
 
-    def _interruptible(self, turns: list[Turn]):
+    def _interruptible(self, turns: list[Turn]) -> Any:
         """Begins a call: a new flag for it, which `close` sets, and a cancel where others do not lose much by it.
 
-        A call that reads a prompt may take seconds: a cancel of that request ends it. A call that only writes is
-        short: it ends for the sake of one request only if it is the only one.
+        A call that reads may take seconds: a cancel of any active request ends it, unless one in it is spared. A call
+        that only writes is short: it ends for the sake of one request only if it is the only one.
         """
         self._interrupt = interrupt = self.native.Cancel()
+        any_ends = any(p.tokens > 1 for p in turns) and not any(p.request.spared for p in turns)
+        only = turns[0].request if len(turns) == 1 else None
+        for r in self._active:
+            r.interrupt = interrupt if any_ends or r is only else None
         for p in turns:
-            p.request.interrupt = interrupt if p.tokens > 1 or len(turns) == 1 else None
-            p.request.reading = (len(p.request.sequence.tokens), p.tokens)
-        if self._closing or any(p.request.cancelled and p.request.interrupt for p in turns):
+            p.request.reading = (p.request.cached, p.tokens)
+        if self._closing or any(r.cancelled and r.interrupt is not None for r in self._active):
             interrupt.set()
         return interrupt
+
+    def _ended(self, turns: list[Turn]) -> None:
+        """A cancel ended their call: all is as before it."""
+        for p in turns:
+            p.request.reading = (p.request.cached, 0)
+            p.request.spared = not p.request.cancelled
 
     # ---- sequences and pages ----
 
     def _release(self, request: Request) -> None:
         """The request is done with its sequence, which is kept if that can help a later one."""
-        if request in self._active:
-            self._active.remove(request)
-            self._keep(request.sequence, request)
+        with self._changed:
+            if request in self._active:
+                self._active.remove(request)
+                self._put_back(request.sequence, request)
 
-    def _keep(self, sequence: Sequence, request: Request) -> None:
-        if not (_causal(request) and sequence.tokens):
-            self.engine.free(sequence.handle)
-            return
-        self._kept.append(sequence)
-        if len(self._kept) > KEPT:
-            self.engine.free(self._kept.pop(0).handle)
+    def _put_back(self, sequence: Sequence, request: Request) -> None:
+        if _causal(request):
+            self.pool.keep(sequence)
+        else:
+            self.pool.free(sequence)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        self._active.remove(request)
-        self.engine.free(request.sequence.handle)
+        with self._changed:
+            self._active.remove(request)
+            self.pool.free(request.sequence)
         request.sink.fail(error)
 
     def _preempt(self, request: Request) -> None:
-        self._active.remove(request)
-        self.engine.free(request.sequence.handle)
-        request.sequence = None
-        self._queue.appendleft(request)
+        with self._changed:
+            self._active.remove(request)
+            self.pool.free(request.sequence)
+            request.sequence = None
+            self._queue.appendleft(request)
+        self._count("preempted", 1)
 
-    def _make_room(self, pages: int) -> bool:
-        """Frees kept sequences until so many pages are free."""
-        while self.engine.kv_free() // self.engine.page_tokens < pages:
-            if not self._kept:
-                return False
-            self.engine.free(self._kept.pop(0).handle)
-        return True
-
-    def _pages(self, sequence: Sequence, count: int) -> int:
-        """Pages, at most, that `count` more tokens take."""
-        page, length = self.engine.page_tokens, len(sequence.tokens) + self.engine.prefix
-        have = length // page if sequence.shared else -(-length // page)
-        return -(-(length + count) // page) - have
+    def _pages(self, request: Request, count: int) -> int:
+        """Pages, at most, that `count` more tokens of an active request take."""
+        return self.pool.pages(request.sequence, count)
 
 
 def _turn(request: Request, share: int, burst: int) -> Turn:
     """The next tokens of a request: a bidirectional context whole, otherwise at most `share`."""
-    whole = 0 if request.sequence.tokens else request.layout.context
+    whole = 0 if request.cached else request.layout.context
     count = whole or min(request.pending, share)
     budget = min(burst, request.max_tokens - request.written) if count == request.pending else 0
     return Turn(request, count, whole, budget)
@@ -452,6 +571,6 @@ def _causal(request: Request) -> bool:
     return not request.layout.context
 
 
-def _common(a: list[int], b: list[int]) -> int:
-    """Length of the common beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
+def _reuses(request: Request) -> bool:
+    """Whether what is in the cache may serve it: logits of every token have to be computed."""
+    return _causal(request) and request.rows != "all"

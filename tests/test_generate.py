@@ -333,7 +333,7 @@ def generation(scheduler, seen):
 
 
 def test_progress_never_runs_backwards(monkeypatch):
-    monkeypatch.setattr("glmlite.generate.TICK", 0.001)
+    monkeypatch.setattr("glmlite.delivery.TICK", 0.001)
     seen = []
     running, sink = generation(Reading(10, 50, 0, 30), seen)
     threading.Timer(0.1, sink.take, [samples(0)]).start()

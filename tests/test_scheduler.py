@@ -125,7 +125,7 @@ def test_kept_sequences_give_way(load):
         model.generate([(i + j * 7) % 250 for j in range(100)], max_tokens=1)
     scheduler = model._scheduler
     until(lambda: not scheduler._active)
-    assert len(scheduler._kept) == 2  # two pages each, of four
+    assert model.status().kept == 2  # two pages each, of four
     assert model._engine.kv_free() >= 0
 
 

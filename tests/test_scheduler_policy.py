@@ -4,6 +4,7 @@ The engine here computes nothing. It keeps pages as the real one does, writes do
 call until the test says so.
 """
 
+import pickle
 import threading
 import time
 from collections import Counter
@@ -17,14 +18,15 @@ from glmlite.models.layout import Layout, causal
 from glmlite.scheduler import (
     BURST,
     BURST_MS,
-    KEPT,
     PREFILL_ALONE,
     PREFILL_LEAST,
     PREFILL_SHARED,
+    WORTH_WAITING,
     Request,
     Scheduler,
     Stats,
 )
+from glmlite.sequences import KEPT
 
 PAGE = 64
 
@@ -54,6 +56,7 @@ class Engine:
 
     def __init__(self, pages):
         self.pages, self.sequences, self.next = pages, {}, 0
+        self.kv_tokens = pages * PAGE
         self.calls, self.limits, self.events, self.flags = [], [], [], []
         self.go, self.waits = threading.Event(), threading.Event()
         self.stepping = False
@@ -146,19 +149,19 @@ class Sink:
 class Board:
     """A scheduler on a recording engine, its calls made one at a time."""
 
-    def __init__(self, pages=100, parallel=4):
+    def __init__(self, pages=100, parallel=4, max_queue=None):
         self.engine = Engine(pages)
         self.engine.stepping = True
-        self.scheduler = Scheduler(self.engine, self.engine, parallel=parallel)
+        self.scheduler = Scheduler(self.engine, self.engine, parallel=parallel, max_queue=max_queue)
 
-    def ask(self, tokens, write=1, context=0, rows=""):
-        """A request for `write` tokens after `tokens`, a number of them or a list."""
+    def ask(self, tokens, write=1, context=0, rows="", **shared):
+        """A request for `write` tokens after `tokens`, a number of them or a list; shared: its key and items."""
         ids = list(range(1000, 1000 + tokens)) if isinstance(tokens, int) else tokens
         layout = causal(ids, None)
         if context:
             layout = Layout(layout.positions, context, layout.next_position, layout.position_step)
         sink = Sink(write if not rows else (len(ids) if rows == "all" else 1))
-        request = Request(ids, layout, sink, sampler=None if rows else object(), max_tokens=write, rows=rows)
+        request = Request(ids, layout, sink, sampler=None if rows else object(), max_tokens=write, rows=rows, **shared)
         self.scheduler.submit(request)
         return request
 
@@ -322,7 +325,7 @@ def test_a_longer_one_is_forked_and_stays(board):
     assert ("fork", 1, 3, 2) in b.engine.events
     assert second.stats.reused_tokens == 3
     b.finish(second)
-    assert len(b.scheduler._kept) == 2
+    assert len(b.scheduler.pool.kept) == 2
 
 
 def test_the_longest_common_beginning_is_reused_of_a_running_one_too(board):
@@ -351,13 +354,16 @@ def test_the_longest_common_beginning_is_reused_whichever_is_the_latest(board):
     b.finish(like)
 
 
-def test_a_running_bidirectional_context_is_nobody_s_beginning(board):
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_running_bidirectional_context_is_nobody_s_beginning(board, calls):
     b = board(pages=40)
     running = b.ask(600, write=50, context=500)
     b.wait()
-    b.step()
+    if calls == 2:
+        b.step()
     like = b.ask(600, write=1)
     b.step()
+    assert like.sequence is not None
     assert like.stats.reused_tokens == 0
     b.finish(running, like)
 
@@ -372,6 +378,60 @@ def test_the_last_token_is_always_computed_again(board):
     assert request.stats.reused_tokens == 2
 
 
+@pytest.mark.parametrize("where", ["kept", "running"])
+@pytest.mark.parametrize(("key", "reused"), [(None, 5), ("adapter", 0)])
+def test_a_beginning_serves_only_requests_of_its_key(board, where, key, reused):
+    b = board()
+    first = b.ask([1, 2, 3, 4, 5], write=50)
+    b.wait()
+    if where == "kept":
+        b.finish(first)
+    else:
+        b.step()
+    second = b.ask([1, 2, 3, 4, 5, 6], key=key)
+    b.wait() if where == "kept" else b.step()
+    assert second.stats.reused_tokens == reused
+    b.finish(first, second)
+    third = b.ask([1, 2, 3, 4, 5, 6, 7], key=key)
+    b.wait()
+    assert third.stats.reused_tokens == 6  # of the second, whatever the key
+    b.finish(third)
+
+
+def test_a_fork_is_of_its_key_too(board):
+    b = board()
+    for tokens, key, reused in (([1, 2, 3, 4], "a", 0), ([1, 2, 9, 9], "a", 2), ([1, 2, 9, 9, 9], None, 0)):
+        request = b.ask(tokens, key=key)
+        b.wait()
+        assert request.stats.reused_tokens == reused
+        b.finish(request)
+
+
+def test_equal_ids_of_another_content_are_another_beginning(board):
+    """Two images behind one id: the beginning is common up to the first of their items."""
+    b = board()
+    pad, cat, dog = 7, [-11, -12, -13], [-11, -22, -23]
+    for image, more, reused in ((cat, [3], 0), (dog, [3], 3), (cat, [3, 1, 4], 7), (dog, [3, 1, 4], 7)):
+        ids = [1, 2, pad, pad, pad, *more]
+        request = b.ask(ids, write=2, items=[1, 2, *image, *more])
+        b.wait()
+        assert request.stats.reused_tokens == reused, image
+        b.finish(request)
+    with pytest.raises(ValueError, match="2 items, expected one for each of 3"):
+        b.ask([1, 2, 3], items=[1, 2])
+
+
+def test_what_was_written_is_part_of_the_beginning(board):
+    b = board()
+    first = b.ask([5, 6, 7], write=4, items=[5, -1, 7])
+    b.wait()
+    b.finish(first)
+    again = b.ask([5, 6, 7, 1, 1, 1, 9], items=[5, -1, 7, 1, 1, 1, 9])
+    b.wait()
+    assert again.stats.reused_tokens == 6
+    b.finish(again)
+
+
 def test_a_bidirectional_context_is_read_whole_and_never_reused(board):
     b = board(pages=20)
     for _ in range(2):
@@ -379,7 +439,7 @@ def test_a_bidirectional_context_is_read_whole_and_never_reused(board):
         assert b.wait()[0][1] == 500
         b.finish(request)
     assert request.stats.reused_tokens == 0
-    assert b.scheduler._kept == []
+    assert b.scheduler.pool.kept == []
     assert b.engine.sequences == {}
 
 
@@ -425,10 +485,10 @@ def test_who_does_not_fit_beside_the_others_waits(board):
     b = board(pages=4)
     first = b.ask(different(150, 1), write=2)
     b.wait()
-    second = b.ask(different(100, 2), write=1)
+    second, third = b.ask(different(100, 2), write=1), b.ask(different(10, 3), write=1)
     assert len(b.step()) == 1
-    assert list(b.scheduler._queue) == [second]
-    b.finish(first, second)
+    assert list(b.scheduler._queue) == [second, third]  # though there is room for the third
+    b.finish(first, second, third)
     assert second.sink.error is None
 
 
@@ -453,6 +513,19 @@ def test_who_waits_for_room_takes_none_from_the_one_whose_beginning_it_shares(bo
     assert [r.sink.error for r in (first, second)] == [None, None]
 
 
+def test_who_waits_for_room_keeps_the_beginning_that_it_found(board):
+    b = board(pages=5)
+    first = b.ask(different(100, 1))
+    b.wait()
+    b.finish(first)
+    running = b.ask(different(150, 2), write=30)
+    b.wait()
+    waiting = b.ask([*different(100, 1), *different(150, 3)])
+    assert len(b.step()) == 1
+    b.finish(running, waiting)
+    assert waiting.stats.reused_tokens == 100
+
+
 def test_the_youngest_gives_its_pages_back_and_is_the_next(board):
     b = board(pages=4, parallel=2)
     first = b.ask(different(100, 1), write=80)
@@ -472,6 +545,7 @@ def test_the_youngest_gives_its_pages_back_and_is_the_next(board):
     assert second.sink.error is None
     b.finish(second, third)
     assert (first.stats.generated_tokens, second.stats.generated_tokens) == (80, 80)
+    assert b.scheduler.status().preempted > 0
     # What is read a second time was not kept: the statistics do not say so.
     assert second.stats.reused_tokens == 0
 
@@ -481,10 +555,10 @@ def test_what_a_second_reading_finds_in_the_cache_was_read_by_the_first(board):
     before = b.ask(different(10, 1), write=1)
     b.wait()
     first = b.ask(different(100, 2), write=80)
-    second = b.ask([*different(99, 2), *different(21, 3)], write=80)
+    second = b.ask([*different(60, 2), *different(60, 3)], write=80)
     assert [w[1] for w in b.step()] == [100, 120]  # both admitted at once: neither is in the cache yet
     b.finish(before, first, second)
-    assert ("fork", 2, 99) in [e[:3] for e in b.engine.events]  # read again, after the first
+    assert ("fork", 2, 60) in [e[:3] for e in b.engine.events]  # read again, after the first
     assert second.stats.reused_tokens == 0
     assert second.stats.generated_tokens == 80
 
@@ -496,6 +570,143 @@ def test_the_oldest_always_goes_on(board):
     b.finish(*requests)
     assert [r.sink.error for r in requests] == [None] * 4
     assert [r.stats.generated_tokens for r in requests] == [100] * 4
+
+
+# ---- a beginning that is still read
+
+
+def test_who_begins_as_one_that_is_still_read_waits_for_it_and_others_pass(board):
+    b = board()
+    first = b.ask(different(1000, 1))
+    b.wait()
+    second, third = b.ask([*different(600, 1), 5, 5]), b.ask(different(10, 2))
+    assert [w[1] for w in b.step()] == [PREFILL_ALONE // 2, 10]  # the first and the third
+    assert [b.scheduler.place(r) for r in (first, second, third)] == [0, 1, 0]
+    while second.sequence is None:
+        read = first.cached
+        b.step()
+    assert read <= 600 - WORTH_WAITING < first.cached
+    assert second.stats.reused_tokens == 600
+    b.finish(first, second, third)
+
+
+def test_who_waits_for_a_beginning_goes_on_without_it(board):
+    b = board()
+    first = b.ask(different(1000, 1))
+    b.wait()
+    second = b.ask(different(PREFILL_ALONE + WORTH_WAITING + 1, 1))  # all but its last token could be reused
+    b.step()
+    assert second.sequence is None
+    first.cancel()
+    assert len(b.step()) == 1
+    assert second.stats.reused_tokens == PREFILL_ALONE
+    b.finish(second)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"tokens": [*different(300 + PREFILL_ALONE + WORTH_WAITING - 1, 1), 5, 5]},
+        {"tokens": different(900, 1), "key": "adapter"},
+        {"tokens": different(900, 1), "items": range(900)},
+        {"tokens": different(900, 1), "context": 500},
+        {"tokens": different(900, 1), "rows": "all"},
+        {"tokens": [*different(300, 1), 7, 7]},
+    ],
+    ids=["little in common", "another key", "another content", "bidirectional", "every row", "kept already"],
+)
+def test_who_would_read_nothing_less_does_not_wait(board, asked):
+    b = board(pages=100)
+    kept = b.ask([*different(300, 1), 8])
+    b.wait()
+    b.finish(kept)
+    first = b.ask([*different(300, 1), *different(700, 2)] if len(asked["tokens"]) == 302 else different(1000, 1))
+    b.wait()
+    second = b.ask(**asked)
+    b.step()
+    assert second.sequence is not None
+    b.finish(first, second)
+
+
+# ---- the queue
+
+
+def test_a_full_queue_takes_no_more(board):
+    b = board(parallel=2, max_queue=1)
+    running = [b.ask(different(10, 1), write=40)]
+    b.wait()
+    running.append(b.ask(different(10, 2), write=40))  # in the queue until the call ends, but there is room to run
+    waiting = b.ask(different(10, 3), write=1)
+    with pytest.raises(glmlite.Busy, match=r"1 requests run and 2 wait, expected at most 2 \+ 1") as busy:
+        b.ask(different(10, 4))
+    assert busy.value.waiting == 2
+    assert pickle.loads(pickle.dumps(busy.value)).waiting == 2
+    b.step()
+    with pytest.raises(glmlite.Busy, match="2 requests run and 1 wait"):
+        b.ask(different(10, 4))
+    b.finish(*running, waiting)
+    again = b.ask(different(10, 4))
+    b.wait()
+    b.finish(again)
+
+
+def test_who_was_cancelled_holds_no_place(board):
+    b = board(parallel=1, max_queue=1)
+    running = b.ask(different(10, 1), write=40)
+    b.wait()
+    waiting = b.ask(different(10, 2))
+    waiting.cancel()
+    second = b.ask(different(10, 3))
+    running.cancel()
+    third = b.ask(different(10, 4))
+    with pytest.raises(glmlite.Busy):
+        b.ask(different(10, 5))
+    b.finish(second, third)
+    assert b.scheduler.status().cancelled == 2
+
+
+def test_no_queue_at_all(board):
+    b = board(parallel=1, max_queue=0)
+    request = b.ask(different(10, 1))
+    b.wait()
+    with pytest.raises(glmlite.Busy) as busy:
+        b.ask(different(10, 2))
+    assert busy.value.waiting == 0
+    b.finish(request)
+
+
+def test_the_place_in_the_queue(board):
+    b = board(parallel=1)
+    running = b.ask(different(10, 1), write=40)
+    b.wait()
+    waiting = [b.ask(different(10, i)) for i in (2, 3, 4)]
+    place = b.scheduler.place
+    assert [place(r) for r in (running, *waiting)] == [0, 1, 2, 3]
+    waiting[0].cancel()
+    assert [place(r) for r in waiting] == [0, 1, 2]
+    b.finish(running, *waiting[1:])
+    assert [place(r) for r in (running, *waiting)] == [0, 0, 0, 0]
+
+
+def test_the_status_at_every_moment(board):
+    b = board(pages=10, parallel=1)
+    assert b.scheduler.status() == (0, 0, 640, 640, 0, 0, 0, 0, 0, 0)
+    first = b.ask(different(70, 1), write=1 + BURST)
+    b.wait()
+    second, third = b.ask([*different(70, 1), 5], write=1), b.ask(different(10, 2))
+    status = b.scheduler.status()  # within the call: what it takes of the cache is not told yet
+    assert (status.running, status.waiting, status.kv_tokens_free, status.prompt_tokens) == (1, 2, 640, 0)
+    b.step()
+    status = b.scheduler.status()
+    assert (status.running, status.waiting, status.kv_tokens_free) == (1, 2, 512)
+    assert (status.prompt_tokens, status.generated_tokens) == (70, 1)
+    third.cancel()
+    assert b.scheduler.status()[-1] == 1
+    b.finish(first, second)
+    status = b.scheduler.status()
+    assert status[:2] == (0, 0) and status.kept == 2
+    assert (status.prompt_tokens, status.reused_tokens, status.generated_tokens) == (71, 70, 2 + BURST)
+    assert (status.preempted, status.cancelled) == (0, 1)
 
 
 # ---- cancelling
@@ -545,6 +756,91 @@ def test_a_cancel_of_one_writing_request_ends_no_call_of_the_others(board):
     assert len(b.step()) == 1
     b.finish(second)
     assert second.stats.generated_tokens == 100
+
+
+@pytest.mark.parametrize("rows", ["", "last"])
+@pytest.mark.parametrize("who", ["reader", "other reader", "writer"])
+def test_a_cancel_ends_a_call_that_reads_whoever_is_cancelled(board, who, rows):
+    """Such a call may take seconds. The others read again what they had begun."""
+    b = board()
+    requests = {"writer": b.ask(different(10, 1), write=100)}
+    b.wait()
+    b.step()
+    requests["reader"] = b.ask(different(1000, 2))
+    requests["other reader"] = b.ask(different(1000, 3), rows=rows)
+    b.step()
+    requests[who].cancel()
+    assert b.engine.flags[-1].is_set
+    b.step()
+    assert requests[who] not in b.scheduler._active
+    others = [r for name, r in requests.items() if name != who]
+    assert b.scheduler._active == others
+    b.finish(*others)
+    assert [r.sink.error for r in others] == [None, None]
+
+
+def test_the_call_after_one_that_a_cancel_ended_is_short_and_is_not_ended(board):
+    """However often clients go away, those that stay get on."""
+    b = board(parallel=9)
+    stays = b.ask(different(500, 1))
+    others = [b.ask(different(500, i)) for i in range(2, 10)]
+    b.wait()
+    b.step()
+    before = stays.cached
+    for other in others:
+        other.cancel()
+        b.step()
+    assert [flag.is_set for flag in b.engine.flags] == [False, *[True, False] * 4, False]
+    assert stays.cached > before
+    b.finish(stays)
+
+
+def test_a_spared_call_ends_for_the_only_one_in_it(board):
+    b = board()
+    stays, goes = b.ask(different(1000, 1)), b.ask(different(1000, 2))
+    b.wait()
+    while len(b.engine.calls[-1]) < 2:
+        b.step()
+    goes.cancel()
+    (call,) = [b.step()]
+    assert [w[1] for w in call] == [PREFILL_LEAST]
+    stays.cancel()
+    assert b.engine.flags[-1].is_set
+    b.finish()
+
+
+def test_a_cancelled_call_is_no_progress(board):
+    b = board()
+    first, second = b.ask(different(1000, 1)), b.ask(different(1000, 2))
+    b.wait()
+    while len(b.engine.calls[-1]) < 2:
+        b.step()
+    read = first.cached
+    second.cancel()
+    b.engine.done = 0.5
+    b.step()
+    assert first.reading[0] == read
+    assert b.scheduler.reading(first)[0] == read + PREFILL_LEAST // 2
+    b.finish(first)
+
+
+def test_a_call_of_another_is_no_progress(board):
+    b = board()
+    first, second = b.ask(different(1000, 1)), b.ask(different(1000, 2))
+    b.wait()
+    while len(b.engine.calls[-1]) < 2:
+        b.step()
+    rows = b.ask(different(1000, 3), rows="last")
+    while len(b.engine.calls[-1]) != 1:  # its call is one of its own
+        b.step()
+    while len(b.engine.calls[-1]) != 2:
+        b.step()
+    second.cancel()
+    read = first.cached
+    b.engine.done = 0.5
+    assert [w[1:] for w in b.step()] == [(PREFILL_LEAST // 2, 0)]
+    assert b.scheduler.reading(first)[0] == read
+    b.finish(first, rows)
 
 
 def test_a_cancelled_request_leaves_its_sequence_for_the_next(board):
@@ -598,6 +894,26 @@ def test_close_fails_what_runs_and_what_waits_and_frees_all(board):
     assert b.engine.sequences == {}
     assert b.engine.events[-1] == ("close",)
     with pytest.raises(glmlite.Closed, match="closed"):
+        b.ask(3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_thread_that_ends_tells_those_who_wait(board):
+    b = board()
+
+    class Ending(Sink):
+        def take(self, result):
+            raise SystemExit
+
+    request = b.ask(3)
+    request.sink.take = Ending(1).take
+    other = b.ask(different(10, 2))
+    b.wait()
+    b.engine.go.set()
+    for r in (request, other):
+        assert r.sink.ended.wait(10)
+        assert isinstance(r.sink.error, glmlite.Closed)
+    with pytest.raises(glmlite.Closed):
         b.ask(3)
 
 

@@ -17,6 +17,7 @@ def loads() -> None:
     model: glmlite.Model = glmlite.load()
     glmlite.load("~/model.gguf", context=8192, parallel=2, kv_tokens=16384, kv_type="q8", threads=4)
     glmlite.load(Path("model.gguf"), device="cuda:1", gpu_layers=20, progress=lambda done: done < 0.5)
+    glmlite.load("model.gguf", parallel=8, max_queue=32)
     glmlite.load(b"model.gguf", progress=print, cancel=glmlite.Cancel())
     with glmlite.load("builtin") as opened:
         name: str = opened.name
@@ -68,6 +69,17 @@ def pieces(model: glmlite.Model) -> None:
     print(first, whole)
 
 
+def without_waiting(model: glmlite.Model) -> None:
+    generation = model.stream("x")
+    generation.on_event(lambda: print("something to take"))
+    piece: glmlite.Piece | None = generation.take()
+    place: int = generation.place
+    read: glmlite.Progress = generation.progress
+    status: glmlite.SchedulerStatus = model.status()
+    print(piece, place, read.done / read.total, status.waiting)
+    generation.on_event(print, "more")  # type: ignore[call-arg]
+
+
 async def coroutines(model: glmlite.Model) -> glmlite.Completion:
     loaded: glmlite.Model = await glmlite.aload("model.gguf", context=512)
     async for piece in loaded.chat_stream([{"role": "user", "content": "x"}]):
@@ -83,5 +95,7 @@ def errors(model: glmlite.Model) -> None:
         model.generate("x")
     except glmlite.ContextOverflow as error:
         print(error)
+    except glmlite.Busy as error:
+        print(error.waiting)
     except (glmlite.Closed, glmlite.Cancelled, glmlite.FormatError):
         model.close()
