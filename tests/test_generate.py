@@ -2,11 +2,12 @@
 
 import inspect
 import itertools
+import json
 import math
 import random
 import threading
 from dataclasses import fields
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,9 @@ def events(sink):
 
 # ---- parameters
 
+CIRCLE: dict = {}
+CIRCLE["not"] = CIRCLE
+
 
 @pytest.mark.parametrize(
     "given",
@@ -81,6 +85,15 @@ def events(sink):
         {"logit_bias": {1: 2e6}},
         {"penalty_window": 2**20 + 1},
         {"overflow": "ignore"},
+        {"schema": "{"},
+        {"schema": ""},
+        {"schema": "[" * 100_000},
+        {"schema": {"const": math.nan}},
+        {"schema": {"const": "x" * 250_000}},
+        {"schema": CIRCLE},
+        {"grammar": " "},
+        {"grammar": "x" * 250_001},
+        {"grammar": "start: /a/", "schema": True},
     ],
 )
 def test_bad_values_name_the_parameter(given):
@@ -100,11 +113,31 @@ def test_bad_values_name_the_parameter(given):
         {"stop_ids": 3},
         {"stop_ids": ["a"]},
         {"logit_bias": [1]},
+        {"schema": 5},
+        {"schema": False},
+        {"schema": "[1]"},
+        {"schema": dict},
+        {"schema": {"const": {1}}},
+        {"grammar": b"start: /a/"},
     ],
 )
 def test_bad_types_name_the_parameter(given):
     with pytest.raises(TypeError, match=next(iter(given))):
         Parameters.of(None, **given)
+
+
+def test_a_schema_is_kept_as_json_in_its_order():
+    class Point:
+        @staticmethod
+        def model_json_schema():
+            return {"type": "object", "properties": {"y": {}, "x": {}}}
+
+    text = '{"type": "object", "properties": {"y": {}, "x": {}}}'
+    for given in (Point.model_json_schema(), text, text.replace(" ", ""), MappingProxyType(json.loads(text)), Point):
+        assert Parameters(schema=given).schema == text
+    for given in (True, "true"):
+        assert Parameters(schema=given).schema == '{"type": "object"}'
+    assert Parameters.of(Parameters(schema=text), seed=1).schema == text
 
 
 def test_unknown_parameter_lists_the_known():
