@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import vocab
 
-from glmlite.chat import chat_format, fit, render, template, trims, variables
+from glmlite.chat import chat_format, dialects, fit, render, template, variables
 from glmlite.errors import ContextOverflow, FormatError
 from glmlite.tokenizer import Tokenizer
 
@@ -157,13 +157,19 @@ def test_glm4(glm4):
     )
 
 
-def test_glm4_tools(glm4):
+PREAMBLE = (
+    "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n"
+)
+
+
+@pytest.mark.parametrize(("metadata", "preamble"), [({"glmlite.chat_format": "glm4"}, PREAMBLE), ({}, "")])
+def test_glm4_tools(glm4, metadata, preamble):
+    """The models of 0414 know no preamble."""
     openai = {"type": "function", "function": WEATHER}
-    got = spelled(glm4, "glm4", [user("北京天气"), CALL, {"role": "tool", "content": "晴"}], tools=[openai])
+    got = spelled(glm4, "glm4", [user("北京天气"), CALL, {"role": "tool", "content": "晴"}], metadata, tools=[openai])
     assert got == (
-        "«[gMASK]»«<sop>»«<|system|>»\n"
-        "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
-        "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具\n\n## get_weather\n\n"
+        f"«[gMASK]»«<sop>»«<|system|>»\n{preamble}# 可用工具\n\n## get_weather\n\n"
         f"{WEATHER_JSON}\n在调用上述函数时，请使用 Json 格式表示调用的参数。«<|user|>»\n北京天气"
         '«<|assistant|>»get_weather\n{"city": "北京"}«<|observation|>»\n晴«<|assistant|>»'
     )
@@ -265,7 +271,7 @@ def test_an_answer_in_the_history_has_the_ids_that_the_model_wrote(name):
     prompt = render(metadata, tokenizer, "chatglm", [user("a")])
     written = [*tokenizer.encode("\n"), *tokenizer.encode("ab 你\n\nab")]
     text = tokenizer.decode(written).lstrip()
-    assert trims(tokenizer, prompt) and text == "ab 你\n\nab"
+    assert dialects.of(metadata, tokenizer, "chatglm").trims(prompt) and text == "ab 你\n\nab"
     history = render(metadata, tokenizer, "chatglm", [user("a"), assistant(text), user("b")])
     assert history[: len(prompt) + len(written) + 1] == [*prompt, *written, tokenizer.id_of("<|user|>")]
 
@@ -296,7 +302,7 @@ EDGE, GLM4 = ({"tokenizer.ggml.tokens": ["a"] * count} for count in (59264, 1515
         ),
         ("chatglm", {"tokenizer.ggml.tokens": ["a"] * 151552, "tokenizer.chat_template": "x"}, Characters(), "glm4"),
         ("chatglm", {"tokenizer.ggml.tokens": ["a"] * 151552, "tokenizer.chat_template": ""}, Characters(), "glm4"),
-        ("glm4", {}, Characters(), "glm4"),
+        ("glm4", {}, Characters(), "glm4-0414"),
         ("glm", {}, Characters(), None),
         ("llama", {}, Characters(), None),
     ],
@@ -371,7 +377,9 @@ def test_what_is_not_read_is_logged_once(glm4, caplog):
     result = {"role": "tool", "name": "f", "tool_call_id": "1", "content": "r"}
     for _ in range(2):
         spelled(glm4, "glm4", [odd, result])
-    assert [record.message for record in caplog.records] == ["messages: 'mood' is not read by the chat format glm4"]
+    assert [record.message for record in caplog.records] == [
+        "messages: 'mood' is not read by the chat format glm4-0414"
+    ]
     caplog.clear()
     model = {"general.name": "of this test"}
     for _ in range(2):

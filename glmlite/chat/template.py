@@ -63,7 +63,7 @@ def render(
     messages = [_role(message, text, tokenizer) for message in _calls_as_read(messages, text)]
     say_unread(messages, text, reader)
     for name in variables:
-        if name not in _variables(text):
+        if name not in read_by(text):
             unread(f"template: {name!r}", reader)
     messages = _mask(messages, control)
     if tools:
@@ -194,7 +194,7 @@ def _run(text: str, variables: dict[str, Any]) -> str:
 
 
 @lru_cache(maxsize=8)
-def _variables(text: str) -> frozenset[str]:
+def read_by(text: str) -> frozenset[str]:
     """The names that a template reads and does not set itself; none of one that is no program: running it says why."""
     import jinja2.meta
 
