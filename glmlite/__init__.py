@@ -5,7 +5,7 @@ import logging
 from ._package import VERSION, find_modules
 from .cancel import Cancel
 from .errors import Cancelled, Closed, ContextOverflow, FormatError
-from .generate import Completion, Generation, Logprob, Piece
+from .generate import CallPart, Completion, Generation, Logprob, Piece, ToolCall
 from .hf import (
     AutoConfig,
     AutoModel,
@@ -38,6 +38,7 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoTokenizer",
+    "CallPart",
     "Cancel",
     "Cancelled",
     "Closed",
@@ -58,6 +59,7 @@ __all__ = [
     "StoppingCriteriaList",
     "TextIteratorStreamer",
     "TextStreamer",
+    "ToolCall",
     "aload",
     "load",
 ]

@@ -19,7 +19,7 @@ from .glm4 import GLM4, GLM40414
 from .glm45 import GLM45
 from .glm47 import GLM47
 from .glm_edge import GLMEdge
-from .other import Other
+from .other import JsonCalls, Other
 from .z1 import Z1
 
 __all__ = ["FORMATS", "Dialect", "of"]
@@ -28,6 +28,7 @@ __all__ = ["FORMATS", "Dialect", "of"]
 _DIALECTS: tuple[type[Dialect], ...] = (
     GLM47,
     GLM45,
+    JsonCalls,
     ChatGLM,
     ChatGLM2,
     ChatGLM3,

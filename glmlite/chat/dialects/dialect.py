@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from ...errors import FormatError
 from ...families import Architecture, about
 from .. import template
-from ..messages import say_unread
+from ..messages import say_unread, unread
 from ..readers import ASSISTANT, END_THINK, THINK, Reader
 from ..tokens import Tokenizer
 
@@ -108,6 +108,8 @@ class Dialect:
                 found["reasoning_effort"] = self.efforts.get(str(effort), effort)
             elif not found:  # nothing else says that it should not think
                 found["reasoning_effort"] = "low"
+        if thinking is not None and not found:
+            unread(f"thinking={thinking}", f"the chat format {self.chat_format}")
         return found
 
     # ---- answers

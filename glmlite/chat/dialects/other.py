@@ -1,4 +1,5 @@
-"""Models of other makers: what their template writes."""
+"""Models of other makers: what their template writes, thoughts between `<think>` and `</think>`, and calls of tools as
+JSON between `<tool_call>` and `</tool_call>` (Qwen, Hermes and many more)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from .dialect import Dialect, File
 
 
 class Other(Dialect):
-    """See the module."""
+    """Any model."""
 
     name = "other"
     reads = Marked
@@ -16,3 +17,12 @@ class Other(Dialect):
     def recognise(cls, file: File) -> bool:
         """Any file with a template."""
         return bool(file.template)
+
+
+class JsonCalls(Other):
+    """A model of any architecture, GLM's too, whose template writes such calls."""
+
+    @classmethod
+    def recognise(cls, file: File) -> bool:
+        """By the mark."""
+        return "<tool_call>" in file.template
