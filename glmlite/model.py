@@ -175,6 +175,8 @@ class Model:
             template has a switch for it. reasoning: False leaves the thought in the text.
         template: variables for the model's chat template (`{"clear_thinking": False}`).
 
+        A conversation that ends with a text of the assistant's is answered by going on with that text.
+
         The completion has what the model thought, its text and its calls each on their own. The text begins with the
         answer's first word: the line end that GLM models write after `<|assistant|>`, which a history has by itself,
         is among `tokens` only. With overflow "truncate" whole messages go, see `glmlite.Parameters`; where what has to
@@ -225,8 +227,10 @@ class Model:
             prompt = render(messages)
         ids = self._ids(prompt)
         assert self.dialect is not None  # rendering would have failed
-        reader = self.dialect.reader(ids, offered, thoughts=reasoning, parallel=parallel_tool_calls)
-        return self._start(ids, p, self._defaults, cancel, chatting=(self.dialect, Reply(reader)))
+        goes_on = chat.goes_on(messages)
+        reader = self.dialect.reader(ids, offered, goes_on=goes_on, thoughts=reasoning, parallel=parallel_tool_calls)
+        trim = self.dialect.trims(ids) and not goes_on
+        return self._start(ids, p, self._defaults, cancel, chatting=(self.dialect, Reply(reader), trim))
 
     def chat_ids(
         self,
@@ -240,7 +244,7 @@ class Model:
     ) -> list[int]:
         """The prompt of a conversation, see `chat` and `glmlite.chat.render`.
 
-        add_generation_prompt: end where the answer begins.
+        add_generation_prompt: end where the answer begins, or with a last text of the assistant's.
         """
         from . import chat
 
@@ -252,6 +256,7 @@ class Model:
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=add_generation_prompt and chat.goes_on(messages),
             **{**switches, **chat.variables(template)},
         )
 
@@ -299,7 +304,7 @@ class Model:
         defaults: Mapping[str, float],
         cancel: Cancel | None,
         *,
-        chatting: tuple[Dialect, Reply] | None = None,
+        chatting: tuple[Dialect, Reply, bool] | None = None,
     ) -> Generation:
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
@@ -309,8 +314,8 @@ class Model:
         ends = set(self.tokenizer.eos_ids)
         trim, marks, reply = False, None, None
         if chatting is not None:
-            dialect, reply = chatting
-            trim, marks = dialect.trims(ids), dialect.marks
+            dialect, reply, trim = chatting
+            marks = dialect.marks
             ends |= {i for end in dialect.ends if (i := self.tokenizer.id_of(end)) is not None}
         stops = [*p.stop_ids, *(() if p.ignore_eos else sorted(ends))]
         seed = random_seed() if p.seed is None else int(p.seed)

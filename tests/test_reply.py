@@ -262,6 +262,17 @@ def test_thoughts_of_a_chat(writes):
     assert model.asked[-1].endswith("<|assistant|><think>")
 
 
+def test_a_last_text_of_the_assistant_s_goes_on(writes):
+    template = TURNS.replace("<|assistant|>", "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    model = writes(template, " upon\n a")
+    done = model.chat([*QUESTION, {"role": "assistant", "content": "Once"}])
+    assert done.text == " upon\n a" and model.asked[-1].endswith("<|user|>q<|assistant|>Once")
+    model.chat([*QUESTION, {"role": "assistant", "content": [{"type": "text", "text": ""}]}])
+    assert model.asked[-1].endswith("<|assistant|>")
+    model = writes(template, "look\n{}")
+    assert model.chat([*QUESTION, {"role": "assistant", "content": "I"}], tools=TOOLS).tool_calls == ()
+
+
 def test_the_text_of_a_raw_continuation_is_read_by_nobody(writes):
     model = writes(MARKED, f"<think>a</think>{LOOK}")
     assert model.generate("q").text == f"<think>a</think>{LOOK}"

@@ -18,9 +18,10 @@ from . import dialects
 from . import messages as checked
 from .dialects.dialect import no_template
 from .fitting import fit
+from .messages import goes_on
 from .tokens import Tokenizer
 
-__all__ = ["chat_format", "fit", "offered", "render", "variables"]
+__all__ = ["chat_format", "fit", "goes_on", "offered", "render", "variables"]
 
 
 def chat_format(metadata: Mapping[str, Any], tokenizer: Tokenizer, architecture: str) -> str | None:
@@ -48,6 +49,7 @@ def render(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     **kwargs: Any,
 ) -> list[int]:
     """Token ids of a conversation, ready for the engine.
@@ -57,6 +59,7 @@ def render(
         of the OpenAI API, or `metadata` (the name of the tool it calls). docs/chat.md lists what else they may have.
     tools: functions the model may call, in the shape of the OpenAI API or as the bare `function` objects.
     add_generation_prompt: end where the assistant's answer begins.
+    continue_final_message: end with the text of the last message, the assistant's, which the answer goes on with.
     kwargs: variables for the file's template (`enable_thinking=False`); formats of our own take none.
 
     The tokenizer's prefix (`[gMASK]<sop>`, or BOS) stands at the front exactly once, also where the template forgets
@@ -71,7 +74,10 @@ def render(
     dialect = dialects.of(metadata, tokenizer, architecture)
     if dialect is None:
         raise ValueError(no_template(metadata, architecture))
-    return dialect.render(messages, tools, add_generation_prompt, kwargs)
+    if continue_final_message and not checked.goes_on(messages):
+        raise ValueError("messages: the last is no text of the assistant's to continue")
+    generate = add_generation_prompt and not continue_final_message
+    return dialect.render(messages, tools, kwargs, generate=generate, goes_on=continue_final_message)
 
 
 def offered(

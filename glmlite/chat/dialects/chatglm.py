@@ -26,6 +26,10 @@ class ChatGLM(Dialect):
         """The prompt."""
         return [text(messages, tools, generate), GMASK, SOP] if generate else [text(messages, tools, generate)]
 
+    def open_pieces(self, messages: Messages, tools: Tools) -> list[str | Token]:
+        """The prompt, and what the answer begins with."""
+        return [*self.pieces(messages[:-1], tools, True), messages[-1]["content"]]
+
 
 def text(messages: Messages, tools: Tools, generate: bool) -> str:
     """The text of a conversation, without the control tokens that a prompt ends with."""

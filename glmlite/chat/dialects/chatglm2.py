@@ -22,6 +22,10 @@ class ChatGLM2(Dialect):
         """The prompt."""
         return [text(messages, tools, generate)]
 
+    def open_pieces(self, messages: Messages, tools: Tools) -> list[str | Token]:
+        """The prompt, and what the answer begins with."""
+        return [text(messages[:-1], tools, True) + messages[-1]["content"]]
+
 
 def text(messages: Messages, tools: Tools, generate: bool) -> str:
     """The text of a conversation."""

@@ -46,6 +46,8 @@ def _listed(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": f"{message['content']}\n{listing}"}
 
 
-def _call(arguments: dict[str, Any]) -> str:
+def _call(arguments: dict[str, Any] | str) -> str:
+    if isinstance(arguments, str):  # no JSON: as it was written
+        return f"```python\n{arguments}\n```"
     values = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     return f"```python\ntool_call({values})\n```"

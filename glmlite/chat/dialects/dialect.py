@@ -121,17 +121,17 @@ class Dialect:
         ids = {mark: tokenizer.id_of(mark) for mark in self.reads.marks}
         return {i: _SPELLED.get(mark, mark) for mark, i in ids.items() if i is not None}
 
-    def reader(self, prompt: Sequence[int], tools: Tools, *, continues: bool = False, **options: Any) -> Reader:
+    def reader(self, prompt: Sequence[int], tools: Tools, *, goes_on: bool = False, **options: Any) -> Reader:
         """What reads the answer to a prompt, whose marks are spelled as `marks` has them.
 
-        tools: checked, those that a call counts of. continues: the prompt ends inside the assistant's text. options:
+        tools: checked, those that a call counts of. goes_on: the prompt ends with the assistant's text. options:
         of `glmlite.chat.readers.Reader`.
         """
         thinks = self.thinks(prompt)
         return self.reads(
             tools,
             in_thought=thinks,
-            continues=continues and not thinks,
+            continues=goes_on and not thinks,
             trim=self.trims(prompt),
             spelled=_SPELLED,
             **options,
@@ -159,11 +159,27 @@ class Dialect:
             return "template"
         return self.name if self.writes else None
 
-    def render(self, messages: Messages, tools: Tools, generate: bool, variables: dict[str, Any]) -> list[int]:
-        """Token ids of checked messages, see `glmlite.chat.render`."""
+    def open_pieces(self, messages: Messages, tools: Tools) -> list[str | Token]:
+        """As `pieces`, for a conversation whose last message, the assistant's, goes on."""
+        return self.pieces(messages, tools, False)
+
+    def render(
+        self,
+        messages: Messages,
+        tools: Tools,
+        variables: dict[str, Any],
+        *,
+        generate: bool,
+        goes_on: bool,
+    ) -> list[int]:
+        """Token ids of checked messages, see `glmlite.chat.render`. generate: up to where an answer begins. goes_on: up
+        to the end of the last message's text, which is the assistant's."""
         metadata, tokenizer, architecture = self.file
         if "glmlite.chat_format" not in metadata and template.of(metadata, bool(tools)) is not None:
-            ids = template.render(metadata, tokenizer, messages, tools, generate, variables)
+            if goes_on and self.file.row.prefix == "last":  # which stands before the answer's text
+                ids = self.render(messages[:-1], tools, variables, generate=True, goes_on=False)
+                return ids + tokenizer.encode(messages[-1]["content"], special=False, prefix=False)
+            ids = template.render(metadata, tokenizer, messages, tools, variables, generate=generate, goes_on=goes_on)
             return self._with_prefix(ids, generate)
         if not self.writes:
             raise ValueError(no_template(metadata, architecture))
@@ -172,7 +188,8 @@ class Dialect:
                 f"chat: format {self.name} takes no {', '.join(variables)}; only a file's own template does"
             )
         say_unread(messages, _READ, f"the chat format {self.name}")
-        ids = encode(tokenizer, self.name, self.pieces(messages, tools, generate))
+        pieces = self.open_pieces(messages, tools) if goes_on else self.pieces(messages, tools, generate)
+        ids = encode(tokenizer, self.name, pieces)
         return tokenizer.begin(ids) if self.begins else ids
 
     def _with_prefix(self, ids: list[int], generate: bool) -> list[int]:
@@ -234,7 +251,7 @@ def refuse(name: str, messages: Messages, tools: Tools) -> None:
                 raise ValueError(f"messages[{i}]: {key}, the chat format {name} has none")
 
 
-def turns(messages: Messages, call: Callable[[dict[str, Any]], str], generate: bool) -> list[str | Token]:
+def turns(messages: Messages, call: Callable[[dict[str, Any] | str], str], generate: bool) -> list[str | Token]:
     r"""`<|role|>{metadata}\n`, then the content, for each message and each call of a tool.
 
     call: the content of a call, made of its arguments.
@@ -256,6 +273,6 @@ def turns(messages: Messages, call: Callable[[dict[str, Any]], str], generate: b
     return pieces
 
 
-def as_json(arguments: dict[str, Any]) -> str:
-    """The arguments of a call as most dialects write them."""
-    return json.dumps(arguments, ensure_ascii=False)
+def as_json(arguments: dict[str, Any] | str) -> str:
+    """The arguments of a call as most dialects write them; those that were no JSON, as they were written."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

@@ -6,25 +6,36 @@ from .dialect import Messages, Tools, refuse
 
 
 def rounds(name: str, messages: Messages, tools: Tools, generate: bool) -> tuple[str, list[tuple[str, str | None]]]:
-    """The system text, which ends its lines, and [(question, answer)]: the first question begins with the system text,
-    the last answer is None where the model is to give it."""
+    """(the system text where there is nothing else, [(question, answer)]): the last answer is None where the model is
+    to give it.
+
+    A system text is put in front of the question after it, each in a line; neighbours of one role are one message.
+    """
     refuse(name, messages, tools)
-    count = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
-    system = "".join(message["content"] + "\n" for message in messages[:count] if message["content"])
-    turns = messages[count:]
-    for i, message in enumerate(turns):
-        want = ("user", "assistant")[i % 2]
-        if message["role"] != want:
-            raise ValueError(
-                f"messages[{count + i}]: role {message['role']!r}, the chat format {name} has {want!r} there"
-            )
-    if generate and not turns:
-        raise ValueError(f"messages: there is no question; the chat format {name} ends with the user's")
-    if generate and len(turns) % 2 == 0:
+    turns: list[list[str]] = []  # [role, its texts ...]
+
+    def say(role: str, text: str) -> None:
+        if not turns or turns[-1][0] != role:
+            turns.append([role])
+        turns[-1].append(text)
+
+    for i, message in enumerate(messages):
+        role, text = message["role"], message["content"]
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(f"messages[{i}]: role {role!r}, the chat format {name} has none")
+        if role == "assistant" and not turns:
+            say("user", "")
+        if role != "system":
+            say(role, text)
+        elif text:
+            say("user", text)
+    if all(message["role"] == "system" for message in messages):
+        if generate:
+            raise ValueError(f"messages: there is no question; the chat format {name} ends with the user's")
+        return "".join(f"{text}\n" for turn in turns for text in turn[1:]), []
+    if generate and turns[-1][0] == "assistant":
         raise ValueError(f"messages: the last is the assistant's; the chat format {name} ends with the user's")
-    texts: list[str | None] = [message["content"] for message in turns]
+    texts: list[str | None] = ["\n".join(turn[1:]) for turn in turns]
     if len(texts) % 2:
         texts.append(None)
-    if texts:
-        texts[0] = system + str(texts[0])
-    return system, [(str(question), answer) for question, answer in zip(texts[::2], texts[1::2])]
+    return "", [(str(question), answer) for question, answer in zip(texts[::2], texts[1::2])]
