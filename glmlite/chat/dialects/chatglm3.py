@@ -11,6 +11,7 @@ from typing import Any
 
 from ...families import ENDS
 from ..readers import NamedPython
+from . import grammars
 from .dialect import Dialect, File, Messages, Token, Tools, turns
 
 _INTRODUCTION = "Answer the following questions as best as you can. You have access to the following tools:"
@@ -37,6 +38,9 @@ class ChatGLM3(Dialect):
                 first, messages = messages[0], messages[1:]
             messages = [{**first, "tools": [*tools, *first.get("tools", ())]}, *messages]
         return turns([_listed(message) for message in messages], _call, generate)
+
+    def _grammar(self, tools: Tools, *, begun: bool, several: bool) -> str | None:
+        return None if begun else grammars.named_python(tools)
 
 
 def _listed(message: dict[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,27 @@ class Dialect:
             **options,
         )
 
+    def grammar(self, tools: Tools, choice: str | Mapping[str, Any] = "auto", parallel: bool = True) -> str | None:
+        """The grammar of calls in the model's own form, in llguidance's variant of Lark; None: there is none.
+
+        tools: checked. choice: as `glmlite.chat.offered` takes it. "required", or a tool by name: of all that the model
+        writes after its thought. "auto": of one call, from behind `trigger` to its end.
+        """
+        if isinstance(choice, Mapping):
+            tools = [tool for tool in tools if tool["function"]["name"] == choice["function"]["name"]]
+        if not tools or choice == "none":
+            return None
+        return self._grammar(tools, begun=choice == "auto", several=parallel)
+
+    def _grammar(self, tools: Tools, *, begun: bool, several: bool) -> str | None:
+        """begun: `trigger` has been written."""
+        return None
+
+    @property
+    def trigger(self) -> int | str | None:
+        """The token, or the text, that a call begins with; None: nothing tells a call before it is whole."""
+        return None
+
     def thinks(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt ends inside a thought."""
         tokenizer = self.file.tokenizer

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ...families import ENDS
 from ..readers import NamedJson
+from . import grammars
 from .dialect import Dialect, File, Messages, Token, Tools, as_json, turns
 
 _TOOLS = "# 可用工具"
@@ -23,6 +24,7 @@ class GLM4(Dialect):
     reads = NamedJson
     ends = tuple(ENDS.values())
     writes = True
+    thinks_first: ClassVar[bool] = False
     preamble: ClassVar[str] = (
         "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
         "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n"
@@ -50,6 +52,9 @@ class GLM4(Dialect):
             schema = json.dumps(function, indent=4, ensure_ascii=False)
             text += f"\n\n## {function['name']}\n\n{schema}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
         return {"role": "system", "content": text}
+
+    def _grammar(self, tools: Tools, *, begun: bool, several: bool) -> str | None:
+        return None if begun else grammars.named_json(tools, before=self.thinks_first)
 
 
 class GLM40414(GLM4):

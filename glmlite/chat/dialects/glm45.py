@@ -7,9 +7,13 @@ Files have templates; there is no format for one without.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ...families import ENDS
 from ..readers import Marked
-from .dialect import Dialect, File
+from ..readers.marked import CALL
+from . import grammars
+from .dialect import Dialect, File, Tools
 
 
 class GLM45(Dialect):
@@ -17,9 +21,18 @@ class GLM45(Dialect):
 
     name = "glm45"
     reads = Marked
+    line: ClassVar[str] = "\n"  # between marks
     ends = tuple(ENDS.values())
 
     @classmethod
     def recognise(cls, file: File) -> bool:
         """By a template that writes the marks of arguments, or by a vocabulary that has them beside any template."""
         return bool(file.template) and ("<arg_key>" in file.template or file.has("<arg_key>"))
+
+    @property
+    def trigger(self) -> int | str | None:
+        """The mark of a call."""
+        return self.file.tokenizer.id_of(CALL)
+
+    def _grammar(self, tools: Tools, *, begun: bool, several: bool) -> str | None:
+        return grammars.marked(tools, self.file.tokenizer.id_of, line=self.line, begun=begun, several=several)

@@ -14,6 +14,7 @@ class GLM47(GLM45):
     """See the module."""
 
     name = "glm47"
+    line = ""
     efforts: ClassVar[Mapping[str, str]] = {"minimal": "low", "medium": "high", "xhigh": "max"}
 
     @classmethod

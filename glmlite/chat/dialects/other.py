@@ -4,7 +4,9 @@ JSON between `<tool_call>` and `</tool_call>` (Qwen, Hermes and many more)."""
 from __future__ import annotations
 
 from ..readers import Marked
-from .dialect import Dialect, File
+from ..readers.marked import CALL
+from . import grammars
+from .dialect import Dialect, File, Tools
 
 
 class Other(Dialect):
@@ -26,3 +28,12 @@ class JsonCalls(Other):
     def recognise(cls, file: File) -> bool:
         """By the mark."""
         return "<tool_call>" in file.template
+
+    @property
+    def trigger(self) -> int | str | None:
+        """The mark of a call."""
+        token = self.file.tokenizer.id_of(CALL)
+        return CALL if token is None else token
+
+    def _grammar(self, tools: Tools, *, begun: bool, several: bool) -> str | None:
+        return grammars.json_between_marks(tools, self.file.tokenizer.id_of, begun=begun, several=several)

@@ -14,6 +14,7 @@ class Z1(GLM40414):
 
     name = "z1"
     writes = False
+    thinks_first = True
 
     @classmethod
     def recognise(cls, file: File) -> bool:

@@ -48,12 +48,15 @@ class Parameters:
 
     def kind(self, key: str) -> Kind:
         """What is allowed as the argument `key`."""
-        budget = _Budget()
-        for schema in self._all(self._root, budget):
+        return self._kind(self.schema_of(key), _Budget())
+
+    def schema_of(self, key: str) -> Any:
+        """The schema of the argument `key`; None: none is declared."""
+        for schema in self._all(self._root, _Budget()):
             properties = schema.get("properties")
             if isinstance(properties, Mapping) and key in properties:
-                return self._kind(properties[key], budget)
-        return self._kind(self._root.get("additionalProperties"), budget)
+                return properties[key]
+        return self._root.get("additionalProperties")
 
     @property
     def required(self) -> frozenset[str]:
@@ -64,8 +67,14 @@ class Parameters:
     @property
     def names(self) -> list[str]:
         """The arguments that are declared."""
-        properties = self._root.get("properties")
-        return [str(name) for name in properties] if isinstance(properties, Mapping) else []
+        found = [schema.get("properties") for schema in self._all(self._root, _Budget())]
+        return list({str(name): None for names in found if isinstance(names, Mapping) for name in names})
+
+    @property
+    def takes_others(self) -> bool:
+        """Whether arguments that are not declared are taken; where nothing is said, by a tool that declares none."""
+        told = self._root.get("additionalProperties")
+        return told is not False and (told is not None or "properties" not in self._root)
 
     def _all(
         self, schema: Any, budget: _Budget, joined: tuple[str, ...] = ("allOf", "anyOf", "oneOf")
