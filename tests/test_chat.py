@@ -247,6 +247,11 @@ def test_tools_in_a_message_are_those_of_the_call(glm4, chatglm3):
     )
 
 
+def test_a_result_without_text_stands_for_its_call(glm4):
+    messages = [called("a", "b"), {"role": "tool", "content": None}, {"role": "tool", "content": "rb"}]
+    assert "«<|observation|>»\n«<|observation|>»\nrb" in spelled(glm4, "glm4", messages)
+
+
 def test_glm_edge_has_no_place_for_calls():
     for message, key in ((CALL, "tool_calls"), (assistant("a", metadata="f"), "metadata")):
         with pytest.raises(ValueError, match=rf"messages\[1\]: {key}, the chat format glm-edge has none"):

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 ROLES = ("system", "user", "assistant", "tool", "observation")
 # OpenAI's newer name for the system's role, and its older one for a tool's.
 _ALIASES = {"developer": "system", "function": "tool"}
-_RESULTS = ("tool", "observation")
+RESULTS = ("tool", "observation")  # the roles of what a tool has returned
 # Keys that name or repeat something and carry no text to the model. Past reasoning is not shown to it again, unless a
 # template asks for it.
 _NO_TEXT = frozenset({"role", "content", "id", "tool_call_id", "reasoning_content"})
@@ -50,7 +50,7 @@ def say_unread(messages: list[dict[str, Any]], reads: Collection[str] | str, rea
     `reader` looks at."""
     for message in messages:
         for key, value in message.items():
-            names_a_tool = key in ("name", "tool_name") and message["role"] in _RESULTS
+            names_a_tool = key in ("name", "tool_name") and message["role"] in RESULTS
             if value not in ("", [], {}) and key not in _NO_TEXT and not names_a_tool and str(key) not in reads:
                 unread(f"messages: {key!r}", reader)
 
@@ -81,7 +81,7 @@ def _message(where: str, message: Any) -> dict[str, Any]:
         if not isinstance(out["reasoning_content"], str):
             del out["reasoning_content"]
     content = out.get("content", out.pop("refusal", None))
-    if content is None and role != "assistant" and out["role"] not in _RESULTS:
+    if content is None and role != "assistant" and out["role"] not in RESULTS:
         raise ValueError(f"{where}: no content, should be text")
     out["content"] = _text(where, content)
     if calls:
@@ -136,7 +136,7 @@ def _in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     begin = 0
     for message in messages:
         out.append(message)
-        if message["role"] not in _RESULTS:
+        if message["role"] not in RESULTS:
             calls, begin = [call.get("id") for call in message.get("tool_calls", ())], len(out)
         elif len(calls) == len(out) - begin > 1:
             results = {result.get("tool_call_id"): result for result in out[begin:]}

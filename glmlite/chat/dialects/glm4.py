@@ -1,7 +1,7 @@
 r"""GLM-4-9B-chat and the GLM-4 of 0414: `<|role|>{metadata}\n{content}`.
 
 Tools stand in a system message of their own, which GLM-4-9B's opens with a preamble. A call is the name of the tool on
-the role's line, and JSON. A message without content, which is no call, is left out.
+the role's line, and JSON. A message without content, which is neither a call nor the result of one, is left out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from typing import Any, ClassVar
 
 from ...families import ENDS
+from ..messages import RESULTS
 from ..readers import NamedJson
 from . import grammars
 from .dialect import Dialect, File, Messages, Token, Tools, as_json, turns
@@ -41,7 +42,7 @@ class GLM4(Dialect):
         for message in messages:
             if message.get("tools"):
                 every.append(self._listing(message["tools"]))
-            if message["content"] or message.get("tool_calls"):
+            if message["content"] or message.get("tool_calls") or message["role"] in RESULTS:
                 every.append(message)
         return turns(every, as_json, generate)
 
