@@ -98,6 +98,21 @@ def test_every_architecture_that_writes_prompts_has_a_dialect():
     assert {row.chat for row in FAMILY.values()} - {None} <= dialects.FORMATS.keys()
 
 
+@pytest.mark.parametrize(
+    ("architecture", "tokens", "template", "metadata", "capabilities"),
+    [
+        ("chatglm1", ROLES[:2], None, {}, []),
+        ("chatglm", ROLES, None, LLAMA, ["tools"]),
+        ("glm4", ROLES, None, GPT2, ["tools"]),
+        ("glm4", ROLES, TURNS, GPT2, []),
+        ("glm4", ROLES, "{{ tools }}" + THINKS, GPT2, ["tools", "thinking"]),
+        ("llama", CHATML, HERMES, GPT2, ["tools"]),
+    ],
+)
+def test_what_a_model_can_do(architecture, tokens, template, metadata, capabilities):
+    assert of(architecture, tokens, template, metadata).capabilities == capabilities
+
+
 # ---- thinking
 
 

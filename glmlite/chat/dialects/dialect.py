@@ -88,6 +88,14 @@ class Dialect:
         vocabulary, a `str` is text, encoded on its own and without control tokens."""
         raise NotImplementedError
 
+    @property
+    def capabilities(self) -> list[str]:
+        """What the model can do beside answering, as far as its file tells: "tools", "thinking"."""
+        if self.chat_format != "template":
+            return ["tools"] if self.reads is not Reader else []
+        text = self.file.template
+        return ["tools"] * ("tools" in text) + ["thinking"] * (THINK in text)
+
     # ---- switches
 
     def template_variables(self, thinking: bool | None, effort: str | None) -> dict[str, Any]:
