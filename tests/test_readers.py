@@ -96,14 +96,14 @@ def check(reader, raw, want, **options):
 
 def vectors():
     root = os.environ.get("GLMLITE_TOKENIZERS")
-    path = Path(root or "") / ".." / "cases" / "toolcalls.json"
-    return json.loads(path.read_text(encoding="utf-8")) if root and path.is_file() else None
+    path = Path(os.environ.get("GLMLITE_TOOLCALLS") or f"{root}/../cases/toolcalls.json")
+    if not path.is_file():
+        pytest.skip("no file GLMLITE_TOOLCALLS, nor cases/toolcalls.json beside GLMLITE_TOKENIZERS")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_vectors():
     given = vectors()
-    if given is None:
-        pytest.skip("no cases/toolcalls.json beside GLMLITE_TOKENIZERS")
     for case in given["cases"]:
         tools = [
             {"type": "function", "function": {"name": name, "parameters": given["tools"][name]}}
@@ -117,6 +117,21 @@ def test_vectors():
         check(READERS[case["dialect"]], case["raw"], wanted, **options)
         ended = "tool_calls" if calls and ended_by == "stop" else ended_by
         assert ended == want["finish_reason"], case["id"]
+
+
+def test_streams_of_the_vectors():
+    given = vectors()
+    tools = [{"type": "function", "function": {"name": n, "parameters": s}} for n, s in given["tools"].items()]
+    for stream in given["streams"]:
+        text, thought, calls = "", "", []
+        for delta in stream["deltas"]:
+            text += delta.get("content", "")
+            thought += delta.get("reasoning_content", "")
+            calls += [[delta["name"], ""]] if "name" in delta else []
+            if "arguments" in delta:
+                calls[delta["index"]][1] += delta["arguments"]
+        want = text, thought, [(name, json.loads(arguments)) for name, arguments in calls]
+        assert message(read(READERS["glm47"], stream["pieces"], tools, in_thought=True)) == want
 
 
 # ---- thoughts
@@ -361,6 +376,8 @@ def test_json_between_marks(body, calls):
         ({"type": "object"}, '{"a": 1, "a": 2}', {"a": 2}),
         ({"type": "object"}, "__import__('os')", "__import__('os')"),
         ({"type": "array"}, "[" * 5000 + "]" * 5000, "[" * 5000 + "]" * 5000),
+        ({"type": "array"}, "[" * 65 + "]" * 65, "[" * 65 + "]" * 65),
+        ({"type": "array"}, "[" + "[]," * 100 + '"[{\\"[{"]', [[]] * 100 + ['[{"[{']),
         ({"type": "array"}, "(" * 5000 + ")" * 5000, "(" * 5000 + ")" * 5000),
         ({"type": ["string", "null"]}, "null", None),
         ({"type": ["string", "null"]}, "5", "5"),

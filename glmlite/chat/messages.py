@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
+
+from .readers.literals import read_json
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,8 @@ def _call(where: str, call: Any) -> dict[str, Any]:
         raise ValueError(f"{where}: should be {{'function': {{'name': ..., 'arguments': ...}}}}")
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):
-            decoded = json.loads(arguments)
+        with suppress(ValueError):
+            decoded = read_json(arguments)
             arguments = decoded if isinstance(decoded, dict) else arguments
     elif not isinstance(arguments, Mapping):
         raise ValueError(f"{where}: the arguments are {type(arguments).__name__}, should be an object")

@@ -39,16 +39,32 @@ def _constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _check_depth(text: str) -> None:
+    """Raises ValueError for JSON that is nested too deeply."""
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        depth += match[0] in "[{"
+        depth -= match[0] in "]}"
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+
+
 _JSON = json.JSONDecoder(parse_float=_number, parse_int=_number, parse_constant=_constant)
+_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.S)  # strings, too, which may hold brackets
 _BETWEEN = re.compile(r"[\s,;]*")
 
 
 def read_json(text: str) -> Any:
-    """The value of a JSON text whose numbers are finite. Raises ValueError."""
+    """The value of a JSON text whose numbers are finite. Raises ValueError, also for what is nested more deeply than
+    whoever reads it next may bear."""
     try:
-        return _JSON.decode(text)
+        value = _JSON.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    _check_depth(text)
+    return value
 
 
 def read_values(text: str) -> list[Any]:
@@ -58,6 +74,7 @@ def read_values(text: str) -> list[Any]:
         while at < len(text):
             value, end = _JSON.raw_decode(text, at)
             values.append(value)
+            _check_depth(text[at:end])
             between = _BETWEEN.match(text, end)
             at = between.end() if between else end
     except (ValueError, RecursionError):
@@ -134,7 +151,7 @@ class _Literals:
 
     def value(self, depth: int = 0) -> Any:
         kind, text = self.kind, self.text
-        if depth > _DEEPEST:
+        if depth == _DEEPEST and text in ("[", "(", "{"):
             raise ValueError("nested too deeply")
         self.expect(kind if kind in ("string", "number", "word") else "sign")
         if kind == "string":
