@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bind.h"
 #include "bind_isa.h"
 #include "engine.h"
@@ -200,6 +202,28 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
           [](Sampler& s, const py::object& tokens) {
             const auto ids = to_vector<int32_t>(tokens, "accept: tokens must be integers that fit in 32 bits");
             s.accept(ids.data(), static_cast<int64_t>(ids.size()));
+          },
+          py::arg("tokens"))
+      .def(
+          "take",
+          [](Sampler& s, const py::object& tokens) {
+            for (const int32_t token : to_vector<int32_t>(tokens, "take: tokens must be integers that fit in 32 bits"))
+              s.take(token);
+          },
+          py::arg("tokens"))
+      .def(
+          "allow",
+          [](Sampler& s, const std::optional<py::array_t<uint32_t, py::array::c_style>>& words) {
+            if (words && words->ndim() != 1) throw py::value_error("allow: words must be one-dimensional");
+            if (words && words->size() == 0) throw py::value_error("allow: no words, expected one for 32 tokens");
+            s.allow(words ? std::vector<uint32_t>(words->data(), words->data() + words->size())
+                          : std::vector<uint32_t>());
+          },
+          py::arg("words"))
+      .def(
+          "forbid",
+          [](Sampler& s, const py::object& tokens) {
+            s.forbid(to_vector<int32_t>(tokens, "forbid: tokens must be integers that fit in 32 bits"));
           },
           py::arg("tokens"))
       .def(

@@ -17,7 +17,7 @@ class Engine::Rollback {
   Rollback(PageTable& table, const std::vector<Work>& works) : table_(table), works_(works) {
     for (const Work& w : works) {
       lengths_.push_back(table.at(w.sequence).length);
-      samplers_.push_back(w.sampler ? *w.sampler : Sampler({}));
+      marks_.push_back(w.sampler ? w.sampler->mark() : Sampler::Mark{});
     }
   }
   ~Rollback() {
@@ -25,7 +25,7 @@ class Engine::Rollback {
     for (size_t i = 0; i < works_.size(); ++i) {
       // Pages reserved beyond the old length go back too.
       table_.truncate(works_[i].sequence, lengths_[i]);
-      if (works_[i].sampler) *works_[i].sampler = samplers_[i];
+      if (works_[i].sampler) works_[i].sampler->rewind(marks_[i]);
     }
   }
   void keep() { kept_ = true; }
@@ -34,7 +34,7 @@ class Engine::Rollback {
   PageTable& table_;
   const std::vector<Work>& works_;
   std::vector<int64_t> lengths_;
-  std::vector<Sampler> samplers_;
+  std::vector<Sampler::Mark> marks_;
   bool kept_ = false;
 };
 
@@ -224,6 +224,15 @@ static std::runtime_error cache_full(const PageTable& table) {
                             " tokens' room is left, in pages of " + std::to_string(table.page_tokens()));
 }
 
+// What the work's sampler asks of a device. Throws std::invalid_argument, naming the sequence.
+static DrawRequest request_of(const Work& work, int64_t vocab) {
+  try {
+    return work.sampler->request(vocab);
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument("sequence " + std::to_string(work.sequence) + ": " + error.what());
+  }
+}
+
 std::vector<float> Engine::step(const std::vector<Work>& works, const std::vector<int32_t>& rows,
                                 const CancelFlag* cancel, const Watch* watch) {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -265,8 +274,8 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
       last += static_cast<int32_t>(w.tokens.size());
       if (!w.sampler) continue;
       rows.push_back(last);
-      requests.emplace_back();
-      if (!w.sampler->needs_logits()) requests.back() = w.sampler->request(info_.vocab);
+      requests.emplace_back(request_of(w, info_.vocab));
+      if (w.sampler->needs_logits()) requests.back().reset();
     }
     const StepResult result = advance(active, rows, std::move(requests), cancel, nullptr);
     std::vector<Work> next;

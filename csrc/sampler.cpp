@@ -108,6 +108,48 @@ int32_t draw_token(const Draw& draw, const float* logits, int64_t vocab) {
   return token_of(keys[std::upper_bound(sums.begin(), sums.end(), draw.target(total)) - sums.begin()]);
 }
 
+int32_t draw_from_all(const DrawRequest& request, const float* logits, int64_t vocab) {
+  if (request.adjustments.empty()) return draw_token(request.draw, logits, vocab);
+  std::vector<float> adjusted(logits, logits + vocab);
+  for (const Adjustment& a : request.adjustments) adjusted[a.token] = request.draw.adjusted(logits[a.token], a);
+  return draw_token(request.draw, adjusted.data(), vocab);
+}
+
+// As from a row in which all but these tokens, ascending, weigh nothing: what is drawn depends on the order of tokens
+// and not on their numbers.
+int32_t draw_from(const std::vector<int32_t>& tokens, const DrawRequest& request, const float* logits) {
+  std::vector<float> row(tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) row[i] = logits[tokens[i]];
+  for (const Adjustment& a : request.adjustments) {
+    const auto at = std::lower_bound(tokens.begin(), tokens.end(), a.token);
+    if (at != tokens.end() && *at == a.token) row[at - tokens.begin()] = request.draw.adjusted(logits[a.token], a);
+  }
+  return tokens[draw_token(request.draw, row.data(), static_cast<int64_t>(row.size()))];
+}
+
+int64_t words_of(int64_t vocab) { return (vocab + 31) / 32; }
+
+// Of a word of a mask, the bits that are tokens of the vocabulary.
+uint32_t bits_of(const std::vector<uint32_t>& words, int64_t index, int64_t vocab) {
+  const int64_t left = vocab - 32 * index;
+  return left < 32 ? words[index] & ((uint32_t{1} << left) - 1) : words[index];
+}
+
+std::vector<int32_t> tokens_of(const std::vector<uint32_t>& words, int64_t vocab) {
+  std::vector<int32_t> tokens(static_cast<size_t>(32 * words_of(vocab)));
+  size_t count = 0;
+  for (int64_t i = 0; i < words_of(vocab); ++i) {
+    const uint32_t bits = bits_of(words, i, vocab);
+    if (bits == 0) continue;
+    for (int bit = 0; bit < 32; ++bit) {  // without branches, which masks make hard to foresee
+      tokens[count] = static_cast<int32_t>(32 * i + bit);
+      count += bits >> bit & 1;
+    }
+  }
+  tokens.resize(count);
+  return tokens;
+}
+
 }  // namespace
 
 const std::vector<SamplingOption>& sampling_options() {
@@ -144,22 +186,41 @@ Sampler::Sampler(SamplerOptions options)
     require(bias < 1e6, "logit_bias", bias, "a number below a million, or -inf");
     require(biased_.insert(token).second, "logit_bias token", token, "each once");
   }
+  window_ = static_cast<size_t>(option(kPenaltyWindow));
 }
 
 void Sampler::accept(const int32_t* tokens, int64_t count) {
-  for (int64_t i = std::max<int64_t>(0, count - static_cast<int64_t>(option(kPenaltyWindow))); i < count; ++i)
-    accept(tokens[i]);
+  for (int64_t i = std::max<int64_t>(0, count - static_cast<int64_t>(window_)); i < count; ++i) accept(tokens[i]);
 }
 
 void Sampler::accept(int32_t token) {
-  if (static_cast<int64_t>(option(kPenaltyWindow)) == 0) return;
-  window_.push_back(token);
+  if (window_ == 0) return;
+  seen_.push_back(token);
   ++counts_[token];
-  if (static_cast<int64_t>(window_.size()) > static_cast<int64_t>(option(kPenaltyWindow))) {
-    const auto it = counts_.find(window_.front());
-    if (--it->second == 0) counts_.erase(it);
-    window_.pop_front();
+  if (seen_.size() > window_) forget(seen_[seen_.size() - 1 - window_]);
+}
+
+void Sampler::forget(int32_t token) {
+  const auto it = counts_.find(token);
+  if (--it->second == 0) counts_.erase(it);
+}
+
+void Sampler::rewind(const Mark& mark) {
+  draws_ = mark.draws;
+  for (; seen_.size() > mark.seen; seen_.pop_back()) {
+    forget(seen_.back());
+    if (seen_.size() > window_) ++counts_[seen_[seen_.size() - 1 - window_]];
   }
+}
+
+void Sampler::forbid(const std::vector<int32_t>& tokens) {
+  for (const int32_t token : tokens) require(token >= 0, "forbid: token", token, "an id of the vocabulary");
+  forbidden_ = {tokens.begin(), tokens.end()};
+}
+
+void Sampler::allow(std::vector<uint32_t> words) {
+  allowed_ = std::move(words);
+  allowed_at_ = draws_;
 }
 
 // splitmix64 (Steele et al. 2014) of the seed, at the next draw's place in its sequence: 53 bits in [0, 1).
@@ -176,6 +237,15 @@ DrawRequest Sampler::request(int64_t vocab) const {
   if (vocab > kMaxVocab)
     throw std::invalid_argument("a vocabulary of " + std::to_string(vocab) + ", sampling takes " +
                                 std::to_string(kMaxVocab) + " at most");
+  if (masked()) {
+    const auto words = static_cast<int64_t>(allowed_.size());
+    if (words != words_of(vocab))
+      throw std::invalid_argument("allow: " + std::to_string(words) + " words of 32 tokens, a vocabulary of " +
+                                  std::to_string(vocab) + " takes " + std::to_string(words_of(vocab)));
+    int64_t i = 0;
+    while (i < words && bits_of(allowed_, i, vocab) == 0) ++i;
+    if (i == words) throw std::invalid_argument("allow: none of the vocabulary's tokens, expected at least one");
+  }
   DrawRequest request{};
   Draw& d = request.draw;
   if (option(kTemperature) > 0) d.sharpness = std::min(1 / option(kTemperature), 1e30);  // so that all are finite
@@ -193,33 +263,31 @@ DrawRequest Sampler::request(int64_t vocab) const {
   d.presence = option(kPresencePenalty);
   d.frequency = option(kFrequencyPenalty);
 
+  for (const int32_t token : forbidden_)
+    if (token < vocab) request.adjustments.push_back({token, 0, -std::numeric_limits<double>::infinity()});
   const bool penalties =
       option(kRepetitionPenalty) != 1 || option(kPresencePenalty) != 0 || option(kFrequencyPenalty) != 0;
   for (const auto& [token, bias] : o.logit_bias) {
     if (token >= vocab)
       throw std::invalid_argument("logit_bias: token " + std::to_string(token) + ", the vocabulary has " +
                                   std::to_string(vocab));
+    if (forbidden_.count(token)) continue;
     const auto seen = penalties ? counts_.find(token) : counts_.end();
     request.adjustments.push_back({token, seen == counts_.end() ? 0 : seen->second, bias});
   }
   if (!penalties) return request;
   for (const auto& [token, count] : counts_)
-    if (token >= 0 && token < vocab && !biased_.count(token)) request.adjustments.push_back({token, count, 0.0});
+    if (token >= 0 && token < vocab && !biased_.count(token) && !forbidden_.count(token))
+      request.adjustments.push_back({token, count, 0.0});
   return request;
 }
 
-bool Sampler::needs_logits() const { return options_.logprobs >= 0; }
+bool Sampler::needs_logits() const { return options_.logprobs >= 0 || masked(); }
 
 Sample Sampler::sample(const float* logits, int64_t vocab) {
   const DrawRequest request = this->request(vocab);
-  int32_t token;
-  if (request.adjustments.empty()) {
-    token = draw_token(request.draw, logits, vocab);
-  } else {
-    std::vector<float> adjusted(logits, logits + vocab);
-    for (const Adjustment& a : request.adjustments) adjusted[a.token] = request.draw.adjusted(logits[a.token], a);
-    token = draw_token(request.draw, adjusted.data(), vocab);
-  }
+  const int32_t token =
+      masked() ? draw_from(tokens_of(allowed_, vocab), request, logits) : draw_from_all(request, logits, vocab);
   Sample result = take(token);
   if (options_.logprobs < 0) return result;
 
@@ -237,7 +305,7 @@ Sample Sampler::sample(const float* logits, int64_t vocab) {
 }
 
 Sample Sampler::take(int32_t token) {
-  if (option(kTemperature) > 0) ++draws_;
+  ++draws_;
   accept(token);
   return {token, std::numeric_limits<double>::quiet_NaN(), {}};
 }

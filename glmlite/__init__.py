@@ -5,7 +5,7 @@ import logging
 from ._package import VERSION, find_modules
 from .cancel import Cancel
 from .errors import Busy, Cancelled, Closed, ContextOverflow, FormatError
-from .generate import Completion, Generation, Logprob, Piece, Progress
+from .generate import CallPart, Completion, Generation, Logprob, Piece, Progress, ToolCall
 from .hf import (
     AutoConfig,
     AutoModel,
@@ -39,6 +39,7 @@ __all__ = [
     "AutoModelForSeq2SeqLM",
     "AutoTokenizer",
     "Busy",
+    "CallPart",
     "Cancel",
     "Cancelled",
     "Closed",
@@ -61,6 +62,7 @@ __all__ = [
     "StoppingCriteriaList",
     "TextIteratorStreamer",
     "TextStreamer",
+    "ToolCall",
     "aload",
     "load",
 ]

@@ -145,9 +145,9 @@ def sampling_options() -> list[SamplingOption]:
 class Sampler:
     """Sampling options and state of one stream of tokens.
 
-    Order: logit_bias; repetition, presence and frequency penalties over the last `penalty_window` tokens seen
-    (prompt included); temperature 0 = the largest logit, lowest id on ties; otherwise top_k, then softmax of
-    logits / temperature, top_p, min_p, one draw. The n-th draw of a seed is a fixed number (counter-based),
+    Order: the allowed tokens; logit_bias; repetition, presence and frequency penalties over the last `penalty_window`
+    tokens seen (prompt included); temperature 0 = the largest logit, lowest id on ties; otherwise top_k, then softmax
+    of logits / temperature, top_p, min_p, one draw. The n-th draw of a seed is a fixed number (counter-based),
     so results do not depend on what else runs.
     """
 
@@ -162,6 +162,16 @@ class Sampler:
     ) -> None: ...
     def accept(self, tokens: Sequence[int]) -> None:
         """Tokens that count as seen for the penalties: the prompt."""
+    def take(self, tokens: Sequence[int]) -> None:
+        """Tokens that stand where drawn ones would: each counts as a draw, and as seen."""
+    def allow(self, words: NDArray[np.uint32] | None) -> None:
+        """The tokens that the next draw may take, and no later one: token t if bit t % 32 of words[t // 32] is set;
+        None: all. An engine call that fails leaves it as it was.
+
+        Where the draw is to happen, ValueError, naming the sequence: words for another vocabulary, or no token.
+        """
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """Tokens that no draw takes from now on, where others can be had; instead of those named before."""
     def sample(self, logits: NDArray[np.float32]) -> Sample:
         """Draws from (vocab,) logits and accepts the token. For tests."""
 

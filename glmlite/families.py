@@ -81,8 +81,8 @@ class Architecture:
     glm: whether they are of the family, all, none, or those with `[gMASK]` in their vocabulary.
     versions: ChatGLM2, ChatGLM3, GLM-4 and GLM-Edge go by this name; vocabulary and tensors tell which it is.
     prefix: where `[gMASK]<sop>` stands in a prompt, if anywhere.
-    chat: the format (glmlite.chat.formats) of a file without a template; None: no chat model, as far as is known. Of
-        several `versions`, that of the newest.
+    chat: the dialect (glmlite.chat.dialects) of a file without a template; None: no chat model, as far as is known.
+        Of several `versions`, that of the newest.
     blanks: how it fills blanks, if it was trained to.
     layer_norm: the norms subtract the mean, so the constant has another key than RMS norms have.
     half_rope: RoPE turns half of a head's columns.
@@ -132,7 +132,7 @@ FAMILY: Mapping[str, Architecture] = {
         tied=True,
         shows_special=True,
     ),
-    "glm4": Architecture(chat="glm4", half_rope=True),
+    "glm4": Architecture(chat="glm4-0414", half_rope=True),
     "glm4moe": Architecture(half_rope=True, experts=True),
     "deepseek2": Architecture(glm="by vocabulary", experts=True),
     "llama": Architecture(glm="none", prefix=None, asks_bos=True),

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cancel import Cancel
+from .chat.reply import CallPart, Part, Reply, ToolCall
 from .delivery import Events
 from .errors import Cancelled
 from .parameters import Parameters
 from .scheduler import Request, Scheduler, Stats
 
-__all__ = ["Completion", "Generation", "Logprob", "Piece", "Progress", "StopStrings"]
+__all__ = ["CallPart", "Completion", "Generation", "Logprob", "Piece", "Progress", "StopStrings", "ToolCall"]
 
 CANCELLED = "cancelled"
 
@@ -45,19 +47,29 @@ class Progress(NamedTuple):
 class Piece:
     """The next part of an answer: the tokens of one call of the engine and the text that is now certain.
 
-    `text` may be empty while it could still be the start of a stop string or of a character. The last piece has a
-    finish_reason: "stop" (an end token or a stop string), "length" (max_tokens, or the context is full), "cancelled".
+    `text` may be empty while it could still be the start of a stop string, of a character, or of a call. The last piece
+    has a finish_reason: "stop" (an end token or a stop string), "tool_calls" (the same, and the answer has calls),
+    "length" (max_tokens, or the context is full), "cancelled".
+
+    reasoning, calls: of an answer in a chat, what the model thought and the calls of tools it made, which are no text.
+    Within a piece the reasoning comes first and the calls last; where that would lose the order, one call of the engine
+    makes several pieces, of which the first has the tokens.
     """
 
     text: str
     tokens: list[int]
     logprobs: list[Logprob] | None = None
     finish_reason: str | None = None
+    reasoning: str = ""
+    calls: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
     """A whole answer. `str(completion)` is its text.
+
+    reasoning: what the model thought before it; None: nothing. tool_calls: the tools that it calls, if you offered any;
+    a call that max_tokens cut off is none. message: the answer as the next message of the conversation.
 
     tokens: without the end token. stop: the token id or the string that ended it, if one did. seed: gives the same
     answer again. Where a stop string ended it, `tokens` go up to the token that completed the string; where
@@ -71,6 +83,18 @@ class Completion:
     stats: Stats
     stop: int | str | None
     seed: int
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, in the shape of the OpenAI API; its thought is the `reasoning_content`."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        return message
 
     def __str__(self) -> str:
         return self.text
@@ -111,11 +135,18 @@ def _overlap(text: str, stop: str) -> int:
 class Answer:
     """The sink of a generation: turns samples into pieces, on the engine thread.
 
-    trim: white space before the first other character is no text.
+    trim: white space before the first other character is no text. marks: tokens that the text keeps, each as what it
+    is spelled here; no stop string is looked for in them.
     """
 
     def __init__(
-        self, decoder: Any, parameters: Parameters, stop_ids: Sequence[int], max_tokens: int, trim: bool = False
+        self,
+        decoder: Any,
+        parameters: Parameters,
+        stop_ids: Sequence[int],
+        max_tokens: int,
+        trim: bool = False,
+        marks: Mapping[int, str] | None = None,
     ):
         self.events: Events[Piece] = Events()
         self.stop: int | str | None = None
@@ -124,6 +155,7 @@ class Answer:
         self._stop_ids = frozenset(stop_ids)
         self._left = max_tokens
         self._trim = trim
+        self._marks = marks or {}
         self._logprobs = parameters.logprobs is not None
 
     def take(self, samples: list[Any]) -> bool:
@@ -136,7 +168,10 @@ class Answer:
             tokens.append(sample.token)
             if logprobs is not None:
                 logprobs.append(Logprob(sample.token, sample.logprob, sample.top))
-            certain, self.stop = self._strings.push(self._text(self._decoder.push([sample.token])))
+            if (mark := self._marks.get(sample.token)) is not None:
+                certain, self.stop = self._before(mark)
+            else:
+                certain, self.stop = self._strings.push(self._text(self._decoder.push([sample.token])))
             text += certain
             self._left -= 1
             if self.stop is not None or self._left == 0:
@@ -149,6 +184,14 @@ class Answer:
             self.stop = self.stop if stop is None else stop
         self.events.put(Piece(text, tokens, logprobs, reason))
         return reason is not None
+
+    def _before(self, mark: str) -> tuple[str, str | None]:
+        """The text before a mark, which is certain now, with the mark."""
+        certain, stop = self._strings.push(self._text(self._decoder.finish()))
+        if stop is None:
+            certain += self._strings.flush() + mark
+            self._trim = False
+        return certain, stop
 
     def _text(self, written: str) -> str:
         if self._trim:
@@ -182,7 +225,10 @@ class Generation:
         seed: int,
         owner: object,
         cancel: Cancel | None = None,
+        reply: Reply | None = None,
     ):
+        self._reply = reply
+        self._ready: deque[Piece] = deque()  # read, and not taken yet
         self._scheduler = scheduler
         self._request = request
         self._answer = answer
@@ -295,12 +341,16 @@ class Generation:
             finish_reason=reason,
             logprobs=logprobs if any(p.logprobs is not None for p in pieces) else None,
             stats=self.stats,
-            stop=self._answer.stop if reason == "stop" else None,
+            stop=self._answer.stop if reason in ("stop", "tool_calls") else None,
             seed=self._seed,
+            reasoning="".join(p.reasoning for p in pieces) or None,
+            tool_calls=tuple(self._reply.calls) if self._reply is not None else (),
         )
 
     def _take(self, wait: bool = True) -> Piece | None:
         """The next piece; None after the last, or where it is not there and nobody waits."""
+        if self._ready:
+            return self._hand_over(self._ready.popleft())
         if not self.finished:
             try:
                 events = self._answer.events
@@ -314,6 +364,8 @@ class Generation:
         return None
 
     async def _take_async(self) -> Piece | None:
+        if self._ready:
+            return self._hand_over(self._ready.popleft())
         if not self.finished:
             try:
                 return self._note(await self._answer.events.get_async(self._ticks()))
@@ -330,10 +382,15 @@ class Generation:
             raise event
         if not self._pieces and self._on_progress is not None and event.finish_reason != CANCELLED:
             self._on_progress(self.stats.prompt_tokens, self.stats.prompt_tokens)
-        self._pieces.append(event)
-        if event.finish_reason is not None:
+        first, *rest = [event] if self._reply is None else _read(event, self._reply)
+        self._ready.extend(rest)
+        return self._hand_over(first)
+
+    def _hand_over(self, piece: Piece) -> Piece:
+        self._pieces.append(piece)
+        if piece.finish_reason is not None:
             self.close()
-        return event
+        return piece
 
     def _ticks(self) -> Callable[[], object] | None:
         """What is to be called while the next piece is waited for: the report of a prompt that is being read."""
@@ -358,6 +415,20 @@ class _Pieces:
 
     def __del__(self) -> None:
         self._generation.close()
+
+
+def _read(piece: Piece, reply: Reply) -> list[Piece]:
+    """A piece of what the model wrote, as pieces of what it said."""
+    parts = reply.feed(piece.text)
+    reason = piece.finish_reason
+    if reason is not None:
+        parts += reply.finish(reason)
+        reason = "tool_calls" if reason == "stop" and reply.calls else reason
+    parts = parts or [Part()]
+    pieces = [Piece(part.text, [], None, None, part.reasoning, part.calls) for part in parts]
+    pieces[0] = replace(pieces[0], tokens=piece.tokens, logprobs=piece.logprobs)
+    pieces[-1] = replace(pieces[-1], finish_reason=reason)
+    return pieces
 
 
 def _cancel(request: Request, answer: Answer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import models
 from .cancel import Cancel
+from .chat.reply import Reply
 from .errors import ContextOverflow
 from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
@@ -22,6 +24,8 @@ from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from .chat.dialects import Dialect
 
 __all__ = ["Model"]
 
@@ -79,12 +83,17 @@ class Model:
         state = "closed" if self.closed else f"context {self.context}"
         return f"<glmlite.Model {self.name!r}, {self.architecture}, {state}>"
 
+    @cached_property
+    def dialect(self) -> Dialect | None:
+        """How the model is spoken to, and read (`glmlite.chat.dialects`); None: not a chat model."""
+        from .chat import dialects
+
+        return dialects.of(self.metadata, self.tokenizer, self.architecture)
+
     @property
     def chat_format(self) -> str | None:
         """How `chat` builds prompts: "template" (the file's) or the name of a format; None: not a chat model."""
-        from . import chat
-
-        return chat.chat_format(self.metadata, self.tokenizer, self.architecture)
+        return None if self.dialect is None else self.dialect.chat_format
 
     @property
     def debug(self) -> Debug:
@@ -148,20 +157,44 @@ class Model:
         /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
+        thinking: bool | None = None,
+        effort: str | None = None,
+        reasoning: bool = True,
         template: Mapping[str, Any] | None = None,
         cancel: Cancel | None = None,
         **changes: Unpack[Options],
     ) -> Completion:
         """Answer a conversation: `[{"role": "user", "content": "..."}]`. Otherwise as `generate`.
 
-        tools: functions that the model may call, in the shape of the OpenAI API. template: variables for the model's
-        chat template (`{"enable_thinking": False}`).
+        tools: functions that the model may call, in the shape of the OpenAI API. tool_choice: "auto"; "none" leaves
+            them out; "required" and `{"type": "function", "function": {"name": ...}}` ask for a call, which the model
+            may not make. parallel_tool_calls: False leaves out the calls after the first.
+        thinking, effort: whether to think before the answer and how much ("low", "high", ...), where the model's
+            template has a switch for it. reasoning: False leaves the thought in the text.
+        template: variables for the model's chat template (`{"clear_thinking": False}`).
 
-        The text begins with the answer's first word: the line end that GLM models write after `<|assistant|>`, which
-        a history has by itself, is among `tokens` only. With overflow "truncate" whole messages go, see
-        `glmlite.Parameters`; where what has to stay is too long: ContextOverflow.
+        A conversation that ends with a text of the assistant's is answered by going on with that text.
+
+        The completion has what the model thought, its text and its calls each on their own. The text begins with the
+        answer's first word: the line end that GLM models write after `<|assistant|>`, which a history has by itself,
+        is among `tokens` only. With overflow "truncate" whole messages go, see `glmlite.Parameters`; where what has to
+        stay is too long: ContextOverflow.
         """
-        return self.chat_stream(messages, parameters, tools=tools, template=template, cancel=cancel, **changes).result()
+        return self.chat_stream(
+            messages,
+            parameters,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            thinking=thinking,
+            effort=effort,
+            reasoning=reasoning,
+            template=template,
+            cancel=cancel,
+            **changes,
+        ).result()
 
     def chat_stream(
         self,
@@ -170,6 +203,11 @@ class Model:
         /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
+        thinking: bool | None = None,
+        effort: str | None = None,
+        reasoning: bool = True,
         template: Mapping[str, Any] | None = None,
         cancel: Cancel | None = None,
         **changes: Unpack[Options],
@@ -178,31 +216,39 @@ class Model:
         from . import chat
 
         p = Parameters.of(parameters, **changes)
+        offered = chat.offered(tools, tool_choice)
 
         def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
-            return self.chat_ids(messages, tools=tools, template=template)
+            return self.chat_ids(messages, tools=offered, thinking=thinking, effort=effort, template=template)
 
         if p.overflow == "truncate":
             prompt = chat.fit(render, messages, room=self._room(p), context=self.context)
         else:
             prompt = render(messages)
         ids = self._ids(prompt)
-        return self._start(ids, p, self._defaults, cancel, trim=chat.trims(self.tokenizer, ids))
+        assert self.dialect is not None  # rendering would have failed
+        goes_on = chat.goes_on(messages)
+        reader = self.dialect.reader(ids, offered, goes_on=goes_on, thoughts=reasoning, parallel=parallel_tool_calls)
+        trim = self.dialect.trims(ids) and not goes_on
+        return self._start(ids, p, self._defaults, cancel, chatting=(self.dialect, Reply(reader), trim))
 
     def chat_ids(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+        effort: str | None = None,
         template: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """The prompt of a conversation, see `glmlite.chat.render`.
+        """The prompt of a conversation, see `chat` and `glmlite.chat.render`.
 
-        add_generation_prompt: end where the answer begins.
+        add_generation_prompt: end where the answer begins, or with a last text of the assistant's.
         """
         from . import chat
 
+        switches = {} if self.dialect is None else self.dialect.template_variables(thinking, effort)
         return chat.render(
             self.metadata,
             self.tokenizer,
@@ -210,7 +256,8 @@ class Model:
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
-            **chat.variables(template),
+            continue_final_message=add_generation_prompt and chat.goes_on(messages),
+            **{**switches, **chat.variables(template)},
         )
 
     def infill(
@@ -257,16 +304,20 @@ class Model:
         defaults: Mapping[str, float],
         cancel: Cancel | None,
         *,
-        trim: bool = False,
+        chatting: tuple[Dialect, Reply, bool] | None = None,
     ) -> Generation:
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
         self._fits(ids, len(ids) + 1)
         room = self.context - len(ids)
         max_tokens = room if p.max_tokens is None else min(room, p.max_tokens)
-        stops = list(p.stop_ids)
-        if not p.ignore_eos:
-            stops += sorted(self.tokenizer.eos_ids)
+        ends = set(self.tokenizer.eos_ids)
+        trim, marks, reply = False, None, None
+        if chatting is not None:
+            dialect, reply, trim = chatting
+            marks = dialect.marks
+            ends |= {i for end in dialect.ends if (i := self.tokenizer.id_of(end)) is not None}
+        stops = [*p.stop_ids, *(() if p.ignore_eos else sorted(ends))]
         seed = random_seed() if p.seed is None else int(p.seed)
         sampler = self._native.Sampler(
             **p.sampling(defaults),
@@ -276,10 +327,10 @@ class Model:
             stop=stops,
         )
         sampler.accept(ids)
-        answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim)
+        answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim, marks)
         layout = self._layout(ids, self.tokenizer.id_of)
         request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens)
-        return Generation(self._scheduler, request, answer, p.on_progress, seed, self, cancel)
+        return Generation(self._scheduler, request, answer, p.on_progress, seed, self, cancel, reply)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["RECOMMENDED", "Options", "Parameters", "sampling_defaults", "token_ids"]
 
 LARGEST_BIAS = 1e6
+MOST_CHARACTERS = 250_000  # of a schema or a grammar
 # The options of the sampler that a file may recommend, and where: GGUF's `general.sampling.*`.
 RECOMMENDED = {
     "temperature": "general.sampling.temp",
@@ -55,6 +57,8 @@ class Options(TypedDict, total=False):
     logprobs: int | None
     stop: str | Sequence[str] | None
     stop_ids: Sequence[int] | None
+    schema: Mapping[str, Any] | str | bool | type | None
+    grammar: str | None
     ignore_eos: bool | None
     overflow: str | None
     on_progress: Callable[[int, int], object] | None
@@ -74,6 +78,11 @@ class Parameters:
     logprobs: 0 for the log probability of each token, n for those of the n most likely ones too.
     stop: strings that end the answer and are not part of it, wherever the borders of tokens fall.
     stop_ids: token ids that end it, besides the model's own.
+    schema: a JSON schema that the answer will validate against: as a mapping, as JSON text, or a class that has one
+        (`model_json_schema()`, as pydantic's models); True: any JSON object. A chat model thinks first, as it pleases.
+        The answer ends where the JSON does, with finish_reason "stop"; "length" says that it was cut, and `stop` can
+        cut it too. Needs llguidance: pip install 'glmlite[grammar]'.
+    grammar: a grammar that the answer will follow, in llguidance's variant of Lark. Otherwise as `schema`.
     ignore_eos: do not end at the model's own end tokens.
     overflow: what to do with a prompt that does not fit the context. "error": ContextOverflow. "truncate": drop the
         oldest of it, until the prompt and `max_tokens` (or a quarter of the context; at most half of it) fit. Of text
@@ -99,6 +108,8 @@ class Parameters:
     logprobs: int | None = None
     stop: str | Sequence[str] = ()
     stop_ids: Sequence[int] = ()
+    schema: Mapping[str, Any] | str | bool | type | None = None
+    grammar: str | None = None
     ignore_eos: bool = False
     overflow: str = "error"
     on_progress: Callable[[int, int], object] | None = None
@@ -140,6 +151,12 @@ class Parameters:
             _integer("logit_bias", token, 0)
             if not (hasattr(bias, "__float__") and bias < LARGEST_BIAS):
                 raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below a million, or -inf")
+        if self.schema is not None:
+            if self.grammar is not None:
+                raise ValueError("schema and grammar are given, expected one of them")
+            object.__setattr__(self, "schema", _schema(self.schema))
+        if self.grammar is not None:
+            _text("grammar", self.grammar)
         if not isinstance(self.ignore_eos, bool):
             raise TypeError(f"ignore_eos is {self.ignore_eos!r}, expected True or False")
         if self.overflow not in ("error", "truncate"):
@@ -181,6 +198,39 @@ def token_ids(name: str, ids: Any) -> list[int]:
         return [operator.index(i) for i in ids]
     except TypeError:
         raise TypeError(f"{name} is {reprlib.repr(ids)}, expected token ids") from None
+
+
+def _schema(schema: Any) -> str:
+    """A schema as JSON text. Raises TypeError and ValueError."""
+    if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
+        schema = schema.model_json_schema()
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(_text("schema", schema))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"schema: is no JSON: {error}") from None
+    if schema is True:
+        schema = {"type": "object"}
+    if not isinstance(schema, Mapping):
+        what = "a mapping, JSON text of one, a class with model_json_schema, or True"
+        raise TypeError(f"schema is {reprlib.repr(schema)}, expected {what}")
+    try:
+        text = json.dumps(dict(schema), allow_nan=False)
+    except TypeError as error:
+        raise TypeError(f"schema: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"schema: {error}") from None
+    return _text("schema", text)
+
+
+def _text(name: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {reprlib.repr(text)}, expected a string")
+    if not text.strip():
+        raise ValueError(f"{name} is {text!r}, expected one that is not empty")
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{name}: {len(text)} characters, expected at most {MOST_CHARACTERS}")
+    return text
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:

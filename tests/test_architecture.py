@@ -23,7 +23,7 @@ LAYERS = [
     ["infill"],
     ["generate"],
     ["locate", "parameters", "scheduler"],
-    ["delivery", "sequences"],
+    ["constrain", "delivery", "sequences"],
     ["builtin", "cancel", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],

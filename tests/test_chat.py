@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import vocab
 
-from glmlite.chat import chat_format, fit, render, template, trims, variables
+from glmlite.chat import chat_format, dialects, fit, render, template, variables
+from glmlite.chat.messages import check as checked
 from glmlite.errors import ContextOverflow, FormatError
 from glmlite.tokenizer import Tokenizer
 
@@ -157,13 +158,19 @@ def test_glm4(glm4):
     )
 
 
-def test_glm4_tools(glm4):
+PREAMBLE = (
+    "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n"
+)
+
+
+@pytest.mark.parametrize(("metadata", "preamble"), [({"glmlite.chat_format": "glm4"}, PREAMBLE), ({}, "")])
+def test_glm4_tools(glm4, metadata, preamble):
+    """The models of 0414 know no preamble."""
     openai = {"type": "function", "function": WEATHER}
-    got = spelled(glm4, "glm4", [user("北京天气"), CALL, {"role": "tool", "content": "晴"}], tools=[openai])
+    got = spelled(glm4, "glm4", [user("北京天气"), CALL, {"role": "tool", "content": "晴"}], metadata, tools=[openai])
     assert got == (
-        "«[gMASK]»«<sop>»«<|system|>»\n"
-        "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
-        "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具\n\n## get_weather\n\n"
+        f"«[gMASK]»«<sop>»«<|system|>»\n{preamble}# 可用工具\n\n## get_weather\n\n"
         f"{WEATHER_JSON}\n在调用上述函数时，请使用 Json 格式表示调用的参数。«<|user|>»\n北京天气"
         '«<|assistant|>»get_weather\n{"city": "北京"}«<|observation|>»\n晴«<|assistant|>»'
     )
@@ -240,6 +247,11 @@ def test_tools_in_a_message_are_those_of_the_call(glm4, chatglm3):
     )
 
 
+def test_a_result_without_text_stands_for_its_call(glm4):
+    messages = [called("a", "b"), {"role": "tool", "content": None}, {"role": "tool", "content": "rb"}]
+    assert "«<|observation|>»\n«<|observation|>»\nrb" in spelled(glm4, "glm4", messages)
+
+
 def test_glm_edge_has_no_place_for_calls():
     for message, key in ((CALL, "tool_calls"), (assistant("a", metadata="f"), "metadata")):
         with pytest.raises(ValueError, match=rf"messages\[1\]: {key}, the chat format glm-edge has none"):
@@ -265,7 +277,7 @@ def test_an_answer_in_the_history_has_the_ids_that_the_model_wrote(name):
     prompt = render(metadata, tokenizer, "chatglm", [user("a")])
     written = [*tokenizer.encode("\n"), *tokenizer.encode("ab 你\n\nab")]
     text = tokenizer.decode(written).lstrip()
-    assert trims(tokenizer, prompt) and text == "ab 你\n\nab"
+    assert dialects.of(metadata, tokenizer, "chatglm").trims(prompt) and text == "ab 你\n\nab"
     history = render(metadata, tokenizer, "chatglm", [user("a"), assistant(text), user("b")])
     assert history[: len(prompt) + len(written) + 1] == [*prompt, *written, tokenizer.id_of("<|user|>")]
 
@@ -296,7 +308,7 @@ EDGE, GLM4 = ({"tokenizer.ggml.tokens": ["a"] * count} for count in (59264, 1515
         ),
         ("chatglm", {"tokenizer.ggml.tokens": ["a"] * 151552, "tokenizer.chat_template": "x"}, Characters(), "glm4"),
         ("chatglm", {"tokenizer.ggml.tokens": ["a"] * 151552, "tokenizer.chat_template": ""}, Characters(), "glm4"),
-        ("glm4", {}, Characters(), "glm4"),
+        ("glm4", {}, Characters(), "glm4-0414"),
         ("glm", {}, Characters(), None),
         ("llama", {}, Characters(), None),
     ],
@@ -371,7 +383,9 @@ def test_what_is_not_read_is_logged_once(glm4, caplog):
     result = {"role": "tool", "name": "f", "tool_call_id": "1", "content": "r"}
     for _ in range(2):
         spelled(glm4, "glm4", [odd, result])
-    assert [record.message for record in caplog.records] == ["messages: 'mood' is not read by the chat format glm4"]
+    assert [record.message for record in caplog.records] == [
+        "messages: 'mood' is not read by the chat format glm4-0414"
+    ]
     caplog.clear()
     model = {"general.name": "of this test"}
     for _ in range(2):
@@ -405,12 +419,13 @@ def test_variables():
         ([], "messages: none"),
         (["hi"], r"messages\[0\]: str, should be a mapping"),
         ([{"role": "root", "content": ""}], r"messages\[0\]: role 'root', should be one of system, user"),
-        ([user("a"), {"role": "assistant"}], r"messages\[1\]: no content"),
+        ([{"role": "user"}], r"messages\[0\]: no content"),
+        ([{"role": "system", "content": None}, user("a")], r"messages\[0\]: no content"),
         ([user(3)], r"messages\[0\]: content is int"),
         ([user([{"type": "image_url", "image_url": "x"}])], r"messages\[0\]: a content part of type 'image_url'"),
         (
-            [assistant(None, tool_calls=[{"function": {"name": "f", "arguments": "{"}}])],
-            r"tool_calls\[0\]: .* not JSON",
+            [assistant(None, tool_calls=[{"function": {"name": "f", "arguments": [1]}}])],
+            r"tool_calls\[0\]: the arguments are list, should be an object",
         ),
         ([assistant(None, tool_calls=[{"name": "f"}])], r"messages\[0\].tool_calls\[0\]: should be"),
         ([assistant(None, tool_calls=3)], r"messages\[0\].tool_calls: int, should be a list"),
@@ -432,11 +447,15 @@ def test_bad_messages(glm4, messages, error):
 @pytest.mark.parametrize(
     ("messages", "options", "error"),
     [
-        ([user("a"), user("b")], {}, r"messages\[1\]: role 'user', .* has 'assistant' there"),
-        ([SYSTEM, assistant("b")], {}, r"messages\[1\]: role 'assistant', .* has 'user' there"),
+        ([SYSTEM, assistant("b")], {}, "the last is the assistant's"),
         ([user("a"), assistant("b")], {}, "the last is the assistant's"),
+        (
+            [user("a"), {"role": "tool", "content": "b"}],
+            {},
+            r"messages\[1\]: role 'tool', the chat format chatglm has none",
+        ),
+        ([user("a")], {"continue_final_message": True}, "messages: the last is no text of the assistant's to continue"),
         ([SYSTEM], {}, "there is no question; the chat format chatglm ends with the user's"),
-        ([SYSTEM, user("a"), SYSTEM], {}, r"messages\[2\]: role 'system', .* has 'assistant' there"),
         ([user("a"), CALL, user("b")], {}, r"messages\[1\]: tool_calls, the chat format chatglm has none"),
         ([user("a"), assistant("b", metadata="f"), user("b")], {}, r"messages\[1\]: metadata, the chat format"),
         ([{**SYSTEM, "tools": [WEATHER]}, user("b")], {}, r"messages\[0\]: tools, the chat format chatglm has none"),
@@ -448,6 +467,113 @@ def test_bad_messages(glm4, messages, error):
 def test_bad_rounds(messages, options, error):
     with pytest.raises(ValueError, match=error):
         render({}, Characters(), "chatglm1", messages, **options)
+
+
+@pytest.mark.parametrize(
+    ("messages", "rounds"),
+    [
+        ([user("a"), user("b")], [("a\nb", None)]),
+        ([user("a"), assistant("b"), assistant("c"), user("d")], [("a", "b\nc"), ("d", None)]),
+        ([user("a"), SYSTEM], [("a\n要简短。", None)]),
+        ([user("a"), assistant("b"), SYSTEM, user("c")], [("a", "b"), ("要简短。\nc", None)]),
+        ([assistant("hello"), user("a")], [("", "hello"), ("a", None)]),
+        ([SYSTEM, assistant("hello"), user("a")], [("要简短。", "hello"), ("a", None)]),
+        ([user("a"), {"role": "assistant"}, user("b")], [("a", ""), ("b", None)]),
+    ],
+)
+def test_rounds_of_conversations_out_of_turn(messages, rounds):
+    tokenizer = Characters(["[gMASK]", "<sop>"])
+    one = "".join(f"[Round {i}]\n问：{q}\n答：" + ("" if a is None else f"{a}\n") for i, (q, a) in enumerate(rounds))
+    want = one if len(rounds) > 1 else rounds[0][0]
+    assert spelled(tokenizer, "chatglm1", messages) == f"{want}«[gMASK]»«<sop>»"
+    two = "".join(
+        f"[Round {i}]\n\n问：{q}\n\n答：" + ("" if a is None else f"{a}\n\n") for i, (q, a) in enumerate(rounds, 1)
+    )
+    assert spelled(tokenizer, "chatglm", messages) == two
+
+
+# ---- what clients send back
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"role": "assistant", "content": None}, assistant("")),
+        ({"role": "assistant"}, assistant("")),
+        ({"role": "assistant", "content": None, "refusal": "no"}, assistant("no")),
+        (assistant([{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]), assistant("ab")),
+        (assistant("a", reasoning="t", annotations=[], audio=None), assistant("a", reasoning_content="t")),
+        (assistant("a", reasoning={"effort": "low"}), assistant("a")),
+        ({"role": "tool", "tool_call_id": "1", "content": None}, {"role": "tool", "tool_call_id": "1", "content": ""}),
+        ({"role": "function", "name": "f"}, {"role": "tool", "name": "f", "content": ""}),
+        ({**CALL, "content": None}, {**CALL, "content": ""}),
+    ],
+)
+def test_messages_that_come_back(given, same):
+    (got,), (want,) = checked([given]), checked([same])
+    assert {k: v for k, v in got.items() if k not in ("annotations",)} == want
+
+
+def called(*ids, arguments="{}"):
+    return assistant("", tool_calls=[{"id": i, "function": {"name": f"f{i}", "arguments": arguments}} for i in ids])
+
+
+def given(*ids):
+    return [{"role": "tool", "tool_call_id": i, "content": f"r{i}"} for i in ids]
+
+
+@pytest.mark.parametrize(
+    ("messages", "want"),
+    [
+        ([called("a", "b"), *given("b", "a")], "ab"),
+        ([called("a", "b", "c"), *given("c", "a", "b"), user("x"), called("d", "e"), *given("e", "d")], "abcde"),
+        ([called("a", "b"), *given("b", "x")], "bx"),
+        ([called("a", "b"), *given("b")], "b"),
+        ([called("a", "b"), *given("b", "b")], "bb"),
+        ([called("a", "b"), *given("b", "a", "x")], "abx"),
+        ([called(None, None), *given(None, None)], "NoneNone"),
+        ([user("x"), *given("b", "a")], "ba"),
+    ],
+)
+def test_results_stand_in_the_order_of_the_calls(messages, want):
+    assert "".join(m["content"][1:] for m in checked(messages) if m["role"] == "tool") == want
+
+
+DAMAGED = ['{"path": "/tm', "[1]", "3", "plain", "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_arguments_that_are_no_object_are_what_the_model_wrote(glm4, chatglm3, text):
+    messages = [user("q"), called("a", arguments=text), *given("a")]
+    name = {"glmlite.chat_format": "glm4"}
+    assert f"«<|assistant|>»fa\n{text}«<|observation|>»\nra" in spelled(glm4, "glm4", messages, name)
+    got = spelled(chatglm3, "chatglm", messages, LLAMA_VOCABULARY)
+    assert f"«<|assistant|>»▁fa\n▁```python\n{text}\n```«<|observation|>»" in got
+
+
+@pytest.mark.parametrize("arguments", [None, "", {}, "{}"])
+def test_no_arguments(arguments):
+    (message,) = checked([called("a", arguments=arguments)])
+    assert message["tool_calls"][0]["function"]["arguments"] == {}
+
+
+# ---- an answer that goes on
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "want"),
+    [
+        ("chatglm1", "chatglm", "q«[gMASK]»«<sop>»once "),
+        ("chatglm", "chatglm2", "[Round 1]\n\n问：q\n\n答：once "),
+        ("chatglm", "chatglm3", "«<|user|>»\nq«<|assistant|>»\nonce "),
+        ("glm4", "glm4", "«<|user|>»\nq«<|assistant|>»\nonce "),
+        ("chatglm", "glm-edge", "«<|user|>»\nq«<|assistant|>»\nonce "),
+    ],
+)
+def test_a_last_text_of_the_assistant_s_goes_on(architecture, name, want):
+    messages = [user("q"), assistant("once ")]
+    metadata = {"glmlite.chat_format": name}
+    assert spelled(Characters(), architecture, messages, metadata, continue_final_message=True) == want
 
 
 # ---- the file's template -----------------------------------------------------------------------------------------
@@ -498,11 +624,45 @@ def test_a_bos_may_begin_each_round():
     assert got == "«<s>»a«<s>»b"
 
 
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (TURNS + GENERATE, "«<|user|>»\nq«<|assistant|>»\nonce "),
+        ("{% for m in messages %}{{ m.content.strip() }}<eos>{% endfor %}", "q«<eos>»once "),
+        ("{% for m in messages %}({{ m.content }}){{ m.content }}<eos>{% endfor %}", "(q)q«<eos>»(once )once "),
+    ],
+)
+def test_a_last_text_goes_on_through_a_template(text, want):
+    messages = [user("q"), assistant("once \ufdd1")]
+    assert with_template(text, messages, continue_final_message=True) == want
+    with pytest.raises(ValueError, match="leaves out the text that the answer is to go on with"):
+        with_template("{{ messages[0].content }}", messages, continue_final_message=True)
+
+
+def test_a_damaged_call_is_text_for_a_template():
+    text = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls %}"
+        "[{{ c.function.name }}{% for k, v in c.function.arguments.items() %} {{ k }}={{ v }}{% endfor %}]"
+        "{% endfor %}{% endfor %}"
+    )
+    whole = {"id": "b", "function": {"name": "g", "arguments": '{"x": 1}'}}
+    message = called("a", arguments='{"path": "/tm')
+    assert with_template(text, [message]) == '«<|assistant|>»<tool_call>fa\n{"path": "/tm\n</tool_call>'
+    message = {**message, "content": "So.", "tool_calls": [*message["tool_calls"], whole]}
+    want = '«<|assistant|>»So.\n<tool_call>fa\n{"path": "/tm\n</tool_call>[g x=1]'
+    assert with_template(text, [message]) == want
+    metadata = "{% for m in messages %}<|{{ m.role }}|>{{ m.metadata }}\n{{ m.content }}{% endfor %}"
+    got = with_template(metadata, [called("a", arguments='{"path": "/tm')])
+    assert got == '«<|assistant|>»fa\n{"path": "/tm'
+
+
 @pytest.mark.parametrize("text", ["{{ messages[0].content }}", "[gMASK]<sop>{{ messages[0].content }}[gMASK]<sop>"])
 def test_a_template_of_chatglm_6b_ends_with_the_prefix(text):
     metadata = {"tokenizer.chat_template": text}
     assert spelled(Characters(), "chatglm1", [user("q")], metadata) == "q«[gMASK]»«<sop>»"
     assert spelled(Characters(), "chatglm1", [user("q")], metadata, add_generation_prompt=False) == "q"
+    got = spelled(Characters(), "chatglm1", [user("q"), assistant("a ")], metadata, continue_final_message=True)
+    assert got == "q«[gMASK]»«<sop>»a "
 
 
 def test_a_control_token_as_a_key_stays_text():

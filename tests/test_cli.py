@@ -162,7 +162,8 @@ def test_run_passes_on_what_was_asked_for_and_nothing_else(model):
                 "seed": 7,
                 "max_tokens": 9,
                 "stop": ["a", "b"],
-                "template": {"enable_thinking": False},
+                "reasoning": False,
+                "thinking": False,
             },
         )
     ]

@@ -203,13 +203,13 @@ def asked(monkeypatch):
         ("--kv-type F16", {"kv_type": "f16"}, {}),
         ("--kv-bits 8", {"kv_type": "q8"}, {}),
         ("--overflow TRUNCATE", {}, {"overflow": "truncate"}),
-        ("--nothink", {}, {"template": {"enable_thinking": False}}),
+        ("--nothink", {}, {"thinking": False}),
     ],
 )
 @pytest.mark.parametrize("command", ["run", "chat"])
 def test_options_of_other_programs_are_taken(asked, command, options, loading, settings):
     assert main([command, "m.gguf", "hi", *options.split()]) == 0
-    assert asked == [("m.gguf", loading), ("hi", settings)]
+    assert asked == [("m.gguf", loading), ("hi", {"reasoning": False, **settings})]
 
 
 @pytest.mark.parametrize(

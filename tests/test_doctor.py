@@ -13,7 +13,8 @@ from test_convert import FORMS, make
 import glmlite
 from glmlite import _native as native
 from glmlite import chat, doctor, families
-from glmlite.chat import formats, templates
+from glmlite.chat import templates
+from glmlite.chat.dialects import FORMATS
 from glmlite.cli import main
 from glmlite.convert import convert, writer
 from glmlite.convert.formats import TYPES
@@ -584,7 +585,7 @@ def test_templates_say_what_the_formats_say(name, case):
     want = chat.render(own, Tokenizer.from_metadata(own), "chatglm", messages, tools=tools)
     told = bare | {T: templates.TEMPLATES[name]}
     assert chat.render(told, Tokenizer.from_metadata(told), "chatglm", messages, tools=tools) == want
-    assert set(templates.TEMPLATES) < set(formats.FORMATS)
+    assert set(templates.TEMPLATES) < set(FORMATS)
 
 
 def test_a_name_in_an_edge_file_becomes_its_own_template(tmp_path):

@@ -549,3 +549,69 @@ def test_closed(case):
             call()
     with pytest.raises(ValueError, match="closed"):
         engine.step([_native.Work(sequence, [1], causal(1))], [0])
+
+
+# ---- masks
+
+
+def words(*tokens, vocab):
+    """A mask of these tokens."""
+    mask = np.zeros(-(-vocab // 32), np.uint32)
+    for token in tokens:
+        mask[token // 32] |= np.uint32(1 << token % 32)
+    return mask
+
+
+def test_a_mask_holds_for_the_first_draw_of_its_work_alone(case):
+    c = case("chatglm")
+    engine = c.engine()
+    ids = prompt(c, 10)
+    (row,) = engine.step([_native.Work(engine.new_sequence(), ids, causal(10))], [9])
+    allowed = [3, 70, 200]
+    best = allowed[row[allowed].argmax()]
+    sampler, others = _native.Sampler(), _native.Sampler()
+    sampler.allow(words(*allowed, vocab=c.vocab))
+    masked, free = (
+        _native.Work(engine.new_sequence(), ids, causal(10), sampler=s, budget=4, next_position=(10, 0))
+        for s in (sampler, others)
+    )
+    got, beside = ([s.token for s in samples] for samples in engine.run([masked, free], max_ms=60_000))
+    follow, _ = greedy(engine, [*ids, best], 3)
+    assert got == [best, *follow]
+    assert beside == greedy(engine, ids, 4)[0]
+
+
+def test_an_empty_mask_names_the_sequence(case):
+    c = case("chatglm")
+    engine = c.engine()
+    for mask, message in [
+        (words(vocab=c.vocab), "none of the vocabulary's tokens"),
+        (words(1, vocab=c.vocab + 32), f"a vocabulary of {c.vocab} takes"),
+    ]:
+        sampler, sequence = _native.Sampler(), engine.new_sequence()
+        sampler.allow(mask)
+        with pytest.raises(ValueError, match=rf"sequence {sequence}: allow: .*{message}"):
+            engine.run([_native.Work(sequence, [1], causal(1), sampler=sampler)])
+        assert engine.length(sequence) == 0
+
+
+@pytest.mark.parametrize("window", [0, 2, 256])
+def test_a_failed_run_takes_back_what_was_drawn_and_not_the_mask(case, tmp_path, window):
+    model = tiny.model("chatglm")
+    model.tensors["token_embd.weight"][77] = np.inf
+    gguf = _native.Gguf(tiny.write(tmp_path / "bad.gguf", model))
+    recording = models.record(gguf.metadata, {n: t.shape for n, t in gguf.tensors.items()})
+    engine = _native.Engine(gguf, native_ops(recording.ops, gguf.dequantize), kv_tokens=64)
+    options = {"temperature": 1.0, "seed": 3, "presence_penalty": 2.0, "penalty_window": window}
+    sampler, fresh = (_native.Sampler(logit_bias={77: 100.0}, **options) for _ in range(2))
+    mask = words(*range(100), vocab=recording.vocab)
+    for s in (sampler, fresh):
+        s.accept([1, 2, 3])
+        s.allow(mask)
+    sequence = engine.new_sequence()
+    work = _native.Work(sequence, [1, 2], causal(2), sampler=sampler, budget=3, next_position=(2, 0))
+    with pytest.raises(RuntimeError, match=r"not finite at token 2 \(id 77\)"):
+        engine.run([work], max_ms=60_000)
+    rows = np.random.RandomState(1).standard_normal((9, recording.vocab)).astype(np.float32)
+    rows[:, 77] = -1e3
+    assert [sampler.sample(row).token for row in rows] == [fresh.sample(row).token for row in rows]

@@ -2,11 +2,12 @@
 
 import inspect
 import itertools
+import json
 import math
 import random
 import threading
 from dataclasses import fields
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,9 @@ def events(sink):
 
 # ---- parameters
 
+CIRCLE: dict = {}
+CIRCLE["not"] = CIRCLE
+
 
 @pytest.mark.parametrize(
     "given",
@@ -81,6 +85,15 @@ def events(sink):
         {"logit_bias": {1: 2e6}},
         {"penalty_window": 2**20 + 1},
         {"overflow": "ignore"},
+        {"schema": "{"},
+        {"schema": ""},
+        {"schema": "[" * 100_000},
+        {"schema": {"const": math.nan}},
+        {"schema": {"const": "x" * 250_000}},
+        {"schema": CIRCLE},
+        {"grammar": " "},
+        {"grammar": "x" * 250_001},
+        {"grammar": "start: /a/", "schema": True},
     ],
 )
 def test_bad_values_name_the_parameter(given):
@@ -100,11 +113,31 @@ def test_bad_values_name_the_parameter(given):
         {"stop_ids": 3},
         {"stop_ids": ["a"]},
         {"logit_bias": [1]},
+        {"schema": 5},
+        {"schema": False},
+        {"schema": "[1]"},
+        {"schema": dict},
+        {"schema": {"const": {1}}},
+        {"grammar": b"start: /a/"},
     ],
 )
 def test_bad_types_name_the_parameter(given):
     with pytest.raises(TypeError, match=next(iter(given))):
         Parameters.of(None, **given)
+
+
+def test_a_schema_is_kept_as_json_in_its_order():
+    class Point:
+        @staticmethod
+        def model_json_schema():
+            return {"type": "object", "properties": {"y": {}, "x": {}}}
+
+    text = '{"type": "object", "properties": {"y": {}, "x": {}}}'
+    for given in (Point.model_json_schema(), text, text.replace(" ", ""), MappingProxyType(json.loads(text)), Point):
+        assert Parameters(schema=given).schema == text
+    for given in (True, "true"):
+        assert Parameters(schema=given).schema == '{"type": "object"}'
+    assert Parameters.of(Parameters(schema=text), seed=1).schema == text
 
 
 def test_unknown_parameter_lists_the_known():
@@ -275,6 +308,105 @@ def test_sampler_on_special_rows(executor, options):
     assert_same_draws(*samplers, rows)
     if "logit_bias" not in options:
         assert executor.Sampler(seed=9, **options).sample(np.float32([2.5])).token == 0
+
+
+def words(allowed):
+    """A mask of (vocab,) bools, with rubbish in the bits after the vocabulary."""
+    padded = np.concatenate([allowed, np.ones(-len(allowed) % 32, bool)])
+    return np.packbits(padded, bitorder="little").view("<u4").astype(np.uint32)
+
+
+@pytest.mark.parametrize("options", SAMPLERS, ids=str)
+@pytest.mark.parametrize("vocab", [50, 320])
+def test_masked_draws_against_the_twin(executor, options, vocab):
+    """Few tokens, half of them, all but one; log probabilities stay those of the whole row."""
+    rng = np.random.RandomState(vocab)
+    options = {"seed": 5, "logprobs": 3, **options}
+    got, want = executor.Sampler(**options), twin_engine.Sampler(**options)
+    for _ in range(60):
+        allowed = rng.uniform(size=vocab) < rng.choice([0.03, 0.5, 0.99])
+        allowed[rng.randint(vocab)] = True
+        for sampler in (got, want):
+            sampler.allow(words(allowed))
+        (row,) = rows = (3 * rng.standard_normal((1, vocab))).astype(np.float32)
+        before = want.state()
+        token = want.sample(row).token
+        assert allowed[token]
+        want.restore(before)
+        assert_same_draws(got, want, rows)
+
+
+def test_a_mask_is_one_draw_s(executor):
+    row = np.arange(40, dtype=np.float32)
+    sampler = executor.Sampler()
+    sampler.allow(words(np.arange(40) == 7))
+    assert [sampler.sample(row).token for _ in range(2)] == [7, 39]
+    sampler.allow(words(np.arange(40) == 7))
+    sampler.allow(None)
+    assert sampler.sample(row).token == 39
+    sampler.allow(words(np.arange(40) == 7))
+    sampler.take([1, 2])
+    assert sampler.sample(row).token == 39
+
+
+@pytest.mark.parametrize("options", SAMPLERS, ids=str)
+def test_a_mask_of_all_ones_changes_nothing(executor, options):
+    rng = np.random.RandomState(3)
+    free, masked = (executor.Sampler(seed=7, logprobs=2, **options) for _ in range(2))
+    for row in (3 * rng.standard_normal((100, 70))).astype(np.float32):
+        masked.allow(words(np.ones(70, bool)))
+        assert free.sample(row) == masked.sample(row)
+
+
+def test_greedy_under_a_mask_is_the_largest_that_is_allowed(executor):
+    rng = np.random.RandomState(6)
+    sampler = executor.Sampler()
+    for row in rng.standard_normal((100, 100)).astype(np.float32).round(1):  # with ties
+        allowed = rng.uniform(size=100) < 0.2
+        allowed[rng.randint(100)] = True
+        sampler.allow(words(allowed))
+        assert sampler.sample(row).token == np.flatnonzero(allowed)[row[allowed].argmax()]
+
+
+def test_tokens_that_are_taken_count_as_draws(executor):
+    rng = np.random.RandomState(8)
+    options = {"temperature": 1.2, "seed": 3, "presence_penalty": 0.5, "penalty_window": 3}
+    drawn, taken = (executor.Sampler(**options) for _ in range(2))
+    rows = rng.standard_normal((12, 33)).astype(np.float32)
+    tokens = [drawn.sample(row).token for row in rows]
+    taken.take(tokens[:5])
+    assert [taken.sample(row).token for row in rows[5:]] == tokens[5:]
+
+
+@pytest.mark.parametrize("options", SAMPLERS, ids=str)
+def test_forbidden_tokens_against_the_twin(executor, options):
+    rng = np.random.RandomState(11)
+    samplers = executor.Sampler(seed=5, **options), twin_engine.Sampler(seed=5, **options)
+    for forbidden in ([3, 7, 11, 99], range(0, 50, 2), []):
+        for sampler in samplers:
+            sampler.forbid(list(forbidden))
+        for row in (3 * rng.standard_normal((40, 50))).astype(np.float32):
+            tokens = {sampler.sample(row).token for sampler in samplers}
+            assert len(tokens) == 1
+            assert not tokens & set(forbidden)
+
+
+def test_a_mask_that_nothing_can_be_drawn_from(executor):
+    sampler, row = executor.Sampler(), np.zeros(40, np.float32)
+    sampler.allow(words(np.zeros(40, bool)))
+    with pytest.raises(ValueError, match="none of the vocabulary's tokens"):
+        sampler.sample(row)
+    sampler.allow(np.ones(3, np.uint32))
+    with pytest.raises(ValueError, match=r"3 words.*vocabulary of 40 takes 2"):
+        sampler.sample(row)
+    with pytest.raises(ValueError, match="no words"):
+        _native.Sampler().allow(np.ones(0, np.uint32))
+    with pytest.raises(ValueError, match="one-dimensional"):
+        _native.Sampler().allow(np.ones((1, 2), np.uint32))
+    with pytest.raises(TypeError):
+        _native.Sampler().allow(np.ones(2, np.int64))
+    with pytest.raises(TypeError, match="take: tokens must be integers"):
+        _native.Sampler().take(["a"])
 
 
 def test_all_tokens_may_be_banned(executor):

@@ -181,6 +181,16 @@ def test_the_line_of_the_role_names_a_tool(pair, text, response, entries):
     assert [(m["metadata"], m["content"]) for m in history[1:]] == entries
 
 
+def test_a_call_between_marks_stays_in_the_text(pair, monkeypatch):
+    tokenizer, model = pair("glm4")
+    call = "<tool_call>weather<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>"
+    ids = tokenizer.tokenizer.encode(call)
+    monkeypatch.setattr(model.model, "chat_stream", lambda *_, **__: iter([Piece("", ids, None, "tool_calls")]))
+    history = [{"role": "system", "content": "", "tools": TOOLS}]
+    monkeypatch.setattr(model.model, "chat_ids", lambda *_, **__: [1])
+    assert model.chat(tokenizer, "Rome?", history=history)[0] == call
+
+
 def test_code_in_a_call_is_not_run(pair):
     tokenizer, model = pair("chatglm", "chatglm3")
     history = [{"role": "system", "content": "", "tools": TOOLS}]

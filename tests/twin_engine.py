@@ -119,21 +119,37 @@ class Sampler:
         self.stop = frozenset(stop)
         self.seen = deque(maxlen=penalty_window)
         self.draws = 0
+        self.allowed = None  # words of the next draw's mask
+        self.forbidden = frozenset()
 
     def accept(self, tokens):
         self.seen.extend(int(t) for t in tokens)
 
+    def take(self, tokens):
+        self.draws += len(tokens)
+        self.allowed = None
+        self.accept(tokens)
+
+    def allow(self, words):
+        self.allowed = None if words is None else words.copy()
+
+    def forbid(self, tokens):
+        self.forbidden = frozenset(tokens)
+
     def state(self):
-        return np.asarray([self.draws, *self.seen], np.int64).tobytes()
+        return self.draws, list(self.seen), self.allowed
 
     def restore(self, state):
-        self.draws, *seen = np.frombuffer(state, np.int64).tolist()
+        self.draws, seen, self.allowed = state
         self.seen = deque(seen, maxlen=self.seen.maxlen)
 
     def sample(self, logits):
         raw = np.asarray(logits, np.float32)
-        token = self._draw(self._adjusted(raw))
-        self.accept([token])
+        x = self._adjusted(raw)
+        if self.allowed is not None:
+            x[~self._allowed(len(raw))] = -np.inf
+        token = self._draw(x)
+        self.take([token])
         if self.logprobs < 0:
             return Sample(token, float("nan"), [])
         log_p = raw.astype(np.float64) - raw.max()
@@ -149,7 +165,17 @@ class Sampler:
             y = float(x[token])
             y = y / self.repetition_penalty if y > 0 else y * self.repetition_penalty
             x[token] = finite(y - (self.presence_penalty + count * self.frequency_penalty))
+        x[[token for token in self.forbidden if token < len(x)]] = np.finfo(np.float32).min
         return x
+
+    def _allowed(self, vocab):
+        """(vocab,) bool."""
+        if self.allowed.shape != (-(-vocab // 32),):
+            raise ValueError(f"allow: {len(self.allowed)} words, a vocabulary of {vocab} takes {-(-vocab // 32)}")
+        allowed = np.unpackbits(self.allowed.view(np.uint8), bitorder="little")[:vocab].astype(bool)
+        if not allowed.any():
+            raise ValueError("allow: none of the vocabulary's tokens")
+        return allowed
 
     def _draw(self, x):
         if self.temperature == 0:
@@ -170,9 +196,8 @@ class Sampler:
 
     def _uniform(self):
         """splitmix64 at the draw's place in its sequence, 53 bits."""
-        self.draws += 1
         mask = 2**64 - 1
-        z = (self.seed + self.draws * 0x9E3779B97F4A7C15) & mask
+        z = (self.seed + (self.draws + 1) * 0x9E3779B97F4A7C15) & mask
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
         z ^= z >> 31

@@ -37,7 +37,12 @@ def answers(model: glmlite.Model) -> str:
         [{"role": "user", "content": "你好"}],
         asked,
         tools=[{"name": "now", "parameters": {}}],
-        template={"enable_thinking": False},
+        tool_choice="required",
+        parallel_tool_calls=False,
+        thinking=True,
+        effort="low",
+        reasoning=True,
+        template={"clear_thinking": False},
         overflow="truncate",
         cancel=glmlite.Cancel(),
     )
@@ -46,6 +51,10 @@ def answers(model: glmlite.Model) -> str:
     numbers: NDArray[np.float32] = model.logits(ids, all=True, cancel=glmlite.Cancel())
     seconds: float = done.stats.prompt_seconds + reply.stats.generation_seconds
     print(filled.spans[0], numbers.shape, seconds, done.logprobs, done.stop, done.finish_reason.upper())
+    calls: tuple[glmlite.ToolCall, ...] = reply.tool_calls
+    thought: str | None = reply.reasoning
+    print(thought, [call.as_dict()["id"] + call.name + call.arguments for call in calls], reply.message["content"])
+    model.chat([], tool_choice=3)  # type: ignore[arg-type]
     model.generate("x", temprature=0.1)  # type: ignore[call-arg]
     model.generate("x", max_tokens="many")  # type: ignore[arg-type]
     model.generate("x", {"seed": 1})  # type: ignore[arg-type]
@@ -62,6 +71,8 @@ def pieces(model: glmlite.Model) -> None:
         text: str = piece.text
         reason: str | None = piece.finish_reason
         print(text, piece.tokens, reason, generation.stats.generated_tokens)
+        parts: tuple[glmlite.CallPart, ...] = piece.calls
+        print(piece.reasoning.upper(), [(part.index, part.id, part.name, part.arguments) for part in parts])
     with model.chat_stream([{"role": "user", "content": "x"}], seed=1) as chatting:
         first: glmlite.Piece = next(chatting)
         chatting.cancel()

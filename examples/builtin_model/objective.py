@@ -6,7 +6,7 @@ import re
 import sentencepiece
 from data import held_out
 
-from glmlite.chat.formats import chatglm
+from glmlite.chat.dialects import chatglm
 
 VOCABULARY = 5120
 BLANKS = 0.5  # of the samples, which are shorter than conversations
@@ -29,7 +29,7 @@ class Encoder:
         messages = [{"role": "system", "content": system}] if system else []
         for question, answer in turns:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        context = [*self(chatglm(messages[:-1], [], True)[0]), self.gmask]
+        context = [*self(chatglm.text(messages[:-1], [], True)), self.gmask]
         return self.pack(context, [(len(context) - 1, self(turns[-1][1]))])
 
     def blanks(self, text, r):

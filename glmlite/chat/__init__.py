@@ -1,7 +1,8 @@
 """From messages to the token ids a chat model expects.
 
-A file that carries a chat template (`tokenizer.chat_template`, Jinja) is asked with it. One that carries none belongs
-to an older model, whose rounds or role tokens are written here; `chat_format` says which.
+Each way of speaking is a dialect (`glmlite.chat.dialects`), which a file is recognised by. A file that carries a chat
+template (`tokenizer.chat_template`, Jinja) is asked with it. One that carries none belongs to an older model, whose
+rounds or role tokens its dialect writes; `chat_format` says which.
 
 Text that comes in messages stays text: a control token spelled in a message (`<|user|>`) is encoded as the characters
 it is written with and cannot open a turn. `/nothink` and tokens that a file does not mark as control tokens
@@ -13,44 +14,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import FormatError
-from ..families import about, is_edge
-from . import formats, template
+from . import dialects
 from . import messages as checked
+from .dialects.dialect import no_template
 from .fitting import fit
+from .messages import goes_on
 from .tokens import Tokenizer
 
-__all__ = ["chat_format", "fit", "render", "trims", "variables"]
-
-_TEMPLATE = "tokenizer.chat_template"
+__all__ = ["chat_format", "fit", "goes_on", "offered", "render", "variables"]
 
 
 def chat_format(metadata: Mapping[str, Any], tokenizer: Tokenizer, architecture: str) -> str | None:
-    """How a model is spoken to: "template" (the file's own), the name of a format of `glmlite.chat.formats`, or None.
+    """How a model is spoken to: "template" (the file's own), the name of a dialect that writes prompts itself
+    (`glmlite.chat.dialects.FORMATS`), or None.
 
     The metadata key `glmlite.chat_format` decides where it is present; it is how a converted ChatGLM2 is told from a
     ChatGLM3, whose vocabulary a file may list for both. Then comes the file's template. Without either, the
-    architecture has one format (glmlite.families), or the vocabulary tells its versions apart, whatever name the file
+    architecture has one dialect (glmlite.families), or the vocabulary tells its versions apart, whatever name the file
     has in place of a template: of those, only "chatglm2" says more than the vocabulary. None: not a chat model, as far
     as the file says.
 
     Raises FormatError for a `glmlite.chat_format` that is not known.
     """
-    name = metadata.get("glmlite.chat_format")
-    if name is not None:
-        if name not in formats.FORMATS:
-            raise FormatError(f"glmlite.chat_format: {name!r} is not known; known: {', '.join(formats.FORMATS)}")
-        return str(name)
-    if template.of(metadata) is not None:
-        return "template"
-    row = about(architecture)
-    if not row.versions:
-        return row.chat
-    if tokenizer.id_of("<|user|>") is None or metadata.get(_TEMPLATE) == "chatglm2":
-        return "chatglm2"
-    if metadata.get("tokenizer.ggml.model") == "llama":
-        return "chatglm3"
-    return "glm-edge" if is_edge(architecture, metadata) else row.chat
+    dialect = dialects.of(metadata, tokenizer, architecture)
+    return None if dialect is None else dialect.chat_format
 
 
 def render(
@@ -62,6 +49,7 @@ def render(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     **kwargs: Any,
 ) -> list[int]:
     """Token ids of a conversation, ready for the engine.
@@ -71,6 +59,7 @@ def render(
         of the OpenAI API, or `metadata` (the name of the tool it calls). docs/chat.md lists what else they may have.
     tools: functions the model may call, in the shape of the OpenAI API or as the bare `function` objects.
     add_generation_prompt: end where the assistant's answer begins.
+    continue_final_message: end with the text of the last message, the assistant's, which the answer goes on with.
     kwargs: variables for the file's template (`enable_thinking=False`); formats of our own take none.
 
     The tokenizer's prefix (`[gMASK]<sop>`, or BOS) stands at the front exactly once, also where the template forgets
@@ -82,39 +71,38 @@ def render(
     """
     messages = checked.check(messages)
     tools = checked.check_tools(tools)
-    name = chat_format(metadata, tokenizer, architecture)
-    if tools and "glmlite.chat_format" not in metadata and template.of(metadata, tools=True):
-        name = "template"
-    if name is None:
-        told = metadata.get(_TEMPLATE)
-        named = f" but the name {told[:40]!r} in its place" if isinstance(told, str) and told else ""
-        raise ValueError(
-            f"chat: this {architecture} model has no chat template{named}; generate from plain text instead"
-        )
-    if name != "template":
-        if kwargs:
-            raise ValueError(f"chat: format {name} takes no {', '.join(kwargs)}; only a file's own template does")
-        checked.say_unread(messages, formats.READ, f"the chat format {name}")
-        ids = formats.encode(tokenizer, name, formats.FORMATS[name](messages, tools, add_generation_prompt))
-        return ids if name in ("chatglm", "glm-edge") else tokenizer.begin(ids)
-    ids = template.render(metadata, tokenizer, messages, tools, add_generation_prompt, kwargs)
-    if about(architecture).prefix == "last":
-        end = [tokenizer.id_of(text) for text in ("[gMASK]", "<sop>")]
-        return [i for i in ids if i not in end] + [i for i in end if i is not None and add_generation_prompt]
-    prefix = tokenizer.prefix_ids
-    ids = tokenizer.begin(ids)
-    if len(prefix) == 1:  # templates put BOS before each round (Llama 2)
-        return ids
-    return ids[: len(prefix)] + [i for i in ids[len(prefix) :] if i not in prefix]
+    dialect = dialects.of(metadata, tokenizer, architecture)
+    if dialect is None:
+        raise ValueError(no_template(metadata, architecture))
+    if continue_final_message and not checked.goes_on(messages):
+        raise ValueError("messages: the last is no text of the assistant's to continue")
+    generate = add_generation_prompt and not continue_final_message
+    return dialect.render(messages, tools, kwargs, generate=generate, goes_on=continue_final_message)
 
 
-def trims(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
-    """Whether white space at the beginning of an answer is no text of it.
+def offered(
+    tools: Sequence[Mapping[str, Any]] | None, choice: str | Mapping[str, Any] = "auto"
+) -> list[dict[str, Any]]:
+    """The tools that an answer may call, checked: none with the choice "none".
 
-    It is not in the GLM family, whose models write the line end after `<|assistant|>` themselves, and not where a
-    prompt ends without white space of its own.
+    choice: "auto", "none", "required", or `{"type": "function", "function": {"name": ...}}`. Raises ValueError for
+    others, and where there is no tool to choose.
     """
-    return tokenizer.id_of("[gMASK]") is not None or not tokenizer.piece(prompt[-1])[-1:].isspace()
+    found = checked.check_tools(tools)
+    if choice in ("auto", "none"):
+        return found if choice == "auto" else []
+    named = choice.get("function") if isinstance(choice, Mapping) else None
+    name = named.get("name") if isinstance(named, Mapping) else None
+    if choice != "required" and not isinstance(name, str):
+        raise ValueError(
+            f"tool_choice is {choice!r:.80}, expected 'auto', 'none', 'required' or "
+            "{'type': 'function', 'function': {'name': ...}}"
+        )
+    if choice != "required" and all(tool["function"]["name"] != name for tool in found):
+        raise ValueError(f"tool_choice: there is no tool {name!r} to choose")
+    if not found:
+        raise ValueError("tool_choice is 'required', expected tools to choose from")
+    return found
 
 
 def variables(template: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
+
+from .readers.literals import read_json
 
 log = logging.getLogger(__name__)
 
 ROLES = ("system", "user", "assistant", "tool", "observation")
 # OpenAI's newer name for the system's role, and its older one for a tool's.
 _ALIASES = {"developer": "system", "function": "tool"}
+RESULTS = ("tool", "observation")  # the roles of what a tool has returned
 # Keys that name or repeat something and carry no text to the model. Past reasoning is not shown to it again, unless a
 # template asks for it.
 _NO_TEXT = frozenset({"role", "content", "id", "tool_call_id", "reasoning_content"})
@@ -21,13 +24,26 @@ _NO_TEXT = frozenset({"role", "content", "id", "tool_call_id", "reasoning_conten
 def check(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Copies of the messages, their content one string each, their role one of ROLES, without keys that are None.
 
+    A call's arguments are a dict, or the text where it is not JSON of an object. The results of several calls stand in
+    the order of the calls, if their ids tell it: most models match them by it.
     Raises ValueError, naming the message.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ValueError(f"messages: {type(messages).__name__}, should be a list of messages")
     if not messages:
         raise ValueError("messages: none, should be at least one")
-    return [_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
+    return _in_order([_message(f"messages[{i}]", message) for i, message in enumerate(messages)])
+
+
+def goes_on(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a conversation, checked or not, ends with a text of the assistant's, which an answer goes on with."""
+    last = messages[-1] if isinstance(messages, Sequence) and len(messages) else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        return False
+    parts = last.get("content")
+    if isinstance(parts, Sequence) and not isinstance(parts, str):
+        parts = any(isinstance(part, Mapping) and part.get("text") for part in parts)
+    return bool(parts) and not any(last.get(key) for key in ("tool_calls", "function_call", "metadata"))
 
 
 def say_unread(messages: list[dict[str, Any]], reads: Collection[str] | str, reader: str) -> None:
@@ -35,7 +51,7 @@ def say_unread(messages: list[dict[str, Any]], reads: Collection[str] | str, rea
     `reader` looks at."""
     for message in messages:
         for key, value in message.items():
-            names_a_tool = key == "name" and message["role"] in ("tool", "observation")
+            names_a_tool = key in ("name", "tool_name") and message["role"] in RESULTS
             if value not in ("", [], {}) and key not in _NO_TEXT and not names_a_tool and str(key) not in reads:
                 unread(f"messages: {key!r}", reader)
 
@@ -61,8 +77,12 @@ def _message(where: str, message: Any) -> dict[str, Any]:
         calls = [*calls, {"function": out.pop("function_call")}]
     if calls and role != "assistant":
         raise ValueError(f"{where}: tool_calls of the role {role!r}, should be the assistant's")
-    content = out.get("content")
-    if content is None and not calls:
+    if role == "assistant":
+        out.setdefault("reasoning_content", out.pop("reasoning", None))
+        if not isinstance(out["reasoning_content"], str):
+            del out["reasoning_content"]
+    content = out.get("content", out.pop("refusal", None))
+    if content is None and role != "assistant" and out["role"] not in RESULTS:
         raise ValueError(f"{where}: no content, should be text")
     out["content"] = _text(where, content)
     if calls:
@@ -83,27 +103,47 @@ def _text(where: str, content: Any) -> str:
         raise ValueError(f"{where}: content is {type(content).__name__}, should be text or a list of text parts")
     parts = []
     for part in content:
-        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        text = part.get(kind) if isinstance(part, Mapping) and kind in ("text", "refusal") else None
+        if not isinstance(text, str):
             raise ValueError(f"{where}: a content part of type {kind!r}, should be 'text'")
-        parts.append(part["text"])
+        parts.append(text)
     return "".join(parts)
 
 
 def _call(where: str, call: Any) -> dict[str, Any]:
-    """A tool call with its arguments decoded: {"type": "function", "function": {"name", "arguments": dict}, ...}."""
+    """A tool call with its arguments decoded: {"type": "function", "function": {"name", "arguments": dict}, ...}.
+
+    What is not JSON of an object stays text: a model has written it, and is to see it again.
+    """
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError(f"{where}: should be {{'function': {{'name': ..., 'arguments': ...}}}}")
-    arguments = function.get("arguments", {})
+    arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: the arguments are not JSON: {error}") from None
-    if not isinstance(arguments, Mapping):
+        with suppress(ValueError):
+            decoded = read_json(arguments)
+            arguments = decoded if isinstance(decoded, dict) else arguments
+    elif not isinstance(arguments, Mapping):
         raise ValueError(f"{where}: the arguments are {type(arguments).__name__}, should be an object")
-    return {"type": "function", **call, "function": {**function, "arguments": dict(arguments)}}
+    arguments = arguments if isinstance(arguments, str) else dict(arguments)
+    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+
+
+def _in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the results of calls in the order of the calls that they name by id."""
+    out: list[dict[str, Any]] = []
+    calls: list[Any] = []
+    begin = 0
+    for message in messages:
+        out.append(message)
+        if message["role"] not in RESULTS:
+            calls, begin = [call.get("id") for call in message.get("tool_calls", ())], len(out)
+        elif len(calls) == len(out) - begin > 1:
+            results = {result.get("tool_call_id"): result for result in out[begin:]}
+            if len(results) == len(calls) and results.keys() == set(calls):
+                out[begin:] = [results[call] for call in calls]
+    return out
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]] | None, where: str = "tools") -> list[dict[str, Any]]:

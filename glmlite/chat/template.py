@@ -30,8 +30,8 @@ MAX_OUTPUT_CHARS = 1 << 24
 MAX_RANGE_STEPS = 1 << 20
 
 # A Unicode noncharacter, which no text has a use for: it breaks control tokens inside messages apart until the
-# template has run, wherever the template puts them.
-_MARK = "\ufdd0"
+# template has run, wherever the template puts them. Another shows where the last message's text ends.
+_MARK, _END = "\ufdd0", "\ufdd1"
 
 
 def of(metadata: Mapping[str, Any], tools: bool = False) -> str | None:
@@ -48,11 +48,14 @@ def render(
     tokenizer: Tokenizer,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]],
-    add_generation_prompt: bool,
     variables: dict[str, Any],
+    *,
+    generate: bool,
+    goes_on: bool = False,
 ) -> list[int]:
     """Token ids of what the file's template makes of the messages; the prefix is left as the template has it.
 
+    generate: up to where an answer begins. goes_on: up to the end of the last message's text.
     Raises ValueError for a template that is too long, fails, or refuses the messages, and for tools and calls that it
     has no place for.
     """
@@ -63,9 +66,11 @@ def render(
     messages = [_role(message, text, tokenizer) for message in _calls_as_read(messages, text)]
     say_unread(messages, text, reader)
     for name in variables:
-        if name not in _variables(text):
+        if name not in read_by(text):
             unread(f"template: {name!r}", reader)
     messages = _mask(messages, control)
+    if goes_on:
+        messages[-1]["content"] += _END
     if tools:
         tools = _mask(tools, control)
         if re.search(r"\[['\"]tools['\"]\]", text):  # GLM-4 looks for the tools in a message
@@ -81,9 +86,14 @@ def render(
             **variables,
             "messages": messages,
             "tools": tools or None,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": generate,
         },
     )
+    if goes_on:
+        rendered, end, _ = rendered.rpartition(_END)
+        if not end:
+            raise ValueError(f"messages: {reader} leaves out the text that the answer is to go on with")
+        rendered = rendered.replace(_END, "")
     return [
         token for part in rendered.split(_MARK) if part for token in tokenizer.encode(part, special=True, prefix=False)
     ]
@@ -91,23 +101,40 @@ def render(
 
 def _calls_as_read(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
     """The messages with calls of tools as the template reads them: `tool_calls`, or one message for each call, with the
-    tool's name as `metadata` and the arguments as content (GLM-4)."""
+    tool's name as `metadata` and the arguments as content (GLM-4). A call whose arguments are no JSON is text in the
+    content: templates want an object."""
     out = []
     for i, message in enumerate(messages):
         for key in ("tools", "metadata"):
             if message.get(key) and key not in template:
                 raise ValueError(f"messages[{i}]: {key}, the chat template of this model has none")
         if not message.get("tool_calls") or "tool_calls" in template:
-            out.append(message)
+            out.append(_without_damage(message))
             continue
         if "metadata" not in template:
             raise ValueError(f"messages[{i}]: tool_calls, the chat template of this model has none")
         if message["content"]:
             out.append({key: value for key, value in message.items() if key != "tool_calls"})
         for call in message["tool_calls"]:
-            text = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            arguments = call["function"]["arguments"]
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
             out.append({"role": "assistant", "metadata": call["function"]["name"], "content": text})
     return out
+
+
+def _without_damage(message: dict[str, Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls", ())
+    damaged = [call["function"] for call in calls if isinstance(call["function"]["arguments"], str)]
+    if not damaged:
+        return message
+    texts = [f"<tool_call>{function['name']}\n{function['arguments']}\n</tool_call>" for function in damaged]
+    whole = [call for call in calls if call["function"] not in damaged]
+    content = "\n".join(filter(None, [message["content"], *texts]))
+    return (
+        {**message, "content": content, "tool_calls": whole}
+        if whole
+        else {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
+    )
 
 
 def _role(message: dict[str, Any], template: str, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -151,7 +178,7 @@ def _control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> re.Pat
 
 def _mask(value: Any, control: re.Pattern[str] | None) -> Any:
     if isinstance(value, str):
-        value = value.replace(_MARK, "")
+        value = value.replace(_MARK, "").replace(_END, "")
         return value if control is None else control.sub(lambda match: match[0][0] + _MARK + match[0][1:], value)
     if isinstance(value, Mapping):
         return {_mask(key, control): _mask(item, control) for key, item in value.items()}
@@ -194,7 +221,7 @@ def _run(text: str, variables: dict[str, Any]) -> str:
 
 
 @lru_cache(maxsize=8)
-def _variables(text: str) -> frozenset[str]:
+def read_by(text: str) -> frozenset[str]:
     """The names that a template reads and does not set itself; none of one that is no program: running it says why."""
     import jinja2.meta
 

@@ -13,7 +13,7 @@ import typer
 from ..files import replacing
 from . import console, running, terminal
 from .arguments import hint, model_and_text
-from .options import Loading, ModelFirst, Sampling, Think, template
+from .options import Loading, ModelFirst, Sampling, Think, thoughts
 
 HELP = '''\
 /clear        forget the conversation (the system message stays)
@@ -70,7 +70,7 @@ def chat(
         model = stack.enter_context(running.opened(name, loading, hint("chat", name, prompt)))
         if model.chat_format is None:
             raise ValueError(f"{name}: has no chat template; `run` continues a text with it")
-        session = Session(model, system, {**template(think), **sampling.given()})
+        session = Session(model, system, {**thoughts(think), **sampling.given()})
         if prompt is not None:
             answer = session.answer(prompt)
             raise typer.Exit(130 if answer.stopped else 0)

@@ -136,9 +136,9 @@ class Sampling(Group):
             console.note(f"[{', '.join(given)}: no effect, {why} the likeliest token is taken]")
 
 
-def template(think: bool | None) -> dict[str, Any]:
-    """The arguments of `Model.chat` for --think or --no-think."""
-    return {} if think is None else {"template": {"enable_thinking": think}}
+def thoughts(think: bool | None) -> dict[str, Any]:
+    """The arguments of `Model.chat` for --think or --no-think. A thought is shown as the model writes it."""
+    return {"reasoning": False} | ({} if think is None else {"thinking": think})
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:

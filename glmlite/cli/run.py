@@ -6,7 +6,7 @@ import typer
 
 from . import console, running
 from .arguments import hint, model_and_text
-from .options import File, Loading, ModelFirst, Sampling, Stats, Think, template
+from .options import File, Loading, ModelFirst, Sampling, Stats, Think, thoughts
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
             messages = [{"role": "user", "content": text}]
             if system is not None:
                 messages.insert(0, {"role": "system", "content": system})
-            answer = running.stream(model.chat_stream, messages, **template(think), **sampling.given())
+            answer = running.stream(model.chat_stream, messages, **thoughts(think), **sampling.given())
         if stats:
             console.note(running.speed(answer.stats))
     raise typer.Exit(130 if answer.stopped else 0)

@@ -64,12 +64,13 @@ class Answer:
         self._assistant = tokenizer.id_of("<|assistant|>") if line_open else None
         self._tools = tools
         self._stops = stops
+        self._of_tokens = line_open or tools  # the text of calls is in no piece
         self._texts = [""]
         self._decoder = tokenizer.stream(skip_special=True)
 
     def push(self, text: str, tokens: Sequence[int]) -> None:
-        """The next text; its tokens say more where the line of the role counts."""
-        if self._assistant is None:
+        """The next text; its tokens say more where the line of the role counts, or a tool may be called."""
+        if not self._of_tokens:
             self._texts[-1] += text
             return
         for token in tokens:

@@ -389,7 +389,7 @@ class HFModel:
         has_tools = any("tools" in turn for turn in before if isinstance(turn, Mapping))
         answer = Answer(kind, model.tokenizer, line_open=line_open, tools=has_tools, stops=parameters["stop"])
         room = asked["max_new_tokens"]
-        for piece in model.chat_stream(messages, tools=tools, max_tokens=room, **parameters):
+        for piece in model.chat_stream(messages, tools=tools, reasoning=False, max_tokens=room, **parameters):
             answer.push(piece.text, piece.tokens)
             response, written = answer.read()
             turn = [{"role": role, "content": query}, *written]

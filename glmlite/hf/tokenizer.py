@@ -402,8 +402,8 @@ class HFTokenizer(HFVocabulary):
         if self._chat_format not in ("chatglm", "chatglm2"):
             raise ValueError(f"build_prompt: the chat format is {self._chat_format}; use apply_chat_template")
         messages, _ = conversation(self._chat_format, history, query, "user")
-        pieces = chat.formats.FORMATS[self._chat_format](messages, [], True)
-        return "".join(piece for piece in pieces if isinstance(piece, str))
+        text = {"chatglm": chat.dialects.chatglm.text, "chatglm2": chat.dialects.chatglm2.text}[self._chat_format]
+        return text(messages, [], True)
 
     def build_single_message(self, role: str, metadata: str, message: str, tokenize: bool = True) -> Any:
         """ChatGLM3's and GLM-4's: the ids (or the text) of one message."""

@@ -76,6 +76,7 @@ class Tokenizer:
         # Runs of white space are user-defined in some vocabularies; they are text, not markup.
         spaces = {text: i for text, i in found.items() if text.isspace()}
         self._splitters = {True: SpecialSplitter(found), False: SpecialSplitter(spaces)}
+        self._marked = frozenset(marked.values())
 
         def named(name: str, default: int | None = None) -> int | None:
             i = metadata.id(f"tokenizer.ggml.{name}_token_id", count)
@@ -181,6 +182,19 @@ class Tokenizer:
         if not 0 <= id < self.vocab_size:
             raise ValueError(f"piece: token id {id}, expected 0 to {self.vocab_size - 1}")
         return self._decoding.pieces[id]
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """`piece` of every id."""
+        return self._decoding.pieces
+
+    @property
+    def markers(self) -> frozenset[int]:
+        """Tokens that no text is written with: control tokens, the unknown token, and added ones in angle brackets
+        (`<tool_call>`, `<think>`)."""
+        pieces = self._decoding.pieces
+        added = (i for i in self._marked if pieces[i].startswith(b"<") and pieces[i].endswith(b">"))
+        return self._decoding.special.union(added)
 
     def is_special(self, id: int) -> bool:
         """Whether `skip_special` leaves the token out: control tokens and the unknown token."""
