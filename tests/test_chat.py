@@ -1,5 +1,6 @@
 """Chat rendering: what each family's prompt is, written out by hand, and what messages and templates may not do."""
 
+import functools
 import itertools
 import re
 from collections import UserDict, deque
@@ -366,6 +367,8 @@ def test_other_ways_to_write_messages(glm4, given, same):
         ({"name": "f"}, "tools: dict, should be a list"),
         ("f", "tools: str, should be a list"),
         ([{"type": "web_search"}], r"tools\[0\]: should be"),
+        ([WEATHER, {"name": "f", "parameters": {1, 2}}], r"tools\[1\]: cannot be written as JSON: .*set"),
+        ([{"name": "f", "parameters": functools.reduce(lambda x, _: [x], range(5000), [])}], r"tools\[0\]: cannot be"),
     ],
 )
 def test_bad_tools(glm4, tools, error):
@@ -426,6 +429,10 @@ def test_variables():
         (
             [assistant(None, tool_calls=[{"function": {"name": "f", "arguments": [1]}}])],
             r"tool_calls\[0\]: the arguments are list, should be an object",
+        ),
+        (
+            [assistant(None, tool_calls=[{"function": {"name": "f", "arguments": {"a": b"b"}}}])],
+            r"tool_calls\[0\]: cannot be written as JSON",
         ),
         ([assistant(None, tool_calls=[{"name": "f"}])], r"messages\[0\].tool_calls\[0\]: should be"),
         ([assistant(None, tool_calls=3)], r"messages\[0\].tool_calls: int, should be a list"),

@@ -268,6 +268,27 @@ def test_missing_marks_are_put_in(damaged, times, before):
     )
 
 
+def test_damage_within_damage_is_no_recursion():
+    begin = "<tool_call>look<arg_key>at</arg_key><arg_value>Rome"
+    units = [
+        *("</tool_call>x<tool_call>clock<arg_value>", "</tool_call>x<tool_call>clock", "<tool_call>clock<arg_key>"),
+        *("<arg_key>at<arg_value>", "<tool_call>clock<arg_value>", "</tool_call><tool_call>", "<tool_call>clock\n"),
+    ]
+    ends = ["", "<tool_call>clock<arg_key>", "</tool_call>", "</arg_value>"]
+    for unit, end in itertools.product(units, ends):
+        message(read(Marked, [begin + unit * 3000 + end]))
+        message(read(Marked, [unit * 3000 + end]))
+
+
+def test_a_schema_within_schemas_is_no_recursion():
+    deep = {"type": "string"}
+    for _ in range(5000):
+        deep = {"allOf": [deep]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {**deep, "properties": {"x": deep}}}}]
+    raw = "<tool_call>f<arg_key>x</arg_key><arg_value>7</arg_value><arg_key>y</arg_key><arg_value>7</arg_value>"
+    assert message(read(Marked, [raw], tools))[2] == [("f", {"x": 7, "y": 7})]
+
+
 @pytest.mark.parametrize("ended_by", ["stop", "length"])
 @pytest.mark.parametrize(
     ("raw", "calls"),

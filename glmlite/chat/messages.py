@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -127,6 +128,7 @@ def _call(where: str, call: Any) -> dict[str, Any]:
     elif not isinstance(arguments, Mapping):
         raise ValueError(f"{where}: the arguments are {type(arguments).__name__}, should be an object")
     arguments = arguments if isinstance(arguments, str) else dict(arguments)
+    _check_json(where, arguments)
     return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
 
@@ -160,4 +162,12 @@ def check_tools(tools: Sequence[Mapping[str, Any]] | None, where: str = "tools")
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ValueError(f"{where}[{i}]: should be {{'type': 'function', 'function': {{'name': ...}}}}")
         out.append({**tool, "function": dict(function)})
+        _check_json(f"{where}[{i}]", out[-1])
     return out
+
+
+def _check_json(where: str, value: Any) -> None:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: cannot be written as JSON: {error}") from None

@@ -23,9 +23,12 @@ def answer(rng):
     if rng.random() < 0.5:
         reader, text = rng.choice(ANSWERS)
         return reader, damaged(text, rng)
+    reader = rng.choice(list(READERS.values()))
     atoms = rng.sample(ATOMS, rng.randint(1, len(ATOMS)))
-    length = rng.choice([10, 30, 100, 20_000 if rng.random() < 0.01 else 300])
-    return rng.choice(list(READERS.values())), "".join(rng.choices(atoms, k=length))
+    if rng.random() < 0.02:  # the same again and again, between a beginning and an end
+        parts = ["".join(rng.choices(ATOMS, k=rng.randint(0, 6))) for _ in range(3)]
+        return reader, parts[0] + parts[1] * rng.choice([100, 3000]) + parts[2]
+    return reader, "".join(rng.choices(atoms, k=rng.choice([10, 30, 100, 300])))
 
 
 def main():

@@ -313,15 +313,17 @@ class Marked(Reader):
         """Whether what waits ends the value, whose own mark is missing, or is part of it.
 
         It ends it if it is another argument's key and the mark of its value; the mark of the call's end and right
-        behind it that of another call; or that of another call, its name and the mark of a key.
+        behind it that of another call; or that of another call, its name and the mark of an argument.
         """
         part, mark = self._pending[-1]
         if mark and part == END_VALUE:
             self._keep(len(self._pending) - 1)
         elif self._pending[0][0] == END_CALL:
-            if mark and ((part == CALL and self._blank) or (part == KEY and self._names_call())):
+            # So no value begins within what waits, and looking at it again never waits again.
+            begins = mark and part in (KEY, VALUE)
+            if (mark and part == CALL and self._blank) or (begins and self._names_call()):
                 self._value_is_over()
-            elif mark and part == KEY:
+            elif begins:
                 self._keep(len(self._pending) - 1)
         else:
             marks = tuple(text for text, is_mark in self._pending if is_mark)
@@ -332,7 +334,7 @@ class Marked(Reader):
                 self._keep(1)
 
     def _names_call(self) -> bool:
-        """Whether what waits ends with another call, its name and the mark of a key."""
+        """Whether what waits ends with another call, its name and the mark of an argument."""
         behind = list(takewhile(lambda part: not part[1], reversed(self._pending[:-1])))
         begins = self._pending[-2 - len(behind)] == (CALL, True)
         return begins and _NAME.fullmatch("".join(text for text, _ in reversed(behind)).strip()) is not None

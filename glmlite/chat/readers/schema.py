@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .literals import read_json, read_literal
 
-_MOST_SCHEMAS = 256  # that are looked at for one argument: references may lead in circles
+_MOST_SCHEMAS, _DEEPEST = 256, 32  # that are looked at for one argument: references may lead in circles
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -77,17 +77,15 @@ class Parameters:
         return told is not False and (told is not None or "properties" not in self._root)
 
     def _all(
-        self, schema: Any, budget: _Budget, joined: tuple[str, ...] = ("allOf", "anyOf", "oneOf")
+        self, schema: Any, budget: _Budget, joined: tuple[str, ...] = ("allOf", "anyOf", "oneOf"), depth: int = 0
     ) -> Iterator[Mapping[str, Any]]:
         """A schema and those that it is made of."""
-        if not isinstance(schema, Mapping) or not budget.spend():
+        if not isinstance(schema, Mapping) or not budget.spend(depth):
             return
         yield schema
-        if "$ref" in schema:
-            yield from self._all(self._target(schema["$ref"]), budget, joined)
-        for name in joined:
-            for part in _parts(schema, name):
-                yield from self._all(part, budget, joined)
+        parts = [self._target(schema["$ref"])] if "$ref" in schema else []
+        for part in [*parts, *(part for name in joined for part in _parts(schema, name))]:
+            yield from self._all(part, budget, joined, depth + 1)
 
     def _target(self, reference: Any) -> Any:
         """What `#/$defs/x` points to."""
@@ -99,9 +97,13 @@ class Parameters:
             found = found.get(name) if isinstance(found, Mapping) else None
         return found
 
-    def _kind(self, schema: Any, budget: _Budget) -> Kind:
-        if not isinstance(schema, Mapping) or not budget.spend():
+    def _kind(self, schema: Any, budget: _Budget, depth: int = 0) -> Kind:
+        if not isinstance(schema, Mapping) or not budget.spend(depth):
             return Kind()
+
+        def of(part: Any) -> Kind:
+            return self._kind(part, budget, depth + 1)
+
         kinds = []
         told = schema.get("type")
         types = [told] if isinstance(told, str) else told if isinstance(told, list) else []
@@ -112,21 +114,23 @@ class Parameters:
         if isinstance(schema.get("enum"), list):
             kinds.append(_of_members(schema["enum"]))
         if "$ref" in schema:
-            kinds.append(self._kind(self._target(schema["$ref"]), budget))
-        kinds += [self._kind(part, budget) for part in _parts(schema, "allOf")]
+            kinds.append(of(self._target(schema["$ref"])))
+        kinds += map(of, _parts(schema, "allOf"))
         for name in ("anyOf", "oneOf"):
             if parts := _parts(schema, name):
-                kinds.append(_either([self._kind(part, budget) for part in parts]))
+                kinds.append(_either([of(part) for part in parts]))
         return _both(kinds)
 
 
 class _Budget:
+    """How many schemas may still be looked at."""
+
     def __init__(self) -> None:
         self._left = _MOST_SCHEMAS
 
-    def spend(self) -> bool:
+    def spend(self, depth: int) -> bool:
         self._left -= 1
-        return self._left >= 0
+        return self._left >= 0 and depth < _DEEPEST
 
 
 def _parts(schema: Mapping[str, Any], name: str) -> list[Any]:
