@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cancel import Cancel
+from .constrain import Constraint
 from .delivery import Events
 from .errors import Cancelled
 from .parameters import Parameters
@@ -111,11 +112,17 @@ def _overlap(text: str, stop: str) -> int:
 class Answer:
     """The sink of a generation: turns samples into pieces, on the engine thread.
 
-    trim: white space before the first other character is no text.
+    trim: white space before the first other character is no text. constraint: the answer ends where that is complete.
     """
 
     def __init__(
-        self, decoder: Any, parameters: Parameters, stop_ids: Sequence[int], max_tokens: int, trim: bool = False
+        self,
+        decoder: Any,
+        parameters: Parameters,
+        stop_ids: Sequence[int],
+        max_tokens: int,
+        trim: bool = False,
+        constraint: Constraint | None = None,
     ):
         self.events: Events[Piece] = Events()
         self.stop: int | str | None = None
@@ -125,6 +132,7 @@ class Answer:
         self._left = max_tokens
         self._trim = trim
         self._logprobs = parameters.logprobs is not None
+        self._constraint = constraint
 
     def take(self, samples: list[Any]) -> bool:
         text, tokens, reason = "", [], None
@@ -142,6 +150,8 @@ class Answer:
             if self.stop is not None or self._left == 0:
                 reason = "length" if self.stop is None else "stop"
                 break
+        if reason != "stop" and self._constraint is not None and self._constraint.done:
+            reason = "stop"
         if reason is not None and not isinstance(self.stop, str):
             # Where the limit cuts a character in two, its first part is no text.
             rest, stop = self._strings.push(self._text(self._decoder.finish()) if reason == "stop" else "")

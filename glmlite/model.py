@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import models
 from .cancel import Cancel
+from .constrain import Constraint, Thought, Vocabulary, after_thought, thought_of
 from .errors import ContextOverflow
 from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
@@ -72,6 +73,7 @@ class Model:
         self._engine = engine
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
+        self._vocabulary = Vocabulary(tokenizer, recording.vocab)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
         self._close = weakref.finalize(self, scheduler.close)
 
@@ -139,7 +141,8 @@ class Model:
         """As `generate`, and return at once: the Generation gives the answer in pieces, to `for` and `async for`, or
         whole, to `result` and `await`."""
         p = Parameters.of(parameters, **changes)
-        return self._start(self._cut(self._ids(prompt), p), p, self._defaults, cancel)
+        ids = self._cut(self._ids(prompt), p)
+        return self._start(ids, p, self._defaults, cancel, constraint=self._constraint(p))
 
     def chat(
         self,
@@ -187,7 +190,9 @@ class Model:
         else:
             prompt = render(messages)
         ids = self._ids(prompt)
-        return self._start(ids, p, self._defaults, cancel, trim=chat.trims(self.tokenizer, ids))
+        constraint = self._constraint(p, thought_of(self.tokenizer, ids))
+        trim = chat.trims(self.tokenizer, ids)
+        return self._start(ids, p, self._defaults, cancel, trim=trim, constraint=constraint)
 
     def chat_ids(
         self,
@@ -231,6 +236,8 @@ class Model:
             those = ", ".join(name for name, row in FAMILY.items() if row.blanks)
             raise ValueError(f"infill: {self.architecture} models fill no blanks; those that do: {those}")
         p = Parameters.of(parameters, **changes)
+        if p.schema is not None or p.grammar is not None:
+            raise ValueError(f"{'schema' if p.grammar is None else 'grammar'}: infill takes none")
         defaults = {**self._defaults, "temperature": 0.0}
         ids = list(self.tokenizer.encode(text, special=True, prefix=False))
         filled, completions = self._infiller.fill(
@@ -258,6 +265,7 @@ class Model:
         cancel: Cancel | None,
         *,
         trim: bool = False,
+        constraint: Constraint | None = None,
     ) -> Generation:
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
@@ -273,13 +281,24 @@ class Model:
             seed=seed,
             logit_bias=dict(p.logit_bias or {}),
             logprobs=-1 if p.logprobs is None else p.logprobs,
-            stop=stops,
+            stop=[*stops, *(() if constraint is None else constraint.stops)],
         )
         sampler.accept(ids)
-        answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim)
+        answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim, constraint)
         layout = self._layout(ids, self.tokenizer.id_of)
-        request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens)
+        request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens, constraint=constraint)
         return Generation(self._scheduler, request, answer, p.on_progress, seed, self, cancel)
+
+    def _constraint(self, p: Parameters, thought: Thought | None = None) -> Constraint | None:
+        """What the parameters say of an answer that may think before. Raises ValueError, ModuleNotFoundError."""
+        if p.schema is not None:
+            assert isinstance(p.schema, str)
+            constraint = self._vocabulary.schema(p.schema)
+        elif p.grammar is not None:
+            constraint = self._vocabulary.grammar(p.grammar)
+        else:
+            return None
+        return after_thought(thought, constraint, self._vocabulary)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
