@@ -211,6 +211,8 @@ class Following:
         self._check()
 
     def forced(self, most: int) -> list[int]:
+        if self.done:
+            return []
         tokens: list[int] = self._matcher.compute_ff_tokens()[:most]
         if tokens:
             self.accept(tokens)

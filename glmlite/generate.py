@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .cancel import Cancel
 from .chat.reply import CallPart, Part, Reply, ToolCall
+from .constrain import Constraint
 from .delivery import Events
 from .errors import Cancelled
 from .parameters import Parameters
@@ -136,7 +137,7 @@ class Answer:
     """The sink of a generation: turns samples into pieces, on the engine thread.
 
     trim: white space before the first other character is no text. marks: tokens that the text keeps, each as what it
-    is spelled here; no stop string is looked for in them.
+    is spelled here; no stop string is looked for in them. constraint: the answer ends where that is complete.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Answer:
         max_tokens: int,
         trim: bool = False,
         marks: Mapping[int, str] | None = None,
+        constraint: Constraint | None = None,
     ):
         self.events: Events[Piece] = Events()
         self.stop: int | str | None = None
@@ -157,6 +159,7 @@ class Answer:
         self._trim = trim
         self._marks = marks or {}
         self._logprobs = parameters.logprobs is not None
+        self._constraint = constraint
 
     def take(self, samples: list[Any]) -> bool:
         text, tokens, reason = "", [], None
@@ -177,6 +180,8 @@ class Answer:
             if self.stop is not None or self._left == 0:
                 reason = "length" if self.stop is None else "stop"
                 break
+        if reason != "stop" and self._constraint is not None and self._constraint.done:
+            reason = "stop"
         if reason is not None and not isinstance(self.stop, str):
             # Where the limit cuts a character in two, its first part is no text.
             rest, stop = self._strings.push(self._text(self._decoder.finish()) if reason == "stop" else "")

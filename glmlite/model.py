@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from . import models
 from .cancel import Cancel
 from .chat.reply import Reply
+from .constrain import After, Constraint, Thought, Vocabulary, after_thought, thought_of
 from .errors import ContextOverflow
 from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
@@ -76,6 +77,7 @@ class Model:
         self._engine = engine
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
+        self._vocabulary = Vocabulary(tokenizer, recording.vocab)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
         self._close = weakref.finalize(self, scheduler.close)
 
@@ -148,7 +150,8 @@ class Model:
         """As `generate`, and return at once: the Generation gives the answer in pieces, to `for` and `async for`, or
         whole, to `result` and `await`."""
         p = Parameters.of(parameters, **changes)
-        return self._start(self._cut(self._ids(prompt), p), p, self._defaults, cancel)
+        ids = self._cut(self._ids(prompt), p)
+        return self._start(ids, p, self._defaults, cancel, constraint=self._constraint(p))
 
     def chat(
         self,
@@ -169,8 +172,9 @@ class Model:
         """Answer a conversation: `[{"role": "user", "content": "..."}]`. Otherwise as `generate`.
 
         tools: functions that the model may call, in the shape of the OpenAI API. tool_choice: "auto"; "none" leaves
-            them out; "required" and `{"type": "function", "function": {"name": ...}}` ask for a call, which the model
-            may not make. parallel_tool_calls: False leaves out the calls after the first.
+            them out; "required" and `{"type": "function", "function": {"name": ...}}` make the model call one, where its
+            dialect has a grammar for that (needs `glmlite[grammar]`). parallel_tool_calls: False leaves out the calls
+            after the first.
         thinking, effort: whether to think before the answer and how much ("low", "high", ...), where the model's
             template has a switch for it. reasoning: False leaves the thought in the text.
         template: variables for the model's chat template (`{"clear_thinking": False}`).
@@ -230,7 +234,12 @@ class Model:
         goes_on = chat.goes_on(messages)
         reader = self.dialect.reader(ids, offered, goes_on=goes_on, thoughts=reasoning, parallel=parallel_tool_calls)
         trim = self.dialect.trims(ids) and not goes_on
-        return self._start(ids, p, self._defaults, cancel, chatting=(self.dialect, Reply(reader), trim))
+        thought = thought_of(self.tokenizer, ids)
+        constraint = self._constraint(p, thought)
+        if constraint is None and offered:
+            constraint = self._calls(offered, tool_choice, parallel_tool_calls, thought)
+        chatting = self.dialect, Reply(reader), trim
+        return self._start(ids, p, self._defaults, cancel, constraint=constraint, chatting=chatting)
 
     def chat_ids(
         self,
@@ -278,6 +287,8 @@ class Model:
             those = ", ".join(name for name, row in FAMILY.items() if row.blanks)
             raise ValueError(f"infill: {self.architecture} models fill no blanks; those that do: {those}")
         p = Parameters.of(parameters, **changes)
+        if p.schema is not None or p.grammar is not None:
+            raise ValueError(f"{'schema' if p.grammar is None else 'grammar'}: infill takes none")
         defaults = {**self._defaults, "temperature": 0.0}
         ids = list(self.tokenizer.encode(text, special=True, prefix=False))
         filled, completions = self._infiller.fill(
@@ -304,6 +315,7 @@ class Model:
         defaults: Mapping[str, float],
         cancel: Cancel | None,
         *,
+        constraint: Constraint | None = None,
         chatting: tuple[Dialect, Reply, bool] | None = None,
     ) -> Generation:
         self._in_vocabulary("stop_ids", p.stop_ids)
@@ -324,13 +336,42 @@ class Model:
             seed=seed,
             logit_bias=dict(p.logit_bias or {}),
             logprobs=-1 if p.logprobs is None else p.logprobs,
-            stop=stops,
+            stop=[*stops, *(() if constraint is None else constraint.stops)],
         )
         sampler.accept(ids)
-        answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim, marks)
+        answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim, marks, constraint)
         layout = self._layout(ids, self.tokenizer.id_of)
-        request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens)
+        request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens, constraint=constraint)
         return Generation(self._scheduler, request, answer, p.on_progress, seed, self, cancel, reply)
+
+    def _constraint(self, p: Parameters, thought: Thought | None = None) -> Constraint | None:
+        """What the parameters say of an answer that may think before. Raises ValueError, ModuleNotFoundError."""
+        if p.schema is not None:
+            assert isinstance(p.schema, str)
+            constraint = self._vocabulary.schema(p.schema)
+        elif p.grammar is not None:
+            constraint = self._vocabulary.grammar(p.grammar)
+        else:
+            return None
+        return after_thought(thought, constraint, self._vocabulary)
+
+    def _calls(
+        self, tools: list[dict[str, Any]], choice: str | Mapping[str, Any], parallel: bool, thought: Thought | None
+    ) -> Constraint | None:
+        """What calls of tools must look like. Where one is asked for: raises as `_constraint` does."""
+        assert self.dialect is not None
+        grammar = self.dialect.grammar(tools, choice, parallel)
+        if grammar is None:
+            return None
+        if choice != "auto":
+            return after_thought(thought, self._vocabulary.grammar(grammar), self._vocabulary)
+        trigger = self.dialect.trigger
+        if trigger is None:
+            return None
+        try:
+            return After(trigger, self._vocabulary.grammar(grammar), self._vocabulary, again=True)
+        except (ValueError, ModuleNotFoundError):  # the model's calls are read as they come
+            return None
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)

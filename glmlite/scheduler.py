@@ -19,12 +19,17 @@ A cancel takes a request out of the queue at once. An active one leaves between 
 a call that only writes is short, and one that reads ends for a cancel of any active request. The others in it then
 begin it again; so that they get on however often that happens, the call after such a one reads little and is not ended.
 
+A request that is constrained (`glmlite.constrain`) writes one token a call, of those that its constraint allows; the
+others in the call do so, too. Tokens that the constraint forces are not drawn: they enter together before the next one.
+The constraint hears of a token when the call has ended well, so it is never ahead of the engine.
+
 Only the engine thread touches the engine. Other threads append to the queue and set flags.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -37,6 +42,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .constrain import Constraint
 from .errors import Busy, Cancelled, Closed
 from .sequences import Pool, Sequence, common, items_of
 
@@ -108,6 +114,7 @@ class Request:
 
     tokens: the prompt. layout: its positions, see `glmlite.models`. sampler: native; None with `rows`.
     max_tokens: to write. rows: "last" or "all" for the logits of the prompt instead of an answer.
+    constraint: of what is written.
     key, items: whose cached beginning may serve this one, see `glmlite.sequences`. Without items, one for each token,
     the tokens are their own.
     """
@@ -121,6 +128,7 @@ class Request:
         sampler: Any = None,
         max_tokens: int = 0,
         rows: str = "",
+        constraint: Constraint | None = None,
         key: Hashable = None,
         items: Iterable[int] | None = None,
     ):
@@ -134,6 +142,7 @@ class Request:
         self.sampler = sampler
         self.max_tokens = max_tokens
         self.rows = rows
+        self.constraint = constraint
         self.stats = Stats(prompt_tokens=len(self.tokens))
         self.cancelled = False
         self.spared = False  # the next call it is in is not ended by another's cancel, because one was
@@ -162,6 +171,11 @@ class Request:
     def cached(self) -> int:
         """Tokens in the cache."""
         return 0 if self.sequence is None else len(self.sequence.items)
+
+    @property
+    def constrained(self) -> bool:
+        """Its next token has to be drawn by itself."""
+        return self.constraint is not None and self.constraint.active
 
     @property
     def reads(self) -> bool:
@@ -372,9 +386,10 @@ class Scheduler:
             self._rows(turn)
             if turn.request.cancelled or turn.request.spared:
                 return  # a cancel ended its call: plan anew, without the one who is cancelled
-        turns = [p for p in turns if not p.request.rows and not p.request.cancelled]
+        turns = [p for p in turns if not p.request.rows and not p.request.cancelled and self._constrain(p)]
         if turns:
-            self._run(turns, 0.0 if any(p.request.reads for p in turns) else BURST_MS)
+            alone = any(p.request.reads or p.request.constrained for p in turns)
+            self._run(turns, 0.0 if alone else BURST_MS)
 
     def _admit(self) -> None:
         with self._changed:
@@ -427,7 +442,21 @@ class Scheduler:
         share = max(PREFILL_LEAST, chunk // max(reading, 1))
         if any(r.spared for r in self._active):
             share = max(1, PREFILL_LEAST // max(reading, 1))
-        return [_turn(r, share, 1 if reading else BURST) for r in self._active]
+        burst = 1 if reading or any(r.constrained for r in self._active) else BURST
+        return [_turn(r, share, burst) for r in self._active]
+
+    def _constrain(self, turn: Turn) -> bool:
+        """Tells the sampler what may be drawn in a turn. False: that cannot be said, and the request has failed."""
+        request = turn.request
+        if request.constraint is None or not turn.budget:
+            return True
+        try:
+            request.sampler.allow(request.constraint.mask())
+            request.sampler.forbid(list(request.constraint.forbidden))
+        except Exception as error:
+            self._fail(request, error)
+            return False
+        return True
 
     def _run(self, turns: list[Turn], max_ms: float) -> None:
         """One call. If it fails, each turn runs alone, so that only those that fail alone are given up."""
@@ -457,6 +486,11 @@ class Scheduler:
         request.sequence.items.extend(written[:-1])
         if not samples:
             return
+        try:
+            samples += self._forced(request, samples)
+        except Exception as error:
+            self._fail(request, error)
+            return
         stats = request.stats
         if not stats.generated_tokens:
             stats.prompt_seconds = now - request.started
@@ -464,6 +498,20 @@ class Scheduler:
         self._count("generated_tokens", len(samples))
         stats.generation_seconds = now - request.started - stats.prompt_seconds
         self._deliver(request, samples)
+
+    def _forced(self, request: Request, samples: list[Any]) -> list[Any]:
+        """The tokens that the constraint puts after those that were drawn, as samples. None where log probabilities are
+        wanted, which only a draw has."""
+        if request.constraint is None:
+            return []
+        request.constraint.accept([s.token for s in samples])
+        if not math.isnan(samples[-1].logprob):
+            return []
+        tokens = request.constraint.forced(request.max_tokens - request.written)
+        request.sampler.take(tokens)
+        request.tokens += tokens
+        request.items.extend(tokens)
+        return [self.native.Sample(token, math.nan, []) for token in tokens]
 
     def _rows(self, turn: Turn) -> None:
         """The next chunk of a request for logits."""

@@ -1,6 +1,10 @@
 """Answers in the form of a schema or a grammar: what may come next, when that begins, and what comes out."""
 
 import json
+import os
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import vocab
 import glmlite
 from glmlite import constrain
 from glmlite.constrain import After, Thought, Vocabulary, after_thought, thought_of
+from glmlite.parameters import Parameters
 from glmlite.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance", reason="llguidance is not installed: pip install 'glmlite[grammar]'")
@@ -375,3 +380,146 @@ def test_what_an_answer_to_a_prompt_thinks(prompt, thought):
     assert thought_of(Tokens("<think>", "</think>"), ids) == thought
     plain = thought_of(Tokens(), ids)  # a model that has no tokens for it
     assert plain == (Thought("</think>") if thought == Thought(1) else None)
+
+
+# ---- whole answers
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "people": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["a capital", "a village"]},
+    },
+    "required": ["name", "people", "kind"],
+    "additionalProperties": False,
+}
+QUESTION = [{"role": "user", "content": "the city?"}]
+
+
+def test_an_answer_ends_where_its_json_does(model):
+    for schema in (CITY, json.dumps(CITY), Parameters(schema=CITY).schema):
+        answer = model.chat(QUESTION, schema=schema, seed=1, temperature=1.0)
+        assert set(json.loads(answer.text)) == {"name", "people", "kind"}
+        assert (answer.finish_reason, answer.stop) == ("stop", None)
+        assert answer.stats.generated_tokens == len(answer.tokens)
+    assert json.loads(model.generate("a city", Parameters(schema=CITY), ignore_eos=True).text)
+    assert model.generate("a", schema=True, seed=3, max_tokens=40).text.strip().startswith("{")
+    answer = model.generate("is it?", grammar='start: "yes" | "no"')
+    assert (answer.text in ("yes", "no"), answer.finish_reason) == (True, "stop")
+    exact = model.generate("is it?", grammar='start: "yes" | "no"', max_tokens=len(answer.tokens))
+    assert (exact.text, exact.finish_reason) == (answer.text, "stop")
+
+
+def test_an_answer_that_is_cut_says_length(model):
+    whole = model.chat(QUESTION, schema=CITY, seed=1, temperature=1.0)
+    for count in (1, 2, 10, len(whole.tokens) - 1):
+        answer = model.chat(QUESTION, schema=CITY, seed=1, temperature=1.0, max_tokens=count)
+        assert (answer.tokens, answer.finish_reason) == (whole.tokens[:count], "length")
+    stopped = model.chat(QUESTION, schema=CITY, seed=1, temperature=1.0, stop=["people"])
+    assert (stopped.finish_reason, stopped.stop) == ("stop", "people")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 1.0}, {"temperature": 1.3, "top_p": 0.8, "presence_penalty": 1.0, "logit_bias": {40: 3.0}}],
+    ids=str,
+)
+def test_forced_tokens_are_those_that_masks_leave(model, monkeypatch, options):
+    forced = constrain.Following.forced
+    count = []
+
+    def counting(self, most):
+        count.append(len(tokens := forced(self, most)))
+        return tokens
+
+    for seed in range(8):
+        monkeypatch.setattr(constrain.Following, "forced", counting)
+        answer = model.chat(QUESTION, schema=CITY, seed=seed, **options)
+        every = model.chat(QUESTION, schema=CITY, seed=seed, logprobs=1, **options)
+        monkeypatch.setattr(constrain.Following, "forced", lambda self, most: [])
+        drawn = model.chat(QUESTION, schema=CITY, seed=seed, **options)
+        assert answer.tokens == drawn.tokens == every.tokens
+        assert answer.text == drawn.text
+        assert all(p.logprob <= 0 for p in every.logprobs)
+    assert max(count) > 1  # several at once
+
+
+def test_a_grammar_that_allows_everything_changes_nothing(model):
+    for seed in range(5):
+        free = model.generate("Once", seed=seed, temperature=1.0, max_tokens=40)
+        bound = model.generate("Once", seed=seed, temperature=1.0, max_tokens=40, grammar="start: <[*]>*")
+        assert bound.tokens == free.tokens
+
+
+def test_many_at_once_are_as_each_alone(model):
+    asked = [{"schema": CITY}, {}, {"grammar": "start: /[a-z]{5,30}/"}, {"schema": {"type": "array"}}, {}]
+    more = {"temperature": 1.0, "max_tokens": 40}
+    alone = [model.generate("x", seed=i, **more, **what).tokens for i, what in enumerate(asked)]
+    together = [model.stream("x", seed=i, **more, **what) for i, what in enumerate(asked)]
+    assert [generation.result().tokens for generation in together] == alone
+
+
+@pytest.mark.parametrize("executor", ["twin"], indirect=True)
+def test_a_call_that_fails_after_its_draws_changes_nothing(load):
+    """What is drawn in it is drawn again, when each of its requests runs alone."""
+    opened = load("glm4", {"context": 512})
+    asked = [{"schema": CITY}, {"grammar": 'start: "abc" /[x-z]{20}/'}, {}]
+    more = {"temperature": 1.0, "max_tokens": 40, "presence_penalty": 0.5, "ignore_eos": True}
+    alone = [opened.generate("x", seed=i, **more, **what).tokens for i, what in enumerate(asked)]
+    engine, failed = opened._engine, []
+    enter = engine._enter
+
+    def failing(work, *rest):
+        last = len(engine.steps[-1]) > 1 and work.sequence == max(engine._pages)
+        if last and len(failed) < 30 and len(engine.steps) % 3 == 0:
+            failed.append(len(engine.steps))
+            raise RuntimeError("the engine fails")
+        return enter(work, *rest)
+
+    engine._enter = failing
+    together = [opened.stream("x", seed=i, **more, **what) for i, what in enumerate(asked)]
+    assert [generation.result().tokens for generation in together] == alone
+    assert failed
+
+
+# ---- random schemas
+
+SCHEMAS = int(os.environ.get("GLMLITE_SCHEMAS", "100"))
+
+
+def test_every_finished_answer_validates(model):
+    """Random schemas, random text: what is finished is valid, what is not says length; $GLMLITE_SCHEMAS of them."""
+    import jsonschema
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemas import schemas
+
+    asked = []
+    plain = {"derandomize": True, "database": None, "deadline": None, "phases": [Phase.generate]}
+
+    @settings(max_examples=SCHEMAS, suppress_health_check=list(HealthCheck), **plain)
+    @given(schemas())
+    def ask(schema):
+        asked.append(schema)
+
+    ask()
+
+    def answer(seed):
+        try:
+            return model.generate("x", schema=asked[seed], seed=seed, temperature=1.0, top_p=1.0, max_tokens=80)
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(answer, range(len(asked))))
+    reasons = Counter()
+    for schema, got in zip(asked, answers):
+        if isinstance(got, str):
+            assert re.match("schema: (Unimplemented keys|oneOf|Unsatisfiable|circular)|.*nothing can follow", got), got
+            reasons["refused"] += 1
+            continue
+        reasons[got.finish_reason] += 1
+        if got.finish_reason == "stop":
+            jsonschema.Draft202012Validator(schema).validate(json.loads(got.text))
+    assert set(reasons) == {"refused", "stop", "length"}
+    assert reasons["stop"] > len(asked) / 4

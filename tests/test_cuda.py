@@ -315,6 +315,26 @@ def test_tokens_are_those_of_the_cpus_sampler(case, gpu_layers):
         assert run(engine, [prompts[i]], [samplers()[i]]) == [want[i]]
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "logit_bias": {3: 2.0}}], ids=str)
+def test_masked_and_forbidden_tokens_beside_others(case, options):
+    """A masked row comes to the CPU; what is forbidden does not keep a row from being drawn on the GPU."""
+    c = case("glm4", vocab=2500, layers=2)
+    engine = c.engine()
+    ids = prompt(c, 5)
+
+    def samplers(forbidden):
+        made = [cuda.Sampler(seed=i, **options) for i in range(3)]
+        made[0].allow(test_engine.words(*range(0, 2500, 7), vocab=2500))
+        made[1].forbid(forbidden)
+        return made
+
+    free = run(engine, [ids] * 3, samplers([]))[1]
+    got = run(engine, [ids] * 3, samplers(free))
+    assert got == [run_by_hand(engine, ids, sampler) for sampler in samplers(free)]
+    assert got[0][0] % 7 == 0
+    assert got[1][0] != free[0]
+
+
 def test_more_draws_than_foreseen(case):
     c = case("chatglm", kv_heads=1)
     engine = c.engine(kv_tokens=18 * 64)

@@ -4,6 +4,7 @@ The engine here computes nothing. It keeps pages as the real one does, writes do
 call until the test says so.
 """
 
+import math
 import pickle
 import threading
 import time
@@ -11,6 +12,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from twin_engine import Sample
 
 import glmlite
 from glmlite.errors import Cancelled
@@ -52,7 +54,7 @@ class Engine:
 
     page_tokens = PAGE
     prefix = 0
-    Cancel, Work = Flag, Work
+    Cancel, Work, Sample = Flag, Work, Sample
 
     def __init__(self, pages):
         self.pages, self.sequences, self.next = pages, {}, 0
@@ -61,7 +63,7 @@ class Engine:
         self.go, self.waits = threading.Event(), threading.Event()
         self.stepping = False
         self.bad = lambda works: False
-        self.done = 0.0
+        self.done, self.logprob = 0.0, math.nan
 
     def _used(self):
         return len({page for pages in self.sequences.values() for page in pages["pages"]})
@@ -121,7 +123,7 @@ class Engine:
             raise RuntimeError("not finite")
         for w in works:
             self._enter(w.sequence, [*w.tokens, *[1] * max(w.budget - 1, 0)])
-        return [[SimpleNamespace(token=1)] * w.budget for w in works]
+        return [[Sample(1, self.logprob, [])] * w.budget for w in works]
 
     def step(self, works, rows, cancel):
         (w,) = works
@@ -146,6 +148,53 @@ class Sink:
         self.ended.set()
 
 
+class Told:
+    """A sampler that remembers what it is told. masks: of the draws."""
+
+    def __init__(self):
+        self.masks, self.forbidden, self.taken = [], [], []
+
+    def allow(self, mask):
+        self.masks.append(mask)
+
+    def forbid(self, tokens):
+        self.forbidden.append(tokens)
+
+    def take(self, tokens):
+        self.taken += tokens
+
+
+class Rule:
+    """A constraint that begins after so many tokens. forces: what it has to add after each token that is drawn."""
+
+    stops = ()
+
+    def __init__(self, after=0, forces=()):
+        self.after, self.forces, self.accepted, self.error = after, list(forces), [], None
+
+    @property
+    def active(self):
+        return len(self.accepted) >= self.after
+
+    @property
+    def forbidden(self):
+        return () if self.active else (9,)
+
+    def mask(self):
+        if self.error is not None:
+            raise self.error
+        return len(self.accepted) if self.active else None
+
+    def accept(self, tokens):
+        self.accepted += tokens
+
+    def forced(self, most):
+        found, self.forces = self.forces[:1], self.forces[1:]
+        tokens = list(found[0][:most]) if found else []
+        self.accepted += tokens
+        return tokens
+
+
 class Board:
     """A scheduler on a recording engine, its calls made one at a time."""
 
@@ -154,14 +203,14 @@ class Board:
         self.engine.stepping = True
         self.scheduler = Scheduler(self.engine, self.engine, parallel=parallel, max_queue=max_queue)
 
-    def ask(self, tokens, write=1, context=0, rows="", **shared):
-        """A request for `write` tokens after `tokens`, a number of them or a list; shared: its key and items."""
+    def ask(self, tokens, write=1, context=0, rows="", **more):
+        """A request for `write` tokens after `tokens`, a number of them or a list; more: its key, items, constraint."""
         ids = list(range(1000, 1000 + tokens)) if isinstance(tokens, int) else tokens
         layout = causal(ids, None)
         if context:
             layout = Layout(layout.positions, context, layout.next_position, layout.position_step)
         sink = Sink(write if not rows else (len(ids) if rows == "all" else 1))
-        request = Request(ids, layout, sink, sampler=None if rows else object(), max_tokens=write, rows=rows, **shared)
+        request = Request(ids, layout, sink, sampler=None if rows else Told(), max_tokens=write, rows=rows, **more)
         self.scheduler.submit(request)
         return request
 
@@ -871,6 +920,127 @@ def test_who_fails_alone_is_given_up_alone(board):
     assert good.stats.generated_tokens == 30
     assert "not finite" in str(bad.sink.error)
     assert bad.sequence.handle not in b.engine.sequences
+
+
+# ---- constraints
+
+
+def test_a_constrained_request_writes_one_token_a_call_and_so_do_the_others(board):
+    b = board()
+    free = b.ask(different(10, 1), write=100)
+    b.wait()
+    b.step()
+    rule = Rule()
+    bound = b.ask(different(10, 2), write=3, constraint=rule)
+    calls = [b.step() for _ in range(4)]
+    assert [[w[1:] for w in call] for call in calls] == [
+        [(1, 1), (10, 1)],
+        [(1, 1), (1, 1)],
+        [(1, 1), (1, 1)],
+        [(1, BURST)],
+    ]
+    assert b.engine.limits[-4:] == [0.0, 0.0, 0.0, BURST_MS]
+    assert bound.sampler.masks == [0, 1, 2]
+    assert rule.accepted == [1, 1, 1]
+    assert free.sampler.masks == []
+    b.finish(free)
+
+
+def test_until_a_constraint_begins_bursts_go_on(board):
+    b = board()
+    request = b.ask(10, write=100, constraint=Rule(after=1 + BURST))
+    calls = [b.wait(), *(b.step() for _ in range(3))]
+    assert [call[0][1:] for call in calls] == [(10, 1), (1, BURST), (1, 1), (1, 1)]
+    assert b.engine.limits == [0.0, BURST_MS, 0.0, 0.0]
+    assert request.sampler.masks == [None, None, 17, 18]
+    assert request.sampler.forbidden == [[9], [9], [], []]
+    b.finish(request)
+
+
+def test_no_mask_is_made_where_nothing_is_drawn(board):
+    b = board()
+    request = b.ask(PREFILL_ALONE + 1, write=2, constraint=Rule())
+    b.wait()
+    assert request.sampler.masks == []
+    b.step()
+    assert request.sampler.masks == [0]
+    b.finish(request)
+
+
+def test_forced_tokens_enter_together_and_are_not_drawn(board):
+    b = board()
+    rule = Rule(forces=[[], [5, 6, 7], [8]])
+    request = b.ask(10, write=10, constraint=rule)
+    calls = [b.wait(), *(b.step() for _ in range(4))]
+    assert [call[0][1:] for call in calls] == [(10, 1), (1, 1), (4, 1), (2, 1), (1, 1)]
+    assert request.tokens[10:] == [1, 1, 5, 6, 7, 1, 8, 1]
+    assert request.sampler.taken == [5, 6, 7, 8]
+    assert request.sink.left == 10 - 8
+    assert rule.accepted == request.tokens[10:]
+    sequence = b.engine.sequences[request.sequence.handle]
+    b.finish(request)
+    assert sequence["tokens"] == request.tokens[:-1]
+    assert request.stats.generated_tokens == 10
+
+
+def test_forced_tokens_stop_at_the_length(board):
+    b = board()
+    rule = Rule(forces=[[5] * 9])
+    request = b.ask(10, write=4, constraint=rule)
+    b.wait()
+    b.finish(request)
+    assert request.tokens[10:] == rule.accepted == [1, 5, 5, 5]
+    assert request.stats.generated_tokens == 4
+
+
+def test_where_log_probabilities_are_wanted_every_token_is_drawn(board):
+    b = board()
+    b.engine.Sample = lambda *sample: pytest.fail("a sample that was not drawn")
+    rule = Rule(forces=[[5, 6]])
+    request = b.ask(10, write=3, constraint=rule)
+    b.engine.logprob = -1.0
+    b.wait()
+    b.finish(request)
+    assert request.tokens[10:] == rule.accepted == [1, 1, 1]
+
+
+def test_a_failed_call_leaves_a_constraint_where_it_was(board):
+    b = board()
+    rules = [Rule(forces=[[5, 6]]), Rule()]
+    requests = [b.ask(different(10, i), write=8, constraint=rule) for i, rule in enumerate(rules)]
+    b.wait()
+    b.engine.bad = lambda works: len(works) > 1  # each call is made again, alone
+    b.finish(*requests)
+    for request, rule in zip(requests, rules):
+        assert request.sink.error is None
+        assert rule.accepted == request.tokens[10:]
+        assert len(rule.accepted) == 8
+        assert request.sampler.masks == sorted(set(request.sampler.masks))
+
+
+def test_a_preempted_request_keeps_its_constraint(board):
+    b = board(pages=4, parallel=2)
+    rules = [Rule(after=30), Rule(after=40, forces=[[5, 6, 7]])]
+    requests = [b.ask(different(100 + 20 * i, i), write=80, constraint=rule) for i, rule in enumerate(rules)]
+    b.wait()
+    b.finish(*requests)
+    assert b.scheduler.status().preempted > 0
+    for request, rule in zip(requests, rules):
+        assert request.stats.generated_tokens == 80
+        assert rule.accepted == request.tokens[-80:]
+
+
+def test_a_mask_that_cannot_be_made_fails_its_request_alone(board):
+    b = board()
+    rule = Rule()
+    good = b.ask(different(10, 1), write=40)
+    bad = b.ask(different(10, 2), write=40, constraint=rule)
+    b.wait()
+    b.step()
+    rule.error = RuntimeError("too hard")
+    b.finish(good, bad)
+    assert str(bad.sink.error) == "too hard"
+    assert good.sink.error is None and good.stats.generated_tokens == 40
 
 
 def test_close_fails_what_runs_and_what_waits_and_frees_all(board):
