@@ -172,9 +172,9 @@ class Model:
         """Answer a conversation: `[{"role": "user", "content": "..."}]`. Otherwise as `generate`.
 
         tools: functions that the model may call, in the shape of the OpenAI API. tool_choice: "auto"; "none" leaves
-            them out; "required" and `{"type": "function", "function": {"name": ...}}` make the model call one, where its
-            dialect has a grammar for that (needs `glmlite[grammar]`). parallel_tool_calls: False leaves out the calls
-            after the first.
+            them out; "required" and `{"type": "function", "function": {"name": ...}}` make the model call one, where
+            its dialect has a grammar for that (needs `glmlite[grammar]`). parallel_tool_calls: False leaves out the
+            calls after the first.
         thinking, effort: whether to think before the answer and how much ("low", "high", ...), where the model's
             template has a switch for it. reasoning: False leaves the thought in the text.
         template: variables for the model's chat template (`{"clear_thinking": False}`).
