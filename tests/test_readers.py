@@ -229,6 +229,7 @@ def test_marked_calls(raw, text, calls):
 def test_calls_and_thoughts():
     check(Marked, f"a{LOOK}</think>b", ("b", "a", [ROME]), in_thought=True)
     check(Marked, f"a{LOOK} b</think>c", ("b\nc", "a", [ROME]), in_thought=True)
+    check(Marked, f"a{LOOK}b{LOOK}c</think>d", ("b\nc\nd", "a", [ROME, ROME]), in_thought=True)
     check(Marked, f"<think>a</think>{LOOK}<think>b</think>c", ("c", "a\nb", [ROME]))
     check(Marked, "use <tool_call> here</think>c", ("c", "use <tool_call> here", []), in_thought=True)
     check(Marked, "a <tool_call></think>c", ("c", "a <tool_call>", []), in_thought=True)
@@ -242,7 +243,7 @@ def test_calls_and_thoughts():
         ("<arg_key>at\n<arg_value>Rome</arg_value>\n", None),
         ("<arg_key>at</arg_key>\nRome</arg_value>\n", None),
         ("<arg_key>at</arg_key>\n<arg_value>Rome\n", None),
-        ("<arg_key>at</arg_key>\n<arg_value>Rome\r\n  ", None),
+        ("<arg_key>at</arg_key>\n<arg_value>Rome\r\n        ", None),
         ("at\n<arg_value>Rome</arg_value>", None),
         ("<arg_key>at</arg_key>Rome\n", None),
         ("<arg_key><arg_key>at</arg_key></arg_key><arg_value><arg_value>Rome</arg_value></arg_value>", None),
@@ -496,6 +497,7 @@ def test_properties_of_references():
         ("<tool_call>clock</tool_call>", "<tool_call>clock</tool_call>", []),
         ("python\nprint(1)\n", "", [("python", {"source": "print(1)"})]),
         ('python\n{"source": "1"}', "", [("python", {"source": "1"})]),
+        ('python\n{"a": 1}', "", [("python", {"source": '{"a": 1}'})]),
         ("\n", "", []),
     ],
 )  # fmt: skip

@@ -79,10 +79,10 @@ class Reply:
                     parts.append(current)
                 current = Part(reasoning=delta.text)
             elif isinstance(delta, Text):
-                if current.text or current.calls:
+                if current.calls:
                     parts.append(current)
                     current = Part()
-                current = current._replace(text=delta.text)
+                current = current._replace(text=current.text + delta.text)
             elif (part := self._call(delta)) is not None:
                 current = current._replace(calls=(*current.calls, part))
         if current != Part():

@@ -178,7 +178,7 @@ def _control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> re.Pat
 
 def _mask(value: Any, control: re.Pattern[str] | None) -> Any:
     if isinstance(value, str):
-        value = value.replace(_MARK, "").replace(_END, "")
+        value = value.replace(_MARK, "")
         return value if control is None else control.sub(lambda match: match[0][0] + _MARK + match[0][1:], value)
     if isinstance(value, Mapping):
         return {_mask(key, control): _mask(item, control) for key, item in value.items()}
