@@ -90,7 +90,7 @@ export function imported(source) {
   return list(file.conversations).map(conversationFrom);
 }
 
-const ID = /^[\w-]{1,64}$/;
+const ID = /^c[0-9a-f]{24}$/; // as newId makes them
 
 function conversationFrom(raw) {
   const given = object(raw);
