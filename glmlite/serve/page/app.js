@@ -489,7 +489,11 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("hashchange", followAddress);
 addEventListener("pagehide", () => {
-  for (const { conversation } of live.values()) store.put(conversation);
+  for (const { conversation, node, controller } of live.values()) {
+    node.finish = "stopped";
+    controller.abort();
+    store.put(conversation);
+  }
 });
 
 useLanguage(kept("language", navigator.language));

@@ -96,7 +96,7 @@ export class Composer {
   #draw() {
     $("files").replaceChildren(
       ...this.files.map((file) => {
-        const remove = make("button", { type: "button", class: "tool", "aria-label": t("fileRemove", { name: file.name }) });
+        const remove = make("button", { type: "button", class: "mini", "aria-label": t("fileRemove", { name: file.name }) });
         remove.append(icon("close"));
         remove.addEventListener("click", () => {
           this.files = this.files.filter((other) => other !== file);

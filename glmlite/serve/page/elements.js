@@ -26,7 +26,7 @@ export function icon(name) {
 
 /** A button of an icon, named by a text of the table. If `act` returns a string, that is copied, and the button says so. */
 export function button(image, name, act) {
-  const made = make("button", { type: "button", class: "tool", "data-t-label": name, "aria-label": t(name), title: t(name) });
+  const made = make("button", { type: "button", class: "mini", "data-t-label": name, "aria-label": t(name), title: t(name) });
   made.append(icon(image));
   made.addEventListener("click", async () => {
     const text = act();

@@ -37,7 +37,7 @@ export class Palette {
     this.choices = choices.map((choice, i) => {
       const item = make("li", { role: "option", id: `found-${i}` }, make("strong", {}, choice.title));
       if (choice.image) item.prepend(icon(choice.image));
-      if (choice.snippet) item.append(make("small", {}, choice.snippet));
+      if (choice.snippet && choice.snippet !== choice.title) item.append(make("small", {}, choice.snippet));
       item.addEventListener("click", () => this.#choose(i));
       return { act: choice.act, element: item };
     });

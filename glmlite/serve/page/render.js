@@ -171,7 +171,7 @@ const KATEX = {
   trust: false,
   maxExpand: 500,
   // As MathML these two are written with inline styles, which the page's policy forbids.
-  macros: { "\\pmb": "\\boldsymbol{#1}", "\\fcolorbox": "\\boxed{#3}" },
+  macros: { "\\pmb": "\\boldsymbol{#1}", "\\fcolorbox": "\\boxed{\\text{#3}}" },
 };
 let katex;
 

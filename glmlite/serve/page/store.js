@@ -200,6 +200,7 @@ export class Store {
     const transaction = this.db.transaction(["conversations", "entries"], "readwrite");
     transaction.objectStore("conversations").put(conversation);
     transaction.objectStore("entries").put(entryOf(conversation));
+    transaction.commit(); // at once: the page may be about to go
     await finished(transaction);
   }
 
