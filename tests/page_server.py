@@ -18,7 +18,13 @@ from typing import Any
 import glmlite
 
 PAGE = Path(glmlite.__file__).parent / "serve" / "page"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
 POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; script-src 'self'; frame-ancestors 'none'"
 DEFAULTS = {"temperature": 0.8, "top_p": 0.8, "top_k": 0, "min_p": 0, "repetition_penalty": 1.0}
 
@@ -132,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
             file = PAGE / (path.lstrip("/") or "index.html")
             if not file.is_file() or ".." in path:
                 return self.reply({"error": {"message": "not found"}}, 404)
-            self.head(200, TYPES.get(file.suffix, "text/plain") + "; charset=utf-8")
+            self.head(200, TYPES[file.suffix])
             self.wfile.write(file.read_bytes())
 
     def do_POST(self) -> None:

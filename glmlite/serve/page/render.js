@@ -6,7 +6,7 @@ import { Marked } from "./vendor/marked/marked.esm.js";
 import "./vendor/dompurify/purify.min.js";
 import hljs from "./vendor/highlight/core.min.js";
 import { t } from "./strings.js";
-import { button } from "./elements.js";
+import { button, make } from "./elements.js";
 
 // ---- the one door to HTML ----------------------------------------------------------------------------------------
 
@@ -165,21 +165,28 @@ function setCode(box, text, language) {
 // ---- formulas ----------------------------------------------------------------------------------------------------
 
 const KATEX = {
-  output: "mathml",
   throwOnError: true,
   strict: "ignore",
   trust: false,
   maxExpand: 500,
-  // As MathML these two are written with inline styles, which the page's policy forbids.
-  macros: { "\\pmb": "\\boldsymbol{#1}", "\\fcolorbox": "\\boxed{\\text{#3}}" },
+  maxSize: 20,
+  // As MathML, which is for screen readers, these two have inline styles, which the page's policy forbids.
+  macros: { "\\pmb": "\\boldsymbol{#1}", "\\fcolorbox": "\\@firstoftwo{\\boxed{\\text{#3}}}{#1#2}" },
 };
 let katex;
+
+async function loadKatex() {
+  const style = make("link", { rel: "stylesheet", href: "vendor/katex/katex.min.css" });
+  document.head.append(style);
+  await Promise.all([import("./vendor/katex/katex.min.js"), new Promise((resolve) => (style.onload = style.onerror = resolve))]);
+  return window.katex;
+}
 
 /** Sets the formulas below `root`; one that is wrong stays as it was written. */
 async function typeset(root) {
   const found = root.querySelectorAll("[data-math]");
   if (!found.length) return;
-  katex ??= import("./vendor/katex/katex.min.js").then(() => window.katex);
+  katex ??= loadKatex();
   const { render } = await katex;
   for (const element of found) {
     const text = element.textContent;
