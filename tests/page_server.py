@@ -179,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
             calls = any(step.get("choices") and step["choices"][0]["delta"].get("tool_calls") for step in dicts(script))
             self.send(finish("tool_calls" if calls else "stop"))
         usage = {"prompt_tokens": 1000, "completion_tokens": 48, "prompt_tokens_details": {"cached_tokens": 900}}
-        timings = {"predicted_per_second": 41.6, "predicted_ms": 1154.0, "prompt_per_second": 460.0}
+        timings = {"predicted_n": 48, "predicted_per_second": 41.6}
         self.send({"choices": [], "usage": usage, "timings": timings})
         self.wfile.write(b"data: [DONE]\n\n")
 

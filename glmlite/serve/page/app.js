@@ -83,13 +83,15 @@ let sticks = true; // whether the end of the conversation stays in sight
 let frame = 0;
 let notBefore = 0;
 
-/** Draws the conversation in the next frame. */
+/** Draws what is being written, in the next frame. */
 function schedule() {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
     const begin = performance.now();
     if (begin < notBefore) return schedule();
-    draw();
+    const running = live.get(page.conversation.id);
+    if (running) drawLive(running.node);
+    else draw();
     // A long text that takes long to draw is drawn less often.
     const took = performance.now() - begin;
     notBefore = took > 30 ? begin + 4 * took : 0;
@@ -113,6 +115,11 @@ function draw() {
   $("welcome").hidden = nodes.length > 0;
   composer.busy(Boolean(running));
   drawBar();
+  if (sticks) toEnd();
+}
+
+function drawLive(node) {
+  views.get(node.id)?.refresh({ live: true, last: true });
   if (sticks) toEnd();
 }
 
@@ -170,7 +177,7 @@ async function save(conversation) {
   try {
     await store.put(conversation);
     await listAgain();
-    others?.postMessage(conversation.id);
+    if (!live.has(conversation.id)) others?.postMessage(conversation.id);
   } catch (error) {
     toast(t("notSaved", { why: error.message }));
   }
@@ -183,7 +190,7 @@ async function listAgain() {
 
 others?.addEventListener("message", async ({ data }) => {
   await listAgain();
-  if (data === page.conversation.id && !live.has(data)) show(await store.get(data));
+  if (data === page.conversation.id && !live.has(data) && !document.querySelector(".editing")) show(await store.get(data));
 });
 
 /** Shows a conversation, or a new one if there is none. */
@@ -310,6 +317,7 @@ function request(conversation, parent) {
     stream: true,
     stream_options: { include_usage: true },
     return_progress: true,
+    timings_per_token: true,
   };
 }
 
@@ -329,11 +337,10 @@ async function answer(conversation, parent) {
   draw();
   save(conversation);
   const saving = setInterval(() => save(conversation), SAVE_EVERY);
-  const redraw = () => page.conversation === conversation && schedule();
   try {
     for await (const chunk of chat(body, { key: page.key, signal: controller.signal })) {
       take(node, chunk);
-      redraw();
+      if (page.conversation === conversation) schedule();
     }
     say(t("answered"));
   } catch (error) {
@@ -350,7 +357,8 @@ async function answer(conversation, parent) {
       live.delete(conversation.id);
       save(conversation);
     }
-    redraw();
+    if (page.conversation === conversation) draw();
+    if (!page.props.context) learn().catch(() => {}); // a model that was loaded for this
   }
 }
 

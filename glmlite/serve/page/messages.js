@@ -193,8 +193,8 @@ export class MessageView {
     const key = JSON.stringify([live, at, others.length, node.stats, Boolean(node.content), Boolean(node.failure)]);
     if (drawn.under === key) return;
     drawn.under = key;
-    under.hidden = live;
     under.replaceChildren();
+    if (live) return under.append(make("span", { class: "stats" }, statsText(node)));
     if (others.length > 1) {
       const label = t("branchLabel", { at: at + 1, of: others.length });
       const back = button("left", "previous", () => void actions.choose(others[at - 1]));
@@ -252,9 +252,12 @@ export class MessageView {
   }
 }
 
-/** Whether a key sends a message. The Enter that ends the choice of a Chinese word does not. */
+const touch = matchMedia("(hover: none) and (pointer: coarse)");
+
+/** Whether a key sends a message. The Enter that ends the choice of a Chinese word does not, nor does a phone's, which
+ * has no other way to begin a line. */
 export function sends(event) {
-  return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229 && !touch.matches;
 }
 
 function statsText(node) {

@@ -233,7 +233,9 @@ export class Store {
   async search(query, limit = 50) {
     const words = query.toLowerCase().split(/\s+/).filter(Boolean);
     const found = [];
+    const turn = (this.turn = (this.turn ?? 0) + 1);
     await this.each((conversation) => {
+      if (turn !== this.turn) return false; // more was typed meanwhile
       const texts = [conversation.title, ...Object.values(conversation.nodes).map((node) => node.content)];
       const lower = texts.map((piece) => piece.toLowerCase());
       if (!words.every((word) => lower.some((piece) => piece.includes(word)))) return true;

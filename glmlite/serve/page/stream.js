@@ -144,14 +144,13 @@ export function take(node, chunk) {
   }
   if (choice?.finish_reason) node.finish = choice.finish_reason;
   if (chunk.prompt_progress) node.progress = chunk.prompt_progress;
+  if (chunk.timings) {
+    node.stats.speed = chunk.timings.predicted_per_second;
+    node.stats.answer = chunk.timings.predicted_n;
+  }
   if (chunk.usage) {
     node.stats.prompt = chunk.usage.prompt_tokens;
     node.stats.answer = chunk.usage.completion_tokens;
     node.stats.cached = chunk.usage.prompt_tokens_details?.cached_tokens;
-  }
-  if (chunk.timings) {
-    node.stats.speed = chunk.timings.predicted_per_second;
-    node.stats.answerMs = chunk.timings.predicted_ms;
-    node.stats.promptSpeed = chunk.timings.prompt_per_second;
   }
 }

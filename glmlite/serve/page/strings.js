@@ -31,8 +31,8 @@ const TABLE = {
   // Welcome
   welcome: ["What is on your mind?", "今天想聊些什么？"],
   welcomeSub: [
-    "A model on your own machine answers. What you write is sent to it and nowhere else.",
-    "由你自己机器上的模型回答，内容只发给它。",
+    "What you write goes to the model on this server, and nowhere else.",
+    "你写的内容只会发给这台服务器上的模型。",
   ],
   idea1: ["What is the capital of France?", "法国的首都是哪里？"],
   idea2: ["Explain recursion with a small Python example.", "用一个 Python 小例子解释递归。"],
