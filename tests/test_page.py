@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 
-import page_server
 import pytest
 from page_server import BREAK, ENDLESS, PAGE, WAIT, Refusal, StandIn, call, fault, finish, progress, text, thought
 
@@ -702,7 +701,7 @@ def test_what_a_model_writes_does_nothing(visit, server):
     for question in ("<script>document.title='x'</script>", HOSTILE):  # what a person pastes is text
         ask(page, question)
         settled(page)
-        assert question.strip() in [words for words in texts(page, ".bubble")]
+        assert question.strip() in texts(page, ".bubble")
 
 
 RICH = r"""# A title
@@ -852,9 +851,9 @@ def test_all_controls_have_names_and_what_happens_is_said(visit, server):
     assert page.inner_text("#live") == "The answer is complete."
     page.click("#tune")
     nameless = page.evaluate(
-        """() => [...document.querySelectorAll("button, input, select, textarea, [role=listbox], nav, aside, dialog")]
+        """() => [...document.querySelectorAll("button, input, select, textarea, [role=listbox], nav, dialog")]
           .filter((e) => !e.matches("[aria-hidden=true]"))
-          .filter((e) => !(e.ariaLabel || e.getAttribute("aria-labelledby") || e.textContent.trim() || e.labels?.length))
+          .filter((e) => !e.ariaLabel && !e.ariaLabelledByElements?.length && !e.labels?.length && !e.textContent)
           .map((e) => e.outerHTML)"""
     )
     assert nameless == []

@@ -41,7 +41,21 @@ const BLOCK_MATH = pattern(String.raw`^ {0,3}(?:\$\$(.…)\$\$|\\\[(.…)\\\])[ 
 const DISPLAY_MATH = pattern(String.raw`^(?:\$\$([^$]…)\$\$|\\\[(.…)\\\])`);
 const INLINE_MATH = pattern(String.raw`^(?:\$(?![\s$])((?:\\.|[^\\$\n])…)(?<!\s)\$(?!\d)|\\\((.…)\\\))`);
 
-const formulas = [
+// Reading emphasis takes a time that grows with the square of a paragraph's length: a longer one stays plain.
+const LONGEST_PARAGRAPH = 10_000; // characters
+const NO_PARAGRAPH = /^ {0,3}(?:```|~~~|[-*+] |\d+[.)] |[|>])/;
+
+const extensions = [
+  {
+    name: "long",
+    level: "block",
+    tokenizer(text) {
+      const end = text.search(/\n[ \t]*\n|\n {0,3}(?:```|~~~)/);
+      const raw = end < 0 ? text : text.slice(0, end);
+      return raw.length > LONGEST_PARAGRAPH && !NO_PARAGRAPH.test(raw) ? { type: "long", raw, text: raw } : undefined;
+    },
+    renderer: (token) => `<p class="plain">${escape(token.text)}</p>`,
+  },
   {
     name: "blockMath",
     level: "block",
@@ -84,7 +98,7 @@ const markdown = new Marked({
     code: ({ text, lang }) => `<pre><code class="language-${escape(languageOf(lang))}">${escape(text)}\n</code></pre>`,
   },
 });
-markdown.use({ extensions: formulas });
+markdown.use({ extensions });
 
 // ---- code --------------------------------------------------------------------------------------------------------
 
