@@ -26,7 +26,7 @@ TYPES = {
     ".woff2": "font/woff2",
 }
 POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; script-src 'self'; frame-ancestors 'none'"
-DEFAULTS = {"temperature": 0.8, "top_p": 0.8, "top_k": 0, "min_p": 0, "repetition_penalty": 1.0}
+DEFAULTS = {"temperature": 0.30000001192092896, "top_p": 0.8, "top_k": 0, "min_p": 0, "repetition_penalty": 1.0}
 
 WAIT = "wait"
 BREAK = "break"

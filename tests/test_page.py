@@ -467,7 +467,7 @@ def test_an_imported_file_may_hold_anything(visit, server, tmp_path):
 def test_settings_show_the_servers_defaults_and_send_what_is_changed(visit, server):
     page = visit()
     page.click("#tune")
-    assert page.get_attribute("#set-temperature", "placeholder") == "0.8"
+    assert page.get_attribute("#set-temperature", "placeholder") == "0.3"
     assert page.get_attribute("#set-seed", "placeholder") == "random"
     page.fill("#system", "Be brief.")
     page.fill("#set-temperature", "0")

@@ -358,7 +358,7 @@ async function answer(conversation, parent) {
       save(conversation);
     }
     if (page.conversation === conversation) draw();
-    if (!page.props.context) learn().catch(() => {}); // a model that was loaded for this
+    if (page.models.length > 1) learn().catch(() => {}); // it may have been loaded only for this
   }
 }
 

@@ -108,7 +108,8 @@ export class Settings {
     $("tools").value = settings.tools;
     $("tools-box").open = Boolean(settings.tools);
     for (const [name] of SAMPLING) {
-      const value = defaults?.[name];
+      const told = defaults?.[name];
+      const value = typeof told === "number" ? Number(told.toPrecision(6)) : undefined; // 0.3 may be stored as a float
       $(`set-${name}`).value = settings.sampling[name] ?? "";
       $(`set-${name}`).placeholder = value ?? (WITHOUT[name] ? t(WITHOUT[name]) : "");
     }

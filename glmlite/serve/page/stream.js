@@ -106,7 +106,10 @@ export async function* chat(body, { key, signal } = {}) {
   let finished = false;
   try {
     for await (const data of events(response.body)) {
-      if (data === "[DONE]") return;
+      if (data === "[DONE]") {
+        finished = true;
+        continue; // to the end of the response: a server may count what is cut off as cancelled
+      }
       const chunk = JSON.parse(data);
       if (chunk.error) throw failure(500, chunk.error);
       finished ||= Boolean(chunk.choices?.[0]?.finish_reason);
