@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..cancel import Cancel
 from ..families import about
-from ..generate import Completion, Generation, Logprob, Piece
+from ..generate import Completion, Logprob, Piece
 from ..infill import Infill
 from ..model import Model
 from ..scheduler import Stats
@@ -116,6 +116,8 @@ class Running(Protocol):
 
     @property
     def stats(self) -> Stats: ...
+    @property
+    def progress(self) -> tuple[int, int, int]: ...
     def __aiter__(self) -> AsyncIterator[Piece]: ...
     def __await__(self) -> Generator[Any, None, Completion]: ...
     def cancel(self) -> None: ...
@@ -132,6 +134,10 @@ class Filled:
     @property
     def stats(self) -> Stats:
         return self._completion.stats
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        return self.stats.prompt_tokens, self.stats.prompt_tokens, 0
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         done = self._completion
@@ -209,8 +215,7 @@ class Answers:
         return event
 
     def _how_far(self) -> Event:
-        generation = self._generations[0]
-        return Progress(*generation.progress) if isinstance(generation, Generation) else Waiting()
+        return Progress(*self._generations[0].progress)
 
     async def _pump(self, choice: int, generation: Running) -> None:
         """Puts the events of one choice into the queue, which makes it wait for a client that reads slowly."""

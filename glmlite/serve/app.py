@@ -195,7 +195,9 @@ class App:
         if settings.api_keys:
             bytes_given = given.encode("utf-8", "replace")
             if not any([hmac.compare_digest(bytes_given, key.encode()) for key in settings.api_keys]):
-                why = "a wrong API key" if given else "no API key; send it as Authorization: Bearer KEY or x-api-key: KEY"
+                why = (
+                    "a wrong API key" if given else "no API key; send it as Authorization: Bearer KEY or x-api-key: KEY"
+                )
                 raise Refused(401, why, code="invalid_api_key")
         else:
             self._check_page(request)

@@ -231,5 +231,3 @@ GET = ("GET", "HEAD")
 def _start(status: int, headers: Headers) -> dict[str, Any]:
     encoded = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
     return {"type": "http.response.start", "status": status, "headers": encoded}
-
-

@@ -51,9 +51,7 @@ def _read(fields: Fields) -> Asked:
         chosen["schema"] = fields.schema("format")
     elif form not in (None, ""):
         raise fields.wrong("format", "json or a schema")
-    asked = Asked(
-        model=fields.text("model") or fields.text("name"), options=chosen, stream=fields.flag("stream", True)
-    )
+    asked = Asked(model=fields.text("model") or fields.text("name"), options=chosen, stream=fields.flag("stream", True))
     think = fields.any("think")
     if isinstance(think, bool):
         asked.thinking = think

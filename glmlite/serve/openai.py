@@ -113,9 +113,13 @@ def _tools(fields: Fields) -> tuple[list[dict[str, Any]], Any]:
             log.info("%s: a tool of type %s is left out", each.where, each.text("type"))
             continue
         function = each.object("function") or each
-        tools.append(tool(function.text("name"), function.any("description"), function.any("parameters"), function.where))
+        tools.append(
+            tool(function.text("name"), function.any("description"), function.any("parameters"), function.where)
+        )
     for function in fields.objects("functions", MAX_TOOLS):
-        tools.append(tool(function.text("name"), function.any("description"), function.any("parameters"), function.where))
+        tools.append(
+            tool(function.text("name"), function.any("description"), function.any("parameters"), function.where)
+        )
     return choice_of(fields, "tool_choice" if fields.has("tool_choice") else "function_call", tools)
 
 

@@ -92,7 +92,7 @@ async def props(service: Service, body: Mapping[str, Any]) -> Reply:
         {
             "model": entry.name,
             "models": [known.name for known in service.pool.entries()],
-            "context": each.context if each is not None else 0,
+            "context": loaded.context if loaded is not None else each.context if each is not None else 0,
             "defaults": loaded.defaults if loaded is not None else {},
             "chat_format": loaded.chat_format if loaded is not None else None,
             "capabilities": list(each.capabilities) if each is not None else [],

@@ -98,12 +98,16 @@ class Pool:
         """Models that are loaded, which their owner closes. A single one is called as its file is."""
         if not isinstance(models, Mapping):
             models = {models.path.stem: models}
-        return cls([Entry(name, model=model, created=_created(model.path)) for name, model in models.items()], strict=strict)
+        return cls(
+            [Entry(name, model=model, created=_created(model.path)) for name, model in models.items()], strict=strict
+        )
 
     @classmethod
     def file(cls, path: Path, load: Load, *, strict: bool = False) -> Pool:
         """One file, which `start` loads; until then requests are told to come again."""
-        return cls([Entry(name_of(path), path, waits=False, created=_created(path))], load=load, idle=None, strict=strict)
+        return cls(
+            [Entry(name_of(path), path, waits=False, created=_created(path))], load=load, idle=None, strict=strict
+        )
 
     @classmethod
     def folder(cls, folder: Path, load: Load, *, idle: float | None = IDLE_SECONDS) -> Pool:
@@ -191,6 +195,15 @@ class Pool:
             if not entry.waits and entry.model is None:
                 self._begin(entry)
 
+    async def ready(self) -> None:
+        """Waits for the model that is to be there from the beginning. Raises what its load failed with."""
+        self.start()
+        for entry in self._entries.values():
+            if not entry.waits and entry.loading is not None:
+                await asyncio.wait([entry.loading])
+                if entry.problem is not None:
+                    raise entry.problem
+
     @property
     def loading(self) -> bool:
         """Whether a model that is to be there from the beginning is not there yet."""
@@ -232,7 +245,9 @@ class Pool:
 
     async def _unload_one(self) -> bool:
         """Closes the least recently used of those that nobody uses; False: there is none."""
-        idle = [entry for entry in self._entries.values() if entry.path and entry.model and not entry.users and entry.waits]
+        idle = [
+            entry for entry in self._entries.values() if entry.path and entry.model and not entry.users and entry.waits
+        ]
         if not idle:
             return False
         await self._close(min(idle, key=lambda entry: entry.used))
@@ -298,5 +313,3 @@ def _bytes(path: Path) -> int:
 
 def _escaped(text: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", text)
-
-
