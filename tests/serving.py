@@ -5,6 +5,7 @@ Scripted({"hi": [Thought("hm"), "hello"]})             # answers "hi" so
 """
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -222,10 +223,8 @@ class Speaking:
             parts = [self.parts] if isinstance(self.parts, Exception) else self.parts
             for part in parts:
                 if isinstance(part, Wait):
-                    try:
+                    with contextlib.suppress(asyncio.TimeoutError):
                         await asyncio.wait_for(changed.wait(), part.seconds)
-                    except asyncio.TimeoutError:
-                        pass
                 if isinstance(self.ended, Exception):
                     raise self.ended
                 if self.ended or (limit is not None and self.stats.generated_tokens >= limit):

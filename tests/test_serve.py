@@ -1,11 +1,11 @@
 """The server as such: paths, keys, hosts, bounds, clients that go, models that come and go. No network."""
 
 import asyncio
-import json
+import threading
 import time
 
 import pytest
-from serving import HOST, Call, Scripted, Think, Wait, ask, asked
+from serving import Call, Scripted, Think, Wait, ask, asked
 
 from glmlite.serve import Pool, Settings, app
 from glmlite.serve.errors import Refused
@@ -97,7 +97,6 @@ def test_errors_have_the_form_of_their_api():
     ],
 )
 def test_a_name_of_elsewhere_is_refused(host, status, monkeypatch):
-    monkeypatch.setitem(globals(), "HOST", HOST)
     monkeypatch.setattr("serving.HOST", [("host", host)])
     settings = Settings(hosts=("localhost", "box"))
     assert ask(app(Scripted(), settings), CHAT, HI).status == status
@@ -483,8 +482,6 @@ def test_a_model_that_is_being_loaded():
             while not going.is_set():
                 time.sleep(0.001)
             return Scripted()
-
-        import threading
 
         going = threading.Event()
         application = app(Pool.file(Scripted.path, load))

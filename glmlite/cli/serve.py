@@ -1,7 +1,5 @@
 """`glmlite serve`: answer the programs people have."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os
@@ -118,7 +116,7 @@ def serve(
             _listen(app, host, port, models or name or builtin.NAME)
 
 
-def _listen(app: App, host: str, port: int, what: object) -> None:
+def _listen(app: "App", host: str, port: int, what: object) -> None:
     from ..serve import running
 
     if not app.service.settings.api_keys and not _is_local(host):
@@ -143,7 +141,7 @@ def _welcome(what: object, url: str) -> str:
     )
 
 
-def _pool(name: str, models: Path | None, load: Any, idle: float, strict: bool) -> Pool:
+def _pool(name: str, models: Path | None, load: Any, idle: float, strict: bool) -> "Pool":
     from ..locate import model_file
     from ..serve import Pool
 

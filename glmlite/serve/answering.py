@@ -62,10 +62,10 @@ class Text(NamedTuple):
 
 
 class CallBegins(NamedTuple):
-    """index: which call of the answer, from 0."""
+    """call: which of the answer, from 0."""
 
     choice: int
-    index: int
+    call: int
     id: str
     name: str
 
@@ -74,7 +74,7 @@ class CallArguments(NamedTuple):
     """The next piece of the JSON text of the arguments."""
 
     choice: int
-    index: int
+    call: int
     text: str
 
 

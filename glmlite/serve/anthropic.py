@@ -58,7 +58,7 @@ def read(body: Mapping[str, Any], counting: bool = False) -> Asked:
     )
     if (thinking := fields.object("thinking")) is not None:
         asked.thinking = thinking.text("type") != "disabled"
-    if not fields.list("messages"):
+    if not fields.items("messages"):
         raise Refused(400, "messages: none, expected at least one", param="messages")
     return asked
 

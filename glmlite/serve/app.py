@@ -194,7 +194,8 @@ class App:
             given = token.strip()
         if settings.api_keys:
             bytes_given = given.encode("utf-8", "replace")
-            if not any([hmac.compare_digest(bytes_given, key.encode()) for key in settings.api_keys]):
+            known = [hmac.compare_digest(bytes_given, key.encode()) for key in settings.api_keys]
+            if True not in known:
                 why = (
                     "a wrong API key" if given else "no API key; send it as Authorization: Bearer KEY or x-api-key: KEY"
                 )

@@ -115,7 +115,7 @@ class Fields:
             raise self.wrong(name, "a number")
         return value
 
-    def list(self, name: str, most: int | None = None) -> list[Any]:
+    def items(self, name: str, most: int | None = None) -> list[Any]:
         value = self.values.get(name)
         if value is None:
             return []
@@ -137,7 +137,7 @@ class Fields:
 
     def objects(self, name: str, most: int | None = None) -> Iterator[Fields]:
         """The entries of a list of objects."""
-        for i, value in enumerate(self.list(name, most)):
+        for i, value in enumerate(self.items(name, most)):
             if not isinstance(value, dict):
                 where = f"{self.where}{name}[{i}]"
                 raise Refused(400, f"{where} is {kind_of(value)}, expected an object", param=where)
@@ -183,7 +183,7 @@ class Fields:
         if ours == "ignore_eos":
             return self.flag(theirs) or None
         if ours == "stop_ids":
-            return self.list(theirs, 64) or None
+            return self.items(theirs, 64) or None
         if ours in ("top_k", "penalty_window", "logprobs"):
             count = self.whole(theirs)
             return 0 if count == -1 and ours == "top_k" else count
@@ -242,7 +242,8 @@ def joined(
     """The text of a content: a string, null, or parts, whose text is joined.
 
     text_types: the types of parts that have a `text`. take: the text of parts of other types, None for those it does
-    not know. between: what stands between two texts that are not empty. Raises Refused for images, which no model here sees, and for whatever else is no text.
+    not know. between: what stands between two texts that are not empty. Raises Refused for images, which no model here
+    sees, and for whatever else is no text.
     """
     value = fields.values.get(name)
     if value is None:

@@ -76,7 +76,7 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
         role = {"developer": "system"}.get(message.text("role"), message.text("role"))
         if role not in ("system", "user", "assistant", "tool"):
             raise message.wrong("role", "system, user, assistant or tool")
-        if message.list("images"):
+        if message.items("images"):
             raise Refused(400, f"{message.where}images: the model sees no images", param=f"{message.where}images")
         read: dict[str, Any] = {"role": role, "content": joined(message, "content", ("text",))}
         if role == "tool":
@@ -124,7 +124,7 @@ async def generate(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     """A prompt is one question of a chat, unless it is `raw` or has a suffix, or the model is none for chats."""
     fields = Fields(body)
     asked = _read(fields)
-    if fields.list("images"):
+    if fields.items("images"):
         raise Refused(400, "images: the model sees no images", param="images")
     prompt, suffix, system = fields.text("prompt"), fields.text("suffix"), fields.text("system")
     if not prompt and not suffix:
@@ -190,7 +190,7 @@ class Lines:
             return [{"content": "", "thinking": event.text}]
         if isinstance(event, CallBegins):
             told = self._called()
-            function = {"index": event.index, "name": event.name, "arguments": ""}
+            function = {"index": event.call, "name": event.name, "arguments": ""}
             self._calls.append({"id": event.id, "function": function})
             return told
         if isinstance(event, CallArguments):

@@ -284,9 +284,8 @@ async def _chat_chunks(answers: Answers) -> AsyncIterator[bytes]:
     }
 
     def chunk(choice: int, delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
-        logprobs = more.pop("logprobs", None)
-        choices = [{"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}]
-        return sse({**frame, "choices": choices, **more})
+        choices = [{"index": choice, "delta": delta, "logprobs": more.pop("logprobs", None), "finish_reason": reason}]
+        return sse({**frame, "choices": choices, **{name: value for name, value in more.items() if value is not None}})
 
     for i in range(asked.choices):
         yield chunk(i, {"role": "assistant", "content": ""})
@@ -294,16 +293,16 @@ async def _chat_chunks(answers: Answers) -> AsyncIterator[bytes]:
         async for event in answers:
             if isinstance(event, Text):
                 told = logprobs_of(answers.model, event.logprobs)
-                more = {"timings": timings(answers)} if asked.timings else {}
-                yield chunk(event.choice, {"content": event.text}, logprobs=told, **more)
+                speeds = timings(answers) if asked.timings else None
+                yield chunk(event.choice, {"content": event.text}, logprobs=told, timings=speeds)
             elif isinstance(event, Thought):
                 yield chunk(event.choice, {"content": "", "reasoning_content": event.text})
             elif isinstance(event, CallBegins):
                 function = {"name": event.name, "arguments": ""}
-                call = {"index": event.index, "id": event.id, "type": "function", "function": function}
+                call = {"index": event.call, "id": event.id, "type": "function", "function": function}
                 yield chunk(event.choice, {"tool_calls": [call]})
             elif isinstance(event, CallArguments):
-                part = {"index": event.index, "function": {"arguments": event.text}}
+                part = {"index": event.call, "function": {"arguments": event.text}}
                 yield chunk(event.choice, {"tool_calls": [part]})
             elif isinstance(event, Progress):
                 progress = {"total": event.total, "processed": event.done, "cached": event.reused}
@@ -336,7 +335,7 @@ async def _chat_whole(answers: Answers) -> dict[str, Any]:
             calls = messages[event.choice].setdefault("tool_calls", [])
             calls.append({"id": event.id, "type": "function", "function": function})
         elif isinstance(event, CallArguments):
-            messages[event.choice]["tool_calls"][event.index]["function"]["arguments"] += event.text
+            messages[event.choice]["tool_calls"][event.call]["function"]["arguments"] += event.text
         elif isinstance(event, End):
             reasons[event.choice] = event.reason
     wanted = "logprobs" in answers.asked.options

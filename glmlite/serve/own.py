@@ -104,7 +104,7 @@ async def props(service: Service, body: Mapping[str, Any]) -> Reply:
 
 async def slots(service: Service, body: Mapping[str, Any]) -> Reply:
     """As many as requests may run at the same time; which of them is which is not told apart."""
-    found = []
+    found: list[dict[str, Any]] = []
     for entry in service.pool.entries():
         if entry.model is not None and not entry.model.closed:
             running = entry.model.status().running
@@ -131,7 +131,7 @@ async def tokenize(service: Service, body: Mapping[str, Any]) -> Reply:
 
 async def detokenize(service: Service, body: Mapping[str, Any]) -> Reply:
     fields = Fields(body)
-    tokens = fields.list("tokens")
+    tokens = fields.items("tokens")
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
         raise fields.wrong("tokens", "token ids")
     lease = await service.pool.lease(fields.text("model"))

@@ -185,7 +185,10 @@ class Pool:
                 entry.users -= 1
 
     def start(self) -> None:
-        """Begins what runs beside requests, and the load of a model that is to be there from the beginning. May be called again."""
+        """Begins what runs beside requests, and the load of a model that is to be there from the beginning.
+
+        May be called again.
+        """
         if self._started:
             return
         self._started = True

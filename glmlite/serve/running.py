@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 from .app import App
-
-if TYPE_CHECKING:
-    import uvicorn
 
 __all__ = ["bind", "run"]
 
@@ -55,10 +53,10 @@ def run(app: App, sockets: list[socket.socket], ready: Callable[[], object]) -> 
         lifespan="on",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    config.timeout_graceful_shutdown = ENDING_SECONDS  # type: ignore[assignment]  # a fraction will do
+    config.timeout_graceful_shutdown = ENDING_SECONDS  # its type says a whole number, and a fraction will do
     problem: list[Exception] = []
 
-    class Server(uvicorn.Server):
+    class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets=sockets)
             self.loaded = asyncio.create_task(self.load())
@@ -83,7 +81,6 @@ def run(app: App, sockets: list[socket.socket], ready: Callable[[], object]) -> 
 
 def _uvicorn() -> Any:
     try:
-        import uvicorn
+        return import_module("uvicorn")
     except ImportError:
         raise ImportError("a server needs uvicorn: pip install 'glmlite[serve]'") from None
-    return uvicorn

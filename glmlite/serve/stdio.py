@@ -15,7 +15,9 @@ import asyncio
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
+from functools import partial
 from typing import IO, Any
 from urllib.parse import unquote
 
@@ -52,12 +54,16 @@ async def serve(app: App, requests: IO[bytes], answers: IO[bytes]) -> None:
                 await writer.write({"id": name, "status": refused.status, "body": openai(refused)})
                 continue
             running[name] = exchange
-            exchange.task.add_done_callback(lambda _, name=name: running.pop(name, None))
+            exchange.task.add_done_callback(partial(_forget, running, name))
     finally:
         for exchange in list(running.values()):
             exchange.task.cancel()
         await asyncio.gather(*(exchange.task for exchange in running.values()), return_exceptions=True)
         await app.close()
+
+
+def _forget(running: dict[Any, Exchange], name: Any, task: asyncio.Task[None]) -> None:
+    running.pop(name, None)
 
 
 class Exchange:
@@ -144,23 +150,19 @@ class Reader:
         return await self._lines.get()
 
     def _read(self) -> None:
-        try:
+        with suppress(OSError, ValueError):  # the stream is closed
             while line := self._stream.readline(self._limit + 1):
                 if len(line) > self._limit and not line.endswith(b"\n"):
                     while (rest := self._stream.readline(1 << 20)) and not rest.endswith(b"\n"):
                         pass
-                    line = b'{"id": "a line of more than %d bytes"' % self._limit  # parsing it says what is wrong
+                    line = b"a line of more than %d bytes" % self._limit  # to parse it says what is wrong
                 if line.strip():
                     self._put(line)
-        except (OSError, ValueError):
-            pass
         self._put(None)
 
     def _put(self, line: bytes | None) -> None:
-        try:
+        with suppress(RuntimeError):  # the loop has ended
             asyncio.run_coroutine_threadsafe(self._lines.put(line), self._loop).result()
-        except RuntimeError:  # the loop has ended
-            pass
 
 
 class Writer:
@@ -189,10 +191,10 @@ class Writer:
                 self._stream.flush()
             except (OSError, ValueError):
                 self.broken = True
-            self._call(lambda done=done: done.done() or done.set_result(None))
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(_finish, done)
 
-    def _call(self, do: Callable[[], object]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(do)
-        except RuntimeError:  # the loop has ended
-            pass
+
+def _finish(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
