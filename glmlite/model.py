@@ -110,10 +110,6 @@ class Model:
         """Requests that run at the same time."""
         return self._scheduler.parallel
 
-    def status(self) -> SchedulerStatus:
-        """What it does at this moment: requests that run and wait, room of the cache, and totals. Does not wait."""
-        return self._scheduler.status()
-
     @property
     def debug(self) -> Debug:
         """The engine and its module, for tools that measure or look inside. Nothing here is promised to stay."""

@@ -136,9 +136,10 @@ class Scripted:
         self.asked = []
         self.running = []
         self.closed = False
+        self.dialect = SimpleNamespace(capabilities=["tools", "thinking"])
         self.tokenizer = SimpleNamespace(piece=lambda token: bytes([token]))
 
-    def chat_ids(self, messages, *, tools=None, template=None):
+    def chat_ids(self, messages, *, tools=None, thinking=None, effort=None, template=None):
         return list(range(sum(len((message["content"] or "").split()) + 1 for message in messages)))
 
     def chat_stream(self, messages, *, cancel=None, **options):

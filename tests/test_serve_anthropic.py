@@ -131,15 +131,15 @@ def test_tools(fields, choice, parallel):
 @pytest.mark.parametrize(
     ("thinking", "enabled"),
     [
-        (None, {}),
-        ({"type": "enabled"}, {"enable_thinking": True}),
-        ({"type": "enabled", "budget_tokens": 1024}, {"enable_thinking": True}),
-        ({"type": "adaptive", "display": "summarized"}, {"enable_thinking": True}),
-        ({"type": "disabled"}, {"enable_thinking": False}),
+        (None, None),
+        ({"type": "enabled"}, True),
+        ({"type": "enabled", "budget_tokens": 1024}, True),
+        ({"type": "adaptive", "display": "summarized"}, True),
+        ({"type": "disabled"}, False),
     ],
 )
 def test_thinking(thinking, enabled):
-    assert given(hi(thinking=thinking))["template"] == enabled
+    assert given(hi(thinking=thinking))["thinking"] is enabled
 
 
 def test_options():

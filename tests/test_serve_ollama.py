@@ -100,21 +100,17 @@ def test_nothing_asked(path, fields, reason):
 )
 def test_options(fields, options):
     found = given(hi(**fields))
-    known = ("messages", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template")
+    known = ("messages", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "thinking", "effort", "template")
     assert {name: value for name, value in found.items() if name not in known} == options
 
 
 @pytest.mark.parametrize(
-    ("think", "template"),
-    [
-        (True, {"enable_thinking": True}),
-        (False, {"enable_thinking": False}),
-        ("high", {"enable_thinking": True}),
-        (None, {}),
-    ],
+    ("think", "asked"),
+    [(True, (True, None)), (False, (False, None)), ("high", (True, "high")), (None, (None, None))],
 )
-def test_think(think, template):
-    assert given(hi(think=think))["template"] == template
+def test_think(think, asked):
+    found = given(hi(think=think))
+    assert (found["thinking"], found["effort"]) == asked
 
 
 def test_messages_and_tools():

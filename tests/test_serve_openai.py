@@ -4,7 +4,7 @@ import pytest
 from serving import Call, Scripted, Think, Wait, ask
 
 from glmlite.generate import Logprob, Piece
-from glmlite.serve import app
+from glmlite.serve import Settings, app
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
@@ -66,7 +66,7 @@ def given(body, model=None):
 )
 def test_options(fields, options):
     found = given(hi(**fields))
-    known = ("messages", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template")
+    known = ("messages", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "thinking", "effort", "template")
     assert {name: value for name, value in found.items() if name not in known} == options
 
 
@@ -226,21 +226,27 @@ def test_schemas_of_tools_keep_their_order():
 
 
 @pytest.mark.parametrize(
-    ("fields", "template"),
+    ("fields", "thinking", "effort", "template"),
     [
-        ({}, {}),
-        ({"reasoning_effort": "none"}, {"enable_thinking": False, "reasoning_effort": "low"}),
-        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
-        ({"thinking": {"type": "disabled"}}, {"enable_thinking": False}),
-        ({"thinking": {"type": "enabled"}}, {"enable_thinking": True}),
-        ({"enable_thinking": False}, {"enable_thinking": False}),
-        ({"chat_template_kwargs": {"enable_thinking": False, "unheard_of": 1}}, {"enable_thinking": False}),
+        ({}, None, None, {}),
+        ({"reasoning_effort": "none"}, False, "none", {}),
+        ({"reasoning_effort": "high"}, None, "high", {}),
+        ({"thinking": {"type": "disabled"}}, False, None, {}),
+        ({"thinking": {"type": "enabled"}}, True, None, {}),
+        ({"enable_thinking": False}, False, None, {}),
+        ({"chat_template_kwargs": {"enable_thinking": False, "unheard_of": 1}}, None, None, {"enable_thinking": False}),
     ],
 )
-def test_thinking(fields, template):
-    model = Scripted(template="{{ messages }}{{ enable_thinking }}{{ reasoning_effort }}")
-    assert given(hi(**fields), model)["template"] == template
+def test_thinking(fields, thinking, effort, template):
+    found = given(hi(**fields))
+    assert (found["thinking"], found["effort"], found["template"]) == (thinking, effort, template)
     assert given(hi(**fields), Scripted(template="{{ messages }}"))["template"] == {}
+
+
+def test_thoughts_are_kept_where_the_server_is_told_so():
+    model = Scripted(template="{{ messages }}{{ clear_thinking }}")
+    ask(app(model, Settings(keep_thinking=True)), CHAT, hi())
+    assert model.asked[0]["template"] == {"clear_thinking": False}
 
 
 def test_thoughts_can_stay_in_the_text():

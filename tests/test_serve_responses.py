@@ -127,7 +127,7 @@ def test_what_is_asked_of_the_answer():
     assert [each["function"]["name"] for each in found["tools"]] == ["f"]
     assert found["tool_choice"] == {"type": "function", "function": {"name": "f"}}
     assert found["parallel_tool_calls"] is False
-    assert found["template"] == {"enable_thinking": False}
+    assert (found["thinking"], found["effort"]) == (False, "none")
 
 
 @pytest.mark.parametrize(

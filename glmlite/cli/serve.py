@@ -106,7 +106,7 @@ def serve(
         seconds=timeout,
     )
     load = partial(_load, parallel=parallel, kv_tokens=kv_tokens, options=loading.given())
-    app = App(_pool(name or builtin.NAME, models, load, idle, strict_model), settings)
+    app = App(_pool(name or builtin.NAME, models, load, idle, strict_model, stdio), settings)
     with _logging():
         if stdio:
             from ..serve import stdio as lines
@@ -141,7 +141,7 @@ def _welcome(what: object, url: str) -> str:
     )
 
 
-def _pool(name: str, models: Path | None, load: Any, idle: float, strict: bool) -> "Pool":
+def _pool(name: str, models: Path | None, load: Any, idle: float, strict: bool, waits: bool) -> "Pool":
     from ..locate import model_file
     from ..serve import Pool
 
@@ -152,7 +152,7 @@ def _pool(name: str, models: Path | None, load: Any, idle: float, strict: bool) 
     path = find(name)
     if builtin.is_it(path):
         console.note(builtin.NOTE)
-    return Pool.file(model_file(path), load, strict=strict)
+    return Pool.file(model_file(path), load, strict=strict, waits=waits)
 
 
 def _load(path: Path, *, parallel: int, kv_tokens: int | None, options: dict[str, Any], cancel: Any) -> Any:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..cancel import Cancel
+from ..chat import offered, template
 from ..families import about
 from ..generate import Completion, Logprob, Piece
 from ..infill import Infill
@@ -327,7 +328,12 @@ class Service:
             self._check_room(lease, asked.count)
             taken = asked.count
             self.live[lease.name] += taken
-            generations = await self.work(partial(self._start, lease, asked))
+            try:
+                generations = await self.work(partial(self._start, lease, asked))
+            except Refused as refused:
+                if refused.param == "schema":
+                    refused.param = asked.schema_name
+                raise
             return Answers(self, lease, asked, generations, began)
         except BaseException:
             self.live[lease.name] -= taken
@@ -398,28 +404,25 @@ class Service:
             "tool_choice": asked.tool_choice,
             "parallel_tool_calls": asked.parallel_tool_calls,
             "reasoning": asked.reasoning,
-            "template": self.template(asked, model),
+            **self._switches(asked, model),
         }
 
-    def template(self, asked: Asked, model: Model) -> dict[str, Any]:
-        """Variables for the model's template, of those that it reads."""
-        wanted: dict[str, Any] = {}
+    def _switches(self, asked: Asked, model: Model) -> dict[str, Any]:
+        """What is asked of thinking, and variables for the model's template, of those that it reads."""
+        variables = dict(asked.template)
         if self.settings.keep_thinking:
-            wanted["clear_thinking"] = False
-        if asked.thinking is not None:
-            wanted["enable_thinking"] = asked.thinking
-        if asked.effort is not None:
-            wanted["reasoning_effort"] = "low" if asked.effort == "none" else asked.effort
-        wanted |= asked.template
-        known = variables_of(model)
-        return {name: value for name, value in wanted.items() if name in known}
+            variables.setdefault("clear_thinking", False)
+        text = template.of(model.metadata) if model.chat_format == "template" else None
+        known = template.read_by(text) if text is not None else frozenset()
+        variables = {name: value for name, value in variables.items() if name in known}
+        return {"thinking": asked.thinking, "effort": asked.effort, "template": variables}
 
     def render(self, lease: Lease, asked: Asked, cancel: Cancel) -> list[int]:
         """The ids of a conversation's prompt."""
         cancel.check("request")
-        tools = asked.tools if asked.tool_choice != "none" else []
+        tools = offered(asked.tools or None, asked.tool_choice)
         return lease.model.chat_ids(
-            self.conversation(lease, asked), tools=tools or None, template=self.template(asked, lease.model)
+            self.conversation(lease, asked), tools=tools or None, **self._switches(asked, lease.model)
         )
 
     async def count(self, asked: Asked) -> int:
@@ -441,11 +444,3 @@ class Service:
 
     def close(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)
-
-
-def variables_of(model: Model) -> frozenset[str]:
-    """The variables that the model's chat template reads; none of a model without one."""
-    from ..chat import template
-
-    text = template.of(model.metadata)
-    return frozenset() if text is None or model.chat_format != "template" else template._variables(text)

@@ -55,6 +55,7 @@ def read(body: Mapping[str, Any], counting: bool = False) -> Asked:
         parallel_tool_calls=parallel,
         effort=output.one_of("effort", EFFORTS),
         stream=fields.flag("stream"),
+        schema_name="output_config.format",
     )
     if (thinking := fields.object("thinking")) is not None:
         asked.thinking = thinking.text("type") != "disabled"

@@ -32,6 +32,7 @@ class Asked:
     options: fields of `glmlite.Parameters`. template: variables for the model's chat template. thinking: whether to
     think, None: as the model does by itself; effort: how much. reasoning: whether thoughts are told apart.
     choices: answers to each prompt. progress, timings: whether a stream tells how far the prompt is read, and speeds.
+    schema_name: the field that has the schema.
     """
 
     model: str = ""
@@ -51,6 +52,7 @@ class Asked:
     usage: bool = False
     progress: bool = False
     timings: bool = False
+    schema_name: str = "response_format"
 
     @property
     def count(self) -> int:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "of"]
 
-# Formats of chats without a template that have a place for tools.
-WITH_TOOLS = ("chatglm3", "glm4", "glm4-0414")
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -98,11 +95,9 @@ def _header(path: Path, nbytes: int, changed: int) -> Facts:
 
 
 def _capabilities(template: str, model: Model | None) -> tuple[str, ...]:
-    found = []
-    if "tools" in template or (model is not None and model.chat_format in WITH_TOOLS):
-        found.append("tools")
-    if "<think>" in template or "enable_thinking" in template:
-        found.append("thinking")
-    if model is not None and model.fills_blanks:
-        found.append("insert")
-    return tuple(found)
+    """Of a model that is not loaded, what its template lets expect."""
+    if model is None:
+        tools, thinking = "tools" in template, "<think>" in template or "enable_thinking" in template
+        return tuple(name for name, has in (("tools", tools), ("thinking", thinking)) if has)
+    found = () if model.dialect is None else tuple(model.dialect.capabilities)
+    return (*found, "insert") if model.fills_blanks else found

@@ -51,7 +51,12 @@ def _read(fields: Fields) -> Asked:
         chosen["schema"] = fields.schema("format")
     elif form not in (None, ""):
         raise fields.wrong("format", "json or a schema")
-    asked = Asked(model=fields.text("model") or fields.text("name"), options=chosen, stream=fields.flag("stream", True))
+    asked = Asked(
+        model=fields.text("model") or fields.text("name"),
+        options=chosen,
+        stream=fields.flag("stream", True),
+        schema_name="format",
+    )
     think = fields.any("think")
     if isinstance(think, bool):
         asked.thinking = think

@@ -37,12 +37,13 @@ Load = Callable[..., Model]
 
 @dataclass
 class Entry:
-    """A model by its name. path: where it is loaded from; None: it is there and stays. waits: a request waits for its
-    load, instead of being told to come again."""
+    """A model by its name. path: where it is loaded from; None: it is there and stays. eager: it is loaded at the
+    beginning and stays. waits: a request waits for its load, instead of being told to come again."""
 
     name: str
     path: Path | None = None
     model: Model | None = None
+    eager: bool = False
     waits: bool = True
     users: int = 0
     used: float = 0.0
@@ -103,11 +104,10 @@ class Pool:
         )
 
     @classmethod
-    def file(cls, path: Path, load: Load, *, strict: bool = False) -> Pool:
-        """One file, which `start` loads; until then requests are told to come again."""
-        return cls(
-            [Entry(name_of(path), path, waits=False, created=_created(path))], load=load, idle=None, strict=strict
-        )
+    def file(cls, path: Path, load: Load, *, strict: bool = False, waits: bool = False) -> Pool:
+        """One file, which `start` loads. Until then requests wait, or are told to come again."""
+        entry = Entry(name_of(path), path, eager=True, waits=waits, created=_created(path))
+        return cls([entry], load=load, idle=None, strict=strict)
 
     @classmethod
     def folder(cls, folder: Path, load: Load, *, idle: float | None = IDLE_SECONDS) -> Pool:
@@ -195,14 +195,14 @@ class Pool:
         if self._idle is not None:
             self._sweeper = asyncio.create_task(self._sweep(self._idle))
         for entry in self._entries.values():
-            if not entry.waits and entry.model is None:
+            if entry.eager and entry.model is None:
                 self._begin(entry)
 
     async def ready(self) -> None:
         """Waits for the model that is to be there from the beginning. Raises what its load failed with."""
         self.start()
         for entry in self._entries.values():
-            if not entry.waits and entry.loading is not None:
+            if entry.eager and entry.loading is not None:
                 await asyncio.wait([entry.loading])
                 if entry.problem is not None:
                     raise entry.problem
@@ -210,7 +210,7 @@ class Pool:
     @property
     def loading(self) -> bool:
         """Whether a model that is to be there from the beginning is not there yet."""
-        return any(not entry.waits and entry.model is None for entry in self._entries.values())
+        return any(entry.eager and entry.model is None for entry in self._entries.values())
 
     def _begin(self, entry: Entry) -> None:
         if entry.loading is None or entry.loading.done():
@@ -249,7 +249,9 @@ class Pool:
     async def _unload_one(self) -> bool:
         """Closes the least recently used of those that nobody uses; False: there is none."""
         idle = [
-            entry for entry in self._entries.values() if entry.path and entry.model and not entry.users and entry.waits
+            entry
+            for entry in self._entries.values()
+            if entry.path and entry.model and not entry.users and not entry.eager
         ]
         if not idle:
             return False
@@ -268,7 +270,7 @@ class Pool:
             await asyncio.sleep(min(idle / 4, 15))
             now = time.monotonic()
             for entry in list(self._entries.values()):
-                if entry.path and entry.model and entry.waits and not entry.users and now - entry.used > idle:
+                if entry.path and entry.model and not entry.eager and not entry.users and now - entry.used > idle:
                     await self._close(entry)
 
     async def close(self) -> None:

@@ -48,6 +48,7 @@ def read(body: Mapping[str, Any]) -> Asked:
         tool_choice=choice,
         parallel_tool_calls=fields.flag("parallel_tool_calls", True),
         stream=fields.flag("stream"),
+        schema_name="text.format",
     )
     read_thinking(fields, asked)
     if (reasoning := fields.object("reasoning")) is not None:

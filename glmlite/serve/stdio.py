@@ -15,7 +15,7 @@ import asyncio
 import json
 import queue
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from functools import partial
 from typing import IO, Any
@@ -54,7 +54,7 @@ async def serve(app: App, requests: IO[bytes], answers: IO[bytes]) -> None:
                 await writer.write({"id": name, "status": refused.status, "body": openai(refused)})
                 continue
             running[name] = exchange
-            exchange.task.add_done_callback(partial(_forget, running, name))
+            exchange.ended = partial(running.pop, name, None)
     finally:
         for exchange in list(running.values()):
             exchange.task.cancel()
@@ -62,12 +62,10 @@ async def serve(app: App, requests: IO[bytes], answers: IO[bytes]) -> None:
         await app.close()
 
 
-def _forget(running: dict[Any, Exchange], name: Any, task: asyncio.Task[None]) -> None:
-    running.pop(name, None)
-
-
 class Exchange:
-    """A request that runs. gone: set to end it."""
+    """A request that runs. gone: set to end it. ended: called before its last line is written."""
+
+    ended: Callable[[], object]
 
     def __init__(self, app: App, name: int | str, asked: dict[str, Any], writer: Writer):
         self.gone = asyncio.Event()
@@ -77,6 +75,7 @@ class Exchange:
         self._sent = False
         self._status = 0
         self._streams = False
+        self._open = True
         path = asked.get("path")
         if not isinstance(path, str) or not path.startswith("/"):
             raise Refused(400, "path: missing, expected '/v1/chat/completions' or another", param="path")
@@ -91,9 +90,13 @@ class Exchange:
         self.task = asyncio.create_task(self._run(app, scope))
 
     async def _run(self, app: App, scope: MutableMapping[str, Any]) -> None:
-        await app.respond(scope, self._receive, self._send, trusted=True)
-        if self.gone.is_set():
-            await self._writer.write({"id": self._name, "status": 499, "done": True})
+        try:
+            await app.respond(scope, self._receive, self._send, trusted=True)
+            if self._open:
+                self._end()
+                await self._writer.write({"id": self._name, "status": 499, "done": True})
+        except Gone:  # nobody reads, which the loop that made this sees, too
+            self._end()
 
     async def _receive(self) -> dict[str, Any]:
         if not self._sent:
@@ -112,9 +115,15 @@ class Exchange:
             for event in _events(message["body"]):
                 await self._write(event=event)
             if not message.get("more_body"):
+                self._end()
                 await self._write(done=True)
         else:
+            self._end()
             await self._write(body=_value(message["body"]))
+
+    def _end(self) -> None:
+        self._open = False
+        self.ended()
 
     async def _write(self, **part: Any) -> None:
         await self._writer.write({"id": self._name, "status": self._status, **part})
