@@ -10,7 +10,15 @@ class Cancelled(RuntimeError):
 
 
 class ContextOverflow(ValueError):
-    """A prompt, or a prompt and its answer, does not fit the context the model was loaded with."""
+    """A prompt, or a prompt and its answer, does not fit the context the model was loaded with.
+
+    tokens: of the prompt; context: how many there may be, with the answer.
+    """
+
+    def __init__(self, message: str, tokens: int = 0, context: int = 0):
+        super().__init__(message)
+        self.tokens = tokens
+        self.context = context
 
 
 class Closed(RuntimeError):

@@ -98,6 +98,21 @@ class Model:
         return None if self.dialect is None else self.dialect.chat_format
 
     @property
+    def defaults(self) -> dict[str, float]:
+        """The options of sampling where a request gives none: the file's, or else the library's."""
+        return Parameters().sampling(self._defaults)
+
+    @property
+    def fills_blanks(self) -> bool:
+        """Whether `infill` is for this model."""
+        return self._infiller is not None
+
+    @property
+    def parallel(self) -> int:
+        """Requests that run at the same time."""
+        return self._scheduler.parallel
+
+    @property
     def debug(self) -> Debug:
         """The engine and its module, for tools that measure or look inside. Nothing here is promised to stay."""
         return Debug(self._native, self._engine)
@@ -389,7 +404,9 @@ class Model:
         if need > self.context:
             raise ContextOverflow(
                 f"the prompt has {len(ids)} tokens and leaves no room in a context of {self.context}; "
-                "shorten it, load the model with a larger context, or pass overflow='truncate'"
+                "shorten it, load the model with a larger context, or pass overflow='truncate'",
+                len(ids),
+                self.context,
             )
 
     def _room(self, p: Parameters) -> int:

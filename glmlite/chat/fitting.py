@@ -42,7 +42,9 @@ def fit(
         if len(best) >= context:
             raise ContextOverflow(
                 f"the system message, the tools and the last question have {len(best)} tokens and leave no room in a "
-                f"context of {context}; shorten them, or load the model with a larger context"
+                f"context of {context}; shorten them, or load the model with a larger context",
+                len(best),
+                context,
             )
         return best
     while enough - few > 1:

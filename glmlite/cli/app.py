@@ -19,6 +19,7 @@ from .infill import infill
 from .inspect import inspect
 from .perplexity import perplexity
 from .run import run
+from .serve import serve
 
 app = typer.Typer(
     cls=Commands,
@@ -109,5 +110,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, infill, convert, imatrix, perplexity, doctor, inspect, bench):
+for command in (run, chat, serve, infill, convert, imatrix, perplexity, doctor, inspect, bench):
     app.command(command.__name__, cls=Command)(options.grouped(command))

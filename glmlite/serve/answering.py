@@ -1,0 +1,446 @@
+"""From a request to its answer: a model, a place in its queue, and then one stream of events, whatever the API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from ..cancel import Cancel
+from ..chat import offered, template
+from ..families import about
+from ..generate import Completion, Logprob, Piece
+from ..infill import Infill
+from ..model import Model
+from ..scheduler import Stats
+from . import errors
+from .asked import Asked
+from .errors import Refused
+from .metrics import Metrics
+from .pool import Lease, Pool
+from .settings import Settings
+from .thoughts import Thoughts
+
+__all__ = [
+    "Answers",
+    "CallArguments",
+    "CallBegins",
+    "End",
+    "Event",
+    "Progress",
+    "Service",
+    "Text",
+    "Thought",
+    "Usage",
+    "Waiting",
+]
+
+log = logging.getLogger("glmlite.serve")
+
+AHEAD = 64  # events that wait for a client that reads slowly, before the rest waits as tokens
+PROGRESS_SECONDS = 0.2
+WORKERS = 4  # threads that render and tokenize
+
+T = TypeVar("T")
+
+
+class Thought(NamedTuple):
+    choice: int
+    text: str
+
+
+class Text(NamedTuple):
+    """logprobs: of the tokens of this piece, if they were asked for."""
+
+    choice: int
+    text: str
+    logprobs: list[Logprob] | None
+
+
+class CallBegins(NamedTuple):
+    """call: which of the answer, from 0."""
+
+    choice: int
+    call: int
+    id: str
+    name: str
+
+
+class CallArguments(NamedTuple):
+    """The next piece of the JSON text of the arguments."""
+
+    choice: int
+    call: int
+    text: str
+
+
+class End(NamedTuple):
+    """The last event of a choice. reason: "stop", "length" or "tool_calls". stop: the string that ended it, if one
+    did."""
+
+    choice: int
+    reason: str
+    stop: str | None
+
+
+class Progress(NamedTuple):
+    """How far the prompt is read: `done` of `total` tokens, `reused` of them from the cache."""
+
+    done: int
+    total: int
+    reused: int
+
+
+class Waiting(NamedTuple):
+    """Nothing has come for a while."""
+
+
+Event = Thought | Text | CallBegins | CallArguments | End | Progress | Waiting
+
+
+class Usage(NamedTuple):
+    """Tokens. prompt: of one choice, since the others share it; cached: of the prompt; reasoning: of the completion."""
+
+    prompt: int
+    cached: int
+    completion: int
+    reasoning: int
+
+
+class Running(Protocol):
+    """What `Generation` is."""
+
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def progress(self) -> tuple[int, int, int]: ...
+    def __aiter__(self) -> AsyncIterator[Piece]: ...
+    def __await__(self) -> Generator[Any, None, Completion]: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Filled:
+    """A gap that was filled, in the shape of a generation: one piece."""
+
+    def __init__(self, done: Infill, gap: int):
+        self._text = done.spans[gap]
+        self._completion = done.completions[gap]
+
+    @property
+    def stats(self) -> Stats:
+        return self._completion.stats
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        return self.stats.prompt_tokens, self.stats.prompt_tokens, 0
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        done = self._completion
+        yield Piece(self._text, done.tokens, done.logprobs, done.finish_reason)
+
+    async def _whole(self) -> Completion:
+        return self._completion
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        return self._whole().__await__()
+
+    def cancel(self) -> None:
+        pass
+
+    close = cancel
+
+
+class Answers:
+    """The events of an admitted request: iterate it once, in a task that may be cancelled, and `close` it.
+
+    model, name: which answers, and what the client calls it. created: when it began, in seconds of the epoch.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        lease: Lease,
+        asked: Asked,
+        generations: Sequence[Running],
+        began: float,
+    ):
+        self.asked = asked
+        self.model = lease.model
+        self.name = asked.model or lease.name
+        self.created = int(time.time())
+        self._service = service
+        self._lease = lease
+        self._generations = generations
+        self._began = began
+        self._messages = asked.messages
+        self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue(AHEAD)
+        self._pumps = [asyncio.create_task(self._pump(i, g)) for i, g in enumerate(generations)]
+        self._open = len(generations)
+        self._thinking = [0] * len(generations)
+        self._first = 0.0
+        self._read = -1
+        self._closed = False
+        self._expiry = None
+        if (seconds := service.settings.seconds) is not None:
+            self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire)
+
+    # ---- events
+
+    def __aiter__(self) -> Answers:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Raises what the request failed with."""
+        if self._queue.empty():
+            if not self._open:
+                raise StopAsyncIteration
+            reading = self.asked.progress and not self._first
+            try:
+                event = await asyncio.wait_for(
+                    self._queue.get(), PROGRESS_SECONDS if reading else self._service.settings.keep_alive
+                )
+            except asyncio.TimeoutError:
+                return self._how_far() if reading else Waiting()
+        else:
+            event = self._queue.get_nowait()
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, End):
+            self._open -= 1
+        return event
+
+    def _how_far(self) -> Event:
+        return Progress(*self._generations[0].progress)
+
+    async def _pump(self, choice: int, generation: Running) -> None:
+        """Puts the events of one choice into the queue, which makes it wait for a client that reads slowly."""
+        try:
+            async for piece in generation:
+                if not self._first and piece.tokens:
+                    self._first = time.perf_counter()
+                    self._service.metrics.observe("first_token_seconds", self._first - self._began)
+                for event in self._events(choice, piece):
+                    await self._queue.put(event)
+                if piece.finish_reason is not None:
+                    await self._queue.put(await self._end(choice, generation, piece.finish_reason))
+        except Exception as error:
+            await self._queue.put(error)
+
+    def _events(self, choice: int, piece: Piece) -> list[Event]:
+        events: list[Event] = []
+        if piece.reasoning:
+            events.append(Thought(choice, piece.reasoning))
+            self._thinking[choice] += len(piece.tokens) if not (piece.text or piece.calls) else 0
+        if piece.text or (piece.logprobs and not piece.reasoning and not piece.calls):
+            events.append(Text(choice, piece.text, piece.logprobs))
+        for part in piece.calls:
+            if part.id:
+                events.append(CallBegins(choice, part.index, part.id, part.name))
+            if part.arguments:
+                events.append(CallArguments(choice, part.index, part.arguments))
+        return events
+
+    async def _end(self, choice: int, generation: Running, reason: str) -> End:
+        completion = await generation
+        stop = completion.stop if isinstance(completion.stop, str) else None
+        if self._messages is not None and completion.reasoning:
+            self._service.thoughts.remember(self._lease.name, self._messages, completion.message)
+        self._note(generation.stats)
+        return End(choice, "length" if reason == "cancelled" else reason, stop)
+
+    def _note(self, stats: Stats) -> None:
+        metrics = self._service.metrics
+        metrics.add("prompt_tokens", stats.prompt_tokens)
+        metrics.add("reused_tokens", stats.reused_tokens)
+        metrics.add("generated_tokens", stats.generated_tokens)
+        metrics.add("prompt_seconds", stats.prompt_seconds)
+        metrics.add("generation_seconds", stats.generation_seconds)
+        if stats.generated_tokens > 1:
+            metrics.observe("token_seconds", stats.generation_seconds / (stats.generated_tokens - 1))
+
+    def _expire(self) -> None:
+        log.warning("%s: an answer took longer than %g s and was ended", self.name, self._service.settings.seconds)
+        for generation in self._generations:
+            generation.cancel()
+
+    # ---- what it came to
+
+    @property
+    def usage(self) -> Usage:
+        stats = [generation.stats for generation in self._generations]
+        return Usage(
+            sum(each.prompt_tokens for each in stats[:: self.asked.choices]),
+            sum(each.reused_tokens for each in stats[:: self.asked.choices]),
+            sum(each.generated_tokens for each in stats),
+            sum(self._thinking),
+        )
+
+    @property
+    def stats(self) -> Stats:
+        """Of the first choice."""
+        return self._generations[0].stats
+
+    @property
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.perf_counter() - self._began
+
+    def close(self) -> None:
+        """Ends what still runs and gives the model back. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._open and self._queue.empty():
+            self._service.metrics.add("cancelled")
+        if self._expiry is not None:
+            self._expiry.cancel()
+        for pump in self._pumps:
+            pump.cancel()
+        for generation in self._generations:
+            generation.close()
+        self._service.live[self._lease.name] -= len(self._generations)
+        self._lease.release()
+
+
+class Service:
+    """What the encoders of all APIs work with."""
+
+    def __init__(self, pool: Pool, settings: Settings):
+        self.pool = pool
+        self.settings = settings
+        self.metrics = Metrics()
+        self.thoughts = Thoughts()
+        self.live: Counter[str] = Counter()  # answers that run or wait, by model
+        self._workers = ThreadPoolExecutor(WORKERS, "glmlite serve")
+
+    async def begin(self, asked: Asked) -> Answers:
+        """Renders, counts and takes a place in the queue. Raises Refused."""
+        began = time.perf_counter()
+        lease = await self.pool.lease(asked.model)
+        taken = 0
+        try:
+            self._check_room(lease, asked.count)
+            taken = asked.count
+            self.live[lease.name] += taken
+            try:
+                generations = await self.work(partial(self._start, lease, asked))
+            except Refused as refused:
+                if refused.param == "schema":
+                    refused.param = asked.schema_name
+                raise
+            return Answers(self, lease, asked, generations, began)
+        except BaseException:
+            self.live[lease.name] -= taken
+            lease.release()
+            raise
+
+    def _check_room(self, lease: Lease, more: int) -> None:
+        """Raises Refused where the queue is too full to be worth rendering for."""
+        most = lease.model.parallel + self.settings.queue
+        if more > most:
+            raise Refused(400, f"{more} answers are asked for at once, expected at most {most}", param="n")
+        if self.live[lease.name] + more > most:
+            raise Refused(
+                429,
+                f"too many requests: {self.live[lease.name]} run or wait, expected at most {most}",
+                code="rate_limit_exceeded",
+                retry=errors.RETRY_SECONDS,
+            )
+
+    async def work(self, do: Callable[[Cancel], T]) -> T:
+        """What `do` returns on a thread of ours; it is told to end if the one who waits is. Raises Refused."""
+        cancel = Cancel()
+        running = asyncio.get_running_loop().run_in_executor(self._workers, do, cancel)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            cancel.cancel()
+            running.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else asks
+            raise
+        except Exception as error:
+            if (refused := errors.of(error)) is None:
+                raise
+            raise refused from error
+
+    def _start(self, lease: Lease, asked: Asked, cancel: Cancel) -> list[Running]:
+        cancel.check("request")
+        model = lease.model
+        starts: list[Callable[..., Any]]
+        if asked.messages is not None:
+            starts = [partial(model.chat_stream, self.conversation(lease, asked), **self._chat(asked, model))]
+        elif asked.suffix is not None:
+            starts = [partial(self._fill, model, prompt, asked.suffix) for prompt in asked.prompts]
+        else:
+            starts = [partial(model.stream, prompt) for prompt in asked.prompts]
+        begun: list[Running] = []
+        try:
+            for start in starts:
+                for i in range(asked.choices):
+                    options = dict(asked.options)
+                    if "seed" in options:
+                        options["seed"] = (options["seed"] + i) % 2**64
+                    begun.append(start(cancel=cancel, **options))
+        except BaseException:
+            for generation in begun:
+                generation.close()
+            raise
+        return begun
+
+    def conversation(self, lease: Lease, asked: Asked) -> list[dict[str, Any]]:
+        """The messages, with the thoughts that the client has left out."""
+        assert asked.messages is not None
+        asked.messages = self.thoughts.restore(lease.name, asked.messages, self.settings.keep_thinking)
+        return asked.messages
+
+    def _chat(self, asked: Asked, model: Model) -> dict[str, Any]:
+        return {
+            "tools": asked.tools or None,
+            "tool_choice": asked.tool_choice,
+            "parallel_tool_calls": asked.parallel_tool_calls,
+            "reasoning": asked.reasoning,
+            **self._switches(asked, model),
+        }
+
+    def _switches(self, asked: Asked, model: Model) -> dict[str, Any]:
+        """What is asked of thinking, and variables for the model's template, of those that it reads."""
+        variables = dict(asked.template)
+        if self.settings.keep_thinking:
+            variables.setdefault("clear_thinking", False)
+        text = template.of(model.metadata) if model.chat_format == "template" else None
+        known = template.read_by(text) if text is not None else frozenset()
+        variables = {name: value for name, value in variables.items() if name in known}
+        return {"thinking": asked.thinking, "effort": asked.effort, "template": variables}
+
+    def render(self, lease: Lease, asked: Asked, cancel: Cancel) -> list[int]:
+        """The ids of a conversation's prompt."""
+        cancel.check("request")
+        tools = offered(asked.tools or None, asked.tool_choice)
+        return lease.model.chat_ids(
+            self.conversation(lease, asked), tools=tools or None, **self._switches(asked, lease.model)
+        )
+
+    async def count(self, asked: Asked) -> int:
+        """Tokens of a conversation's prompt. Raises Refused."""
+        lease = await self.pool.lease(asked.model)
+        try:
+            return len(await self.work(partial(self.render, lease, asked)))
+        finally:
+            lease.release()
+
+    def _fill(self, model: Model, prompt: str | list[int], suffix: str, *, cancel: Cancel, **options: Any) -> Filled:
+        blanks = about(model.architecture).blanks
+        if blanks is None:
+            raise Refused(400, f"suffix: {model.name} does not fill gaps; leave it out", param="suffix")
+        before = prompt if isinstance(prompt, str) else model.detokenize(prompt)
+        if any(mask in before + suffix for mask in blanks.masks):
+            raise Refused(400, f"prompt: has a mask of its own, one of {', '.join(blanks.masks)}", param="prompt")
+        return Filled(model.infill(before + blanks.default + suffix, cancel=cancel, **options), 0)
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)

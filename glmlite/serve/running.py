@@ -1,0 +1,86 @@
+"""Runs the application under uvicorn, from a bound address to an end that clients are told of."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from .app import App
+
+__all__ = ["bind", "run"]
+
+ENDING_SECONDS = 0.5  # that clients have to read what they are told at the end
+KEEP_ALIVE_SECONDS = 75  # of a connection without requests: longer than clients keep theirs
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen at every address of a name; port 0: a free one. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            chosen = sockets[0].getsockname()[1] if sockets else port
+            try:
+                sockets.append(socket.create_server((address[0], chosen), family=family, backlog=512))
+            except OSError as error:
+                if sockets and host == "localhost":  # a machine may have the second address in name only
+                    continue
+                raise OSError(error.errno, f"{error.strerror}; --port N takes another one", f"{host}:{port}") from None
+    except BaseException:
+        for each in sockets:
+            each.close()
+        raise
+    return sockets
+
+
+def run(app: App, sockets: list[socket.socket], ready: Callable[[], object]) -> None:
+    """Serves until a signal ends it, or the model cannot be loaded, whose error it raises.
+
+    ready: called once the model that is served is there. Raises ImportError where uvicorn is not installed.
+    """
+    uvicorn = _uvicorn()
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
+    config.timeout_graceful_shutdown = ENDING_SECONDS  # its type says a whole number, and a fraction will do
+    problem: list[Exception] = []
+
+    class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets=sockets)
+            self.loaded = asyncio.create_task(self.load())
+
+        async def load(self) -> None:
+            try:
+                await app.service.pool.ready()
+            except Exception as error:
+                problem.append(error)
+                self.should_exit = True
+            else:
+                ready()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            await app.close()
+            await super().shutdown(sockets=sockets)
+
+    asyncio.run(Server(config).serve(sockets=sockets))
+    if problem:
+        raise problem[0]
+
+
+def _uvicorn() -> Any:
+    try:
+        return import_module("uvicorn")
+    except ImportError:
+        raise ImportError("a server needs uvicorn: pip install 'glmlite[serve]'") from None

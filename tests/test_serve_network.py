@@ -1,0 +1,227 @@
+"""The server behind uvicorn, over sockets: clients that go, that read slowly, Ctrl-C; and lines of JSON."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from serving import Scripted, Wait
+
+import glmlite
+from glmlite.serve import Settings, app
+
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'glmlite[serve]'")
+
+CHAT = "/v1/chat/completions"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextlib.contextmanager
+def served(application):
+    """The port at which uvicorn serves the application, on a thread."""
+    config = uvicorn.Config(
+        application, log_config=None, log_level="critical", lifespan="on", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.005)
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
+        assert not thread.is_alive()
+
+
+def body(**fields):
+    return {"messages": [{"role": "user", "content": "hi"}], **fields}
+
+
+def post(port, path, fields):
+    """A socket on which a request was sent."""
+    data = json.dumps(fields).encode()
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+def until(condition, seconds=5):
+    """Seconds until it holds."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.001)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_connection_that_closes_frees_the_request(stream):
+    model = Scripted({"hi": ["a", Wait(60), "b"]})
+    with served(app(model)) as port:
+        connection = post(port, CHAT, body(stream=stream))
+        until(lambda: model.running and model.running[0].pieces)
+        connection.close()
+        until(lambda: not model.running)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("where", ["reading", "writing"])
+def test_a_real_model_is_free_soon_after(stream, where):
+    with glmlite.load(kv_tokens=4096) as model, served(app(model)) as port:
+        long = "Why? " * 80 if where == "reading" else "Why?"
+        fields = {"messages": [{"role": "user", "content": long}], "ignore_eos": True, "stream": stream}
+        connection = post(port, CHAT, fields)
+        until(lambda: model.status().running == 1)
+        if where == "writing":
+            until(lambda: model.status().generated_tokens > 0)
+        connection.close()
+        until(lambda: model.status().running == model.status().waiting == 0)
+        assert model.generate("the", max_tokens=2).tokens
+
+
+def test_a_client_that_does_not_read_is_let_go():
+    model = Scripted({"hi": ["x" * 100_000] * 2000})
+    with served(app(model, Settings(patience=0.3))) as port:
+        connection = post(port, CHAT, body(stream=True))
+        until(lambda: model.running)
+        until(lambda: not model.running)
+        connection.close()
+
+
+def test_the_page_and_the_answers_over_one_connection():
+    with served(app(Scripted())) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/", headers={"accept": "text/html"})
+        page = connection.getresponse()
+        text = page.read()
+        assert page.status == 200 and text.startswith(b"<!")
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "unsafe" not in policy
+        connection.request("GET", "/", headers={"accept": "text/html", "if-none-match": page.headers["etag"]})
+        again = connection.getresponse()
+        assert again.status == 304 and again.read() == b""
+        for name, kind in (("/app.js", "text/javascript"), ("/style.css", "text/css"), ("/icon.svg", "image/svg+xml")):
+            connection.request("GET", name)
+            file = connection.getresponse()
+            assert file.status == 200 and file.read()
+            assert file.headers["content-type"].startswith(kind)
+            assert file.headers["x-content-type-options"] == "nosniff"
+        connection.request("GET", "/")
+        assert connection.getresponse().read() == b"Ollama is running"
+        connection.request("POST", CHAT, json.dumps(body()))
+        assert json.loads(connection.getresponse().read())["choices"][0]["message"]["content"] == "yes"
+        connection.close()
+
+
+# ---- the command
+
+
+@contextlib.contextmanager
+def started(*arguments, **options):
+    """`glmlite serve` as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "glmlite", "serve", *arguments]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def address(process):
+    """The port, once the model is served."""
+    for line in process.stderr:
+        if " is served at http://127.0.0.1:" in line:
+            return int(line.split("127.0.0.1:")[1].split(";")[0])
+    raise AssertionError("it has ended")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals between processes there")
+def test_ctrl_c_ends_the_server_and_tells_clients():
+    with started("--port", "0", "--context", "512", stderr=subprocess.PIPE, text=True) as process:
+        port = address(process)
+        fields = body(stream=True, ignore_eos=True, logit_bias={"5": 100})
+        streaming = post(port, CHAT, fields)
+        reading = streaming.makefile("rb")
+        while b"chat.completion.chunk" not in reading.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        rest = reading.read().decode()
+        assert process.wait(10) == 130
+        assert time.monotonic() - began < 5
+        assert "finish_reason" in rest or "unavailable_error" in rest
+        assert rest.rstrip().endswith("0") and "[DONE]" in rest  # the last, empty chunk: it was ended, not cut
+        streaming.close()
+
+
+def test_what_is_wrong_is_one_line():
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = str(taken.getsockname()[1])
+    cases = [
+        (["--port", port], 1, "in use"),
+        (["missing.gguf"], 1, "missing.gguf"),
+        (["--models", "nowhere"], 1, "no such folder"),
+        (["builtin", "--models", "."], 2, "expected one of them"),
+    ]
+    for arguments, code, says in cases:
+        with started(*arguments, stderr=subprocess.PIPE, text=True) as process:
+            error = process.communicate(timeout=60)[1]
+            assert process.returncode == code
+            assert says in error and "Traceback" not in error
+    taken.close()
+
+
+def test_lines_of_json():
+    with started("--stdio", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+
+        def tell(*lines):
+            for line in lines:
+                process.stdin.write((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n")
+            process.stdin.flush()
+
+        def hear():
+            return json.loads(process.stdout.readline())
+
+        tell({"id": "a", "path": CHAT, "body": body(temperature=0, max_tokens=4)})
+        answer = hear()
+        tell({"id": "a", "path": "/health"})
+        assert hear() == {"id": "a", "status": 200, "body": {"status": "ok"}}
+        assert answer["id"] == "a" and answer["body"]["choices"][0]["message"]["content"]
+        tell({"id": 2, "path": CHAT, "body": body(temperature=0, max_tokens=4, stream=True)})
+        parts = [hear()]
+        while not parts[-1].get("done"):
+            parts.append(hear())
+        assert {part["id"] for part in parts} == {2}
+        text = "".join(part["event"]["choices"][0]["delta"].get("content", "") for part in parts[:-1])
+        assert text == answer["body"]["choices"][0]["message"]["content"]
+        tell(b"{broken", {"path": CHAT}, {"id": 3, "path": "/nowhere"}, {"id": 4, "path": CHAT, "body": {}})
+        statuses = sorted((str(each["id"]), each["status"]) for each in (hear() for _ in range(4)))
+        assert statuses == [("3", 404), ("4", 400), ("None", 400), ("None", 400)]
+        tell(
+            {"id": 5, "path": CHAT, "body": body(stream=True, ignore_eos=True, max_tokens=400)},
+            {"id": 5, "cancel": True},
+        )
+        while not (last := hear()).get("done"):
+            pass
+        assert last["status"] in (200, 499)
+        tell({"id": 6, "path": CHAT, "body": body(ignore_eos=True)})
+        process.stdin.close()
+        assert process.wait(10) == 0
