@@ -50,9 +50,9 @@ _SAMPLING = "there is no such way of sampling here; --temperature, --top-k, --to
 _FROM_FILE = "the file says it"
 _ALWAYS = "leave it out: it is always so"
 _OWN = "leave it out: it is chosen by itself"
-_NO_GRAMMAR = "answers cannot be held to a grammar"
+_NO_GRAMMAR = "not in the commands (schema= and grammar= in Python, response_format of `glmlite serve`)"
 _CHAT = "leave it out: `glmlite chat` is the conversation, `glmlite run` the single answer"
-_SERVER = "there is no server"
+_SERVER = "that is for `glmlite serve`"
 NOT_HERE = {
     "-i --interactive --interactive-first -cnv --conversation -st --single-turn --multiline-input -mli": _CHAT,
     "--color --simple-io --nowordwrap": "leave it out: answers are plain text",
@@ -120,6 +120,7 @@ COMMANDS = {
     "bench": "benchmark",
     "perplexity": "ppl eval evaluate",
     "infill": "fim fill",
+    "serve": "server llama-server api",
     "sample-model": "download pull get fetch install create",
     "--version": "version",
 }
@@ -147,8 +148,8 @@ class Commands(typer.core.TyperGroup):
         name = args[0]
         if self.get_command(ctx, name) is not None:
             return super().resolve_command(ctx, args)
-        if name in ("serve", "server", "list", "ls", "ps", "stop", "rm", "push"):
-            ctx.fail(f"no command '{name}': models are files, and {_SERVER}")
+        if name in ("list", "ls", "ps", "stop", "rm", "push"):
+            ctx.fail(f"no command '{name}': models are files, and a server ends with Ctrl-C")
         if name.lower() in _COMMANDS:
             ctx.fail(f"no command '{name}': here it is `glmlite {_COMMANDS[name.lower()]}`")
         near = get_close_matches(name.lower(), self.list_commands(ctx), 2, 0.6)
