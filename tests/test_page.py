@@ -459,6 +459,9 @@ def test_an_imported_file_may_hold_anything(visit, server, tmp_path):
     page.click("#list a >> text=Odd")
     see(page, ".assistant", "fine")
     assert texts(page, ".bubble") == [""]
+    page.click("#search")
+    page.fill("#query", "circle")
+    see(page, "#found", "Nothing found.")
 
 
 # -- settings
@@ -832,6 +835,10 @@ def test_widths(visit, server, size):
         "() => document.documentElement.scrollWidth - innerWidth + Math.max(0, scroll.scrollWidth - scroll.clientWidth)"
     )
     assert page.evaluate(overflow.replace("scroll.", "document.getElementById('scroll').")) == 0
+    # Words are broken, code and tables can be scrolled.
+    assert page.eval_on_selector(".assistant > .prose", "e => e.scrollWidth - e.clientWidth") == 0
+    for wide in (".code pre", ".table"):
+        assert page.eval_on_selector(wide, "e => ((e.scrollLeft = 9), e.scrollLeft)") == 9
     for selector in ("#text", "#send", "#tune", "#title"):
         box = page.query_selector(selector).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= size[0] and box["y"] + box["height"] <= size[1], selector
