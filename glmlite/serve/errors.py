@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from typing import Any
 
 from ..errors import Busy, Cancelled, Closed, ContextOverflow, FormatError
+from ..parameters import Parameters
 
 __all__ = ["Refused", "anthropic", "of", "ollama", "openai", "overflow", "told"]
 
@@ -33,7 +35,9 @@ _ANTHROPIC = {
     501: "not_supported_error",
     503: "overloaded_error",
 }
-_FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\d+\]|\.\w+)*)(?::| is )")
+# Fields by which a model's errors begin: those of `Parameters`, and what its methods take.
+_NAMES = {"messages", "prompt", "tool_choice", "tools", *(field.name for field in dataclasses.fields(Parameters))}
+_FIELD = re.compile(r"((\w+)(?:\[\d+\]|\.\w+)*)(?::| is )")
 
 
 class Refused(Exception):
@@ -89,7 +93,7 @@ def of(error: Exception) -> Refused | None:
         return Refused(500, str(error))
     if isinstance(error, TypeError | ValueError):
         field = _FIELD.match(str(error))
-        return Refused(400, str(error), param=field[1] if field else None)
+        return Refused(400, str(error), param=field[1] if field and field[2] in _NAMES else None)
     return None
 
 
