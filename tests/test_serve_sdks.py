@@ -176,7 +176,8 @@ def test_openai_for_real(real):
     answer = client.responses.create(model="m", input=QUESTION, temperature=0, max_output_tokens=24)
     assert answer.output_text == text
     with client.responses.stream(model="m", input=QUESTION, temperature=0, max_output_tokens=24) as stream:
-        assert stream.get_final_response().output_text == text
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == text
     several = client.chat.completions.create(**options, n=3)
     assert [choice.message.content for choice in several.choices] == [text] * 3
     logprobs = client.chat.completions.create(**options, logprobs=True, top_logprobs=2).choices[0].logprobs
