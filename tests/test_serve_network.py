@@ -58,7 +58,7 @@ def post(port, path, fields):
     return connection
 
 
-def until(condition, seconds=5):
+def until(condition, seconds=20):
     """Seconds until it holds."""
     began = time.monotonic()
     while not condition():
