@@ -26,6 +26,7 @@ __all__ = ["After", "Constraint", "Following", "MayThink", "Thought", "Vocabular
 
 Mask = NDArray[np.uint32]
 
+BURST = 16  # tokens, at most, that an answer is written on by before its constraint is asked again
 # What a model may write where JSON allows white space: compact, spaced and indented JSON, but no run of line ends, in
 # which models get lost.
 BLANK = r"\n? {0,8}"
@@ -243,6 +244,11 @@ class After:
         self._held = b""  # what may be the beginning of the text
         own = vocabulary.beginnings(self._text) if self._token is None else {self._token}
         self.stops: Collection[int] = frozenset(own).union(constraint.stops)
+
+    @property
+    def begun(self) -> bool:
+        """The trigger has been written."""
+        return self._begun
 
     @property
     def forbidden(self) -> Collection[int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import models
+from .budget import Budget
 from .cancel import Cancel
 from .chat.reply import Reply
 from .constrain import After, Constraint, Thought, Vocabulary, after_thought, thought_of
@@ -19,7 +20,7 @@ from .errors import ContextOverflow
 from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
 from .infill import Infill, Infiller
-from .parameters import Options, Parameters, token_ids
+from .parameters import Options, Parameters, check_integer, token_ids
 from .scheduler import Request, Scheduler, SchedulerStatus
 from .tokenizer import Tokenizer
 
@@ -179,6 +180,7 @@ class Model:
         parallel_tool_calls: bool = True,
         thinking: bool | None = None,
         effort: str | None = None,
+        thinking_budget: int | None = None,
         reasoning: bool = True,
         template: Mapping[str, Any] | None = None,
         cancel: Cancel | None = None,
@@ -191,7 +193,8 @@ class Model:
             its dialect has a grammar for that (needs `glmlite[grammar]`). parallel_tool_calls: False leaves out the
             calls after the first.
         thinking, effort: whether to think before the answer and how much ("low", "high", ...), where the model's
-            template has a switch for it. reasoning: False leaves the thought in the text.
+            template has a switch for it. thinking_budget: tokens that a thought may have; it is ended there, and the
+            answer follows. reasoning: False leaves the thought in the text.
         template: variables for the model's chat template (`{"clear_thinking": False}`).
 
         A conversation that ends with a text of the assistant's is answered by going on with that text.
@@ -209,6 +212,7 @@ class Model:
             parallel_tool_calls=parallel_tool_calls,
             thinking=thinking,
             effort=effort,
+            thinking_budget=thinking_budget,
             reasoning=reasoning,
             template=template,
             cancel=cancel,
@@ -226,6 +230,7 @@ class Model:
         parallel_tool_calls: bool = True,
         thinking: bool | None = None,
         effort: str | None = None,
+        thinking_budget: int | None = None,
         reasoning: bool = True,
         template: Mapping[str, Any] | None = None,
         cancel: Cancel | None = None,
@@ -235,6 +240,8 @@ class Model:
         from . import chat
 
         p = Parameters.of(parameters, **changes)
+        if thinking_budget is not None:
+            check_integer("thinking_budget", thinking_budget, 0)
         offered = chat.offered(tools, tool_choice)
 
         def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -253,6 +260,9 @@ class Model:
         constraint = self._constraint(p, thought)
         if constraint is None and offered:
             constraint = self._calls(offered, tool_choice, parallel_tool_calls, thought)
+        if thinking_budget is not None and thought is not None:
+            end = [thought.end] if isinstance(thought.end, int) else self.tokenize(thought.end)
+            constraint = Budget(thinking_budget, thought, end, constraint, self._vocabulary)
         chatting = self.dialect, Reply(reader), trim
         return self._start(ids, p, self._defaults, cancel, constraint=constraint, chatting=chatting)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ._native import SamplingOption
 
-__all__ = ["RECOMMENDED", "Options", "Parameters", "sampling_defaults", "token_ids"]
+__all__ = ["RECOMMENDED", "Options", "Parameters", "check_integer", "sampling_defaults", "token_ids"]
 
 LARGEST_BIAS = 1e6
 MOST_CHARACTERS = 250_000  # of a schema or a grammar
@@ -128,11 +128,11 @@ class Parameters:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1)
+            check_integer("max_tokens", self.max_tokens, 1)
         if self.seed is not None:
-            _integer("seed", self.seed, 0, 2**64 - 1)
+            check_integer("seed", self.seed, 0, 2**64 - 1)
         if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, 1000)
+            check_integer("logprobs", self.logprobs, 0, 1000)
         for option in _sampling():
             if (value := getattr(self, option.name)) is not None:
                 _option(option, value)
@@ -144,11 +144,11 @@ class Parameters:
         object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "stop_ids", tuple(token_ids("stop_ids", self.stop_ids)))
         for token in self.stop_ids:
-            _integer("stop_ids", token, 0)
+            check_integer("stop_ids", token, 0)
         if not isinstance(self.logit_bias, Mapping | None):
             raise TypeError(f"logit_bias is {self.logit_bias!r}, expected a mapping of token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():
-            _integer("logit_bias", token, 0)
+            check_integer("logit_bias", token, 0)
             if not (hasattr(bias, "__float__") and bias < LARGEST_BIAS):
                 raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below a million, or -inf")
         if self.schema is not None:
@@ -233,7 +233,8 @@ def _text(name: str, text: Any) -> str:
     return text
 
 
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raises TypeError and ValueError, naming the field."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is {value!r}, expected an integer")
     if value < low or (high is not None and value > high):

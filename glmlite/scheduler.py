@@ -42,7 +42,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .constrain import Constraint
+from .constrain import BURST, Constraint
 from .errors import Busy, Cancelled, Closed
 from .sequences import Pool, Sequence, common, items_of
 
@@ -53,8 +53,7 @@ PREFILL_GPU = 512  # on a GPU: a larger step keeps all of it busy
 PREFILL_SHARED = 64  # when others wait for their next token meanwhile
 PREFILL_LEAST = 16  # of one request, when several share the call
 WORTH_WAITING = 64  # tokens of a beginning that another request is about to read: less is read twice
-BURST = 16  # tokens a request may write in a call
-BURST_MS = 30.0  # and how long such a call may last: what a new request waits at most
+BURST_MS = 30.0  # how long a call may last that writes up to BURST tokens: what a new request waits at most
 TOTALS = ("prompt_tokens", "reused_tokens", "generated_tokens", "preempted", "cancelled")
 LEAST_TOKENS, LEAST_SECONDS = 4, 1e-3  # for a speed: less says more of the clock, and of what a call costs, than of it
 

@@ -403,6 +403,7 @@ class Service:
             "tools": asked.tools or None,
             "tool_choice": asked.tool_choice,
             "parallel_tool_calls": asked.parallel_tool_calls,
+            "thinking_budget": asked.thinking_budget,
             "reasoning": asked.reasoning,
             **self._switches(asked, model),
         }

@@ -12,7 +12,7 @@ from .answering import Answers, CallArguments, CallBegins, End, Service, Text, T
 from .asked import MAX_TOOLS, Asked, Fields, joined, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
-from .openai import random_id
+from .openai import budget_of, random_id
 
 __all__ = ["count_tokens", "messages", "read"]
 
@@ -59,6 +59,7 @@ def read(body: Mapping[str, Any], counting: bool = False) -> Asked:
     )
     if (thinking := fields.object("thinking")) is not None:
         asked.thinking = thinking.text("type") != "disabled"
+        asked.thinking_budget = budget_of(thinking, "budget_tokens")
     if not fields.items("messages"):
         raise Refused(400, "messages: none, expected at least one", param="messages")
     return asked

@@ -30,7 +30,8 @@ class Asked:
     model: the name the client gave, or "". messages: a conversation in the shape of OpenAI's API, each content one
     string; or else prompts: texts, or token ids, each answered by itself, with what stands behind the gap in `suffix`.
     options: fields of `glmlite.Parameters`. template: variables for the model's chat template. thinking: whether to
-    think, None: as the model does by itself; effort: how much. reasoning: whether thoughts are told apart.
+    think, None: as the model does by itself; effort: how much; thinking_budget: tokens of it. reasoning: whether
+    thoughts are told apart.
     choices: answers to each prompt. progress, timings: whether a stream tells how far the prompt is read, and speeds.
     schema_name: the field that has the schema.
     """
@@ -46,6 +47,7 @@ class Asked:
     template: dict[str, Any] = field(default_factory=dict)
     thinking: bool | None = None
     effort: str | None = None
+    thinking_budget: int | None = None
     reasoning: bool = True
     choices: int = 1
     stream: bool = False

@@ -27,7 +27,7 @@ from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, joined, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 
-__all__ = ["OPTIONS", "chat", "choice_of", "completions", "random_id", "read_chat", "read_thinking"]
+__all__ = ["OPTIONS", "budget_of", "chat", "choice_of", "completions", "random_id", "read_chat", "read_thinking"]
 
 log = logging.getLogger("glmlite.serve")
 
@@ -97,12 +97,21 @@ def read_thinking(fields: Fields, asked: Asked) -> None:
     asked.effort = fields.one_of("reasoning_effort", EFFORTS)
     if asked.effort == "none":
         asked.thinking = False
+    for name in ("reasoning_budget", "thinking_budget"):
+        asked.thinking_budget = budget_of(fields, name, asked.thinking_budget)
     if (thinking := fields.object("thinking")) is not None:
         asked.thinking = thinking.text("type") != "disabled"
+        asked.thinking_budget = budget_of(thinking, "budget_tokens", asked.thinking_budget)
     if fields.has("enable_thinking"):
         asked.thinking = fields.flag("enable_thinking")
     if (variables := fields.object("chat_template_kwargs")) is not None:
         asked.template = dict(variables.values)
+
+
+def budget_of(fields: Fields, name: str, default: int | None = None) -> int | None:
+    """Tokens that a thought may have; None, or a negative number: any number."""
+    tokens = fields.whole(name)
+    return default if tokens is None else tokens if tokens >= 0 else None
 
 
 def _tools(fields: Fields) -> tuple[list[dict[str, Any]], Any]:
