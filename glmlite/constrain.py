@@ -11,9 +11,11 @@ together.
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +39,9 @@ MOST_VALUES = 50_000  # of JSON
 MOST_SQUARED = 10_000_000  # sum over all objects, and lists of required properties, of their sizes squared
 MOST_PATTERNS = 100
 MOST_REFERENCES = 1_000
+MOST_MULTIPLE = 100_000
+NAMED = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value has a schema for each name
+EXACT = 2**53 - 1  # whole numbers that f64 has
 MOST_LINES = 4_000  # of a grammar
 MOST_PARAMETERS = 200  # of its rules: `::`
 STACK = 64 << 20  # bytes for the recursion that is left
@@ -119,7 +124,7 @@ class Vocabulary:
         """JSON that validates against a schema, given as JSON text. Raises ValueError for one that llguidance cannot
         follow, ModuleNotFoundError without it."""
         own = json.loads(schema)
-        _check_size("schema", own)
+        _prepare("schema", own)
         if isinstance(options := own.setdefault("x-guidance", {}), dict):
             options.setdefault("whitespace_pattern", BLANK)
         lark = f"start: BEFORE? @json\nBEFORE: /{BEFORE}/\n"
@@ -133,8 +138,7 @@ class Vocabulary:
             raise ValueError(f"grammar: {lines} lines, expected at most {MOST_LINES}")
         if parameters > MOST_PARAMETERS:
             raise ValueError(f"grammar: {parameters} parameters ('::'), expected at most {MOST_PARAMETERS}")
-        for schema in _schemas_in(lark):
-            _check_size("grammar", schema)
+        lark = _prepared(lark)
         return self._following("grammar", json.dumps({"grammars": [{"lark_grammar": lark}]}))
 
     def piece(self, token: int) -> bytes:
@@ -433,17 +437,29 @@ class _Tokens:
         return max(map(len, self._ids), default=0)
 
 
-def _check_size(what: str, schema: Any) -> None:
+def _prepare(what: str, schema: Any) -> Any:
+    """A schema, in place, such that llguidance ends with it. Raises ValueError for one that is too large.
+
+    Bounds of numbers that f64 does not hold exactly become narrower: llguidance overflows the stack for some of them.
+    """
     values = squared = patterns = references = 0
+    multiple = 1
     left: list[tuple[str, Any]] = [("", schema)]
     while left:
         key, value = left.pop()
         values += 1
-        if isinstance(value, dict):
+        if key in ("const", "enum"):
+            values += _check_constant(what, value)
+        elif isinstance(value, dict):
             squared += len(value) ** 2
             patterns += len(value) if key == "patternProperties" else isinstance(value.get("pattern"), str)
             references += isinstance(value.get("$ref"), str)
-            left += value.items()
+            if key in NAMED:
+                left += (("", item) for item in value.values())
+                continue
+            _narrow(what, value)
+            multiple = math.lcm(multiple, _digits(value.get("multipleOf")))
+            left += (item for item in value.items() if item[0] not in ("default", "examples"))
         elif isinstance(value, list):
             squared += len(value) ** 2 if key == "required" else 0
             left += (("", item) for item in value)
@@ -452,20 +468,64 @@ def _check_size(what: str, schema: Any) -> None:
         (squared, MOST_SQUARED, "is the sum of the sizes of its objects, squared"),
         (patterns, MOST_PATTERNS, "patterns"),
         (references, MOST_REFERENCES, "references"),
+        (multiple, MOST_MULTIPLE, "is the least common multiple of its multipleOf"),
     ]:
         if count > most:
             raise ValueError(f"{what}: {count} {name}, expected at most {most}")
+    return schema
 
 
-def _schemas_in(lark: str) -> Iterator[Any]:
-    """The JSON schemas in a grammar."""
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _narrow(what: str, schema: dict[str, Any]) -> None:
+    for names, inside in (("minimum", "exclusiveMinimum"), -EXACT), (("maximum", "exclusiveMaximum"), EXACT):
+        for name in names:
+            bound: Any = schema.get(name)
+            if not _is_number(bound):
+                continue
+            if abs(bound) > EXACT and (bound > 0) != (inside > 0):
+                raise ValueError(f"{what}: {name} is {bound}, expected at most 2**53 - 1 in size")
+            schema[name] = max(bound, inside) if inside < 0 else min(bound, inside)
+
+
+def _check_constant(what: str, value: Any) -> int:
+    """How many values a constant has."""
+    count, left = 0, [value]
+    while left:
+        value = left.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+        elif _is_number(value) and abs(value) > EXACT:
+            raise ValueError(f"{what}: the constant {value}, expected numbers of at most 2**53 - 1 in size")
+    return count
+
+
+def _digits(multiple: Any) -> int:
+    """The number whose multiples it has to find, for a `multipleOf`: 250 for 0.25 is 25."""
+    if not _is_number(multiple) or not 0 < abs(multiple) <= EXACT:
+        return 1
+    _, digits, exponent = Decimal(repr(multiple)).normalize().as_tuple()
+    return int("".join(map(str, digits)) + "0" * int(exponent))
+
+
+def _prepared(lark: str) -> str:
+    """A grammar with the schemas in it prepared."""
+    parts, end = [], 0
     for match in re.finditer(r"%json\s*", lark):
+        if match.start() < end:
+            continue
         try:
-            yield json.JSONDecoder().raw_decode(lark, match.end())[0]
+            schema, at = json.JSONDecoder().raw_decode(lark, match.end())
         except RecursionError:
             raise ValueError("grammar: a schema in it is nested too deep") from None
         except json.JSONDecodeError:
-            pass  # llguidance will say so, unless this is in a comment or a string
+            continue  # llguidance will say so, unless this is in a comment or a string
+        parts += [lark[end : match.end()], json.dumps(_prepare("grammar", schema))]
+        end = at
+    return "".join([*parts, lark[end:]])
 
 
 def _on_a_stack_of_its_own(call: Callable[[], Any]) -> Any:

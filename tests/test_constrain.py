@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -160,6 +159,12 @@ REFUSED_SCHEMAS = {
     "too many required ones": ({"required": [f"p{i}" for i in range(4000)]}, "squared, expected at most"),
     "too many patterns": (patterns(101), "101 patterns, expected at most 100"),
     "too many references": (chain(1001), "references, expected at most"),
+    "a constant that f64 does not have": ({"const": [{"a": 2**53 + 1}]}, "the constant 9007199254740993"),
+    "an enum that f64 does not have": ({"enum": [1, -1e300]}, "the constant -1e+300"),
+    "a bound that f64 does not have": ({"type": "integer", "minimum": 2**63}, "minimum is 9223372036854775808"),
+    "too many multiples": ({"type": "integer", "multipleOf": 999_983}, "999983 is the least common multiple"),
+    "too many negative multiples": ({"type": "number", "multipleOf": -7.61811}, "761811 is the least common multiple"),
+    "too many multiples at once": ({"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}, "988027 is the least"),
     "too many values": ({"enum": list(range(50_000))}, "values, expected at most"),
 }
 
@@ -195,6 +200,17 @@ def test_a_grammar_that_cannot_be_followed_says_why(vocabulary, name):
     with pytest.raises(ValueError, match=r"^grammar: ") as refused:
         vocabulary.grammar(grammar)
     assert message in str(refused.value)
+
+
+def test_bounds_that_f64_does_not_have_become_narrower(vocabulary):
+    schema = {"type": "integer", "minimum": -(2**63), "exclusiveMaximum": 2**63, "default": 2**63}
+    named = {"type": "object", "properties": {"maximum": schema, "const": schema, "minimum": {}}}
+    prepared = constrain._prepare("schema", named)["properties"]
+    narrow = {"type": "integer", "minimum": -(2**53) + 1, "exclusiveMaximum": 2**53 - 1, "default": 2**63}
+    assert prepared == {"maximum": narrow, "const": narrow, "minimum": {}}
+    lark = f"start: %json {json.dumps({'maximum': 1e300})} | %json {{ }} // %json {{"
+    assert constrain._prepared(lark) == 'start: %json {"maximum": 9007199254740991} | %json {} // %json {'
+    assert not vocabulary.schema(json.dumps({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1})).done
 
 
 HOSTILE = {
@@ -515,7 +531,7 @@ def test_every_finished_answer_validates(model):
     reasons = Counter()
     for schema, got in zip(asked, answers):
         if isinstance(got, str):
-            assert re.match("schema: (Unimplemented keys|oneOf|Unsatisfiable|circular)|.*nothing can follow", got), got
+            assert got.startswith("schema: ") or "nothing can follow" in got, got
             reasons["refused"] += 1
             continue
         reasons[got.finish_reason] += 1
