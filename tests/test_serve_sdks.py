@@ -1,4 +1,4 @@
-"""The packages that programs use, against the server over a socket. Each skips where it is not installed (`.[sdk-test]`).
+"""The packages that programs use, against the server over a socket. Each skips where it is missing (`.[sdk-test]`).
 
 For each: plain, streamed, tools, tools streamed, a schema, 400, 401, 429, a prompt that is too long, an error amid a
 stream. A scripted model says what a test needs; the built-in model, and SmolLM2 where there is one, answer for real.
