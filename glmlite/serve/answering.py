@@ -21,6 +21,7 @@ from ..scheduler import Stats
 from . import errors
 from .asked import Asked
 from .errors import Refused
+from .http import within
 from .metrics import Metrics
 from .pool import Lease, Pool
 from .settings import Settings
@@ -202,9 +203,8 @@ class Answers:
                 raise StopAsyncIteration
             reading = self.asked.progress and not self._first
             try:
-                event = await asyncio.wait_for(
-                    self._queue.get(), PROGRESS_SECONDS if reading else self._service.settings.keep_alive
-                )
+                seconds = PROGRESS_SECONDS if reading else self._service.settings.keep_alive
+                event = await within(seconds, self._queue.get())
             except asyncio.TimeoutError:
                 return self._how_far() if reading else Waiting()
         else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from .errors import Refused
@@ -27,12 +27,15 @@ __all__ = [
     "parse",
     "sse",
     "until_gone",
+    "within",
 ]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Send = Callable[[MutableMapping[str, Any]], Coroutine[Any, Any, None]]
 Headers = Iterable[tuple[str, str]]
+
+T = TypeVar("T")
 
 MAX_DEPTH = 64  # of a body's lists and objects: rendering and schemas go down them by calls
 MAX_VALUES = 1_000_000  # a hundred bytes each, at most, once they are objects
@@ -62,7 +65,7 @@ class Request:
     async def body(self, limit: int, seconds: float) -> bytes:
         """Raises Refused: 413 above `limit` bytes, 408 if it takes longer than `seconds`; Gone if the client went."""
         try:
-            return await asyncio.wait_for(self._body(limit), seconds)
+            return await within(seconds, self._body(limit))
         except asyncio.TimeoutError:
             raise Refused(408, f"the request's body did not come within {seconds:g} seconds") from None
 
@@ -94,6 +97,21 @@ async def until_gone(receive: Receive) -> None:
     """Returns when the client has closed the connection. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. Raises TimeoutError after so many seconds.
+
+    Python's `wait_for` before 3.12 forgets a cancel that comes when the work has just been done.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def _path(scope: Scope) -> str:
@@ -204,9 +222,7 @@ class Stream:
         await send(_start(self.status, [("content-type", self.content_type), *unbuffered, *self.headers, *more]))
         async for part in self.parts:
             try:
-                await asyncio.wait_for(
-                    send({"type": "http.response.body", "body": part, "more_body": True}), self.patience
-                )
+                await within(self.patience, send({"type": "http.response.body", "body": part, "more_body": True}))
             except asyncio.TimeoutError:
                 raise Gone from None
         await send({"type": "http.response.body", "body": b""})

@@ -72,7 +72,7 @@ def _keys(model: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
             (call["function"]["name"], _canonical(call["function"].get("arguments")))
             for call in message.get("tool_calls") or ()
         ]
-        content = message.get("content") or ""  # null beside calls; clients send either back
+        content = message.get("content") or ""  # clients write null, or nothing, or no content at all
         said = [message.get("role"), content.strip() if isinstance(content, str) else content, calls]
         text = json.dumps(said, sort_keys=True, default=str)
         key = blake2b(text.encode("ascii"), key=key, digest_size=16).digest()
