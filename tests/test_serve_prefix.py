@@ -1,8 +1,9 @@
-"""A conversation with tools and thoughts over the server: what of its prompt is read again at each request."""
+"""A conversation of eight rounds with tools and thoughts on the real engine: what of its prompts is read again."""
 
 import pytest
 import tiny
 from serving import ask
+from test_serve_thoughts import NEW
 
 import glmlite
 from glmlite.model import Model
@@ -11,21 +12,6 @@ from glmlite.serve import Settings, app
 pytest.importorskip("llguidance", reason="llguidance is not installed: pip install 'glmlite[grammar]'")
 
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"]
-# As GLM-4.7 speaks: thoughts before the last question are left out, unless `clear_thinking` is false.
-TEMPLATE = """[gMASK]<sop>{%- set ns = namespace(last=-1) -%}
-{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
-{%- if tools -%}<|system|>{%- for t in tools -%}{{ t | tojson }}{%- endfor -%}{%- endif -%}
-{%- for m in messages -%}
-{%- if m.role == 'user' -%}<|user|>{{ m.content }}
-{%- elif m.role == 'tool' -%}<|observation|>{{ m.content }}
-{%- else -%}<|assistant|>
-{%- if m.reasoning_content and (loop.index0 > ns.last or clear_thinking is false) -%}
-<think>{{ m.reasoning_content }}</think>{%- else -%}</think>{%- endif -%}
-{{- m.content or '' -}}
-{%- for c in m.tool_calls or [] -%}<tool_call>{{ c.function.name }}
-{%- for k, v in c.function.arguments.items() -%}
-<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>{%- endfor -%}</tool_call>{%- endfor -%}
-{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|><think>{%- endif -%}"""
 PARAMETERS = {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": PARAMETERS}}]
 
@@ -38,7 +24,7 @@ def path(tmp_path_factory):
     for i, mark in zip(unused, MARKS, strict=True):
         tokens[i], kinds[i] = mark, tiny.USER_DEFINED
     model.metadata.update({"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds})
-    model.metadata["tokenizer.chat_template"] = TEMPLATE
+    model.metadata["tokenizer.chat_template"] = NEW
     path = tmp_path_factory.mktemp("model") / "model.gguf"
     tiny.write(path, model)
     return path
