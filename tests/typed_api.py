@@ -31,6 +31,9 @@ def loads() -> None:
 def answers(model: glmlite.Model) -> str:
     done: glmlite.Completion = model.generate("The capital of France", max_tokens=20, temperature=0.0, stop=["\n"])
     done = model.generate([1, 2, 3], logit_bias={5: -1.0}, logprobs=2, stop_ids=[7], ignore_eos=True, seed=None)
+    done = model.generate("x", schema={"type": "object"}, max_tokens=9)
+    done = model.generate("x", glmlite.Parameters(schema=True), grammar=None)
+    model.generate("x", grammar=b"start: /a/")  # type: ignore[arg-type]
     asked = glmlite.Parameters(temperature=0.2, top_p=0.9)
     done = model.generate("x", asked, seed=1, on_progress=lambda read, of: None)
     reply: glmlite.Completion = model.chat(
