@@ -149,10 +149,7 @@ def _pool(name: str, models: Path | None, load: Any, idle: float, strict: bool, 
         if not models.expanduser().is_dir():
             raise FileNotFoundError(2, "no such folder", str(models))
         return Pool.folder(models.expanduser(), load, idle=idle)
-    path = find(name)
-    if builtin.is_it(path):
-        console.note(builtin.NOTE)
-    return Pool.file(model_file(path), load, strict=strict, waits=waits)
+    return Pool.file(model_file(find(name)), load, strict=strict, waits=waits)
 
 
 def _load(path: Path, *, parallel: int, kv_tokens: int | None, options: dict[str, Any], cancel: Any) -> Any:
