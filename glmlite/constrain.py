@@ -36,7 +36,7 @@ BEFORE = r"\n {0,8}| {1,8}"  # the same before the first word, where a lexeme mu
 # What a schema or grammar may be, so that none takes more than a second or a few 100 MB, or ends the process: beyond
 # these, llguidance takes a time that grows with the square of them, or recurses as deep as they are many.
 MOST_VALUES = 50_000  # of JSON
-MOST_SQUARED = 10_000_000  # sum over all objects, and lists of required properties, of their sizes squared
+MOST_SQUARED = 2_000_000  # sum over all objects, and lists of required properties, of their sizes squared
 MOST_PATTERNS = 100
 MOST_REFERENCES = 1_000
 MOST_MULTIPLE = 100_000
@@ -48,8 +48,8 @@ STACK = 64 << 20  # bytes for the recursion that is left
 LIMITS = {
     "initial_lexer_fuel": 1_000_000,  # 20 ms
     "step_lexer_fuel": 200_000,  # 14 ms
-    "step_max_items": 200_000,  # 10 ms
-    "max_items_in_row": 20_000,  # four for each property that may come next
+    "step_max_items": 100_000,  # 5 ms
+    "max_items_in_row": 8_000,  # four for each property that may come next
     "max_lexer_states": 50_000,  # up to 100 MB
     "max_grammar_size": 100_000,
     "verbose_errors": False,
