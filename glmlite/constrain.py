@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from .tokenizer import Tokenizer
 
-__all__ = ["After", "Constraint", "Following", "MayThink", "Thought", "Vocabulary", "after_thought", "thought_of"]
+__all__ = ["After", "Constraint", "Either", "Following", "Thought", "Vocabulary", "after_thought", "thought_of"]
 
 Mask = NDArray[np.uint32]
 
@@ -305,19 +305,16 @@ class After:
         return self._text in written
 
 
-class MayThink:
-    """A constraint of an answer that may begin with a thought, and is constrained after it or from where it begins.
+class Either:
+    """A constraint, or another one if the answer begins with a token that leads there; white space may come first."""
 
-    begin: the token that begins the thought; white space may stand before it.
-    """
-
-    def __init__(self, begin: int, end: int | str, constraint: Constraint, vocabulary: Vocabulary):
-        self._begin = begin
+    def __init__(self, token: int, other: Constraint, constraint: Constraint, vocabulary: Vocabulary):
+        self._token = token
+        self._other = other
         self._plain = constraint
-        self._after = After(end, constraint, vocabulary)
         self._vocabulary = vocabulary
         self._chosen: Constraint | None = None
-        self.stops = self._after.stops
+        self.stops: Collection[int] = frozenset(other.stops).union(constraint.stops)
 
     @property
     def forbidden(self) -> Collection[int]:
@@ -338,16 +335,17 @@ class MayThink:
         if words is None:
             return None
         words = np.array(words)
-        words[self._begin // 32] |= np.uint32(1 << self._begin % 32)
+        words[self._token // 32] |= np.uint32(1 << self._token % 32)
         return words
 
     def accept(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             if self._chosen is not None:
                 self._chosen.accept([token])
-            elif token == self._begin:
-                self._after.reset()
-                self._chosen = self._after
+            elif token == self._token:
+                self._other.reset()
+                self._chosen = self._other
+                self._chosen.accept([token])
             else:
                 self._plain.accept([token])
                 if not self._vocabulary.piece(token).isspace():
@@ -357,7 +355,8 @@ class MayThink:
         return [] if self._chosen is None else self._chosen.forced(most)
 
     def reset(self) -> None:
-        self._after.reset()
+        self._plain.reset()
+        self._other.reset()
         self._chosen = None
 
 
@@ -365,9 +364,8 @@ def after_thought(thought: Thought | None, constraint: Constraint, vocabulary: V
     """A constraint of what an answer says once it has thought; of all of it where it does not think."""
     if thought is None:
         return constraint
-    if thought.begin is None:
-        return After(thought.end, constraint, vocabulary)
-    return MayThink(thought.begin, thought.end, constraint, vocabulary)
+    after = After(thought.end, constraint, vocabulary)
+    return after if thought.begin is None else Either(thought.begin, after, constraint, vocabulary)
 
 
 def thought_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from . import models
 from .budget import Budget
 from .cancel import Cancel
 from .chat.reply import Reply
-from .constrain import After, Constraint, Thought, Vocabulary, after_thought, thought_of
+from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
 from .errors import ContextOverflow
 from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
@@ -257,9 +258,11 @@ class Model:
         reader = self.dialect.reader(ids, offered, goes_on=goes_on, thoughts=reasoning, parallel=parallel_tool_calls)
         trim = self.dialect.trims(ids) and not goes_on
         thought = thought_of(self.tokenizer, ids)
-        constraint = self._constraint(p, thought)
-        if constraint is None and offered:
-            constraint = self._calls(offered, tool_choice, parallel_tool_calls, thought)
+        constraint = self._constraint(p)
+        if offered:
+            constraint = self._calls(offered, tool_choice, parallel_tool_calls, constraint, thought)
+        elif constraint is not None:
+            constraint = after_thought(thought, constraint, self._vocabulary)
         if thinking_budget is not None and thought is not None:
             end = [thought.end] if isinstance(thought.end, int) else self.tokenize(thought.end)
             constraint = Budget(thinking_budget, thought, end, constraint, self._vocabulary)
@@ -369,34 +372,37 @@ class Model:
         request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens, constraint=constraint)
         return Generation(self._scheduler, request, answer, p.on_progress, seed, self, cancel, reply)
 
-    def _constraint(self, p: Parameters, thought: Thought | None = None) -> Constraint | None:
-        """What the parameters say of an answer that may think before. Raises ValueError, ModuleNotFoundError."""
+    def _constraint(self, p: Parameters) -> Constraint | None:
+        """What the parameters say of an answer. Raises ValueError, ModuleNotFoundError."""
         if p.schema is not None:
             assert isinstance(p.schema, str)
-            constraint = self._vocabulary.schema(p.schema)
-        elif p.grammar is not None:
-            constraint = self._vocabulary.grammar(p.grammar)
-        else:
-            return None
-        return after_thought(thought, constraint, self._vocabulary)
+            return self._vocabulary.schema(p.schema)
+        return None if p.grammar is None else self._vocabulary.grammar(p.grammar)
 
     def _calls(
-        self, tools: list[dict[str, Any]], choice: str | Mapping[str, Any], parallel: bool, thought: Thought | None
+        self,
+        tools: list[dict[str, Any]],
+        choice: str | Mapping[str, Any],
+        parallel: bool,
+        answer: Constraint | None,
+        thought: Thought | None,
     ) -> Constraint | None:
-        """What calls of tools must look like. Where one is asked for: raises as `_constraint` does."""
+        """What calls of tools, and an answer without any, must look like. Where a call is asked for: raises as
+        `_constraint` does."""
         assert self.dialect is not None
-        grammar = self.dialect.grammar(tools, choice, parallel)
-        if grammar is None:
-            return None
-        if choice != "auto":
-            return after_thought(thought, self._vocabulary.grammar(grammar), self._vocabulary)
-        trigger = self.dialect.trigger
-        if trigger is None:
-            return None
-        try:
-            return After(trigger, self._vocabulary.grammar(grammar), self._vocabulary, again=True)
-        except (ValueError, ModuleNotFoundError):  # the model's calls are read as they come
-            return None
+        grammar, trigger, words = self.dialect.grammar(tools, choice, parallel), self.dialect.trigger, self._vocabulary
+        if grammar is not None and choice != "auto":
+            return after_thought(thought, words.grammar(grammar), words)
+        calls = None
+        if grammar is not None and trigger is not None:
+            # Where there is no llguidance, or too much for it, calls are read as they come.
+            with suppress(ValueError, ModuleNotFoundError):
+                calls = After(trigger, words.grammar(grammar), words, again=True)
+        if answer is None:
+            return calls
+        if calls is not None and isinstance(trigger, int):
+            answer = Either(trigger, calls, answer, words)
+        return after_thought(thought, answer, words)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)

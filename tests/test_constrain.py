@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tiny
 import vocab
 
 import glmlite
@@ -497,6 +498,84 @@ def test_a_call_that_fails_after_its_draws_changes_nothing(load):
     together = [opened.stream("x", seed=i, **more, **what) for i, what in enumerate(asked)]
     assert [generation.result().tokens for generation in together] == alone
     assert failed
+
+
+# ---- thoughts and calls
+
+MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"]
+TEMPLATE = (
+    "[gMASK]<sop>{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+    "{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' if opens else '' }}"
+    "{# <tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call> #}"
+)
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+    for name, properties in (("look", {"n": {"type": "integer", "maximum": 99}}), ("wait", {}))
+]
+
+
+@pytest.fixture
+def thinker(load):
+    """A tiny model of random weights with the tokens and the template of GLM-4.7."""
+    metadata = tiny.tokenizer("glm4", 384)
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    unused = [i for i, token in enumerate(tokens) if token.startswith("[PAD")]
+    for i, mark in zip(unused, MARKS):
+        tokens[i], types[i] = mark, tiny.USER_DEFINED
+    return load("glm4", {"metadata": metadata | {"tokenizer.chat_template": TEMPLATE}, "context": 512})
+
+
+def ask(model, seed=0, *, likes=None, **options):
+    """likes: marks that it is to write, and how much."""
+    bias = {model.tokenizer.id_of(mark): by for mark, by in (likes or {}).items()}
+    options = {"temperature": 1.0, "max_tokens": 150, "logit_bias": bias, **options}
+    return model.chat([{"role": "user", "content": "hi"}], seed=seed, **options)
+
+
+@pytest.mark.parametrize("template", [{"opens": True}, {"opens": False}, {"enable_thinking": False}], ids=str)
+def test_a_schema_counts_after_the_thought(thinker, template):
+    thoughts = Counter()
+    for seed in range(12):
+        likes = {"</think>": 4.0, "<think>": 12.0 * (seed % 2)}
+        answer = ask(thinker, seed, likes=likes, schema=CITY, template=template)
+        thoughts[answer.reasoning is not None] += 1
+        assert answer.finish_reason in ("stop", "length")
+        if answer.finish_reason == "stop":
+            assert set(json.loads(answer.text)) == set(CITY["properties"])
+    assert (thoughts[True] > 0) is not ("enable_thinking" in template)
+    assert thoughts[False] or template == {"opens": True}
+
+
+def test_a_thought_must_not_be_the_end(thinker):
+    """A model that wants to end in its thought goes on."""
+    ends = dict.fromkeys(thinker.tokenizer.eos_ids, 50.0)
+    answer = ask(thinker, schema=CITY, template={"opens": True}, logit_bias=ends, max_tokens=40)
+    assert (answer.finish_reason, len(answer.tokens)) == ("length", 40)
+    assert ask(thinker, template={"opens": True}, logit_bias=ends).finish_reason == "stop"
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}], ids=str)
+def test_calls_that_have_to_be(thinker, choice):
+    for seed in range(4):
+        more = {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False}
+        answer = ask(thinker, seed, template={"enable_thinking": False}, schema=CITY if seed % 2 else None, **more)
+        (call,) = answer.tool_calls
+        assert call.name in (("look", "wait") if choice == "required" else ("look",))
+        assert answer.finish_reason == "tool_calls"
+
+
+def test_a_call_or_an_answer_in_the_schema(thinker):
+    seen = Counter()
+    for seed in range(12):
+        likes = {"<tool_call>": 12.0 * (seed % 2)}
+        answer = ask(thinker, seed, likes=likes, schema=CITY, tools=TOOLS, template={"enable_thinking": False})
+        seen[bool(answer.tool_calls), answer.finish_reason] += 1
+        if answer.finish_reason == "stop":
+            assert set(json.loads(answer.text)) == set(CITY["properties"])
+        for call in answer.tool_calls:
+            assert call.name in ("look", "wait") and isinstance(json.loads(call.arguments), dict)
+    assert {calls for calls, _ in seen} == {True, False}
 
 
 # ---- random schemas
