@@ -27,4 +27,3 @@ def test_all_paths_are_told():
     plain = text("server.md").replace("/v1/", "/")
     untold = [path for path in ROUTES if f"`{path}`" not in plain]
     assert all(ROUTES[path].handler.__name__ == "not_here" or "input_tokens" in path for path in untold)
-
