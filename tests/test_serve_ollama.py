@@ -25,7 +25,7 @@ def test_lines():
     answer = ask(app(Scripted(WHOLE, cached=1)), "/api/chat", hi())
     assert answer.headers["content-type"] == "application/x-ndjson"
     lines = answer.lines
-    assert [line["done"] for line in lines] == [False] * 5 + [True]
+    assert [line["done"] for line in lines] == [False] * 4 + [True]
     assert all(line["model"] == "m" and line["created_at"].endswith("Z") for line in lines)
     assert [line["message"] for line in lines] == [
         {"role": "assistant", "content": "", "thinking": "let me "},
@@ -34,12 +34,10 @@ def test_lines():
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"id": "call_0", "function": {"index": 0, "name": "f", "arguments": {"x": 1}}}],
-        },
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"id": "call_1", "function": {"index": 1, "name": "g", "arguments": {}}}],
+            "tool_calls": [
+                {"id": "call_0", "function": {"index": 0, "name": "f", "arguments": {"x": 1}}},
+                {"id": "call_1", "function": {"index": 1, "name": "g", "arguments": {}}},
+            ],
         },
         {"role": "assistant", "content": ""},
     ]

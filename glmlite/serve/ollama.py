@@ -170,7 +170,7 @@ async def _answer(service: Service, asked: Asked, chatting: bool) -> Reply | Str
 
 
 class Lines:
-    """The lines of an answer. Calls come whole."""
+    """The lines of an answer. Calls come whole, and those of a row in one line: clients number them by their place."""
 
     def __init__(self, answers: Answers, chatting: bool):
         self._answers = answers
@@ -194,10 +194,8 @@ class Lines:
         if isinstance(event, Thought):
             return [{"content": "", "thinking": event.text}]
         if isinstance(event, CallBegins):
-            told = self._called()
             function = {"index": event.call, "name": event.name, "arguments": ""}
             self._calls.append({"id": event.id, "function": function})
-            return told
         if isinstance(event, CallArguments):
             self._calls[-1]["function"]["arguments"] += event.text
         if isinstance(event, End):
@@ -206,7 +204,7 @@ class Lines:
         return []
 
     def _called(self) -> list[dict[str, Any]]:
-        """The call that is complete, if there is one."""
+        """The calls that are complete, if there are any."""
         calls, self._calls = self._calls, []
         for call in calls:
             call["function"]["arguments"] = _object(call["function"]["arguments"])
