@@ -66,7 +66,17 @@ def given(body, model=None):
 )
 def test_options(fields, options):
     found = given(hi(**fields))
-    known = ("messages", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "thinking", "effort", "template")
+    known = (
+        "messages",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "reasoning",
+        "thinking",
+        "effort",
+        "thinking_budget",
+        "template",
+    )
     assert {name: value for name, value in found.items() if name not in known} == options
 
 
