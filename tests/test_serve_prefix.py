@@ -49,7 +49,7 @@ def grammar_of(parts, tokenizer):
 def test_a_conversation_reads_only_what_is_new(path, monkeypatch, keeps, clear):
     form = [CALL]
     monkeypatch.setattr(
-        Model, "_constraint", lambda self, p, thought: self._vocabulary.grammar(grammar_of(form[-1], self.tokenizer))
+        Model, "_calls", lambda self, *offered: self._vocabulary.grammar(grammar_of(form[-1], self.tokenizer))
     )
     messages = []
 
