@@ -64,6 +64,15 @@ def test_forced_text_becomes_tokens_that_are_exactly_it(name):
         assert len(tokens(text)) < len(text.encode()) or len(text) < 3  # not byte by byte
 
 
+def test_forced_text_is_never_a_marker():
+    class Marked:
+        vocab_size, eos_ids, markers = 4, frozenset(), frozenset([0])
+        pieces = (b"<x>", b"<", b"x", b">")
+        encode = staticmethod(lambda text, special: [0])  # as sentencepiece does with user-defined pieces
+
+    assert constrain._Tokens(Marked(), 4)("<x>") == [1, 2, 3]
+
+
 def test_a_vocabulary_that_lacks_tokens_or_an_end(model):
     class Few:
         vocab_size, eos_ids, markers = 3, frozenset(), frozenset()
