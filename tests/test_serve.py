@@ -229,6 +229,26 @@ def test_requests_of_one_key():
     assert [answer.status for answer in asyncio.run(main())] == [200, 429, 200]
 
 
+def test_nothing_stays_held():
+    """Of requests that were answered, refused, or left: bodies and places of keys."""
+    application = app(Scripted({"hi": ["a", RuntimeError("x")]}), Settings(api_keys=("k",), per_key=2))
+    key = [("x-api-key", "k")]
+    for _ in range(3):
+        for body in (HI, {"messages": 5}, b"{", {**HI, "stream": True}):
+            ask(application, CHAT, body, headers=key)
+        ask(application, "/v1/models", headers=key)
+    assert "glmlite_cancelled_total 0" in ask(application, "/metrics", headers=key).text  # a failure is none
+
+    async def left():
+        leave = asyncio.Event()
+        leave.set()
+        await asked(application, CHAT, {**HI, "stream": True}, headers=key, leave=leave)
+
+    asyncio.run(left())
+    assert application._held == 0 and not any(application._by_key.values())
+    assert not any(application.service.live.values())
+
+
 def test_an_answer_that_takes_too_long_ends_as_cut():
     model = Scripted({"hi": ["a", Wait(60), "b"]})
     choice = ask(app(model, Settings(seconds=0.1)), CHAT, HI).json["choices"][0]
