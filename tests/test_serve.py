@@ -1,13 +1,14 @@
 """The server as such: paths, keys, hosts, bounds, clients that go, models that come and go. No network."""
 
 import asyncio
+import sys
 import threading
 import time
 
 import pytest
 from serving import Call, Scripted, Think, Wait, ask, asked
 
-from glmlite.serve import Pool, Settings, app
+from glmlite.serve import Pool, Settings, app, running
 from glmlite.serve.errors import Refused
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -562,6 +563,23 @@ def test_own_paths():
 def test_the_root():
     application = app(Scripted())
     assert ask(application, "/").text == "Ollama is running"
+
+
+def test_without_uvicorn_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ImportError, match=r"pip install 'glmlite\[serve\]'"):
+        running.run(app(Scripted()), [], lambda: None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_is_taken(host):
+    (first, *more) = running.bind(host, 0)
+    try:
+        with pytest.raises(OSError, match="--port"):
+            running.bind(host, first.getsockname()[1])
+    finally:
+        for each in (first, *more):
+            each.close()
 
 
 def test_settings_are_checked():
