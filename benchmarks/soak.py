@@ -6,7 +6,7 @@ The server runs in a process of its own. First every question is asked alone; th
 APIs, streamed and whole, for so long. It is an error if
 
 - a greedy answer differs from the one given alone, or a stream has another's text;
-- a request fails that was none of the client's fault (429, a full queue, is not one);
+- a request fails, or is not answered, that was none of the client's fault (429, a full queue, is not one);
 - a client that has gone is still worked for a second later, when all are quiet;
 - memory, threads, open files or pages of the cache are more at the end than they were after the first minute.
 
@@ -30,6 +30,7 @@ QUESTIONS = [
     "你好",
 ]
 TOKENS = 40
+LONGEST = 300  # seconds of a request before it counts as lost
 RSS_SLACK = 48 << 20  # bytes: what Python's allocator and the caches of text may keep
 
 
@@ -91,7 +92,15 @@ def child(model_path, parallel):
     os._exit(0)
 
 
-async def exchange(port, path, data, *, leave=None, slow=0.0, limit=1 << 16):
+async def exchange(*arguments, **options):
+    """As `exchanged`; a request that is not answered is lost."""
+    try:
+        return await asyncio.wait_for(exchanged(*arguments, **options), LONGEST)
+    except asyncio.TimeoutError:
+        raise Lost(f"{arguments[1:]} was not answered in {LONGEST} s") from None
+
+
+async def exchanged(port, path, data, *, leave=None, slow=0.0, limit=1 << 16):
     """The status and the body of a request; (0, what came) for a client that goes after `leave` seconds."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
     try:

@@ -1,13 +1,14 @@
 """The server as such: paths, keys, hosts, bounds, clients that go, models that come and go. No network."""
 
 import asyncio
+import sys
 import threading
 import time
 
 import pytest
 from serving import Call, Scripted, Think, Wait, ask, asked
 
-from glmlite.serve import Pool, Settings, app
+from glmlite.serve import Pool, Settings, app, running
 from glmlite.serve.errors import Refused
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -227,6 +228,26 @@ def test_requests_of_one_key():
         return await asyncio.gather(*(asked(application, CHAT, HI, headers=[("x-api-key", key)]) for key in keys))
 
     assert [answer.status for answer in asyncio.run(main())] == [200, 429, 200]
+
+
+def test_nothing_stays_held():
+    """Of requests that were answered, refused, or left: bodies and places of keys."""
+    application = app(Scripted({"hi": ["a", RuntimeError("x")]}), Settings(api_keys=("k",), per_key=2))
+    key = [("x-api-key", "k")]
+    for _ in range(3):
+        for body in (HI, {"messages": 5}, b"{", {**HI, "stream": True}):
+            ask(application, CHAT, body, headers=key)
+        ask(application, "/v1/models", headers=key)
+    assert "glmlite_cancelled_total 0" in ask(application, "/metrics", headers=key).text  # a failure is none
+
+    async def left():
+        leave = asyncio.Event()
+        leave.set()
+        await asked(application, CHAT, {**HI, "stream": True}, headers=key, leave=leave)
+
+    asyncio.run(left())
+    assert application._held == 0 and not any(application._by_key.values())
+    assert not any(application.service.live.values())
 
 
 def test_an_answer_that_takes_too_long_ends_as_cut():
@@ -542,6 +563,23 @@ def test_own_paths():
 def test_the_root():
     application = app(Scripted())
     assert ask(application, "/").text == "Ollama is running"
+
+
+def test_without_uvicorn_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ImportError, match=r"pip install 'glmlite\[serve\]'"):
+        running.run(app(Scripted()), [], lambda: None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_is_taken(host):
+    (first, *more) = running.bind(host, 0)
+    try:
+        with pytest.raises(OSError, match="--port"):
+            running.bind(host, first.getsockname()[1])
+    finally:
+        for each in (first, *more):
+            each.close()
 
 
 def test_settings_are_checked():

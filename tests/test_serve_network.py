@@ -1,5 +1,6 @@
 """The server behind uvicorn, over sockets: clients that go, that read slowly, Ctrl-C; and lines of JSON."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,7 +17,7 @@ import pytest
 from serving import Scripted, Wait
 
 import glmlite
-from glmlite.serve import Settings, app
+from glmlite.serve import Settings, app, stdio
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'glmlite[serve]'")
 
@@ -225,3 +226,54 @@ def test_lines_of_json():
         tell({"id": 6, "path": CHAT, "body": body(ignore_eos=True)})
         process.stdin.close()
         assert process.wait(10) == 0
+
+
+def test_lines_come_in_any_pieces():
+    class Pieces:
+        def __init__(self, pieces):
+            self.pieces = list(pieces)
+
+        def read(self, size):
+            return self.pieces.pop(0) if self.pieces else b""
+
+    class Out:
+        data = b""
+
+        def write(self, data):
+            self.data += data[:7]
+            return len(data[:7])
+
+    asks = [{"id": i, "path": "/tokenize", "body": {"content": "好" * i}} for i in range(3)]
+    lines = b"\n".join(json.dumps(each).encode() for each in asks) + b"\n" + b"x" * 5000 + b"\n\n"
+    for size in (1, 5, 4000, 9000):
+        out = Out()
+
+        async def main(size=size, out=out):
+            pieces = Pieces(lines[i : i + size] for i in range(0, len(lines), size))
+            real = pieces.read
+
+            def read(count):
+                if not pieces.pieces:
+                    until(lambda: out.data.count(b"\n") == 4)
+                return real(count)
+
+            pieces.read = read
+            await stdio.serve(app(Scripted(), Settings(body_bytes=1000)), pieces, out)
+
+        asyncio.run(main())
+        answers = {str(each["id"]): each for each in map(json.loads, out.data.splitlines())}
+        assert [len(answers[str(i)]["body"]["tokens"]) for i in range(3)] == [0, 3, 6]
+        assert answers["None"]["status"] == 400 and "JSON" in answers["None"]["body"]["error"]["message"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals between processes there")
+def test_ctrl_c_ends_lines_of_json():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started("--stdio", **pipes) as process:
+        process.stdin.write(b'{"id": 1, "path": "/health"}\n{"id": 2')
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        error = process.stderr.read()
+        assert b"Traceback" not in error and b"Fatal" not in error

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -111,7 +110,8 @@ def serve(
         if stdio:
             from ..serve import stdio as lines
 
-            asyncio.run(lines.serve(app, sys.stdin.buffer, sys.stdout.buffer))
+            with open(0, "rb", 0, closefd=False) as requests, open(1, "wb", 0, closefd=False) as answers:
+                asyncio.run(lines.serve(app, requests, answers))
         else:
             _listen(app, host, port, models or name or builtin.NAME)
 

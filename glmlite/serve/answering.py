@@ -186,6 +186,7 @@ class Answers:
         self._thinking = [0] * len(generations)
         self._first = 0.0
         self._read = -1
+        self._failed = False
         self._closed = False
         self._expiry = None
         if (seconds := service.settings.seconds) is not None:
@@ -210,6 +211,7 @@ class Answers:
         else:
             event = self._queue.get_nowait()
         if isinstance(event, Exception):
+            self._failed = True
             raise event
         if isinstance(event, End):
             self._open -= 1
@@ -296,7 +298,7 @@ class Answers:
         if self._closed:
             return
         self._closed = True
-        if self._open and self._queue.empty():
+        if self._open and not self._failed:
             self._service.metrics.add("cancelled")
         if self._expiry is not None:
             self._expiry.cancel()

@@ -108,6 +108,9 @@ class App:
         except Gone:
             exchange.status = 499
         finally:
+            self._held -= exchange.held
+            if exchange.key is not None:
+                self._by_key[exchange.key] -= 1
             status = str(exchange.status or 499)
             self.service.metrics.add("requests", api=exchange.api, status="gone" if status == "499" else status)
             seconds = time.perf_counter() - began
@@ -115,32 +118,20 @@ class App:
 
     async def _respond(self, exchange: Exchange, receive: Receive, trusted: bool) -> None:
         request = exchange.request
-        held, key = 0, None
+        if request.method == "OPTIONS":
+            await exchange.send(Reply(b"", 204, headers=self._preflight(request)))
+            return
         try:
-            if request.method == "OPTIONS":
-                await exchange.send(Reply(b"", 204, headers=self._preflight(request)))
-                return
             route = self._route(request, exchange)
             if not (trusted or route.public):
-                key = self._admit(request)
+                self._admit(request, exchange)
             self.service.pool.start()
-            body: Mapping[str, Any] = request.query
-            if request.method == "POST":
-                held = self._hold(request)
-                data = await request.body(self._settings.body_bytes, self._settings.body_seconds)
-                body = parse(data)
-                self._held += len(data) - held
-                held = len(data)
-            handler = route.handler(self.service, body)
+            body = request.query if request.method != "POST" else await self._body(request, exchange)
         except Refused as refused:
             await exchange.refuse(refused)
-            self._release(held, key)
             return
-        except BaseException:
-            self._release(held, key)
-            raise
         gone = asyncio.ensure_future(until_gone(receive))
-        work = asyncio.ensure_future(exchange.work(handler))
+        work = asyncio.ensure_future(exchange.work(route.handler(self.service, body)))
         try:
             await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -148,16 +139,17 @@ class App:
             gone.cancel()
             work.cancel()
             await asyncio.wait({gone, work})
-            self._release(held, key)
-        if ended:
-            work.result()
-        else:
+        if not ended:
             raise Gone
+        work.result()
 
-    def _release(self, held: int, key: str | None) -> None:
-        self._held -= held
-        if key is not None:
-            self._by_key[key] -= 1
+    async def _body(self, request: Request, exchange: Exchange) -> dict[str, Any]:
+        """Raises Refused, and Gone."""
+        exchange.held = self._hold(request)
+        data = await request.body(self._settings.body_bytes, self._settings.body_seconds)
+        self._held += len(data) - exchange.held
+        exchange.held = len(data)
+        return parse(data)
 
     def _hold(self, request: Request) -> int:
         """Bytes that the body may take. Raises Refused where many large ones are held."""
@@ -185,8 +177,8 @@ class App:
             raise Refused(405, f"{request.method} is not for {path[:200]}", allow=route.methods)
         return route
 
-    def _admit(self, request: Request) -> str:
-        """The key of a request that may pass. Raises Refused."""
+    def _admit(self, request: Request, exchange: Exchange) -> None:
+        """Raises Refused for a request that may not pass."""
         settings = self._settings
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         given = request.headers.get("x-api-key", "")
@@ -211,7 +203,7 @@ class App:
                 retry=errors.RETRY_SECONDS,
             )
         self._by_key[key] += 1
-        return key
+        exchange.key = key
 
     def _check_page(self, request: Request) -> None:
         """Raises Refused for what a page on the web may have sent: a browser tells whose it is."""
@@ -255,12 +247,14 @@ class App:
 
 
 class Exchange:
-    """A request and what has become of it. more: headers of every answer."""
+    """A request and what has become of it. more: headers of every answer. held: bytes of its body. key: its key."""
 
     def __init__(self, request: Request, scope: Scope, send: Send, more: list[tuple[str, str]]):
         self.request = request
         self.api = "openai"
         self.status = 0
+        self.held = 0
+        self.key: str | None = None
         self._send = send
         self._id = openai.random_id("req_")
         self._more = [*more, ("request-id", self._id)]

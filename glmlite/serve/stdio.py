@@ -29,7 +29,7 @@ __all__ = ["serve"]
 
 
 async def serve(app: App, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Until `requests` ends, or nobody reads `answers` any more."""
+    """Until `requests` ends, or nobody reads `answers` any more. Neither stream may have a buffer of Python's."""
     limit = app.service.settings.body_bytes
     lines = Reader(requests, limit)
     writer = Writer(answers)
@@ -145,7 +145,10 @@ def _value(data: bytes) -> Any:
 
 
 class Reader:
-    """Lines of a stream that can only be waited for on a thread."""
+    """Lines of a stream that can only be waited for on a thread.
+
+    The stream has no buffer of Python's: the lock of one, held by a thread that waits, is fatal when Python ends.
+    """
 
     def __init__(self, stream: IO[bytes], limit: int):
         self._stream = stream
@@ -159,19 +162,26 @@ class Reader:
         return await self._lines.get()
 
     def _read(self) -> None:
+        parts: list[bytes] = []  # of the line that is coming
+        size = 0
         with suppress(OSError, ValueError):  # the stream is closed
-            while line := self._stream.readline(self._limit + 1):
-                if len(line) > self._limit and not line.endswith(b"\n"):
-                    while (rest := self._stream.readline(1 << 20)) and not rest.endswith(b"\n"):
-                        pass
-                    line = b"a line of more than %d bytes" % self._limit  # to parse it says what is wrong
-                if line.strip():
-                    self._put(line)
+            while data := self._stream.read(1 << 16):
+                first, *lines = data.split(b"\n")
+                for line in lines:
+                    self._put(b"".join([*parts, first]))
+                    parts, size, first = [], 0, line
+                if size <= self._limit:  # the rest of a line that is too long is not kept
+                    parts.append(first)
+                    size += len(first)
+            self._put(b"".join(parts))
         self._put(None)
 
     def _put(self, line: bytes | None) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            asyncio.run_coroutine_threadsafe(self._lines.put(line), self._loop).result()
+        if line is not None and len(line) > self._limit:
+            line = b"a line of more than %d bytes" % self._limit  # to parse it says what is wrong
+        if line is None or line.strip():
+            with suppress(RuntimeError):  # the loop has ended
+                asyncio.run_coroutine_threadsafe(self._lines.put(line), self._loop).result()
 
 
 class Writer:
@@ -196,8 +206,8 @@ class Writer:
         while True:
             line, done = self._work.get()
             try:
-                self._stream.write(line)
-                self._stream.flush()
+                while line:  # a stream without a buffer may take a part
+                    line = line[self._stream.write(line) :]
             except (OSError, ValueError):
                 self.broken = True
             with suppress(RuntimeError):  # the loop has ended
