@@ -7,7 +7,8 @@
 The same client for each, in turns: so many connections that ask one after another, streamed, greedy, without an end
 before `--answer` tokens. With --shared on, three quarters of every prompt are the same; with off, they differ from the
 first word on, so that no cache helps. A prompt is as many words as --prompt, which are some more tokens; the server's
-count is what is reported. Every answer is checked to be of its length, and of the same text when it is asked for again.
+count is what is reported. Every answer is checked to be of its length; a server whose answer to the same question is
+another one the second time is named.
 
 The servers decide how many requests they run at once: give each as many places as the most clients, and room for them
 (`glmlite serve --parallel 16`, `llama-server -np 16 -c TOTAL`). Client and server share the machine; --json keeps all
@@ -153,7 +154,7 @@ async def measure(servers, args):
         text = prompts(1, args.prompt, False, 99)[0]
         once, again = [(await one(url, text, args.answer, args.model))["text"] for _ in range(2)]
         if once != again:
-            raise Failure(f"{name}: a greedy answer is another one when it is asked for again")
+            print(f"{name}: a greedy answer is another one when it is asked for again")
     for shared in args.shared:
         for clients in args.clients:
             for repeat in range(args.repeat):
