@@ -113,6 +113,20 @@ class Wait(NamedTuple):
     seconds: float
 
 
+# What `Model.chat_stream` takes besides the fields of `Parameters`.
+OF_CHATS = (
+    "messages",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "reasoning",
+    "thinking",
+    "effort",
+    "thinking_budget",
+    "template",
+)
+
+
 class Scripted:
     """Answers the last message with what stands beside it: strings, Think, Call, Wait, or an exception to fail with.
 

@@ -1,7 +1,7 @@
 """Ollama's API over a scripted model."""
 
 import pytest
-from serving import Call, Scripted, Think, ask
+from serving import OF_CHATS, Call, Scripted, Think, ask
 
 import glmlite
 from glmlite import builtin
@@ -98,18 +98,7 @@ def test_nothing_asked(path, fields, reason):
 )
 def test_options(fields, options):
     found = given(hi(**fields))
-    known = (
-        "messages",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "reasoning",
-        "thinking",
-        "effort",
-        "thinking_budget",
-        "template",
-    )
-    assert {name: value for name, value in found.items() if name not in known} == options
+    assert {name: value for name, value in found.items() if name not in OF_CHATS} == options
 
 
 @pytest.mark.parametrize(

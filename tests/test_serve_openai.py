@@ -1,7 +1,7 @@
 """OpenAI's Chat Completions and Completions over a scripted model: what is read, and what is written in which order."""
 
 import pytest
-from serving import Call, Scripted, Think, Wait, ask
+from serving import OF_CHATS, Call, Scripted, Think, Wait, ask
 
 from glmlite.generate import Logprob, Piece
 from glmlite.serve import Settings, app
@@ -66,18 +66,7 @@ def given(body, model=None):
 )
 def test_options(fields, options):
     found = given(hi(**fields))
-    known = (
-        "messages",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "reasoning",
-        "thinking",
-        "effort",
-        "thinking_budget",
-        "template",
-    )
-    assert {name: value for name, value in found.items() if name not in known} == options
+    assert {name: value for name, value in found.items() if name not in OF_CHATS} == options
 
 
 @pytest.mark.parametrize(

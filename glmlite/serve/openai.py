@@ -357,9 +357,13 @@ async def _chat_whole(answers: Answers) -> dict[str, Any]:
         }
         for i, message in enumerate(messages)
     ]
+    return _whole_of(answers, "chat.completion", "chatcmpl-", choices)
+
+
+def _whole_of(answers: Answers, kind: str, prefix: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "id": random_id("chatcmpl-"),
-        "object": "chat.completion",
+        "id": random_id(prefix),
+        "object": kind,
         "created": answers.created,
         "model": answers.name,
         "system_fingerprint": FINGERPRINT,
@@ -487,16 +491,7 @@ async def _text_whole(answers: Answers, echo: bool) -> dict[str, Any]:
         }
         for i, text in enumerate(texts)
     ]
-    return {
-        "id": random_id("cmpl-"),
-        "object": "text_completion",
-        "created": answers.created,
-        "model": answers.name,
-        "system_fingerprint": FINGERPRINT,
-        "choices": choices,
-        "usage": usage_of(answers),
-        "timings": timings(answers),
-    }
+    return _whole_of(answers, "text_completion", "cmpl-", choices)
 
 
 def _text_logprobs(model: Model, logprobs: Sequence[Logprob] | None, offset: int) -> dict[str, Any] | None:
