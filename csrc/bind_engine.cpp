@@ -19,6 +19,7 @@ namespace {
 
 using NoGil = py::call_guard<py::gil_scoped_release>;
 using IntArray = py::array_t<int32_t, py::array::c_style>;
+using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 template <class T>
 std::vector<T> to_vector(const py::handle& value, const char* what) {
@@ -58,25 +59,32 @@ OpSpec to_op(const py::tuple& op) {
   return spec;
 }
 
-std::array<int32_t, 2> to_pair(const py::tuple& t) {
-  if (t.size() != 2) throw py::value_error("a position is two integers");
-  return {t[0].cast<int32_t>(), t[1].cast<int32_t>()};
+Position to_position(const py::tuple& t) {
+  if (t.size() != kAxes) throw py::value_error("a position is " + std::to_string(kAxes) + " integers");
+  Position position;
+  for (size_t axis = 0; axis < kAxes; ++axis) position[axis] = t[axis].cast<int32_t>();
+  return position;
 }
 
 Work make_work(int sequence, const py::object& tokens, const IntArray& positions, int64_t visible,
                std::shared_ptr<Sampler> sampler, int64_t budget, const py::tuple& next_position,
-               const py::tuple& position_step) {
+               const py::tuple& position_step, const std::optional<FloatArray>& input) {
   Work w;
   w.sequence = sequence;
   w.tokens = to_vector<int32_t>(tokens, "Work: tokens must be integers that fit in 32 bits");
-  if (positions.ndim() != 2 || positions.shape(1) != 2) throw py::value_error("Work: positions must be (tokens, 2)");
-  for (py::ssize_t i = 0; i < positions.shape(0); ++i) w.positions.push_back({positions.at(i, 0), positions.at(i, 1)});
+  if (positions.ndim() != 2 || positions.shape(1) != kAxes)
+    throw py::value_error("Work: positions must be (tokens, " + std::to_string(kAxes) + ")");
+  for (py::ssize_t i = 0; i < positions.shape(0); ++i) {
+    w.positions.emplace_back();
+    for (int axis = 0; axis < kAxes; ++axis) w.positions.back()[axis] = positions.at(i, axis);
+  }
   w.visible = visible;
   w.sampler = std::move(sampler);
   if (budget < 1) throw py::value_error("Work: budget " + std::to_string(budget) + ", expected 1 or more");
   w.budget = budget;
-  w.next_position = to_pair(next_position);
-  w.position_step = to_pair(position_step);
+  w.next_position = to_position(next_position);
+  w.position_step = to_position(position_step);
+  if (input) w.input.assign(input->data(), input->data() + input->size());
   return w;
 }
 
@@ -164,6 +172,15 @@ void bind_errors() {
 }
 
 void bind_engine(py::module_& m, ExecutorFactory make) {
+  m.attr("AXES") = kAxes;
+  m.def(
+      "page_bytes",
+      [](const Gguf& file, const py::sequence& ops, const std::string& kv_type) {
+        const auto held = file.contents();
+        return cpu_page_bytes(Program(file, to_ops(ops)), kv_type_named(kv_type.c_str()));
+      },
+      py::arg("gguf"), py::arg("ops"), py::arg("kv_type") = "f16",
+      "Bytes that a page of the KV cache, `Engine.page_tokens` tokens, takes in all layers on the CPU.");
   m.def("available_memory", &available_memory,
         "Bytes that this process can still have without swapping, as far as the system tells.");
 
@@ -237,7 +254,8 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
   py::class_<Work>(m, "Work", py::module_local(), "What one sequence does in a call of Engine.run.")
       .def(py::init(&make_work), py::arg("sequence"), py::arg("tokens"), py::arg("positions"), py::kw_only(),
            py::arg("visible") = 0, py::arg("sampler") = nullptr, py::arg("budget") = 1,
-           py::arg("next_position") = py::make_tuple(0, 0), py::arg("position_step") = py::make_tuple(1, 0));
+           py::arg("next_position") = py::make_tuple(0, 0), py::arg("position_step") = py::make_tuple(1, 0),
+           py::arg("input") = py::none());
 
   py::class_<Engine>(m, "Engine", py::module_local(), "A program with its packed weights and KV cache.")
       .def(

@@ -52,8 +52,9 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   if (options.threads < 0 || options.threads > 1024)
     throw std::invalid_argument("threads: " + std::to_string(options.threads) + ", expected 1 to 1024, or 0");
   tokens_ = program.tokens;
-  std::copy(program.axis_limit, program.axis_limit + 2, axis_limit_);
-  selects_ = program.selects;
+  std::copy(std::begin(program.axis_limit), std::end(program.axis_limit), axis_limit_);
+  selects_ = program.selects();
+  input_ = program.input;
   const int64_t prefix = program.prefix, vocab = program.vocab;
   const CachePages pages(program, options.kv_tokens);
   const int64_t total = pages.total;
@@ -153,6 +154,9 @@ void Engine::plan(const std::vector<Work>& works, const std::vector<int32_t>& ro
       throw std::invalid_argument(who + std::to_string(w.tokens.size()) + " tokens, " +
                                   std::to_string(w.positions.size()) + " positions");
     const auto count = static_cast<int64_t>(w.tokens.size());
+    if (static_cast<int64_t>(w.input.size()) != count * input_)
+      throw std::invalid_argument(who + "input of " + std::to_string(w.input.size()) + " values, the program takes " +
+                                  std::to_string(input_) + " for each of " + std::to_string(count) + " tokens");
     const int64_t after = s.length - info_.prefix + count;
     if (w.visible < 0 || w.visible > after)
       throw std::invalid_argument(who + "visible is " + std::to_string(w.visible) + ", the sequence will have " +
@@ -163,7 +167,7 @@ void Engine::plan(const std::vector<Work>& works, const std::vector<int32_t>& ro
         throw std::invalid_argument(who + "token " + std::to_string(w.tokens[i]) + ", the vocabulary has " +
                                     std::to_string(tokens_));
       step->tokens.push_back(w.tokens[i]);
-      for (int axis = 0; axis < 2; ++axis) {
+      for (int axis = 0; axis < kAxes; ++axis) {
         const int32_t position = w.positions[i][axis];
         if (position < 0 || position >= axis_limit_[axis])
           throw std::invalid_argument(who + "position " + std::to_string(position) + " on axis " +
@@ -206,6 +210,9 @@ StepResult Engine::advance(const std::vector<Work>& works, const std::vector<int
   plan(works, rows, &step);
   step.requests = std::move(requests);
   for (size_t i = 0; i < works.size(); ++i) step.runs[i].pages = table_->at(works[i].sequence).pages.data();
+  std::vector<float> input;
+  for (const Work& w : works) input.insert(input.end(), w.input.begin(), w.input.end());
+  step.input = input.data();
   const StepResult result = executor_->run(step, cancel, watch);
   if (const int64_t bad = result.bad_token; bad >= 0) {
     const auto run = std::find_if(step.runs.begin(), step.runs.end(), [&](const Run& r) { return bad < r.end; });
@@ -296,8 +303,13 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
       Work more;
       more.sequence = w.sequence;
       more.tokens = {token};
-      more.positions = {{w.next_position[0] + n * w.position_step[0], w.next_position[1] + n * w.position_step[1]}};
-      if (more.positions[0][0] >= axis_limit_[0] || more.positions[0][1] >= axis_limit_[1]) continue;
+      more.positions.emplace_back();
+      bool ends = false;
+      for (int axis = 0; axis < kAxes; ++axis) {
+        more.positions[0][axis] = w.next_position[axis] + n * w.position_step[axis];
+        ends |= more.positions[0][axis] >= axis_limit_[axis];
+      }
+      if (ends) continue;
       more.sampler = w.sampler;
       more.budget = w.budget;
       more.next_position = w.next_position;

@@ -1,6 +1,5 @@
 // Steps over sequences: what a model does with tokens, whatever device runs it.
 #pragma once
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -16,12 +15,13 @@ namespace glmlite {
 struct Work {
   int sequence = 0;
   std::vector<int32_t> tokens;
-  std::vector<std::array<int32_t, 2>> positions;  // one per token
-  int64_t visible = 0;                            // 0: causal; n: each token sees the first n entries
-  std::shared_ptr<Sampler> sampler;               // no other work's
+  std::vector<Position> positions;   // one per token
+  int64_t visible = 0;               // 0: causal; n: each token sees the first n entries
+  std::shared_ptr<Sampler> sampler;  // no other work's
   int64_t budget = 1;
-  std::array<int32_t, 2> next_position{0, 0};  // of the first sampled token
-  std::array<int32_t, 2> position_step{1, 0};  // from one sampled token to the next
+  Position next_position{};       // of the first sampled token
+  Position position_step{{1}};    // from one sampled token to the next
+  std::vector<float> input;       // (tokens, Program::input) rows that the program is given
 };
 
 struct EngineOptions {
@@ -85,7 +85,8 @@ class Engine {
   std::unique_ptr<PageTable> table_;
   int base_ = 0;  // sequence that holds the program's prefix
   int64_t tokens_ = 0;
-  int64_t axis_limit_[2];
+  int64_t axis_limit_[kAxes];
+  int64_t input_ = 0;
   bool selects_ = false;
   Info info_;
 };

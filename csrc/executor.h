@@ -22,13 +22,13 @@ struct Run {
 // One step, planned by the engine. Arrays have one element per token.
 struct Step {
   std::vector<int32_t> tokens;
-  std::vector<int32_t> positions[2];  // by axis
+  std::vector<int32_t> positions[kAxes];
   std::vector<int64_t> entry;         // where the token's key and value go in its sequence's cache
   std::vector<int64_t> visible;       // it sees the entries below this
   std::vector<Run> runs;
   std::vector<int32_t> rows;                         // tokens whose logits are wanted, ascending
   std::vector<std::optional<DrawRequest>> requests;  // by row: a token drawn from the logits does as well; may be empty
-  const float* input = nullptr;                      // (tokens, width) of a program that begins with an input
+  const float* input = nullptr;                      // (tokens, Program::input) rows that the program is given
 };
 
 struct StepResult {
@@ -83,6 +83,9 @@ using ExecutorFactory = std::unique_ptr<Executor> (*)(Program program, const Exe
 
 std::unique_ptr<Executor> make_cpu_executor(Program program, const ExecutorOptions& options,
                                             const LoadProgress& progress);
+
+// Bytes of a page of the KV cache, in all layers.
+size_t cpu_page_bytes(const Program& program, KvType type);
 
 // Runs the two parts of Program::split, one after the other; `first_ops`: ops of the first. One copy of the residual
 // rows goes across per step.

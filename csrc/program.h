@@ -1,67 +1,81 @@
 // A recorded model: the flat list of ops that an executor runs once per step, checked against the file's tensors.
 #pragma once
 #include <cstdint>
-#include <map>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "gguf.h"
+#include "op_spec.h"
+#include "ops/attention.h"
+#include "ops/embed.h"
+#include "ops/linear.h"
+#include "ops/moe.h"
+#include "ops/norm.h"
+#include "ops/rows.h"
 
 namespace glmlite {
 
-// The turns of one head: pair i of columns turns by freq[i] * position[axis[i]] radians, scaled by `magnitude`.
-struct RopeTable {
-  std::vector<int32_t> first, second, axis;
-  std::vector<double> freq;
-  double magnitude = 1;
-  bool operator==(const RopeTable& o) const {
-    return first == o.first && second == o.second && axis == o.axis && freq == o.freq && magnitude == o.magnitude;
+// What a tensor is to the ops that name it, and so how a device keeps it.
+enum class Role {
+  kMatrix,   // (n, k), packed
+  kVector,   // (n), as f32
+  kExperts,  // (count, n, k): each packed like a matrix
+  kPrefix    // (n, k), written into the KV cache (Program::prefix_values)
+};
+
+struct Weight {
+  const Tensor* tensor = nullptr;  // of the file, while it is held
+  Role role = Role::kMatrix;
+  Format format = Format::kF32;
+  int64_t count = 1, n = 0, k = 0;
+  int group = -1;  // experts: those of one group lie together, expert by expert
+};
+
+using OpKind = std::variant<ops::Input, ops::Embed, ops::RmsNorm, ops::LayerNorm, ops::Linear, ops::HeadLinear,
+                            ops::Attention, ops::LatentAttention, ops::Swiglu, ops::Gelu, ops::Select, ops::Concat,
+                            ops::Route, ops::Moe>;
+
+// An op of the list, checked. Its index is the id of the value it makes.
+struct Op {
+  OpKind kind;
+  std::string text;  // for messages: "linear %12 'blk.0.attn_qkv.weight'"
+  int out = 0;
+  int64_t width = 0;  // columns of its value
+
+  template <class Kind>
+  const Kind* as() const {
+    return std::get_if<Kind>(&kind);
+  }
+  template <class Kind>
+  bool is() const {
+    return std::holds_alternative<Kind>(kind);
   }
 };
 
-// One op as Python recorded it (glmlite/program.py).
-struct OpSpec {
-  std::string kind;
-  int out;
-  int64_t width;
-  std::map<std::string, int> inputs;
-  std::map<std::string, std::vector<std::string>> weights;
-  std::map<std::string, double> numbers;
-  bool has_rope = false;
-  RopeTable rope;
-};
+// Calls fn(id) for each value that the op reads.
+template <class Fn>
+void each_input(const Op& op, Fn fn) {
+  const auto filled = [&](int id) {
+    if (id >= 0) fn(id);
+  };
+  std::visit([&](const auto& kind) { kind.each_input(kind, filled); }, op.kind);
+}
 
-// An input has the rows that another part of the program made; only Program::split makes one.
-enum class OpKind { kInput, kEmbed, kRmsNorm, kLayerNorm, kLinear, kAttention, kSwiglu, kGelu, kSelect };
-
-// An op of the list, checked. Slots that an op does not have, or that are not filled, are -1, null or empty.
-struct Op {
-  OpKind kind;
-  std::string text;                      // for messages: "linear %12 'blk.0.attn_qkv.weight'"
-  int out;                               // value ids
-  int x = -1;                            // what it reads
-  int add = -1;                          // what it adds to its result
-  int64_t width;                         // columns of `out`
-  std::vector<const Tensor*> w;          // embed: the table; norms: the weight; linear: matrices, one below the other
-  std::vector<const Tensor*> bias;       // layer_norm: one; linear: none, or one per matrix
-  std::vector<const Tensor*> positions;  // embed: one table per position axis
-  const Tensor* q_norm = nullptr;
-  const Tensor* k_norm = nullptr;
-  const Tensor* prefix_k = nullptr;
-  const Tensor* prefix_v = nullptr;
-  float eps = 0;
-  float alpha = 1;
-  float scale = 0;
-  int heads = 0, kv_heads = 0, head_dim = 0;
-  int cache = -1;  // attention: index of its KV cache, counted in the order of the program
-  int rope = -1;   // attention: index into Program::ropes
-};
+// Calls fn(index) for each of the op's weights.
+template <class Fn>
+void each_weight(const Op& op, Fn fn) {
+  const auto filled = [&](int index) {
+    if (index >= 0) fn(index);
+  };
+  std::visit([&](const auto& kind) { kind.each_weight(kind, filled); }, op.kind);
+}
 
 struct ValueInfo {
   int64_t width = 0;
   bool selected = false;   // has a row per token whose logits are wanted, not per token of the step
-  bool quantized = false;  // some linear with quantized weights reads it
+  bool quantized = false;  // some op multiplies it with quantized weights
   int last_use = -1;       // index of the last op that reads it
 };
 
@@ -82,16 +96,24 @@ class Program {
   uint64_t file_bytes() const;
   // The prefix, read from the file: keys, then values, of each attention op, (prefix, kv_heads * head_dim) each.
   std::vector<float> prefix_values() const;
+  // How many of its KV caches the program has; each is an attention's.
+  int layers() const { return static_cast<int>(caches.size()); }
+  // Whether the last value has a row for each row of logits that is asked for, or for each token.
+  bool selects() const { return values.back().selected; }
 
   std::vector<Op> ops;
-  std::vector<ValueInfo> values;  // by value id, which is the index of the op that makes it
-  std::vector<RopeTable> ropes;   // distinct ones
-  int64_t vocab = 0;              // width of the last value, the logits
-  int64_t tokens = 0;             // rows of the embedding table: token ids are below
-  int64_t prefix = 0;             // entries that stand before every sequence (P-Tuning v2)
-  int64_t axis_limit[2];          // positions of axis a must be below this (learned tables end)
-  int caches = 0;
-  bool selects = false;  // has a select op: the logits' rows are those asked for
+  std::vector<ValueInfo> values;   // by value id
+  std::vector<Weight> weights;     // distinct tensors
+  std::vector<RopeTable> ropes;    // distinct ones
+  std::vector<CacheShape> caches;  // of attentions, in the order of the program
+  int64_t vocab = 0;               // width of the last value, the logits
+  int64_t tokens = 0;              // rows of the embedding table: token ids are below
+  int64_t input = 0;               // columns of the rows that a step is given; 0: none
+  int64_t prefix = 0;              // entries that stand before every sequence (P-Tuning v2)
+  int64_t axis_limit[kAxes];       // positions of axis a must be below this (learned tables end)
+
+ private:
+  void keep_used_weights();
 };
 
 }  // namespace glmlite

@@ -180,7 +180,7 @@ class Work:
 
     positions: (len(tokens), 2) int32. visible: 0 = causal; n > 0: every token sees n cached entries (a bidirectional
     context of n tokens, which must all be in this work). next_position, position_step: of the first token sampled and
-    from one to the next.
+    from one to the next. input: (len(tokens), width) rows for a program that takes some.
     """
 
     def __init__(
@@ -194,7 +194,13 @@ class Work:
         budget: int = 1,
         next_position: tuple[int, int] = (0, 0),
         position_step: tuple[int, int] = (1, 0),
+        input: NDArray[np.float32] | None = None,
     ) -> None: ...
+
+AXES: int  # of a position
+
+def page_bytes(gguf: Gguf, ops: Sequence[tuple[Any, ...]], kv_type: str = "f16") -> int:
+    """Bytes of a page of the KV cache, `Engine.page_tokens` tokens, in all layers on the CPU."""
 
 class Engine:
     """A program with its packed weights and KV cache. One call computes at a time; calls from other threads wait.

@@ -212,7 +212,6 @@ class Room:
 
     def __init__(self, context: int | None, kv_tokens: int | None, kv_type: str, header: Header, page: int):
         self.kv_type = kv_type
-        self.per_token = placement.kv_bytes_per_token(header.recording.ops, kv_type)
         self._context = context
         self._kv_tokens = kv_tokens
         self._trained = header.recording.context
@@ -220,9 +219,10 @@ class Room:
         # A sequence begins in the prefix's last page, of which it needs a copy.
         self._prefix = placement.prefix_tokens(header.recording.ops, header.shapes.__getitem__) % page
 
-    def sizes(self, fixed: int, free: int) -> tuple[int, int]:
-        """Tokens of context and, in whole pages, of the cache, which lies beside `fixed` bytes in `free` bytes."""
-        tokens = _context(self._context, self._trained, fixed, self.per_token, free)
+    def sizes(self, page_bytes: int, fixed: int, free: int) -> tuple[int, int]:
+        """Tokens of context and, in whole pages of so many bytes, of the cache, which lies beside `fixed` bytes in
+        `free` bytes."""
+        tokens = _context(self._context, self._trained, fixed, -(-page_bytes // self._page), free)
         if self._kv_tokens is not None and self._kv_tokens < tokens:
             raise ValueError(f"kv_tokens is {self._kv_tokens}, a context of {tokens} needs at least as many")
         return tokens, -(-((self._kv_tokens or tokens) + self._prefix) // self._page) * self._page
@@ -241,11 +241,12 @@ def _place(
                 raise
             log.info("device 'auto': the CPU, because %s", error)
         else:
-            tokens, cache = room.sizes(need["total"] - need["kv"], gpu.free)
+            tokens, cache = room.sizes(need["page"], need["total"] - need["kv"], gpu.free)
             place = gpu.place(cache)
             if place is not placement.CPU:
                 return place, tokens, cache
-    return placement.CPU, *room.sizes(gguf.nbytes, native.available_memory())
+    page_bytes = native.page_bytes(gguf, ops, room.kv_type)
+    return placement.CPU, *room.sizes(page_bytes, gguf.nbytes, native.available_memory())
 
 
 def _context(asked: int | None, trained: int, fixed: int, per_token: int, free: int) -> int:

@@ -14,14 +14,6 @@ import numpy as np
 
 from .program import Op, Rope
 
-# What keys and values are rounded to when they are cached: bytes of a row of head_dim. q8: a byte per value, in whole
-# sixteens, and an f32 scale.
-KV_TYPES: dict[str, Callable[[int], int]] = {
-    "f16": lambda head_dim: 2 * head_dim,
-    "q8": lambda head_dim: -(-head_dim // 16) * 16 + 4,
-}
-
-
 log = logging.getLogger(__name__)
 
 
@@ -105,7 +97,7 @@ class Gpu:
         self.free = native.free_memory(self.index)
 
     def need(self, kv_tokens: int) -> dict[str, int]:
-        """Bytes for weights, kv, scratch, reserve and in total, and layers and gpu_layers."""
+        """Bytes for weights, kv, of which a page, scratch, reserve and in total, and layers and gpu_layers."""
         need: dict[str, int] = self.native.memory_needed(
             *self.model, kv_tokens=kv_tokens, kv_type=self.kv_type, gpu_layers=self.layers
         )
@@ -157,12 +149,11 @@ def _attribute(value: Any, tensor: Callable[[str], np.ndarray]) -> Any:
     return value.table(None if value.factors is None else tensor(value.factors))._asdict()
 
 
-def kv_bytes_per_token(ops: Sequence[Op], kv_type: str = "f16") -> int:
-    """Bytes of KV cache that a token takes in all layers."""
-    if kv_type not in KV_TYPES:
-        raise ValueError(f"kv_type is {kv_type!r}, expected {' or '.join(map(repr, KV_TYPES))}")
-    layers = (op.attrs for op in ops if op.kind == "attention")
-    return sum(2 * a["kv_heads"] * KV_TYPES[kv_type](a["head_dim"]) for a in layers)
+def kv_bytes_per_token(gguf: Any, ops: Sequence[Op], kv_type: str = "f16") -> int:
+    """Bytes of KV cache that a token takes in all layers on the CPU."""
+    native = backend("cpu")
+    page: int = native.page_bytes(gguf, native_ops(ops, gguf.dequantize), kv_type)
+    return -(-page // native.Engine.page_tokens)
 
 
 def prefix_tokens(ops: Sequence[Op], shape: Callable[[str], tuple[int, ...]]) -> int:

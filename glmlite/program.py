@@ -22,6 +22,8 @@ from .errors import FormatError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+AXES = 2  # of a token's position; the native engine has the same number
+
 
 class Value(NamedTuple):
     """The result of op `id`: rows of `width` f32 values."""

@@ -110,6 +110,9 @@ struct CpuKernels {
   // bounds no product d * (weights' scale) leaves the normal numbers.
   void (*quantize)(const float* x, int64_t k, int64_t begin, int64_t end, int64_t tokens, uint8_t* blocks);
 
+  // The rows rows[0..count) of the T = `tokens` rows of `from`, k columns, as the `count` rows of `to`.
+  void (*gather)(const uint8_t* from, int64_t k, int64_t tokens, const int32_t* rows, int64_t count, uint8_t* to);
+
   // y = x . W^T for every format, by index of Format. Quantized formats, for each block of 32 (or each half of it where
   // the format's scales are per 16), in order of k: acc = exact integer dot of (code - zero) with q, y = fma(ws * d,
   // float(acc), y); then, where the format has minimums, y = fma(wm, d * float(sum), y), wm negative in the K formats.
@@ -128,8 +131,12 @@ struct CpuKernels {
   void (*swiglu)(const float* x, float* y, int64_t n);
   // y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). y may be x.
   void (*gelu)(const float* x, float* y, int64_t n);
+  // y = 1 / (1 + exp(-x)). y may be x.
+  void (*sigmoid)(const float* x, float* y, int64_t n);
   // y = y + x
   void (*add)(float* y, const float* x, int64_t n);
+  // y = fma(w, x, y)
+  void (*add_scaled)(float* y, const float* x, float w, int64_t n);
 
   // Turns pairs in place: (a, b) -> (a cos - b sin, a sin + b cos), each as fma(a, cos, -(b * sin)), fma(a, sin, b *
   // cos).

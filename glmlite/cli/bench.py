@@ -158,7 +158,7 @@ def cost_per_token(gguf: Any, kv_type: str = "f16") -> Cost:
                 rows, columns = tensors[name].shape
                 nbytes += tensors[name].nbytes
                 operations += 0 if selected else 2 * rows * columns
-    return Cost(nbytes, operations, kv_bytes_per_token(ops, kv_type))
+    return Cost(nbytes, operations, kv_bytes_per_token(gguf, ops, kv_type))
 
 
 def read(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:

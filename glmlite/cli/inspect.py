@@ -83,7 +83,7 @@ def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[
         recording = record(gguf.metadata, {name: tensor.shape for name, tensor in gguf.tensors.items()})
     except FormatError as error:
         return {"error": str(error)}
-    per_token = kv_bytes_per_token(recording.ops, kv_type)
+    per_token = kv_bytes_per_token(gguf, recording.ops, kv_type)
     contexts = [context] if context else sorted({min(n, recording.context) for n in (2048, 8192, recording.context)})
     return {
         "weights": weights,

@@ -1,0 +1,262 @@
+#include "attend.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace glmlite {
+
+namespace {
+
+constexpr int64_t kTileQueries = 64;
+constexpr int kChunkPages = kChunkTokens / kPageTokens;
+
+int64_t chunks(int64_t context) { return (context + kChunkTokens - 1) / kChunkTokens; }
+int64_t max_queries(int64_t group) { return std::max(kTileQueries, group); }
+// Floats that (max, sum, acc) of so many queries take: (M), (M), (M, value_dim).
+size_t partial_values(int64_t value_dim, int64_t queries) {
+  return align64(static_cast<size_t>(queries * (value_dim + 2)));
+}
+
+}  // namespace
+
+Attend::Attend(const Program& program, const CpuKernels& kernels, const PackedWeights& weights,
+               const StepBuffers& buffers, KvPages& pages, Products& products, Team& team)
+    : program_(program),
+      kernels_(kernels),
+      weights_(weights),
+      buffers_(buffers),
+      pages_(pages),
+      products_(products),
+      team_(team) {
+  for (const Op& op : program.ops) {
+    if (const auto* a = op.as<ops::Attention>())
+      shapes_.push_back({a->cache, op.out, a->qkv, a->heads, a->head_dim, a->head_dim, a->heads / a->kv_heads, a->scale});
+  }
+}
+
+// A state, a chunk, pointers to queries with their limits, and what the kernel wants.
+size_t Attend::scratch_bytes() const {
+  size_t bytes = 0;
+  for (const Shape& s : shapes_) {
+    const int64_t queries = max_queries(s.group);
+    bytes = std::max(bytes, 2 * partial_values(s.value_dim, queries) * sizeof(float) + align64(queries * 16) +
+                                attend_scratch_bytes(queries, s.key_dim));
+  }
+  return bytes;
+}
+
+void Attend::resize(int64_t tokens) {
+  const auto values = [&](const RopeTable& r) { return (r.first.size() + 15) / 16 * 16 * static_cast<size_t>(tokens); };
+  size_t all = 0;
+  for (const RopeTable& r : program_.ropes) all += 2 * values(r);
+  turns_.reset();
+  turns_ = Memory(all * sizeof(float), "rotary angles");
+  cos_.clear();
+  sin_.clear();
+  float* next = turns_.as<float>();
+  for (const RopeTable& r : program_.ropes) {
+    cos_.push_back(next);
+    sin_.push_back(next + values(r));
+    next += 2 * values(r);
+  }
+}
+
+void Attend::plan(const Step& step) {
+  tiles_.assign(shapes_.size(), {});
+  size_t partials = 0;
+  for (const Shape& shape : shapes_) {
+    auto& tiles = tiles_[shape.cache];
+    const int64_t tile_tokens = std::max<int64_t>(1, kTileQueries / shape.group);
+    int64_t longest = 0, most = 0;
+    for (const Run& run : step.runs) {
+      for (int64_t begin = run.begin; begin < run.end; begin += tile_tokens) {
+        const int64_t end = std::min(begin + tile_tokens, run.end);
+        const int64_t context = *std::max_element(step.visible.begin() + begin, step.visible.begin() + end);
+        longest = std::max(longest, context);
+        most = std::max(most, end - begin);
+        for (int h = 0; h < program_.caches[shape.cache].heads; ++h) tiles.push_back({begin, end, &run, h, context});
+      }
+    }
+    // The longest first, so that no thread is left with one at the end.
+    std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
+    if (split_context(tiles))
+      partials = std::max(partials, tiles.size() * partial_values(shape.value_dim, most * shape.group) *
+                                        static_cast<size_t>(chunks(longest)));
+  }
+  if (partials * sizeof(float) > partials_.size()) {
+    partials_.reset();
+    partials_ = Memory(partials * sizeof(float), "attention over a long context");
+  }
+}
+
+bool Attend::split_context(const std::vector<Tile>& tiles) const {
+  return team_.size() > 1 && tiles.size() < 4 * static_cast<size_t>(team_.size()) && chunks(tiles[0].context) > 1;
+}
+
+// cos and sin of every rotary pair at every token's position. Angles in f64, so that long positions keep their bits.
+void Attend::make_turns(int thread) {
+  const Step& step = buffers_.step();
+  for (size_t i = 0; i < program_.ropes.size(); ++i) {
+    const RopeTable& r = program_.ropes[i];
+    const size_t pairs = r.first.size();
+    buffers_.each_row(thread, buffers_.tokens(), [&](int64_t t) {
+      for (size_t p = 0; p < pairs; ++p) {
+        const double angle = r.freq[p] * step.positions[r.axis[p]][t];
+        cos_[i][t * pairs + p] = static_cast<float>(std::cos(angle) * r.magnitude);
+        sin_[i][t * pairs + p] = static_cast<float>(std::sin(angle) * r.magnitude);
+      }
+    });
+  }
+}
+
+RopePairs Attend::pairs(int rope) const {
+  if (rope < 0) return {nullptr, nullptr, 0};
+  const RopeTable& r = program_.ropes[rope];
+  return {r.first.data(), r.second.data(), static_cast<int64_t>(r.first.size())};
+}
+
+void Attend::run(const Op& op, const ops::Attention& kind, int thread, std::vector<char>* bad) {
+  turn_and_store(kind, thread, bad);
+  products_.wait_after(op.out, thread);
+  attend(shapes_[kind.cache], thread);
+}
+
+void Attend::turn_and_store(const ops::Attention& kind, int thread, std::vector<char>* bad) {
+  const Step& step = buffers_.step();
+  float* qkv = buffers_.value(kind.qkv);
+  const int64_t width = program_.values[kind.qkv].width, dim = kind.head_dim;
+  const RopePairs pairs = this->pairs(kind.rope);
+  const float *q_norm = weights_.vector(kind.q_norm), *k_norm = weights_.vector(kind.k_norm);
+  auto run = step.runs.begin();
+  buffers_.each_row(thread, buffers_.tokens(), [&](int64_t t) {
+    while (t >= run->end) ++run;
+    float* row = qkv + t * width;
+    for (int h = 0; h < kind.heads + kind.kv_heads; ++h) {
+      float* head = row + h * dim;
+      if (const float* norm = h < kind.heads ? q_norm : k_norm)
+        kernels_.rms_norm(head, norm, nullptr, head, dim, kind.eps);
+      if (kind.rope >= 0)
+        kernels_.rope(head, pairs, cos_[kind.rope] + t * pairs.count, sin_[kind.rope] + t * pairs.count);
+      if (pages_.type() == KvType::kQ8 && h < kind.heads) kernels_.rotate(head, dim);
+    }
+    const int64_t entry = step.entry[t];
+    float* keys = row + kind.heads * dim;
+    if (!pages_.store(kind.cache, run->pages[entry / kPageTokens], entry % kPageTokens, keys,
+                      keys + kind.kv_heads * dim))
+      (*bad)[t] = 1;
+  });
+}
+
+void Attend::attend(const Shape& shape, int thread) {
+  const auto& tiles = tiles_[shape.cache];
+  uint8_t* scratch = buffers_.scratch(thread);
+  int64_t task;
+  if (!split_context(tiles)) {
+    while (team_.take(static_cast<int64_t>(tiles.size()), &task)) attend_tile(shape, tiles[task], scratch);
+    return;
+  }
+  int64_t tokens = 0;
+  for (const Tile& t : tiles) tokens = std::max(tokens, t.end - t.begin);
+  const int64_t longest = chunks(tiles[0].context);
+  const size_t stride = partial_values(shape.value_dim, tokens * shape.group);
+  const auto count = static_cast<int64_t>(tiles.size());
+  // A thread takes its next task before it does one, so that it knows which keys to fetch meanwhile.
+  for (bool more = team_.take(count * longest, &task); more;) {
+    const Tile& tile = tiles[task / longest];
+    const int64_t chunk = task % longest;
+    int64_t next;
+    more = team_.take(count * longest, &next);
+    const uint8_t* ahead[kChunkPages];
+    find_pages(shape, more ? tiles[next / longest] : tile, more ? next % longest : chunk, ahead, nullptr);
+    if (chunk < chunks(tile.context))
+      attend_chunk(shape, tile, chunk, ahead, partials_.as<float>() + task * stride, scratch);
+    task = next;
+  }
+  products_.wait_after(shape.out, thread);
+  while (team_.take(count, &task))
+    merge_tile(shape, tiles[task], partials_.as<float>() + task * longest * stride, stride);
+}
+
+// The pages of a chunk; beyond the context, the last again. v may be null.
+void Attend::find_pages(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t** k,
+                        const uint8_t** v) const {
+  const int64_t last = (tile.context - 1) / kPageTokens;
+  for (int64_t i = 0; i < kChunkPages; ++i) {
+    const int32_t page = tile.run->pages[std::min(chunk * kChunkPages + i, last)];
+    k[i] = pages_.keys(shape.cache, page, tile.kv_head);
+    if (v) v[i] = pages_.values(shape.cache, page, tile.kv_head);
+  }
+}
+
+// (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched.
+void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
+                          uint8_t* scratch) {
+  const int64_t queries = (tile.end - tile.begin) * shape.group, width = program_.values[shape.q].width;
+  auto** q = reinterpret_cast<const float**>(scratch);
+  auto* visible = reinterpret_cast<int64_t*>(scratch + queries * sizeof *q);
+  int64_t i = 0;
+  for (int64_t t = tile.begin; t < tile.end; ++t) {
+    for (int64_t g = 0; g < shape.group; ++g, ++i) {
+      q[i] = buffers_.value(shape.q) + t * width + (tile.kv_head * shape.group + g) * shape.key_dim;
+      visible[i] = buffers_.step().visible[t];
+    }
+  }
+  const uint8_t *k[kChunkPages], *v[kChunkPages];
+  find_pages(shape, tile, chunk, k, v);
+  AttendArgs args;
+  args.begin = chunk * kChunkTokens;
+  args.end = std::min(args.begin + kChunkTokens, tile.context);
+  args.q = q;
+  args.queries = queries;
+  args.head_dim = shape.key_dim;
+  args.scale = shape.scale;
+  args.k = k;
+  args.v = v;
+  args.ahead = ahead;
+  args.visible = visible;
+  args.max = out;
+  args.sum = out + queries;
+  args.acc = out + 2 * queries;
+  args.scratch = scratch + align64(max_queries(shape.group) * 16);
+  kernels_.attend[static_cast<int>(pages_.type())](args);
+}
+
+void Attend::attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch) {
+  const int64_t queries = (tile.end - tile.begin) * shape.group;
+  auto* state = reinterpret_cast<float*>(scratch);
+  float* chunk = state + partial_values(shape.value_dim, max_queries(shape.group));
+  scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(shape.value_dim, max_queries(shape.group)));
+  const uint8_t* ahead[kChunkPages];
+  for (int64_t c = 0; c < chunks(tile.context); ++c) {
+    find_pages(shape, tile, std::min(c + 1, chunks(tile.context) - 1), ahead, nullptr);
+    attend_chunk(shape, tile, c, ahead, c == 0 ? state : chunk, scratch);
+    if (c > 0) merge(shape, queries, state, chunk);
+  }
+  finish_tile(shape, tile, state);
+}
+
+// Finishes a tile from chunks that were computed before, chunk c's partial result at parts + c * stride.
+void Attend::merge_tile(const Shape& shape, const Tile& tile, float* parts, size_t stride) {
+  const int64_t queries = (tile.end - tile.begin) * shape.group;
+  for (int64_t c = 1; c < chunks(tile.context); ++c) merge(shape, queries, parts, parts + c * stride);
+  finish_tile(shape, tile, parts);
+}
+
+void Attend::merge(const Shape& shape, int64_t queries, float* state, const float* chunk) {
+  for (int64_t i = 0; i < queries; ++i)
+    kernels_.attend_merge(state + i, state + queries + i, state + 2 * queries + i * shape.value_dim, chunk[i],
+                          chunk[queries + i], chunk + 2 * queries + i * shape.value_dim, shape.value_dim);
+}
+
+void Attend::finish_tile(const Shape& shape, const Tile& tile, const float* state) {
+  const int64_t queries = (tile.end - tile.begin) * shape.group, width = program_.values[shape.out].width;
+  int64_t i = 0;
+  for (int64_t t = tile.begin; t < tile.end; ++t) {
+    float* y = buffers_.value(shape.out) + t * width + tile.kv_head * shape.group * shape.value_dim;
+    for (int64_t g = 0; g < shape.group; ++g, ++i)
+      kernels_.attend_finish(state + 2 * queries + i * shape.value_dim, state[queries + i], y + g * shape.value_dim,
+                             shape.value_dim);
+  }
+}
+
+}  // namespace glmlite

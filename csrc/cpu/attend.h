@@ -1,0 +1,80 @@
+// Attention over the pages of the KV cache: turns, tiles of queries, chunks of a context and how they are merged.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kv_pages.h"
+#include "packed_weights.h"
+#include "products.h"
+#include "step_buffers.h"
+
+namespace glmlite {
+
+class Attend {
+ public:
+  Attend(const Program& program, const CpuKernels& kernels, const PackedWeights& weights, const StepBuffers& buffers,
+         KvPages& pages, Products& products, Team& team);
+
+  // Bytes of a thread's scratch.
+  size_t scratch_bytes() const;
+  // Room for the angles of so many tokens. Throws OutOfMemory.
+  void resize(int64_t tokens);
+  // Tiles of the step, and room for partial results where few tiles look at a long context. Throws OutOfMemory.
+  void plan(const Step& step);
+  size_t bytes() const { return partials_.size() + turns_.size(); }
+
+  // Each is run by all threads of the team.
+  void make_turns(int thread);
+  // Marks in `bad` the tokens that have a key or a value that is not finite.
+  void run(const Op& op, const ops::Attention& kind, int thread, std::vector<char>* bad);
+
+ private:
+  // The query heads of some tokens of one sequence that share a KV head: what one call of a kernel computes.
+  struct Tile {
+    int64_t begin, end;  // tokens
+    const Run* run;
+    int kv_head;
+    int64_t context;  // entries that any of its tokens sees
+  };
+  // Where one attention's queries lie and how they share its cache.
+  struct Shape {
+    int cache = -1;
+    int out = -1;           // the value it makes
+    int q = -1;             // the value that begins with its queries
+    int heads = 0;          // of queries
+    int key_dim = 0, value_dim = 0;
+    int64_t group = 1;      // query heads that share a KV head
+    float scale = 0;
+  };
+
+  void turn_and_store(const ops::Attention& kind, int thread, std::vector<char>* bad);
+  void attend(const Shape& shape, int thread);
+  void attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
+                    uint8_t* scratch);
+  void find_pages(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t** k, const uint8_t** v) const;
+  void attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch);
+  void merge_tile(const Shape& shape, const Tile& tile, float* parts, size_t stride);
+  void merge(const Shape& shape, int64_t queries, float* state, const float* chunk);
+  void finish_tile(const Shape& shape, const Tile& tile, const float* state);
+
+  // Whether chunks of a context, not only tiles, are spread over the threads. The result is the same either way.
+  bool split_context(const std::vector<Tile>& tiles) const;
+  RopePairs pairs(int rope) const;
+
+  const Program& program_;
+  const CpuKernels& kernels_;
+  const PackedWeights& weights_;
+  const StepBuffers& buffers_;
+  KvPages& pages_;
+  Products& products_;
+  Team& team_;
+
+  std::vector<Shape> shapes_;             // by cache
+  std::vector<std::vector<Tile>> tiles_;  // likewise
+  Memory turns_;                          // cos and sin of each rope table: (T, pairs) each
+  std::vector<float*> cos_, sin_;
+  Memory partials_;  // of attention split over the context
+};
+
+}  // namespace glmlite

@@ -1,0 +1,192 @@
+#include "products.h"
+
+#include <cstring>
+
+#include "pack.h"
+
+namespace glmlite {
+
+namespace {
+
+constexpr int64_t kPieceValues = 1 << 17;
+constexpr size_t kAheadBytes = 256 << 10;  // of weights that a waiting thread fetches: a part of its cache
+
+}  // namespace
+
+Products::Products(const Program& program, const CpuKernels& kernels, const PackedWeights& weights,
+                   const StepBuffers& buffers, Team& team)
+    : program_(program),
+      kernels_(kernels),
+      weights_(weights),
+      buffers_(buffers),
+      team_(team),
+      next_weights_(static_cast<size_t>(team.size())),
+      next_linear_(program.ops.size() + 1, -1) {
+  for (size_t i = program.ops.size(); i-- > 0;)
+    next_linear_[i] = program.ops[i].is<ops::Linear>() ? static_cast<int>(i) : next_linear_[i + 1];
+}
+
+size_t Products::scratch_bytes(int64_t tokens) const {
+  size_t bytes = static_cast<size_t>(std::max(kPieceValues, 2 * kLanes * tokens)) * sizeof(float);
+  for (const Op& op : program_.ops) {
+    if (const auto* kind = op.as<ops::HeadLinear>()) {
+      const int64_t k = program_.weights[kind->w].k;
+      bytes = std::max(bytes, align64(static_cast<size_t>(tokens * k) * sizeof(float)) +
+                                  static_cast<size_t>(act_bytes(k, tokens)));
+    }
+  }
+  return align64(linear_scratch_bytes(tokens)) + bytes;
+}
+
+int64_t Products::panels_of(const ops::Linear& kind) const {
+  int64_t panels = 0;
+  for (const int w : kind.w) panels += weights_.matrix(w).panel_count();
+  return panels;
+}
+
+void Products::wait_after(int op, int thread) {
+  if (buffers_.tokens() > kMemoryBoundRows) return team_.barrier();
+  NextWeights& next = next_weights_[thread];
+  const int linear = next_linear_[op + 1];
+  if (next.op != linear) {
+    next = {};
+    next.op = linear;
+    if (linear >= 0) {
+      const auto& kind = *program_.ops[linear].as<ops::Linear>();
+      const int64_t panels = panels_of(kind) / (buffers_.with_next(linear) == Pair::kGated ? 2 : 1);
+      int64_t first = thread * first_panels(panels);
+      for (const int index : kind.w) {
+        const Packed& w = weights_.matrix(index);
+        if (first < w.panel_count()) {
+          const size_t size = packed_bytes(w.format, w.n, w.k), bytes = size / w.panel_count();
+          next.begin = w.panels + first * bytes;
+          next.end = std::min(w.panels + size, next.begin + std::min(first_panels(panels) * bytes, kAheadBytes));
+          break;
+        }
+        first -= w.panel_count();
+      }
+    }
+  }
+  team_.barrier(&next);
+}
+
+LinearArgs Products::arguments(const Packed& w, const Activations& act, int64_t rows, int64_t begin, int64_t end,
+                               float* y, int64_t stride, int thread) const {
+  LinearArgs args;
+  args.panels = w.panels;
+  args.k = w.k;
+  args.n = w.n;
+  args.panel_begin = begin;
+  args.panel_end = end;
+  args.act = act;
+  args.tokens = rows;
+  args.y = y;
+  args.y_stride = stride;
+  args.scratch = buffers_.scratch(thread);
+  return args;
+}
+
+// The op's panels [begin, end), counted over all of its matrices: column c of its result goes to y[t * stride + c -
+// first].
+void Products::multiply(const Op& op, const ops::Linear& kind, const Activations& act, int64_t begin, int64_t end,
+                        float* y, int64_t stride, int64_t first, int thread) {
+  int64_t column = 0;
+  for (size_t i = 0; i < kind.w.size(); ++i) {
+    const Packed& w = weights_.matrix(kind.w[i]);
+    const int64_t from = std::max<int64_t>(begin, 0), to = std::min(end, w.panel_count());
+    if (from < to) {
+      LinearArgs args = arguments(w, act, buffers_.rows(op.out), from, to, y + (column - first), stride, thread);
+      if (!kind.bias.empty()) args.bias = weights_.vector(kind.bias[i]);
+      if (kind.add >= 0) {
+        args.add = buffers_.value(kind.add) + column;
+        args.add_stride = op.width;
+        args.alpha = kind.alpha;
+      }
+      kernels_.linear[static_cast<int>(w.format)](args);
+    }
+    begin -= w.panel_count();
+    end -= w.panel_count();
+    column += w.n;
+  }
+}
+
+void Products::linear(const Op& op, const ops::Linear& kind, int thread) {
+  const Activations act = buffers_.activations(kind.x, thread);
+  share_panels(thread, panels_of(kind), [&](int64_t begin, int64_t end) {
+    multiply(op, kind, act, begin, end, buffers_.value(op.out), op.width, 0, thread);
+  });
+}
+
+// Calls work(begin, end) for parts of the panels [from, to), of which those of two matrices make 512 KB of results.
+template <class Work>
+void Products::each_piece(int64_t rows, int64_t from, int64_t to, Work work) {
+  const int64_t step = std::max<int64_t>(1, std::min(to - from, kPieceValues / (2 * kLanes * rows)));
+  for (int64_t begin = from; begin < to; begin += step) work(begin, std::min(begin + step, to));
+}
+
+float* Products::piece(int thread) const {
+  return reinterpret_cast<float*>(buffers_.scratch(thread) + align64(linear_scratch_bytes(buffers_.tokens())));
+}
+
+void Products::swiglu_rows(const float* piece, int64_t rows, int64_t columns, float* y, int64_t stride) const {
+  for (int64_t t = 0; t < rows; ++t) kernels_.swiglu(piece + t * 2 * columns, y + t * stride, columns);
+}
+
+void Products::linear_swiglu(const Op& op, const ops::Linear& kind, const Op& next, int thread) {
+  const int64_t rows = buffers_.rows(op.out), panels = next.width / kLanes;
+  float* piece = this->piece(thread);
+  const Activations act = buffers_.activations(kind.x, thread);
+  share_panels(thread, panels, [&](int64_t from, int64_t to) {
+    each_piece(rows, from, to, [&](int64_t begin, int64_t end) {
+      const int64_t columns = (end - begin) * kLanes;
+      multiply(op, kind, act, begin, end, piece, 2 * columns, begin * kLanes, thread);
+      multiply(op, kind, act, panels + begin, panels + end, piece + columns, 2 * columns, (panels + begin) * kLanes,
+               thread);
+      swiglu_rows(piece, rows, columns, buffers_.value(next.out) + begin * kLanes, next.width);
+    });
+  });
+}
+
+void Products::gated(const Packed& gate, const Packed& up, int64_t up_begin, const Activations& act, int64_t rows,
+                     int64_t from, int64_t to, float* y, int64_t stride, int thread) const {
+  float* piece = this->piece(thread);
+  each_piece(rows, from, to, [&](int64_t begin, int64_t end) {
+    const int64_t columns = (end - begin) * kLanes;
+    const auto product = [&](const Packed& w, int64_t first, float* to) {
+      kernels_.linear[static_cast<int>(w.format)](
+          arguments(w, act, rows, first, first + end - begin, to - first * kLanes, 2 * columns, thread));
+    };
+    product(gate, begin, piece);
+    product(up, up_begin + begin, piece + columns);
+    swiglu_rows(piece, rows, columns, y + begin * kLanes, stride);
+  });
+}
+
+void Products::head_linear(const Op& op, const ops::HeadLinear& kind, int thread) {
+  const int64_t rows = buffers_.rows(op.out), x_width = program_.values[kind.x].width;
+  const Weight& w = program_.weights[kind.w];
+  const int64_t panels = (w.n + kLanes - 1) / kLanes, from_stride = w.k + kind.keep, to_stride = w.n + kind.keep;
+  const bool quantized = format_info(w.format).block_values > 1;
+  uint8_t* own = buffers_.scratch(thread) + align64(linear_scratch_bytes(buffers_.tokens()));
+  auto* x = reinterpret_cast<float*>(own);
+  uint8_t* blocks = own + align64(static_cast<size_t>(buffers_.tokens() * w.k) * sizeof(float));
+  share_panels(thread, w.count * panels, [&](int64_t from, int64_t to) {
+    for (int64_t begin = from, end; begin < to; begin = end) {
+      const int64_t head = begin / panels;
+      end = std::min(to, (head + 1) * panels);
+      const float* source = buffers_.value(kind.x) + head * from_stride;
+      float* y = buffers_.value(op.out) + head * to_stride;
+      for (int64_t t = 0; t < rows; ++t)
+        std::memcpy(x + t * w.k, source + t * x_width, static_cast<size_t>(w.k) * sizeof(float));
+      if (quantized) kernels_.quantize(x, w.k, 0, rows, rows, blocks);
+      kernels_.linear[static_cast<int>(w.format)](arguments(weights_.expert(kind.w, head), {x, blocks}, rows,
+                                                            begin - head * panels, end - head * panels, y, op.width,
+                                                            thread));
+      if (end < (head + 1) * panels) continue;
+      for (int64_t t = 0; t < rows; ++t)
+        std::memcpy(y + t * op.width + w.n, source + t * x_width + w.k, static_cast<size_t>(kind.keep) * sizeof(float));
+    }
+  });
+}
+
+}  // namespace glmlite

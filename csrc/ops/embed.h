@@ -1,0 +1,37 @@
+#pragma once
+#include "slots.h"
+
+namespace glmlite::ops {
+
+// Rows of a table by token, plus rows of a table by position for each axis that has one.
+struct Embed {
+  static constexpr const char* kName = "embed";
+  int table = -1;
+  std::vector<int> positions;  // by axis
+
+  static Embed read(Slots& s) {
+    Embed op;
+    op.table = s.matrix("table", -1, s.width());
+    op.positions = s.matrices("positions", -1, s.width());
+    if (op.positions.size() > kAxes) s.bad("more position tables than axes");
+    return op;
+  }
+  template <class Self, class Fn>
+  static void each_input(Self&, Fn) {}
+  template <class Self, class Fn>
+  static void each_weight(Self& op, Fn fn) {
+    fn(op.table);
+    for (auto& w : op.positions) fn(w);
+  }
+};
+
+// Rows that the step is given: what another program, or another part of this one, made.
+struct Input : NoWeights {
+  static constexpr const char* kName = "input";
+
+  static Input read(Slots&) { return {}; }
+  template <class Self, class Fn>
+  static void each_input(Self&, Fn) {}
+};
+
+}  // namespace glmlite::ops

@@ -1,0 +1,95 @@
+#pragma once
+#include "slots.h"
+
+namespace glmlite::ops {
+
+constexpr int kMostExperts = 1 << 16;  // so that an index is exact in f32
+constexpr int kExpertRows = 16;        // of gate and of up: devices gate whole panels
+
+// Which experts a row goes to, and what each counts: `used` indices, ascending, then their weights.
+struct Route {
+  static constexpr const char* kName = "route";
+  int x = -1;
+  int gate = -1, bias = -1;
+  int used = 0;
+  float scale = 1;
+
+  static Route read(Slots& s) {
+    Route op;
+    op.x = s.input("x");
+    op.gate = s.matrix("gate", -1, s.columns(op.x));
+    const int64_t experts = s.sizes(op.gate).n;
+    op.bias = s.optional_vector("bias", experts);
+    op.used = s.count("used", 1, kMostExperts);
+    if (op.used > experts || experts > kMostExperts) s.bad("more experts than there are");
+    op.scale = static_cast<float>(s.number("scale", 0, 1e6));
+    s.width(2 * op.used);
+    s.multiplies(op.x, {op.gate});
+    s.name(op.gate);
+    return op;
+  }
+  template <class Self, class Fn>
+  static void each_input(Self& op, Fn fn) {
+    fn(op.x);
+  }
+  template <class Self, class Fn>
+  static void each_weight(Self& op, Fn fn) {
+    fn(op.gate);
+    fn(op.bias);
+  }
+};
+
+// add + the sum over a row's experts, ascending, of weight * down . swiglu(gate . x, up . x).
+struct Moe {
+  static constexpr const char* kName = "moe";
+  int x = -1, routing = -1, add = -1;
+  std::vector<int> gate_up;  // two tensors, or one that has an expert's gate above its up
+  int down = -1;
+  int used = 0;
+  int64_t count = 0, inner = 0;  // experts; rows of gate, and of up
+
+  static Moe read(Slots& s) {
+    Moe op;
+    op.x = s.input("x");
+    op.routing = s.input("routing");
+    op.add = s.addend(op.x);
+    op.gate_up = s.experts("gate_up", -1, -1, s.columns(op.x));
+    if (op.gate_up.empty() || op.gate_up.size() > 2) s.bad("needs one or two weights for gate and up");
+    const auto first = s.sizes(op.gate_up[0]);
+    const auto [experts, used] = s.routed(op.routing);
+    if (experts != first.count)
+      s.bad("the routing is among " + std::to_string(experts) + " experts, there are " + std::to_string(first.count));
+    op.used = used;
+    op.count = first.count;
+    op.inner = op.gate_up.size() == 2 ? first.n : first.n / 2;
+    if (op.gate_up.size() == 2) {
+      const auto second = s.sizes(op.gate_up[1]);
+      if (second.count != first.count || second.n != first.n) s.bad("gate and up differ");
+    } else if (first.n % 2) {
+      s.bad("gate and up do not split");
+    }
+    if (op.inner % kExpertRows)
+      s.damaged(op.gate_up[0], "has experts of " + std::to_string(op.inner) + " rows, expected a multiple of " +
+                                   std::to_string(kExpertRows));
+    const auto down = s.experts("down", op.count, s.width(), op.inner);
+    if (down.size() != 1) s.bad("needs one weight for down");
+    op.down = down[0];
+    s.one_group({op.gate_up[0], op.gate_up.back(), op.down});
+    s.multiplies(op.x, op.gate_up);
+    s.name(op.gate_up[0]);
+    return op;
+  }
+  template <class Self, class Fn>
+  static void each_input(Self& op, Fn fn) {
+    fn(op.x);
+    fn(op.routing);
+    fn(op.add);
+  }
+  template <class Self, class Fn>
+  static void each_weight(Self& op, Fn fn) {
+    for (auto& w : op.gate_up) fn(w);
+    fn(op.down);
+  }
+};
+
+}  // namespace glmlite::ops
