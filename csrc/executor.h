@@ -23,8 +23,8 @@ struct Run {
 struct Step {
   std::vector<int32_t> tokens;
   std::vector<int32_t> positions[kAxes];
-  std::vector<int64_t> entry;         // where the token's key and value go in its sequence's cache
-  std::vector<int64_t> visible;       // it sees the entries below this
+  std::vector<int64_t> entry;    // where the token's key and value go in its sequence's cache
+  std::vector<int64_t> visible;  // it sees the entries below this
   std::vector<Run> runs;
   std::vector<int32_t> rows;                         // tokens whose logits are wanted, ascending
   std::vector<std::optional<DrawRequest>> requests;  // by row: a token drawn from the logits does as well; may be empty

@@ -15,9 +15,8 @@ Pair Fusion::pair_at(const Program& program, size_t i) {
 }
 
 void Fusion::keep_inputs(const Program& program, size_t op) {
-  each_input(program.ops[op], [&](int id) {
-    values[id].last_use = std::max(values[id].last_use, program.ops[op + 1].out);
-  });
+  each_input(program.ops[op],
+             [&](int id) { values[id].last_use = std::max(values[id].last_use, program.ops[op + 1].out); });
 }
 
 }  // namespace glmlite

@@ -83,7 +83,8 @@ Program::Program(const Gguf& file, const std::vector<OpSpec>& specs) {
     }
     ValueInfo value;
     value.width = op.width;
-    const bool changes = std::visit([](const auto& kind) { return changes_inputs<std::decay_t<decltype(kind)>>; }, op.kind);
+    const bool changes =
+        std::visit([](const auto& kind) { return changes_inputs<std::decay_t<decltype(kind)>>; }, op.kind);
     bool selected = false, first = true;
     each_input(op, [&](int id) {
       if (changed[id] || (changes && values[id].last_use >= 0)) slots.bad("reads what an attention changes");

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .program import Op, Rope
+from .program import AXES, Op, Rope
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one sequence does in a step: enter `tokens` at `positions` (len(tokens), 2).
+    """What one sequence does in a step: enter `tokens` at `positions` (len(tokens), AXES).
 
     visible: 0 = causal; otherwise the number of tokens, which are a bidirectional context: they are
     the sequence's first, and each sees all of them. input: (len(tokens), width) f32, what `input` gives, in programs
@@ -38,7 +38,7 @@ class Work:
 class Step(NamedTuple):
     """T tokens of any number of sequences, as an executor sees them.
 
-    tokens, sequence, visible: (T,); positions: (T, 2); rows: indices of the tokens whose logits are
+    tokens, sequence, visible: (T,); positions: (T, AXES); rows: indices of the tokens whose logits are
     wanted. A token sees the first `visible` cached entries of its sequence, its own included, and,
     beyond that number, the whole P-Tuning prefix. input: (T, width), or None.
     """
@@ -166,9 +166,9 @@ class Reference:
         for work in works:
             start, n = lengths[work.sequence], len(work.tokens)
             place = np.asarray(work.positions)
-            if n == 0 or place.shape != (n, 2):
+            if n == 0 or place.shape != (n, AXES):
                 raise ValueError(
-                    f"sequence {work.sequence}: {n} tokens with positions {place.shape}, expected ({n}, 2)"
+                    f"sequence {work.sequence}: {n} tokens with positions {place.shape}, expected ({n}, {AXES})"
                 )
             if work.visible and (start, work.visible) != (0, n):
                 raise ValueError(
@@ -328,7 +328,7 @@ class Reference:
 def turn(
     x: np.ndarray, positions: np.ndarray, rope: Rope, factors: Sequence[np.ndarray] | None, dtype: type = np.float64
 ) -> np.ndarray:
-    """x (T, heads, head_dim) with its pairs of columns turned by the tokens' positions (T, 2)."""
+    """x (T, heads, head_dim) with its pairs of columns turned by the tokens' positions (T, AXES)."""
     table = rope.table(factors[0] if factors else None)
     angle = positions[:, table.axis] * table.freq
     cos, sin = ((table.magnitude * f(angle))[:, None].astype(dtype) for f in (np.cos, np.sin))

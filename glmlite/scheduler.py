@@ -181,11 +181,11 @@ class Request:
         """Its next call is for the prompt, or for the first token: written alone, it ends the time of reading."""
         return self.pending > 1 or not self.written
 
-    def position(self, index: int) -> tuple[int, int]:
+    def position(self, index: int) -> tuple[int, ...]:
         """The position of the token at `index`, at or after the end of the prompt."""
         n = index - self.stats.prompt_tokens
-        (a, b), (da, db) = self.layout.next_position, self.layout.position_step
-        return a + n * da, b + n * db
+        layout = self.layout
+        return tuple(first + n * step for first, step in zip(layout.next_position, layout.position_step))
 
 
 class Turn(NamedTuple):
@@ -209,7 +209,7 @@ class Turn(NamedTuple):
         return native.Work(
             r.sequence.handle,
             np.asarray(r.tokens[begin:end], np.int32),
-            np.asarray(positions, np.int32).reshape(-1, 2),
+            np.asarray(positions, np.int32).reshape(len(positions), -1),
             visible=self.visible,
             sampler=r.sampler if self.budget else None,
             budget=max(self.budget, 1),

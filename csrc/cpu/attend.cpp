@@ -30,7 +30,8 @@ Attend::Attend(const Program& program, const CpuKernels& kernels, const PackedWe
       team_(team) {
   for (const Op& op : program.ops) {
     if (const auto* a = op.as<ops::Attention>())
-      shapes_.push_back({a->cache, op.out, a->qkv, a->heads, a->head_dim, a->head_dim, a->heads / a->kv_heads, a->scale});
+      shapes_.push_back(
+          {a->cache, op.out, a->qkv, a->heads, a->head_dim, a->head_dim, a->heads / a->kv_heads, a->scale});
   }
 }
 

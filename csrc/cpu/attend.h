@@ -40,11 +40,11 @@ class Attend {
   // Where one attention's queries lie and how they share its cache.
   struct Shape {
     int cache = -1;
-    int out = -1;           // the value it makes
-    int q = -1;             // the value that begins with its queries
-    int heads = 0;          // of queries
+    int out = -1;   // the value it makes
+    int q = -1;     // the value that begins with its queries
+    int heads = 0;  // of queries
     int key_dim = 0, value_dim = 0;
-    int64_t group = 1;      // query heads that share a KV head
+    int64_t group = 1;  // query heads that share a KV head
     float scale = 0;
   };
 

@@ -13,8 +13,8 @@ constexpr int64_t kTaskPanels = 16;  // of an expert, that a thread takes at a t
 
 bool is_quantized(const Weight& w) { return format_info(w.format).block_values > 1; }
 
-// The `used` largest of scores + bias, of equal ones those with the lower index; then their weights. Whatever the scores
-// are, NaN too, the indices differ and are below `experts`. order, biased: room for `experts` each.
+// The `used` largest of scores + bias, of equal ones those with the lower index; then their weights. Whatever the
+// scores are, NaN too, the indices differ and are below `experts`. order, biased: room for `experts` each.
 void choose(const float* scores, const float* bias, int64_t experts, int used, float scale, int32_t* order,
             float* biased, float* chosen) {
   for (int64_t e = 0; e < experts; ++e) {

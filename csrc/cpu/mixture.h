@@ -25,7 +25,8 @@ class Mixture {
   void run(const Op& op, const ops::Moe& kind, int thread);
 
  private:
-  // The rows of a step by expert. A slot is a row and one of its experts; slots of an expert lie together, rows ascending.
+  // The rows of a step by expert. A slot is a row and one of its experts; slots of an expert lie together, rows
+  // ascending.
   struct Plan {
     std::vector<int32_t> first;  // by expert: its first slot; one more at the end
     std::vector<int32_t> rows;   // by slot
@@ -51,7 +52,8 @@ class Mixture {
   static Activations part(const float* x, const uint8_t* blocks, int64_t k, int64_t first);
   void gather(const ops::Moe& kind, const Plan& plan, int thread);
   void round_inner(const ops::Moe& kind, const Plan& plan);
-  // Calls work(expert, begin, end) for parts of `panels` of each expert that has rows, until the team has done them all.
+  // Calls work(expert, begin, end) for parts of `panels` of each expert that has rows, until the team has done them
+  // all.
   template <class Work>
   void share(const Plan& plan, int64_t panels, int thread, Work work);
   void combine(const Op& op, const ops::Moe& kind, const Plan& plan, int thread);

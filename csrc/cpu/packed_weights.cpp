@@ -41,7 +41,8 @@ void add_tasks(const Weight& w, int index, int threads, std::vector<Task>* tasks
     for (int64_t begin = 0; begin < units; begin += step) {
       const int64_t end = std::min(begin + step, units);
       const uint64_t from = static_cast<uint64_t>(begin) * bytes;
-      tasks->push_back({index, expert, begin * values, end * values, static_cast<uint64_t>(expert) * expert_bytes + from,
+      tasks->push_back({index, expert, begin * values, end * values,
+                        static_cast<uint64_t>(expert) * expert_bytes + from,
                         std::min(static_cast<uint64_t>(end) * bytes, expert_bytes) - from});
     }
   }

@@ -31,8 +31,8 @@ size_t Products::scratch_bytes(int64_t tokens) const {
   for (const Op& op : program_.ops) {
     if (const auto* kind = op.as<ops::HeadLinear>()) {
       const int64_t k = program_.weights[kind->w].k;
-      bytes = std::max(bytes, align64(static_cast<size_t>(tokens * k) * sizeof(float)) +
-                                  static_cast<size_t>(act_bytes(k, tokens)));
+      bytes = std::max(
+          bytes, align64(static_cast<size_t>(tokens * k) * sizeof(float)) + static_cast<size_t>(act_bytes(k, tokens)));
     }
   }
   return align64(linear_scratch_bytes(tokens)) + bytes;

@@ -75,6 +75,7 @@ PYBIND11_MODULE(_cuda, m) {
         result["gpu_layers"] = need.gpu_layers;
         result["weights"] = need.weights;
         result["kv"] = need.kv;
+        result["page"] = need.page;
         result["scratch"] = need.scratch;
         result["reserve"] = need.reserve;
         result["total"] = need.total();

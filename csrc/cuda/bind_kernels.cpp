@@ -195,7 +195,7 @@ py::object kernel_embed(const std::string& format, const Array<uint8_t>& table, 
   const Buffer<int32_t> ids(tokens), places(positions);
   StepState step{};
   step.tokens = ids.get();
-  for (int a = 0; a < 2; ++a) step.positions[a] = places.get() + a * tokens.size();
+  for (int a = 0; a < kAxes; ++a) step.positions[a] = places.get() + a * tokens.size();
   const Rows out(tokens.size(), m.matrix.k, quantized);
   embed(m.matrix, added.empty() ? nullptr : &added[0].matrix, added.size() < 2 ? nullptr : &added[1].matrix, step,
         tokens.size(), out.y.get(), out.at(), nullptr);

@@ -87,7 +87,7 @@ class CudaExecutor final : public Executor {
       probe();
       bind_ropes();
       load(options.threads, progress);
-      bind_weights();
+      for (Weight& w : program_.weights) w.tensor = nullptr;  // the file may go
     });
   }
   ~CudaExecutor() override { cudaSetDevice(device_.index); }
@@ -122,15 +122,6 @@ class CudaExecutor final : public Executor {
   }
 
  private:
-  // The weights of one op.
-  struct Weights {
-    std::vector<Matrix> w;  // embed, linear
-    const float* norm = nullptr;
-    std::vector<const float*> bias;
-    std::vector<Matrix> positions;
-    const float* q_norm = nullptr;
-    const float* k_norm = nullptr;
-  };
   // The size of a step: all that its launches depend on.
   struct Shape {
     int64_t tokens, rows, runs, context;
@@ -142,7 +133,7 @@ class CudaExecutor final : public Executor {
   };
   // Where the parts of a step's state lie in its upload, in bytes.
   struct Upload {
-    size_t tokens, positions[2], entry, visible, run, rows, pages, draws, adjustments, bad, drawn, input, bytes;
+    size_t tokens, positions[kAxes], entry, visible, run, rows, pages, draws, adjustments, bad, drawn, input, bytes;
     std::vector<size_t> tiles;  // by kind of tile
   };
 
@@ -152,7 +143,6 @@ class CudaExecutor final : public Executor {
   void probe();
   void bind_ropes();
   void load(int threads, const LoadProgress& progress);
-  void bind_weights();
   void store(const std::vector<int32_t>& pages);
   void reserve(const Plan::StepSize& size);
 
@@ -165,14 +155,31 @@ class CudaExecutor final : public Executor {
   void capture_step(Graph& graph, const AfterOp& after);
   void enqueue(const CancelFlag* cancel, const Watch* watch, const AfterOp& after = {});
   void launch(const Op& op, bool alone);
-  void attend(const Op& op);
+  // Each launches an op's kernels; with `next`, those that do the next op with it.
+  void make(const Op& op, const ops::Input& kind, const Op* next);
+  void make(const Op& op, const ops::Embed& kind, const Op* next);
+  void make(const Op& op, const ops::RmsNorm& kind, const Op* next);
+  void make(const Op& op, const ops::LayerNorm& kind, const Op* next);
+  void make(const Op& op, const ops::Linear& kind, const Op* next);
+  void make(const Op& op, const ops::Attention& kind, const Op* next);
+  void make(const Op& op, const ops::Swiglu& kind, const Op* next);
+  void make(const Op& op, const ops::Gelu& kind, const Op* next);
+  void make(const Op& op, const ops::Select& kind, const Op* next);
+  template <class Kind>
+  void make(const Op&, const Kind&, const Op*) {}  // the plan has refused the others
   void draw();
   void fetch_logits(const Step& step, const std::vector<int32_t>& tokens);
 
+  const uint8_t* weight(int index) const { return arena_.data() + plan_.weights.at(index).offset; }
+  const float* vector(int index) const { return index < 0 ? nullptr : reinterpret_cast<const float*>(weight(index)); }
+  Matrix matrix(int index) const {
+    const Weight& w = program_.weights[index];
+    return {w.format, w.n, w.k, weight(index)};
+  }
   uint8_t* cache(int index) const { return arena_.data() + plan_.weight_bytes + plan_.cache_offsets[index]; }
   uint8_t* scratch(size_t offset) const { return scratch_memory_.data() + offset; }
   float* value(int id) const {
-    if (program_.ops[id].kind == OpKind::kInput) return reinterpret_cast<float*>(scratch(upload_.input));
+    if (program_.ops[id].is<ops::Input>()) return reinterpret_cast<float*>(scratch(upload_.input));
     return reinterpret_cast<float*>(scratch(scratch_.buffers[plan_.buffers.values[id].plain]));
   }
   uint8_t* blocks(int id) const {
@@ -180,7 +187,7 @@ class CudaExecutor final : public Executor {
     return buffer < 0 ? nullptr : scratch(scratch_.buffers[buffer]);
   }
   int32_t logits_row(const Step& step, size_t i) const {
-    return program_.selects ? static_cast<int32_t>(i) : step.rows[i];
+    return program_.selects() ? static_cast<int32_t>(i) : step.rows[i];
   }
   int64_t rows_of(int id) const { return program_.values[id].selected ? shape_.rows : shape_.tokens; }
   const int32_t* numbers(size_t offset) const { return reinterpret_cast<const int32_t*>(scratch(offset)); }
@@ -203,7 +210,6 @@ class CudaExecutor final : public Executor {
   PinnedMemory host_results_;        // flags of tokens that are bad, then the tokens drawn
   std::optional<OwnStream> stream_;  // goes before the memory, which whatever still runs uses
 
-  std::vector<Weights> bound_;  // by op
   std::vector<Rope> ropes_;
   std::vector<int64_t> tile_tokens_;  // distinct sizes of tiles, of this step
   std::vector<int> tile_kind_;        // by cache: index into tile_tokens_
@@ -290,14 +296,15 @@ void CudaExecutor::load(int threads, const LoadProgress& progress) {
   TensorReader reader(team, program_.file_bytes(), progress);
   reader.report();
   size_t stage_bytes = kStageBytes, buffer_bytes = 0;
-  for (const Plan::Item& item : plan_.items) {
-    const Tensor& t = *item.tensor;
-    const size_t least = item.matrix ? packed_offset(t.format, t.shape[0], t.shape[1], std::min(kPackRows, t.shape[0]))
-                                     : static_cast<size_t>(t.shape[0]) * sizeof(float);
+  for (const int index : plan_.weights.order()) {
+    const Weight& w = program_.weights[index];
+    const bool vector = w.role == Role::kVector;
+    const size_t least =
+        vector ? static_cast<size_t>(w.n) * sizeof(float) : packed_offset(w.format, w.n, w.k, std::min(kPackRows, w.n));
     stage_bytes = std::max(stage_bytes, least);
-    const auto rows = static_cast<uint64_t>(item.matrix ? std::min(kPackRows, t.shape[0]) : 1);
-    const uint64_t pieces = static_cast<uint64_t>(item.matrix ? t.shape[0] : 1);
-    buffer_bytes = std::max(buffer_bytes, static_cast<size_t>(t.bytes / pieces * rows));
+    const auto rows = static_cast<uint64_t>(vector ? 1 : std::min(kPackRows, w.n));
+    const auto pieces = static_cast<uint64_t>(vector ? 1 : w.n);
+    buffer_bytes = std::max(buffer_bytes, static_cast<size_t>(w.tensor->bytes / pieces * rows));
   }
   const Memory buffers(align256(buffer_bytes) * static_cast<size_t>(team.size()), "reading the file");
   const auto buffer = [&](int thread) { return buffers.data() + align256(buffer_bytes) * static_cast<size_t>(thread); };
@@ -319,24 +326,25 @@ void CudaExecutor::load(int threads, const LoadProgress& progress) {
     ~Drain() { cudaStreamSynchronize(stream); }
   } drain{*stream_};
 
-  for (const Plan::Item& item : plan_.items) {
-    const Tensor& t = *item.tensor;
-    const int64_t n = t.shape[0];
-    if (!item.matrix) {
-      transfer(item.offset, static_cast<size_t>(n) * sizeof(float), [&](uint8_t* stage) {
+  for (const int index : plan_.weights.order()) {
+    const Weight& w = program_.weights[index];
+    const Tensor& t = *w.tensor;
+    const size_t offset = plan_.weights.at(index).offset;
+    const int64_t n = w.n, k = w.k;
+    if (w.role == Role::kVector) {
+      transfer(offset, static_cast<size_t>(n) * sizeof(float), [&](uint8_t* stage) {
         reader.read(0, t, 0, t.bytes, buffer(0));
         dequantize_row(t.format, buffer(0), n, reinterpret_cast<float*>(stage));
       });
       continue;
     }
-    const int64_t k = t.shape[1];
     const uint64_t row_bytes = t.bytes / static_cast<uint64_t>(n);
     const auto packed = [&](int64_t row) { return packed_offset(t.format, n, k, row); };
     const auto groups = static_cast<int64_t>(stage_bytes / packed(std::min(kPackRows, n)));
     const int64_t round = std::max<int64_t>(1, groups) * kPackRows;
     for (int64_t begin = 0; begin < n; begin += round) {
       const int64_t end = std::min(begin + round, n), tasks = (end - begin + kPackRows - 1) / kPackRows;
-      transfer(item.offset + packed(begin), packed(end) - packed(begin), [&](uint8_t* stage) {
+      transfer(offset + packed(begin), packed(end) - packed(begin), [&](uint8_t* stage) {
         reader.run([&](int thread) {
           for (int64_t task; team.take(tasks, &task);) {
             const int64_t first = begin + task * kPackRows, last = std::min(first + kPackRows, end);
@@ -353,28 +361,6 @@ void CudaExecutor::load(int threads, const LoadProgress& progress) {
   check(cudaStreamSynchronize(*stream_), "sending weights");
 }
 
-// From here on the file is not needed: its tensors may go.
-void CudaExecutor::bind_weights() {
-  const auto at = [&](const Tensor* t) { return arena_.data() + plan_.offset(t); };
-  const auto vector = [&](const Tensor* t) { return t ? reinterpret_cast<const float*>(at(t)) : nullptr; };
-  const auto matrix = [&](const Tensor* t) { return Matrix{t->format, t->shape[0], t->shape[1], at(t)}; };
-  for (Op& op : program_.ops) {
-    Weights b;
-    if (op.kind == OpKind::kRmsNorm || op.kind == OpKind::kLayerNorm) {
-      b.norm = vector(op.w[0]);
-    } else {
-      for (const Tensor* t : op.w) b.w.push_back(matrix(t));
-    }
-    for (const Tensor* t : op.bias) b.bias.push_back(vector(t));
-    for (const Tensor* t : op.positions) b.positions.push_back(matrix(t));
-    b.q_norm = vector(op.q_norm);
-    b.k_norm = vector(op.k_norm);
-    bound_.push_back(b);
-    op.w = op.bias = op.positions = {};
-    op.q_norm = op.k_norm = op.prefix_k = op.prefix_v = nullptr;
-  }
-}
-
 void CudaExecutor::store(const std::vector<int32_t>& pages) {
   DeviceMemory rows(prefix_.size() * sizeof(float), name_ + ": the prefix");
   DeviceMemory table(pages.size() * sizeof(int32_t), name_ + ": the prefix");
@@ -384,11 +370,11 @@ void CudaExecutor::store(const std::vector<int32_t>& pages) {
   check(cudaMemsetAsync(bad.data(), 0, bad.size(), *stream_), "the prefix");
   const auto* from = reinterpret_cast<const float*>(rows.data());
   auto* flags = reinterpret_cast<int32_t*>(bad.data());
-  for (const Op& op : program_.ops) {
-    if (op.kind != OpKind::kAttention) continue;
-    const int64_t values = program_.prefix * op.kv_heads * op.head_dim;
-    store_prefix(from, from + values, program_.prefix, {kv_type_, op.kv_heads, op.head_dim, cache(op.cache)},
-                 reinterpret_cast<const int32_t*>(table.data()), flags + op.cache, *stream_);
+  for (int c = 0; c < program_.layers(); ++c) {
+    const CacheShape& shape = program_.caches[c];
+    const int64_t values = program_.prefix * shape.heads * shape.key_dim;
+    store_prefix(from, from + values, program_.prefix, {kv_type_, shape.heads, shape.key_dim, cache(c)},
+                 reinterpret_cast<const int32_t*>(table.data()), flags + c, *stream_);
     from += 2 * values;
   }
   std::vector<int32_t> found(plan_.attentions.size());
@@ -472,17 +458,17 @@ void CudaExecutor::lay_out(const Step& step) {
   upload_.adjustments = place(shape_.draws * shape_.adjustments, sizeof(Adjustment));
   upload_.bad = place(shape_.tokens);
   upload_.drawn = place(shape_.draws);
-  const bool input = program_.ops[0].kind == OpKind::kInput;
-  upload_.input = place(input ? shape_.tokens * program_.ops[0].width : 0);
+  upload_.input = place(shape_.tokens * program_.input);
   upload_.bytes = at;
 
   reserve(
       {shape_.tokens, shape_.rows, shape_.draws, upload_.bytes, plan_.partial_bytes(shape_.tokens, shape_.context)});
 
-  state_ = {numbers(upload_.tokens),     {numbers(upload_.positions[0]), numbers(upload_.positions[1])},
+  state_ = {numbers(upload_.tokens),     {},
             numbers(upload_.entry),      numbers(upload_.visible),
             numbers(upload_.run),        numbers(upload_.pages),
             shape_.context / kPageTokens};
+  for (int axis = 0; axis < kAxes; ++axis) state_.positions[axis] = numbers(upload_.positions[axis]);
   const auto logits = static_cast<size_t>(rows_of(program_.ops.back().out) * program_.vocab) * sizeof(float);
   if (logits <= host_logits_.size()) {
     logits_ = reinterpret_cast<float*>(host_logits_.data());
@@ -502,7 +488,7 @@ void CudaExecutor::fill(const Step& step, uint8_t* to) const {
     std::copy(list.begin(), list.end(), reinterpret_cast<int32_t*>(to + offset));
   };
   put(upload_.tokens, step.tokens);
-  for (int axis = 0; axis < 2; ++axis) put(upload_.positions[axis], step.positions[axis]);
+  for (int axis = 0; axis < kAxes; ++axis) put(upload_.positions[axis], step.positions[axis]);
   put(upload_.entry, step.entry);
   put(upload_.visible, step.visible);
   put(upload_.rows, step.rows);
@@ -528,9 +514,8 @@ void CudaExecutor::fill(const Step& step, uint8_t* to) const {
     std::copy(request.adjustments.begin(), request.adjustments.end(),
               reinterpret_cast<Adjustment*>(to + upload_.adjustments) + i * static_cast<size_t>(shape_.adjustments));
   }
-  if (program_.ops[0].kind == OpKind::kInput)
-    std::memcpy(to + upload_.input, step.input,
-                static_cast<size_t>(shape_.tokens * program_.ops[0].width) * sizeof(float));
+  if (program_.input > 0)
+    std::memcpy(to + upload_.input, step.input, static_cast<size_t>(shape_.tokens * program_.input) * sizeof(float));
 }
 
 StepResult CudaExecutor::run_step(const Step& step, const CancelFlag* cancel, const Watch* watch) {
@@ -635,7 +620,7 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch, const A
       check(cudaStreamSynchronize(*stream_), "a cancelled step");
       throw Cancelled("the step was cancelled");
     }
-    if (paced && op.kind == OpKind::kAttention) {
+    if (paced && op.is<ops::Attention>()) {
       layers[layer % 2]->record(*stream_);
       if (layer++ > 0) layers[layer % 2]->wait();
       done_.store(op.out, std::memory_order_relaxed);
@@ -644,7 +629,8 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch, const A
   const int last = program_.ops.back().out;
   auto* bad = reinterpret_cast<int32_t*>(scratch(upload_.bad));
   if (const int64_t rows = rows_of(last); rows > 0) {
-    check_finite(value(last), rows, program_.vocab, program_.selects ? numbers(upload_.rows) : nullptr, bad, *stream_);
+    check_finite(value(last), rows, program_.vocab, program_.selects() ? numbers(upload_.rows) : nullptr, bad,
+                 *stream_);
     if (drawn_.empty()) {
       check(cudaMemcpyAsync(logits_, value(last), static_cast<size_t>(rows * program_.vocab) * sizeof(float),
                             cudaMemcpyDeviceToHost, *stream_),
@@ -659,92 +645,93 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch, const A
 
 // alone: not together with the op before or after it.
 void CudaExecutor::launch(const Op& op, bool alone) {
-  if (!alone && op.out > 0 && plan_.with_next[op.out - 1]) return;
-  const Op* next = !alone && plan_.with_next[op.out] ? &program_.ops[op.out + 1] : nullptr;
-  const Weights& w = bound_[op.out];
-  const int64_t rows = rows_of(op.out);
-  float* y = value(op.out);
-  const float* x = op.x >= 0 ? value(op.x) : nullptr;
-  const float* add = op.add >= 0 ? value(op.add) : nullptr;
-  uint8_t* quantized = blocks(op.out);
-  switch (op.kind) {
-    case OpKind::kInput:
-      if (quantized) quantize(y, rows, op.width, quantized, *stream_);
-      break;
-    case OpKind::kEmbed:
-      embed(w.w[0], w.positions.empty() ? nullptr : &w.positions[0], w.positions.size() < 2 ? nullptr : &w.positions[1],
-            state_, rows, y, quantized, *stream_);
-      break;
-    case OpKind::kRmsNorm: {
-      const auto norm_of = [&](const Op& o) {
-        return RmsNorm{bound_[o.out].norm, o.add >= 0 ? value(o.add) : nullptr, o.eps, value(o.out), blocks(o.out)};
-      };
-      const RmsNorm second = next ? norm_of(*next) : RmsNorm{};
-      rms_norm(x, norm_of(op), next ? &second : nullptr, rows, op.width, *stream_);
-      break;
-    }
-    case OpKind::kLayerNorm:
-      layer_norm(x, w.norm, w.bias[0], y, rows, op.width, op.eps, quantized, *stream_);
-      break;
-    case OpKind::kSwiglu:
-      swiglu(x, y, rows, op.width, quantized, *stream_);
-      break;
-    case OpKind::kGelu:
-      gelu(x, y, rows, op.width, quantized, *stream_);
-      break;
-    case OpKind::kSelect:
-      select(x, numbers(upload_.rows), rows, op.width, y, quantized, *stream_);
-      break;
-    case OpKind::kLinear: {
-      Linear linear_op{};
-      linear_op.count = static_cast<int>(w.w.size());
-      for (size_t i = 0; i < w.w.size(); ++i) linear_op.parts[i] = {w.w[i], w.bias.empty() ? nullptr : w.bias[i]};
-      linear_op.tokens = rows;
-      linear_op.x = x;
-      linear_op.blocks = blocks(op.x);
-      linear_op.add = add;
-      linear_op.alpha = op.alpha;
-      linear_op.y = y;
-      if (next) {
-        linear_op.gated = value(next->out);
-        linear_op.gated_blocks = blocks(next->out);
-      }
-      linear(linear_op, *stream_);
-      if (quantized) quantize(y, rows, op.width, quantized, *stream_);
-      break;
-    }
-    case OpKind::kAttention:
-      attend(op);
-      break;
-  }
+  const auto with_next = [&](int id) { return alone ? Pair::kNone : plan_.fusion.with_next[id]; };
+  if (op.out > 0 && with_next(op.out - 1) != Pair::kNone) return;
+  const Op* next = with_next(op.out) != Pair::kNone ? &program_.ops[op.out + 1] : nullptr;
+  std::visit([&](const auto& kind) { make(op, kind, next); }, op.kind);
 }
 
-void CudaExecutor::attend(const Op& op) {
-  const KvCache pages{kv_type_, op.kv_heads, op.head_dim, cache(op.cache)};
+void CudaExecutor::make(const Op& op, const ops::Input&, const Op*) {
+  if (blocks(op.out)) quantize(value(op.out), rows_of(op.out), op.width, blocks(op.out), *stream_);
+}
+
+void CudaExecutor::make(const Op& op, const ops::Embed& kind, const Op*) {
+  std::vector<Matrix> positions;
+  for (const int index : kind.positions) positions.push_back(matrix(index));
+  embed(matrix(kind.table), positions.empty() ? nullptr : &positions[0], positions.size() < 2 ? nullptr : &positions[1],
+        state_, rows_of(op.out), value(op.out), blocks(op.out), *stream_);
+}
+
+void CudaExecutor::make(const Op& op, const ops::RmsNorm& kind, const Op* next) {
+  const auto norm_of = [&](const Op& o, const ops::RmsNorm& k) {
+    return RmsNorm{vector(k.w), k.add >= 0 ? value(k.add) : nullptr, k.eps, value(o.out), blocks(o.out)};
+  };
+  const RmsNorm second = next ? norm_of(*next, *next->as<ops::RmsNorm>()) : RmsNorm{};
+  rms_norm(value(kind.x), norm_of(op, kind), next ? &second : nullptr, rows_of(op.out), op.width, *stream_);
+}
+
+void CudaExecutor::make(const Op& op, const ops::LayerNorm& kind, const Op*) {
+  layer_norm(value(kind.x), vector(kind.w), vector(kind.bias), value(op.out), rows_of(op.out), op.width, kind.eps,
+             blocks(op.out), *stream_);
+}
+
+void CudaExecutor::make(const Op& op, const ops::Swiglu& kind, const Op*) {
+  swiglu(value(kind.x), value(op.out), rows_of(op.out), op.width, blocks(op.out), *stream_);
+}
+
+void CudaExecutor::make(const Op& op, const ops::Gelu& kind, const Op*) {
+  gelu(value(kind.x), value(op.out), rows_of(op.out), op.width, blocks(op.out), *stream_);
+}
+
+void CudaExecutor::make(const Op& op, const ops::Select& kind, const Op*) {
+  select(value(kind.x), numbers(upload_.rows), rows_of(op.out), op.width, value(op.out), blocks(op.out), *stream_);
+}
+
+void CudaExecutor::make(const Op& op, const ops::Linear& kind, const Op* next) {
+  Linear linear_op{};
+  linear_op.count = static_cast<int>(kind.w.size());
+  for (size_t i = 0; i < kind.w.size(); ++i)
+    linear_op.parts[i] = {matrix(kind.w[i]), kind.bias.empty() ? nullptr : vector(kind.bias[i])};
+  linear_op.tokens = rows_of(op.out);
+  linear_op.x = value(kind.x);
+  linear_op.blocks = blocks(kind.x);
+  linear_op.add = kind.add >= 0 ? value(kind.add) : nullptr;
+  linear_op.alpha = kind.alpha;
+  linear_op.y = value(op.out);
+  if (next) {
+    linear_op.gated = value(next->out);
+    linear_op.gated_blocks = blocks(next->out);
+  }
+  linear(linear_op, *stream_);
+  if (blocks(op.out)) quantize(value(op.out), rows_of(op.out), op.width, blocks(op.out), *stream_);
+}
+
+void CudaExecutor::make(const Op& op, const ops::Attention& kind, const Op*) {
+  const KvCache pages{kv_type_, kind.kv_heads, kind.head_dim, cache(kind.cache)};
   AppendKv append{};
-  append.qkv = value(op.x);
+  append.qkv = value(kind.qkv);
   append.tokens = shape_.tokens;
-  append.heads = op.heads;
-  append.q_norm = bound_[op.out].q_norm;
-  append.k_norm = bound_[op.out].k_norm;
-  append.eps = op.eps;
-  append.rope = op.rope >= 0 ? &ropes_[op.rope] : nullptr;
-  append.turns = op.rope >= 0 ? turns(op.rope) : nullptr;
+  append.heads = kind.heads;
+  append.q_norm = vector(kind.q_norm);
+  append.k_norm = vector(kind.k_norm);
+  append.eps = kind.eps;
+  append.rope = kind.rope >= 0 ? &ropes_[kind.rope] : nullptr;
+  append.turns = kind.rope >= 0 ? turns(kind.rope) : nullptr;
   append.cache = pages;
   append.step = state_;
   append.bad = reinterpret_cast<int32_t*>(scratch(upload_.bad));
   append_kv(append, *stream_);
 
-  const int kind = tile_kind_[op.cache];
+  const int tile = tile_kind_[kind.cache];
   Attention attention_op{};
-  attention_op.qkv = value(op.x);
+  attention_op.qkv = value(kind.qkv);
   attention_op.tokens = shape_.tokens;
-  attention_op.heads = op.heads;
-  attention_op.scale = op.scale;
+  attention_op.heads = kind.heads;
+  attention_op.scale = kind.scale;
   attention_op.cache = pages;
   attention_op.step = state_;
-  attention_op.tiles = reinterpret_cast<const Tile*>(scratch(upload_.tiles[kind]));
-  attention_op.tile_count = shape_.tiles[kind];
+  attention_op.tiles = reinterpret_cast<const Tile*>(scratch(upload_.tiles[tile]));
+  attention_op.tile_count = shape_.tiles[tile];
   attention_op.max_context = shape_.context;
   attention_op.partials = reinterpret_cast<float*>(scratch(scratch_.partials));
   attention_op.y = value(op.out);
@@ -772,8 +759,8 @@ StepTimes CudaExecutor::measure(int64_t context) {
   Step step;
   step.tokens = step.rows = {0};
   step.requests.emplace_back(DrawRequest{});  // the token of the largest logit
+  for (auto& axis : step.positions) axis = {0};
   step.positions[0] = {static_cast<int32_t>(context - 1)};
-  step.positions[1] = {0};
   step.entry = {context - 1};
   step.visible = {context};
   step.runs = {{0, 1, pages.data()}};
@@ -817,19 +804,20 @@ StepTimes CudaExecutor::measure(int64_t context) {
 }
 
 // The part of a program that the GPU gets: all of it, or the second part of a split.
-bool on_both(const Program& program, int gpu_layers) { return gpu_layers >= 0 && gpu_layers < program.caches; }
+bool on_both(const Program& program, int gpu_layers) { return gpu_layers >= 0 && gpu_layers < program.layers(); }
 
 }  // namespace
 
 Need memory_needed(const Program& program, int64_t pages, KvType kv_type, int gpu_layers) {
   Need need;
-  need.layers = program.caches;
-  need.gpu_layers = on_both(program, gpu_layers) ? gpu_layers : program.caches;
-  if (need.gpu_layers == 0 && program.caches > 0) return need;
-  const bool split = need.gpu_layers < program.caches;
+  need.layers = program.layers();
+  need.gpu_layers = on_both(program, gpu_layers) ? gpu_layers : program.layers();
+  if (need.gpu_layers == 0 && program.layers() > 0) return need;
+  const bool split = need.gpu_layers < program.layers();
   const Plan plan(split ? program.split(need.gpu_layers).second : program, pages, kv_type);
   need.weights = plan.weight_bytes;
   need.kv = plan.kv_bytes;
+  need.page = std::accumulate(plan.cache_page_bytes.begin(), plan.cache_page_bytes.end(), size_t{0});
   need.scratch = plan.scratch(plan.largest()).bytes;
   need.reserve = kReserve;
   return need;
@@ -842,7 +830,7 @@ StepTimes measure_step(Program program, const ExecutorOptions& options, int64_t 
 }
 
 int layers_that_fit(const Program& program, int64_t pages, KvType kv_type, size_t free) {
-  int layers = program.caches;
+  int layers = program.layers();
   while (layers > 0 && memory_needed(program, pages, kv_type, layers).total() > free) --layers;
   return layers;
 }

@@ -9,6 +9,7 @@ struct Need {
   int layers = 0;      // of the program
   int gpu_layers = 0;  // of them on the GPU
   size_t weights = 0, kv = 0, scratch = 0;
+  size_t page = 0;     // of kv, in all of these layers
   size_t reserve = 0;  // left to CUDA itself: loaded kernels, graphs
   size_t total() const { return weights + kv + scratch + reserve; }
 };

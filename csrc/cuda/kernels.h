@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "../blocks.h"
+#include "../op_spec.h"
 #include "../sampling.h"
 
 struct CUstream_st;  // cudaStream_t is a pointer to it
@@ -87,12 +88,12 @@ void linear(const Linear& op, Stream stream);
 
 // The step's state, in device memory.
 struct StepState {
-  const int32_t* tokens;        // (T)
-  const int32_t* positions[2];  // by axis: (T)
-  const int32_t* entry;         // (T) where the token's key and value go in its sequence's cache
-  const int32_t* visible;       // (T) it sees the entries below this
-  const int32_t* run;           // (T) index of its sequence in `pages`
-  const int32_t* pages;         // (runs, page_stride) entry e of run r lies in page pages[r * page_stride + e / 64]
+  const int32_t* tokens;            // (T)
+  const int32_t* positions[kAxes];  // by axis: (T)
+  const int32_t* entry;             // (T) where the token's key and value go in its sequence's cache
+  const int32_t* visible;           // (T) it sees the entries below this
+  const int32_t* run;               // (T) index of its sequence in `pages`
+  const int32_t* pages;             // (runs, page_stride) entry e of run r lies in page pages[r * page_stride + e / 64]
   int64_t page_stride;
 };
 

@@ -2,12 +2,12 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <map>
-#include <string>
 #include <vector>
 
 #include "../buffers.h"
 #include "../executor.h"
+#include "../fusion.h"
+#include "../weights.h"
 #include "kernels.h"
 
 namespace glmlite::cuda {
@@ -28,24 +28,15 @@ class Plan {
   // Throws std::invalid_argument for shapes that have no kernels.
   Plan(const Program& program, int64_t pages, KvType kv_type);
 
-  // A tensor of the file and its place among the weights.
-  struct Item {
-    const Tensor* tensor;
-    bool matrix;  // packed; otherwise f32
-    size_t offset;
-  };
-  std::vector<Item> items;  // in the order of the file's bytes
-  size_t offset(const Tensor* t) const { return offsets_.at(t->name); }
+  WeightPlan weights;
   std::vector<size_t> rope_offsets;   // of RopeTables: freq (f64), first, second, axis (int32), each align256
   std::vector<size_t> cache_offsets;  // of attentions' KV pages
   std::vector<size_t> cache_page_bytes;
-  size_t weight_bytes = 0;  // tensors and rope tables
+  size_t weight_bytes = 0;  // weights and rope tables
   size_t kv_bytes = 0;
 
+  Fusion fusion;
   BufferPlan buffers;
-  // By op: the GPU may do it and the next one in one kernel: a linear and the swiglu that alone reads it, a norm and
-  // the norm of its result.
-  std::vector<bool> with_next;
 
   // Sizes of a step that its scratch memory depends on.
   struct StepSize {
@@ -72,14 +63,14 @@ class Plan {
   std::vector<AttentionShape> attentions;  // by cache
 
  private:
-  void plan_weights(const Program& program);
+  static void check(const Op& op);
+  void plan_ropes(const Program& program);
   void plan_cache(const Program& program, KvType kv_type);
 
   const int64_t pages_;
   const int64_t vocab_;
   int64_t input_width_ = 0;
   std::vector<size_t> pairs_;  // by rope
-  std::map<std::string, size_t> offsets_;
 };
 
 }  // namespace glmlite::cuda

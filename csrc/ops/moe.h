@@ -59,7 +59,8 @@ struct Moe {
     const auto [experts, used] = s.routed(op.routing);
     if (experts != first.count)
       s.bad("the routing is among " + std::to_string(experts) + " experts, there are " + std::to_string(first.count));
-    op.used = used;
+    op.used = s.count("used", 1, kMostExperts);
+    if (op.used != used) s.bad("the routing has " + std::to_string(used) + " experts for a row");
     op.count = first.count;
     op.inner = op.gate_up.size() == 2 ? first.n : first.n / 2;
     if (op.gate_up.size() == 2) {

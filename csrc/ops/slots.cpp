@@ -111,7 +111,9 @@ int Slots::only(const char* slot, const std::vector<int>& found) const {
   return found[0];
 }
 
-std::vector<int> Slots::matrices(const char* slot, int64_t n, int64_t k) { return tensors(slot, Role::kMatrix, {n, k}); }
+std::vector<int> Slots::matrices(const char* slot, int64_t n, int64_t k) {
+  return tensors(slot, Role::kMatrix, {n, k});
+}
 
 int Slots::matrix(const char* slot, int64_t n, int64_t k) { return only(slot, matrices(slot, n, k)); }
 
@@ -147,8 +149,7 @@ Slots::Sizes Slots::sizes(int weight) const {
 
 void Slots::same_rows(int vector, int matrix) const {
   const Weight &v = program_.weights[vector], &m = program_.weights[matrix];
-  if (v.n != m.n)
-    damaged(vector, "is " + shape_text(v.tensor->shape) + ", expected " + shape_text({m.n}));
+  if (v.n != m.n) damaged(vector, "is " + shape_text(v.tensor->shape) + ", expected " + shape_text({m.n}));
 }
 
 void Slots::one_group(const std::vector<int>& weights) {

@@ -9,12 +9,15 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
+from ..models.layout import in_order, place
 from ..placement import gpu_index, kv_bytes_per_token
 from . import console, running
 from .cache import last_level_bytes
 from .options import Device, GpuLayers, Json, KvType, Loading, ModelName, Threads
 
 CHUNK = 512  # tokens of the prompt in one step
+# The slots whose weights a token is multiplied with, by kind of op.
+MATRICES = {"linear": ("w",), "head_linear": ("w",), "route": ("gate",), "moe": ("gate_up", "down")}
 
 
 def bench(
@@ -141,39 +144,42 @@ def machine(model: Any) -> Limits:
 
 
 def cost_per_token(gguf: Any, kv_type: str = "f16") -> Cost:
-    """Counted over the matrices of the program; the embedding's table is looked up, not multiplied.
+    """Counted over the matrices of the program; the embedding's table is looked up, not multiplied, and of experts a
+    token reads those that it is sent to.
 
     Reading multiplies no token with what comes after `select`: the output's matrix is for rows whose logits are wanted.
     """
     from ..models import record
 
-    nbytes = operations = 0
+    nbytes = operations = 0.0
     selected = False
     tensors = gguf.tensors
     ops = record(gguf.metadata, {name: tensor.shape for name, tensor in tensors.items()}).ops
     for op in ops:
         selected |= op.kind == "select"
-        if op.kind == "linear":
-            for name in op.weights["w"]:
-                rows, columns = tensors[name].shape
-                nbytes += tensors[name].nbytes
-                operations += 0 if selected else 2 * rows * columns
-    return Cost(nbytes, operations, kv_bytes_per_token(gguf, ops, kv_type))
+        for slot in MATRICES.get(op.kind, ()):
+            for name in op.weights.get(slot, ()):
+                shape = tensors[name].shape
+                share = op.attrs["used"] / shape[0] if op.kind == "moe" else 1.0
+                nbytes += share * tensors[name].nbytes
+                operations += 0 if selected else 2 * share * math.prod(shape)
+    return Cost(round(nbytes), round(operations), kv_bytes_per_token(gguf, ops, kv_type))
 
 
 def read(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:
     """Enters `count` tokens after `start` others, in chunks, without logits."""
     for begin in range(start, start + count, CHUNK):
         index = np.arange(begin, min(begin + CHUNK, start + count), dtype=np.int32)
-        positions = np.stack([index, np.zeros_like(index)], axis=1)
-        engine.run([native.Work(sequence, 1 + index % (engine.vocab - 1), positions)])
+        engine.run([native.Work(sequence, 1 + index % (engine.vocab - 1), in_order(begin, len(index)))])
 
 
 def write(engine: Any, native: Any, sequence: int, start: int, count: int) -> None:
     """Generates `count` tokens after `start` others, the likeliest each time."""
     sampler = native.Sampler(temperature=0.0)
-    token, position = np.ones(1, np.int32), np.array([[start, 0]], np.int32)
-    work = native.Work(sequence, token, position, sampler=sampler, budget=count, next_position=(start + 1, 0))
+    token = np.ones(1, np.int32)
+    work = native.Work(
+        sequence, token, in_order(start, 1), sampler=sampler, budget=count, next_position=place(start + 1)
+    )
     (samples,) = engine.run([work], max_ms=math.inf)
     if len(samples) != count:
         raise RuntimeError(f"bench: {len(samples)} tokens generated, should be {count}")

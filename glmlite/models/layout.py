@@ -12,31 +12,43 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..program import AXES
+
 Special = Callable[[str], "int | None"]
 
 
 class Layout(NamedTuple):
     """The places of n prompt tokens and of those that will be generated after them.
 
-    positions: (n, 2) int32, the two position axes of each token (ordinary models use the first).
+    positions: (n, AXES) int32, of each token (ordinary models use the first axis).
     context: the first `context` tokens see each other and enter the model in one step; 0 = causal.
     next_position: of the first generated token; position_step: from one generated token to the next.
     """
 
     positions: np.ndarray
     context: int
-    next_position: tuple[int, int]
-    position_step: tuple[int, int]
+    next_position: tuple[int, ...]
+    position_step: tuple[int, ...]
 
 
 LayoutFunction = Callable[[Sequence[int], Special], Layout]
 
 
+def place(*axes: int) -> tuple[int, ...]:
+    """A position at 0 on the axes that are not given."""
+    return axes + (0,) * (AXES - len(axes))
+
+
+def in_order(start: int, count: int) -> np.ndarray:
+    """(count, AXES) int32: one place after the other on the first axis, from `start` on."""
+    positions = np.zeros((count, AXES), np.int32)
+    positions[:, 0] = np.arange(start, start + count)
+    return positions
+
+
 def causal(ids: Sequence[int], special: Special) -> Layout:
-    """Token i stands at (i, 0) and sees the tokens up to itself."""
-    positions = np.zeros((len(ids), 2), np.int32)
-    positions[:, 0] = np.arange(len(ids))
-    return Layout(positions, 0, (len(ids), 0), (1, 0))
+    """Token i stands at i on the first axis and sees the tokens up to itself."""
+    return Layout(in_order(0, len(ids)), 0, place(len(ids)), place(1))
 
 
 def infilling(length: int, starts: Sequence[int], masks: Sequence[int]) -> Layout:
@@ -48,14 +60,13 @@ def infilling(length: int, starts: Sequence[int], masks: Sequence[int]) -> Layou
     """
     if not starts:
         raise ValueError("infilling: the prompt has no token that starts the generated piece")
-    positions = np.zeros((length, 2), np.int32)
-    positions[:, 0] = np.arange(length)
+    positions = in_order(0, length)
     ends = [*starts[1:], length]
     for start, end, mask in zip(starts, ends, masks):
         positions[start:end, 0] = mask
         positions[start:end, 1] = np.arange(1, end - start + 1)
-    last, block = positions[-1]
-    return Layout(positions, starts[0], (int(last), int(block) + 1), (0, 1))
+    last, block = positions[-1, :2]
+    return Layout(positions, starts[0], place(int(last), int(block) + 1), place(0, 1))
 
 
 def indices(ids: Sequence[int], wanted: int | None) -> list[int]:
