@@ -226,13 +226,13 @@ class Reference:
 
     def _head_linear(self, step, x, w, keep):
         heads, _, k = w[0].shape
-        x = x.reshape(len(x), heads, k + keep).astype(self.dtype)
-        y = np.einsum("thk,hnk->thn", x[..., :k], w[0].astype(self.dtype, copy=False))
-        return np.concatenate([y, x[..., k:]], axis=-1).reshape(len(x), -1)
+        x = x.reshape(len(x), heads, k + keep)
+        made = [self._linear(step, x[:, head, :k], [w[0][head]], alpha=1.0) for head in range(heads)]
+        return np.concatenate([np.stack(made, axis=1), x[..., k:]], axis=-1).reshape(len(x), -1)
 
     def _route(self, step, x, gate, used, scale, bias=None):
         # What is chosen hangs on the last bit, so the scores are those that an executor in f32 compares.
-        logits = self._linear(step, x, gate, alpha=0.0).astype(np.float32)
+        logits = (x.astype(self.dtype) @ gate[0].T.astype(self.dtype, copy=False)).astype(np.float32)
         with np.errstate(over="ignore"):
             scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
         ranked = scores if bias is None else scores + bias[0].astype(np.float32)
@@ -245,9 +245,8 @@ class Reference:
         y = np.zeros((len(x), down[0].shape[1]), self.dtype) + add
         for expert in np.unique(chosen):  # ascending, as the sum is
             row, slot = np.nonzero(chosen == expert)
-            hidden = self._linear(step, x[row], [w[expert] for w in gate_up], alpha=0.0)
-            out = self._linear(step, self._swiglu(step, hidden), [down[0][expert]], alpha=0.0)
-            y[row] += weights[row, slot, None] * out
+            hidden = self._swiglu(step, self._linear(step, x[row], [w[expert] for w in gate_up], alpha=1.0))
+            y[row] += weights[row, slot, None] * self._linear(step, hidden, [down[0][expert]], alpha=1.0)
         return y
 
     def _concat(self, step, x, y):

@@ -22,8 +22,7 @@ SPECIALS = {
 }
 SPECIALS |= dict.fromkeys(("glm4", "glm4moe", "deepseek2"), SPECIALS["chatglm"])
 MIXTURES = ("glm4moe", "deepseek2")
-# Architectures that the compiled engine does not run.
-NUMPY_ONLY = MIXTURES
+NUMPY_ONLY = MIXTURES  # architectures that the compiled engine does not run
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 MERGES = ["t h", "th e", "Ġ the", "i n", "e r", "h e", "l l", "o u"]
 PRE = {"chatglm": "chatglm-bpe", "glm4": "glm4", "llama": "smollm", "chatglm1": "chatglm1", "glm": "gpt-2"}
@@ -213,8 +212,12 @@ def model(
 
 
 def wide(architecture, **sizes):
-    """A model whose matrices have rows of 256 columns, the block of the K formats."""
-    return model(architecture, **({"dim": 256, "heads": 8, "ffn": 256} | sizes))
+    """A model whose matrices have rows of 256 columns, the block of the K formats; but for `attn_k_b`, with rows of 192
+    as in the published deepseek2."""
+    wide = {"dim": 256, "heads": 8, "ffn": 256, "expert_ffn": 256, "q_rank": 256, "latent": 256}
+    if architecture == "deepseek2":
+        wide |= {"head_dim": 256, "rope_dim": 64}
+    return model(architecture, **(wide | sizes))
 
 
 def tokenizer(architecture, vocab):
@@ -296,7 +299,8 @@ def tensor(name, shape, seed=0):
 
 
 def write(path, model, format="F32"):
-    """The model as a GGUF file; matrices in `format`, vectors, position tables and prefixes in F32. Returns path."""
+    """The model as a GGUF file; matrices in `format`, or in what llama.cpp takes where its blocks do not fit the rows;
+    vectors, routers, position tables and prefixes in F32. Returns path."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(path, model.metadata["general.architecture"])
@@ -304,10 +308,11 @@ def write(path, model, format="F32"):
         if key != "general.architecture":  # the writer has put it
             _add(writer, key, value)
     for name, x in model.tensors.items():
-        if x.ndim == 1 or "position_embd" in name or "prefix_" in name:
+        if x.ndim == 1 or any(part in name for part in ("position_embd", "prefix_", "ffn_gate_inp")):
             writer.add_tensor(name, x)
         else:
-            writer.add_tensor(name, quantize(x, format, name), raw_dtype=GGMLQuantizationType[format])
+            kind = FALLBACK.get(format, format) if x.shape[-1] % 256 else format
+            writer.add_tensor(name, quantize(x, kind, name), raw_dtype=GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -328,6 +333,8 @@ def _add(writer, key, value):
         writer.add_array(key, value)
 
 
+# What stands in for a format of 256 values a block in rows that it does not fit.
+FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 # Formats without a quantizer in the gguf package: bytes of a block, where its f16 scales stand, and the mean of
 # its codes, which the second scale (of the mins) has to take off for the values to be centred.
 _RANDOM_BLOCKS = {
@@ -342,7 +349,7 @@ _RANDOM_BLOCKS = {
 
 
 def quantize(x, format, name=""):
-    """x (n, k) as the file stores it. Where gguf has no quantizer: random blocks of the size of x's values."""
+    """x (..., k) as the file stores it. Where gguf has no quantizer: random blocks of the size of x's values."""
     from gguf import GGMLQuantizationType, quants
 
     if format == "F32":
@@ -361,6 +368,6 @@ def quantize(x, format, name=""):
         for at, d in ((scale_at, scale), (min_at, scale * mean)):
             if at is not None:
                 blocks[:, at : at + 2] = np.frombuffer(np.float16(d).tobytes(), np.uint8)
-        return blocks.reshape(x.shape[0], -1)
+        return blocks.reshape(*x.shape[:-1], -1)
 
     return scaled(np.std(x) / np.std(quants.dequantize(scaled(1.0), type)))

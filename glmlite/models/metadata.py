@@ -142,7 +142,7 @@ class Keys:
         if gating != SIGMOID:
             raise self._error("expert_gating_func", gating, f"{SIGMOID}, sigmoid")
         norm = self.metadata.get(f"{self.architecture}.expert_weights_norm", glm)
-        if norm is not True:
+        if not isinstance(norm, (bool, np.bool_)) or not norm:
             raise self._error("expert_weights_norm", norm, "true")
         for name in ("expert_group_count", "expert_group_used_count"):
             if self.count(name, 1, least=0) > 1:
