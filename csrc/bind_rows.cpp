@@ -130,11 +130,114 @@ std::vector<float> turned(const CpuKernels& kernels, KvType type, const Rows& ro
   return x;
 }
 
+// The same of queries and entries of latent attention.
+std::vector<float> turned_parts(const CpuKernels& kernels, KvType type, const Rows& rows, int64_t latent) {
+  std::vector<float> x(rows.data(), rows.data() + rows.size());
+  const int64_t columns = rows.shape(1);
+  if (type == KvType::kQ8) {
+    for (float* row = x.data(); row < x.data() + x.size(); row += columns) {
+      kernels.rotate(row, latent);
+      kernels.rotate(row + latent, columns - latent);
+    }
+  }
+  return x;
+}
+
+void expect_visible(const Array<int64_t>& visible, py::ssize_t queries, int64_t ctx) {
+  expect_shape("visible", visible, {queries});
+  for (int64_t i = 0; i < queries; ++i)
+    if (visible.at(i) < 1 || visible.at(i) > ctx)
+      throw std::invalid_argument("visible: " + std::to_string(visible.at(i)) + ", expected 1 to " +
+                                  std::to_string(ctx));
+}
+
+// Memory for pages; what nobody writes is large but finite, 61216 as f16, so that a kernel shows it if it reads it.
+Memory marked_pages(size_t nbytes) {
+  Memory memory(nbytes, "KV pages");
+  std::memset(memory.data(), 0x7b, memory.size());
+  return memory;
+}
+
+// A team that attends as the engine does it: threads take chunks of a context, and the chunks of each head are then
+// merged in order.
+class ChunkTeam {
+ public:
+  struct Place {
+    int64_t head, chunk;
+  };
+  // What one call of a kernel computes, and where: of the queries [begin, begin + queries) of a head.
+  struct Task {
+    Place at, ahead;  // the chunk to attend to, and the one to fetch meanwhile
+    int64_t begin, queries;
+    float *max, *sum, *acc;
+    void* scratch;
+  };
+
+  ChunkTeam(const CpuKernels& kernels, int threads) : kernels_(kernels), team_(checked(threads)) {}
+
+  // attend(Task) for everything; then out (heads, queries, columns).
+  template <class Attend>
+  void run(int64_t heads, int64_t ctx, int64_t queries, int64_t columns, size_t scratch_bytes, float* out,
+           Attend attend) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const int64_t chunks = (ctx + kChunkTokens - 1) / kChunkTokens;
+    const size_t part = static_cast<size_t>(queries * (columns + 2)), of_head = part * static_cast<size_t>(chunks);
+    parts_.resize(of_head * static_cast<size_t>(heads));
+    const size_t scratch_lines = scratch_bytes / sizeof(Line) + 1;
+    scratch_.resize(scratch_lines * static_cast<size_t>(team_.size()));
+    team_.run([&](int thread) {
+      int64_t task;
+      // The next task is taken before this one is done, to know which keys to fetch meanwhile.
+      for (bool more = team_.take(heads * chunks, &task); more;) {
+        int64_t next;
+        more = team_.take(heads * chunks, &next);
+        const Place at = {task % heads, task / heads}, ahead = more ? Place{next % heads, next / heads} : at;
+        float* to = parts_.data() + of_head * static_cast<size_t>(at.head) + part * static_cast<size_t>(at.chunk);
+        for (int64_t begin = 0; begin < queries; begin += kMaxQueries) {
+          attend(Task{at, ahead, begin, std::min(kMaxQueries, queries - begin), to + begin, to + queries + begin,
+                      to + 2 * queries + begin * columns,
+                      scratch_.data() + scratch_lines * static_cast<size_t>(thread)});
+        }
+        task = next;
+      }
+      team_.barrier();
+      while (team_.take(heads, &task)) {
+        float* state = parts_.data() + of_head * static_cast<size_t>(task);
+        for (int64_t i = 0; i < queries; ++i) {
+          float* acc = state + 2 * queries + i * columns;
+          for (int64_t c = 1; c < chunks; ++c) {
+            const float* chunk = state + part * static_cast<size_t>(c);
+            kernels_.attend_merge(state + i, state + queries + i, acc, chunk[i], chunk[queries + i],
+                                  chunk + 2 * queries + i * columns, columns);
+          }
+          kernels_.attend_finish(acc, state[queries + i], out + (task * queries + i) * columns, columns);
+        }
+      }
+    });
+  }
+
+  static constexpr int64_t kMaxQueries = 64;  // of one call of a kernel, as in the engine
+
+ private:
+  static int checked(int threads) {
+    if (threads >= 1 && threads <= 1024) return threads;
+    throw std::invalid_argument("threads: " + std::to_string(threads) + ", expected 1 to 1024");
+  }
+
+  const CpuKernels& kernels_;
+  Team team_;
+  std::mutex mutex_;          // one call at a time
+  std::vector<float> parts_;  // (heads, chunks) of max (M), sum (M), acc (M, columns)
+  std::vector<Line> scratch_;
+};
+
+constexpr int64_t kChunkPages = kChunkTokens / kPageTokens;
+
 // What some KV heads keep of a context, in pages, and a team of threads: stored once, attended to many times.
 class KvPages {
  public:
   KvPages(const std::string& isa, const Rows& k, const Rows& v, const std::string& kv_type, int threads)
-      : kernels_(kernels_named(isa)), type_(kv_type_named(kv_type.c_str())), team_(checked(threads)) {
+      : kernels_(kernels_named(isa)), type_(kv_type_named(kv_type.c_str())), team_(kernels_, threads) {
     expect_dims("k", k, 3);
     heads_ = k.shape(0);
     ctx_ = k.shape(1);
@@ -146,9 +249,7 @@ class KvPages {
     py::gil_scoped_release release;
     pages_ = (ctx_ + kPageTokens - 1) / kPageTokens;
     bytes_ = (glmlite::kv_bytes(type_, head_dim_) + 63) / 64 * 64;
-    memory_ = Memory(static_cast<size_t>(2 * heads_ * pages_) * bytes_, "KV pages");
-    // What nobody writes is large but finite, 61216 as f16, so that a kernel shows it if it reads it.
-    std::memset(memory_.data(), 0x7b, memory_.size());
+    memory_ = marked_pages(static_cast<size_t>(2 * heads_ * pages_) * bytes_);
     for (int64_t h = 0; h < heads_; ++h) {
       for (int64_t i = 0; i < ctx_; ++i) {
         const int64_t row = (h * ctx_ + i) * head_dim_;
@@ -162,109 +263,147 @@ class KvPages {
 
   size_t nbytes() const { return memory_.size(); }
 
-  // As the engine does it: threads take chunks of a context, and the chunks of each head are then merged in order.
   void attend(const Rows& q, const Array<int64_t>& visible, float scale, Rows& y) {
     expect_dims("q", q, 3);
-    const int64_t queries = q.shape(1), chunks = (ctx_ + kChunkTokens - 1) / kChunkTokens;
+    const int64_t queries = q.shape(1);
     expect_shape("q", q, {heads_, queries, head_dim_});
     expect_shape("y", y, {heads_, queries, head_dim_});
-    expect_shape("visible", visible, {queries});
-    for (int64_t i = 0; i < queries; ++i)
-      if (visible.at(i) < 1 || visible.at(i) > ctx_)
-        throw std::invalid_argument("visible: " + std::to_string(visible.at(i)) + ", expected 1 to " +
-                                    std::to_string(ctx_));
+    expect_visible(visible, queries, ctx_);
     const std::vector<float> q_rows = turned(kernels_, type_, q);
     const int64_t* sees = visible.data();
     float* out = y.mutable_data();
 
     py::gil_scoped_release release;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const size_t part = static_cast<size_t>(queries * (head_dim_ + 2)), of_head = part * static_cast<size_t>(chunks);
-    parts_.resize(of_head * static_cast<size_t>(heads_));
-    const size_t scratch_lines = attend_scratch_bytes(queries, head_dim_) / sizeof(Line) + 1;
-    scratch_.resize(scratch_lines * static_cast<size_t>(team_.size()));
-    team_.run([&](int thread) {
-      int64_t task;
-      // The next task is taken before this one is done, to know which keys to fetch meanwhile.
-      for (bool more = team_.take(heads_ * chunks, &task); more;) {
-        int64_t next;
-        more = team_.take(heads_ * chunks, &next);
-        const int64_t head = task % heads_, chunk = task / heads_;
-        const Pages pages = find(head, chunk), ahead = more ? find(next % heads_, next / heads_) : pages;
-        float* to = parts_.data() + of_head * static_cast<size_t>(head) + part * static_cast<size_t>(chunk);
-        const float* q_pointers[kMaxQueries];
-        for (int64_t begin = 0; begin < queries; begin += kMaxQueries) {
-          const int64_t m = std::min(kMaxQueries, queries - begin);
-          for (int64_t i = 0; i < m; ++i) q_pointers[i] = q_rows.data() + (head * queries + begin + i) * head_dim_;
-          AttendArgs args;
-          args.q = q_pointers;
-          args.queries = m;
-          args.head_dim = head_dim_;
-          args.scale = scale;
-          args.k = pages.k;
-          args.v = pages.v;
-          args.ahead = ahead.k;
-          args.begin = chunk * kChunkTokens;
-          args.end = std::min(args.begin + kChunkTokens, ctx_);
-          args.visible = sees + begin;
-          args.max = to + begin;
-          args.sum = to + queries + begin;
-          args.acc = to + 2 * queries + begin * head_dim_;
-          args.scratch = scratch_.data() + scratch_lines * static_cast<size_t>(thread);
-          kernels_.attend[static_cast<int>(type_)](args);
-        }
-        task = next;
-      }
-      team_.barrier();
-      while (team_.take(heads_, &task)) {
-        float* state = parts_.data() + of_head * static_cast<size_t>(task);
-        for (int64_t i = 0; i < queries; ++i) {
-          float* acc = state + 2 * queries + i * head_dim_;
-          for (int64_t c = 1; c < chunks; ++c) {
-            const float* chunk = state + part * static_cast<size_t>(c);
-            kernels_.attend_merge(state + i, state + queries + i, acc, chunk[i], chunk[queries + i],
-                                  chunk + 2 * queries + i * head_dim_, head_dim_);
-          }
-          kernels_.attend_finish(acc, state[queries + i], out + (task * queries + i) * head_dim_, head_dim_);
-        }
-      }
-    });
+    team_.run(heads_, ctx_, queries, head_dim_, attend_scratch_bytes(queries, head_dim_), out,
+              [&](const ChunkTeam::Task& task) {
+                const float* q_pointers[ChunkTeam::kMaxQueries];
+                for (int64_t i = 0; i < task.queries; ++i)
+                  q_pointers[i] = q_rows.data() + (task.at.head * queries + task.begin + i) * head_dim_;
+                const Pages pages = find(task.at), ahead = find(task.ahead);
+                AttendArgs args;
+                args.q = q_pointers;
+                args.queries = task.queries;
+                args.head_dim = head_dim_;
+                args.scale = scale;
+                args.k = pages.k;
+                args.v = pages.v;
+                args.ahead = ahead.k;
+                args.begin = task.at.chunk * kChunkTokens;
+                args.end = std::min(args.begin + kChunkTokens, ctx_);
+                args.visible = sees + task.begin;
+                args.max = task.max;
+                args.sum = task.sum;
+                args.acc = task.acc;
+                args.scratch = task.scratch;
+                kernels_.attend[static_cast<int>(type_)](args);
+              });
   }
 
  private:
-  static constexpr int64_t kMaxQueries = 64;  // of one call of a kernel, as in the engine
-  static constexpr int64_t kChunkPages = kChunkTokens / kPageTokens;
   struct Pages {
     const uint8_t *k[kChunkPages], *v[kChunkPages];
   };
 
-  static int checked(int threads) {
-    if (threads >= 1 && threads <= 1024) return threads;
-    throw std::invalid_argument("threads: " + std::to_string(threads) + ", expected 1 to 1024");
-  }
   uint8_t* k_page(int64_t head, int64_t page) const {
     return memory_.data() + static_cast<size_t>(2 * (head * pages_ + page)) * bytes_;
   }
   uint8_t* v_page(int64_t head, int64_t page) const { return k_page(head, page) + bytes_; }
-  Pages find(int64_t head, int64_t chunk) const {  // beyond the context, the last page again
+  Pages find(ChunkTeam::Place at) const {  // beyond the context, the last page again
     Pages pages;
     for (int64_t i = 0; i < kChunkPages; ++i) {
-      const int64_t page = std::min(chunk * kChunkPages + i, pages_ - 1);
-      pages.k[i] = k_page(head, page);
-      pages.v[i] = v_page(head, page);
+      const int64_t page = std::min(at.chunk * kChunkPages + i, pages_ - 1);
+      pages.k[i] = k_page(at.head, page);
+      pages.v[i] = v_page(at.head, page);
     }
     return pages;
   }
 
   const CpuKernels& kernels_;
   const KvType type_;
-  Team team_;
+  ChunkTeam team_;
   int64_t heads_ = 0, ctx_ = 0, head_dim_ = 0, pages_ = 0;
   size_t bytes_ = 0;  // of the keys, or values, of a page
   Memory memory_;
-  std::mutex mutex_;          // one call at a time
-  std::vector<float> parts_;  // (heads, chunks) of max (M), sum (M), acc (M, head_dim)
-  std::vector<Line> scratch_;
+};
+
+// The entries of a context for latent attention, likewise.
+class LatentPages {
+ public:
+  LatentPages(const std::string& isa, const Rows& entries, int64_t latent, const std::string& kv_type, int threads)
+      : kernels_(kernels_named(isa)), type_(kv_type_named(kv_type.c_str())), latent_(latent), team_(kernels_, threads) {
+    expect_dims("entries", entries, 2);
+    ctx_ = entries.shape(0);
+    rope_ = entries.shape(1) - latent;
+    if (latent < 16 || latent % 16 || rope_ < 2 || rope_ % 2)
+      throw std::invalid_argument("latent: " + std::to_string(latent) + " of " + std::to_string(entries.shape(1)) +
+                                  " columns, expected a multiple of 16 and an even number of others");
+    const std::vector<float> rows = turned_parts(kernels_, type_, entries, latent);
+
+    py::gil_scoped_release release;
+    pages_ = (ctx_ + kPageTokens - 1) / kPageTokens;
+    bytes_ = latent_bytes(type_, latent_, rope_);
+    memory_ = marked_pages(static_cast<size_t>(pages_) * bytes_);
+    for (int64_t i = 0; i < ctx_; ++i) {
+      if (!kernels_.store_latent[static_cast<int>(type_)](rows.data() + i * (latent_ + rope_), latent_, rope_,
+                                                          page(i / kPageTokens), i % kPageTokens))
+        throw std::invalid_argument("entries: position " + std::to_string(i) + " is not finite");
+    }
+  }
+
+  size_t nbytes() const { return memory_.size(); }
+
+  void attend(const Rows& q, const Array<int64_t>& visible, float scale, Rows& y) {
+    expect_dims("q", q, 2);
+    const int64_t queries = q.shape(0), columns = latent_ + rope_;
+    expect_shape("q", q, {queries, columns});
+    expect_shape("y", y, {queries, latent_});
+    expect_visible(visible, queries, ctx_);
+    const std::vector<float> q_rows = turned_parts(kernels_, type_, q, latent_);
+    const int64_t* sees = visible.data();
+    float* out = y.mutable_data();
+
+    py::gil_scoped_release release;
+    team_.run(1, ctx_, queries, latent_, attend_latent_scratch_bytes(queries, latent_, rope_), out,
+              [&](const ChunkTeam::Task& task) {
+                const float* q_pointers[ChunkTeam::kMaxQueries];
+                for (int64_t i = 0; i < task.queries; ++i) q_pointers[i] = q_rows.data() + (task.begin + i) * columns;
+                const uint8_t *pages[kChunkPages], *ahead[kChunkPages];
+                for (int64_t i = 0; i < kChunkPages; ++i) {  // beyond the context, the last page again
+                  pages[i] = page(std::min(task.at.chunk * kChunkPages + i, pages_ - 1));
+                  ahead[i] = page(std::min(task.ahead.chunk * kChunkPages + i, pages_ - 1));
+                }
+                LatentArgs args;
+                args.q = q_pointers;
+                args.queries = task.queries;
+                args.latent = latent_;
+                args.rope = rope_;
+                args.scale = scale;
+                args.pages = pages;
+                args.ahead = ahead;
+                args.begin = task.at.chunk * kChunkTokens;
+                args.end = std::min(args.begin + kChunkTokens, ctx_);
+                args.visible = sees + task.begin;
+                args.max = task.max;
+                args.sum = task.sum;
+                args.acc = task.acc;
+                args.scratch = task.scratch;
+                kernels_.attend_latent[static_cast<int>(type_)](args);
+              });
+    if (type_ == KvType::kQ8) {
+      for (int64_t i = 0; i < queries; ++i) kernels_.rotate(out + i * latent_, latent_);
+    }
+  }
+
+ private:
+  uint8_t* page(int64_t i) const { return memory_.data() + static_cast<size_t>(i) * bytes_; }
+
+  const CpuKernels& kernels_;
+  const KvType type_;
+  const int64_t latent_;
+  ChunkTeam team_;
+  int64_t ctx_ = 0, rope_ = 0, pages_ = 0;
+  size_t bytes_ = 0;  // of a page
+  Memory memory_;
 };
 
 Rows kernel_attend(const std::string& isa, Rows q, Rows k, Rows v, Array<int64_t> visible, float scale,
@@ -294,6 +433,11 @@ void bind_rows(py::module_& m) {
            array("k"), array("v"), py::arg("kv_type") = "f16", py::arg("threads") = 1)
       .def_property_readonly("nbytes", &KvPages::nbytes)
       .def("attend", &KvPages::attend, array("q"), array("visible"), py::arg("scale"), array("y"));
+  py::class_<LatentPages>(m, "LatentPages")
+      .def(py::init<const std::string&, const Rows&, int64_t, const std::string&, int>(), py::arg("isa"),
+           array("entries"), py::arg("latent"), py::arg("kv_type") = "f16", py::arg("threads") = 1)
+      .def_property_readonly("nbytes", &LatentPages::nbytes)
+      .def("attend", &LatentPages::attend, array("q"), array("visible"), py::arg("scale"), array("y"));
   m.def("kernel_attend", kernel_attend, py::arg("isa"), array("q"), array("k"), array("v"), array("visible"),
         py::arg("scale"), py::arg("kv_type") = "f16");
 }

@@ -333,6 +333,19 @@ class KvPages:
     def attend(self, q: NDArray[np.float32], visible: NDArray[np.int64], scale: float, y: NDArray[np.float32]) -> None:
         """q (kv_heads, M, head_dim), visible (M,) -> into y, of q's shape."""
 
+class LatentPages:
+    """Entries (ctx, latent + rope) of latent attention in pages, stored once. nbytes: of the pages."""
+
+    def __init__(
+        self, isa: str, entries: NDArray[np.float32], latent: int, kv_type: str = "f16", threads: int = 1
+    ) -> None: ...
+    nbytes: int
+    def attend(self, q: NDArray[np.float32], visible: NDArray[np.int64], scale: float, y: NDArray[np.float32]) -> None:
+        """q (M, latent + rope), visible (M,) -> into y (M, latent).
+
+        q8: latent and rope columns of queries and entries are turned by Hadamard matrices first, y is turned back.
+        """
+
 def kernel_rope(
     isa: str,
     x: NDArray[np.float32],

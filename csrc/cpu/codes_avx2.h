@@ -39,6 +39,20 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
   const __m256i t = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(t, c.lo), _mm256_shuffle_epi8(t, c.hi)};
 }
+GLMLITE_INLINE void transpose(Codes (&c)[4]) {
+  const __m256i within =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  Codes lanes[4];  // then 128-bit lanes as a matrix of 4 x 4
+  for (int i = 0; i < 4; ++i) lanes[i] = {_mm256_shuffle_epi8(c[i].lo, within), _mm256_shuffle_epi8(c[i].hi, within)};
+  c[0] = {_mm256_permute2x128_si256(lanes[0].lo, lanes[1].lo, 0x20),
+          _mm256_permute2x128_si256(lanes[2].lo, lanes[3].lo, 0x20)};
+  c[1] = {_mm256_permute2x128_si256(lanes[0].lo, lanes[1].lo, 0x31),
+          _mm256_permute2x128_si256(lanes[2].lo, lanes[3].lo, 0x31)};
+  c[2] = {_mm256_permute2x128_si256(lanes[0].hi, lanes[1].hi, 0x20),
+          _mm256_permute2x128_si256(lanes[2].hi, lanes[3].hi, 0x20)};
+  c[3] = {_mm256_permute2x128_si256(lanes[0].hi, lanes[1].hi, 0x31),
+          _mm256_permute2x128_si256(lanes[2].hi, lanes[3].hi, 0x31)};
+}
 
 GLMLITE_INLINE F32x16 to_f32(Bytes16 b) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b.v)),

@@ -36,6 +36,19 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table))), c.v)};
 }
 GLMLITE_INLINE Codes offset_signed(Codes c) { return {_mm512_xor_si512(c.v, _mm512_set1_epi8(-128))}; }
+GLMLITE_INLINE void transpose(Codes (&c)[4]) {
+  const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  __m512i lanes[4], pairs[4];  // then 128-bit lanes as a matrix of 4 x 4
+  for (int i = 0; i < 4; ++i) lanes[i] = _mm512_shuffle_epi8(c[i].v, within);
+  for (int i = 0; i < 2; ++i) {
+    pairs[2 * i] = _mm512_shuffle_i32x4(lanes[2 * i], lanes[2 * i + 1], 0x44);
+    pairs[2 * i + 1] = _mm512_shuffle_i32x4(lanes[2 * i], lanes[2 * i + 1], 0xee);
+  }
+  for (int i = 0; i < 2; ++i) {
+    c[2 * i].v = _mm512_shuffle_i32x4(pairs[i], pairs[2 + i], 0x88);
+    c[2 * i + 1].v = _mm512_shuffle_i32x4(pairs[i], pairs[2 + i], 0xdd);
+  }
+}
 
 GLMLITE_INLINE Codes fill_zero_rows(Codes c, F32x16 w, int code) {
   const __mmask16 zero = _mm512_cmp_ps_mask(w.v, _mm512_setzero_ps(), _CMP_EQ_OQ);

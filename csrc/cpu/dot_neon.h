@@ -52,6 +52,15 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
   return c;
 }
 GLMLITE_INLINE Codes offset_signed(Codes c) { return c; }
+GLMLITE_INLINE void transpose(Codes (&c)[4]) {
+  static const uint8_t kWithin[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  const uint8x16_t within = vld1q_u8(kWithin);
+  Codes r[4];
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) r[i].v[j] = vqtbl1q_u8(c[j].v[i], within);
+  }
+  for (int i = 0; i < 4; ++i) c[i] = r[i];
+}
 
 GLMLITE_INLINE Bytes16 load_bytes(const uint8_t* p) { return {vld1q_u8(p)}; }
 GLMLITE_INLINE Bytes16 shift_right(Bytes16 b, int count) {

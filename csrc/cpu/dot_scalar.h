@@ -53,6 +53,13 @@ GLMLITE_INLINE Codes lookup(Codes c, const uint8_t* table) {
   return c;
 }
 GLMLITE_INLINE Codes offset_signed(Codes c) { return c; }
+GLMLITE_INLINE void transpose(Codes (&c)[4]) {
+  Codes r[4];
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) r[i / 4].v[4 * j + i % 4] = c[j / 4].v[4 * i + j % 4];
+  }
+  for (int i = 0; i < 4; ++i) c[i] = r[i];
+}
 
 GLMLITE_INLINE Bytes16 load_bytes(const uint8_t* p) {
   Bytes16 r;

@@ -99,6 +99,30 @@ struct AttendArgs {
   void* scratch;                // 64-byte aligned, attend_scratch_bytes(M, head_dim) bytes, one per thread
 };
 
+// The cache of latent attention: one entry per position, `latent` columns and then `rope` columns, which all query
+// heads share. An entry is its own key; its value is its latent columns. latent % 16 == 0, rope % 2 == 0. A page keeps
+// kPageTokens entries, latent_bytes(type, latent, rope) bytes, 64-byte aligned:
+//   f16  [position / 16][latent + rope][16]
+//   q8   [position / 16][dim / 4][16][4] codes, dim = latent + rope in whole sixteens; then f32 scales of the latent
+//        columns [position], and of the rope columns [position]
+size_t latent_bytes(KvType, int64_t latent, int64_t rope);
+
+// Attention of M queries over the entries of the positions [begin, end) of one chunk.
+struct LatentArgs {
+  const float* const* q;        // M pointers to latent + rope floats each
+  int64_t queries;              // M
+  int64_t latent, rope;         // columns
+  float scale;                  // of q . entry
+  const uint8_t* const* pages;  // one pointer per page from the page of `begin` on
+  const uint8_t* const* ahead;  // as many pages, which the thread will want next and are fetched meanwhile
+  int64_t begin, end;           // begin % kChunkTokens == 0, end - begin <= kChunkTokens
+  const int64_t* visible;       // (M) query i sees the positions below visible[i], all of which are stored
+  float* max;                   // (M) out: largest score, -inf if it sees none
+  float* sum;                   // (M) out: sum of exp(score - max), 0 if it sees none
+  float* acc;                   // (M, latent) out: sum of exp(score - max) * value, 0 if it sees none
+  void* scratch;                // 64-byte aligned, attend_latent_scratch_bytes(M, latent, rope) bytes, one per thread
+};
+
 struct CpuKernels {
   const char* name;     // what GLMLITE_ISA accepts
   bool (*supported)();  // by this CPU and operating system, now
@@ -158,6 +182,19 @@ struct CpuKernels {
   // row, and q . k stays. Blocks of n columns, n the largest power of two that divides head_dim; (a, b) -> (a + b, a -
   // b) for columns 1, 2, 4, ... apart, then * float(1 / sqrt(n)). Keys of q8 pages and their queries are turned so.
   void (*rotate)(float* head, int64_t head_dim);
+  // Writes one entry of latent + rope columns into its page. Returns false if a value was NaN or infinite. f16 as in
+  // store_kv. q8: latent and rope columns each as a row of store_kv, with scales of their own; where a value is not
+  // finite, all of both 0.
+  bool (*store_latent[kKvTypeCount])(const float* entry, int64_t latent, int64_t rope, uint8_t* page, int64_t index);
+  // f16: score = scale * dot, dot = fma over latent + rope columns in order from 0. max, p and sum as in attend. acc in
+  // 16 lanes by position: lane l = fma(p, value, lane l) over the visible ones of the positions l, l + 16, ..., and
+  // then the lanes as a tree. q8: the query's latent and rope columns are rounded apart, as an entry's are. score =
+  // fma(float(dot of rope codes) * entry's rope scale, query's rope scale * scale, (float(dot of latent codes) *
+  // entry's latent scale) * (query's latent scale * scale)). max, p, sum and acc as in attend, with the entry's latent
+  // scale and codes as the value's. The caller turns what goes in and comes out of q8: rotate() of the latent and of
+  // the rope columns, apart, of entries and queries, and, since values are turned latents, of what attend_finish makes
+  // of acc: the turn is its own inverse.
+  void (*attend_latent[kKvTypeCount])(const LatentArgs&);
   // Adds a later chunk's (max, sum, acc) to a state; a chunk with sum = 0 leaves the state untouched, a state with
   // sum = 0 becomes the chunk. new max m; s = exp(max - m): sum = fma(sum, s, other.sum * s'), acc likewise.
   void (*attend_merge)(float* max, float* sum, float* acc, float other_max, float other_sum, const float* other_acc,
@@ -175,6 +212,7 @@ struct CpuKernels {
 // Room for the sums of the rows of two panels.
 size_t linear_scratch_bytes(int64_t tokens);
 size_t attend_scratch_bytes(int64_t queries, int64_t head_dim);
+size_t attend_latent_scratch_bytes(int64_t queries, int64_t latent, int64_t rope);
 
 // All sets built into this module, best first; the last, `scalar`, runs anywhere.
 const CpuKernels* const* cpu_kernel_sets(int* count);

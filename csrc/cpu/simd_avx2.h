@@ -114,6 +114,23 @@ inline float sum_lanes(F32x16 x) {
   z = _mm_add_ps(z, _mm_movehl_ps(z, z));
   return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
 }
+// Each level adds the halves of what is left of two vectors, side by side: of quarters[k] the 128-bit lane j is of the
+// vector 4 j + k.
+inline __m256 sum_eight_rows(const float* rows) {
+  __m256 quarters[4];
+  for (int k = 0; k < 4; ++k) {
+    const F32x16 x = load(rows + 16 * k), y = load(rows + 16 * (4 + k));
+    const __m256 a = _mm256_add_ps(x.lo, x.hi), b = _mm256_add_ps(y.lo, y.hi);
+    quarters[k] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  }
+  __m256 pairs[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256d a = _mm256_castps_pd(quarters[2 * i]), b = _mm256_castps_pd(quarters[2 * i + 1]);
+    pairs[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  }
+  return _mm256_add_ps(_mm256_shuffle_ps(pairs[0], pairs[1], 0x88), _mm256_shuffle_ps(pairs[0], pairs[1], 0xdd));
+}
+inline F32x16 sum_rows(const float* rows) { return {sum_eight_rows(rows), sum_eight_rows(rows + 8 * 16)}; }
 inline float max_lanes(F32x16 x) {
   __m256 y = _mm256_max_ps(x.lo, x.hi);
   __m128 z = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));

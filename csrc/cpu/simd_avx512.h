@@ -60,6 +60,26 @@ inline float sum_lanes(F32x16 x) {
   z = _mm_add_ps(z, _mm_movehl_ps(z, z));
   return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
 }
+// Each level adds the halves of what is left of two vectors, side by side: of quarters[k] the 128-bit lane j is of the
+// vector 4 j + k.
+inline F32x16 sum_rows(const float* rows) {
+  __m512 quarters[4];
+  for (int k = 0; k < 4; ++k) {
+    __m512 halves[2];
+    for (int i = 0; i < 2; ++i) {
+      const __m512 a = _mm512_loadu_ps(rows + 16 * (8 * i + k)), b = _mm512_loadu_ps(rows + 16 * (8 * i + 4 + k));
+      halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    quarters[k] = _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                                _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+  }
+  __m512 pairs[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m512d a = _mm512_castps_pd(quarters[2 * i]), b = _mm512_castps_pd(quarters[2 * i + 1]);
+    pairs[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  return {_mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88), _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd))};
+}
 inline float max_lanes(F32x16 x) {
   __m256 y = _mm256_max_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
   __m128 z = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));

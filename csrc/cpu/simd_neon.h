@@ -133,6 +133,21 @@ inline float sum_lanes(F32x16 x) {
   float32x2_t z = vadd_f32(vget_low_f32(y), vget_high_f32(y));
   return vget_lane_f32(z, 0) + vget_lane_f32(z, 1);
 }
+inline F32x16 sum_rows(const float* rows) {
+  return each([&](int i) {
+    float32x4_t quarters[4], pairs[2];
+    for (int r = 0; r < 4; ++r) {
+      const F32x16 x = load(rows + 16 * (4 * i + r));
+      quarters[r] = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
+    }
+    for (int r = 0; r < 2; ++r) {
+      const float32x4_t a = quarters[2 * r], b = quarters[2 * r + 1];
+      pairs[r] =
+          vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)), vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+    }
+    return vpaddq_f32(pairs[0], pairs[1]);
+  });
+}
 inline float max_lanes(F32x16 x) {
   float32x4_t y = max(max(x.v[0], x.v[2]), max(x.v[1], x.v[3]));
   y = max(y, vextq_f32(y, y, 2));

@@ -160,6 +160,10 @@ inline float sum_lanes(F32x16 x) {
     for (int l = 0; l < half; ++l) x.v[l] += x.v[l + half];
   return x.v[0];
 }
+// Lane i: sum_lanes of the vector at rows + 16 i.
+inline F32x16 sum_rows(const float* rows) {
+  return each([&](int l) { return sum_lanes(load(rows + 16 * l)); });
+}
 inline float max_lanes(F32x16 x) {
   for (int half = 8; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) x.v[l] = x.v[l] > x.v[l + half] ? x.v[l] : x.v[l + half];

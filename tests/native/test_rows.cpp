@@ -117,6 +117,44 @@ Chunk attend_chunk(const CpuKernels& set, KvType type, const Floats& q, const Fl
   return out;
 }
 
+// The same of latent attention over one chunk of entries.
+Chunk attend_latent_chunk(const CpuKernels& set, KvType type, const Floats& q, const Floats& entries, int64_t latent,
+                          int64_t rope, const std::vector<int64_t>& visible) {
+  const int64_t columns = latent + rope, ctx = static_cast<int64_t>(entries.size()) / columns;
+  const size_t m = visible.size(), lines = latent_bytes(type, latent, rope) / sizeof(Line);
+  CHECK(lines * sizeof(Line) == latent_bytes(type, latent, rope));
+  std::vector<std::vector<Line>> pages;
+  std::vector<const uint8_t*> table;
+  for (int64_t p = 0; p * kPageTokens < ctx; ++p) {
+    pages.emplace_back(lines);
+    auto* page = reinterpret_cast<uint8_t*>(pages.back().data());
+    std::memset(page, 0xff, lines * sizeof(Line));  // where nothing was stored, NaN as f16 and as f32
+    for (int64_t i = p * kPageTokens; i < ctx && i < (p + 1) * kPageTokens; ++i)
+      CHECK(set.store_latent[static_cast<int>(type)](&entries[i * columns], latent, rope, page, i % kPageTokens));
+    table.push_back(page);
+  }
+  std::vector<const float*> rows;
+  for (size_t i = 0; i < m; ++i) rows.push_back(&q[i * columns]);
+  Chunk out{Floats(m), Floats(m), Floats(m * latent)};
+  std::vector<Line> scratch(attend_latent_scratch_bytes(static_cast<int64_t>(m), latent, rope) / sizeof(Line) + 1);
+  LatentArgs args;
+  args.q = rows.data();
+  args.queries = static_cast<int64_t>(m);
+  args.latent = latent;
+  args.rope = rope;
+  args.scale = 0.125f;
+  args.pages = args.ahead = table.data();
+  args.begin = 0;
+  args.end = ctx;
+  args.visible = visible.data();
+  args.max = out.max.data();
+  args.sum = out.sum.data();
+  args.acc = out.acc.data();
+  args.scratch = scratch.data();
+  set.attend_latent[static_cast<int>(type)](args);
+  return out;
+}
+
 }  // namespace
 
 TEST(exp_is_within_2_ulp) {
@@ -320,6 +358,110 @@ TEST(attend_is_the_same_in_all_sets) {
     }
   }
 }
+
+TEST(sum_rows_is_a_tree_of_each_row) {
+  const Floats x = normal(256, 1);
+  float sums[16];
+  store(sums, sum_rows(x.data()));
+  for (int i = 0; i < 16; ++i) CHECK(sums[i] == sum_lanes(load(&x[i * 16])));
+}
+
+TEST(store_latent_keeps_columns_and_two_scales) {
+  const int64_t latent = 16, rope = 6;
+  Floats entry = normal(22, 1);
+  entry[3] = 12.7f, entry[20] = -1270.0f;  // the largest of both parts: scales of 0.1 and 10
+  for (int64_t index : {0, 17, 63}) {
+    for (float bad : {0.0f, kNaN, kInf, -kInf}) {
+      for (int64_t at : {5, 19}) {
+        Floats x = entry;
+        if (bad != 0.0f) x[at] = bad;
+        for (const CpuKernels* set : sets()) {
+          std::vector<uint16_t> page(latent_bytes(KvType::kF16, latent, rope) / 2, 0x1234);
+          CHECK(set->store_latent[static_cast<int>(KvType::kF16)](
+                    x.data(), latent, rope, reinterpret_cast<uint8_t*>(page.data()), index) == (bad == 0.0f));
+          for (int64_t i = 0; i < kPageTokens * 22; ++i) {
+            const int64_t position = i / (22 * 16) * 16 + i % 16, column = i / 16 % 22;
+            if (position != index) {
+              CHECK(page[i] == 0x1234);
+            } else if (x[column] == entry[column]) {
+              CHECK(page[i] == f32_to_f16(x[column]));
+            }
+          }
+          std::vector<uint8_t> codes(latent_bytes(KvType::kQ8, latent, rope), 0x12);
+          CHECK(codes.size() == kPageTokens * (32 + 8));
+          CHECK(set->store_latent[static_cast<int>(KvType::kQ8)](x.data(), latent, rope, codes.data(), index) ==
+                (bad == 0.0f));
+          Floats scales(2 * kPageTokens);
+          std::memcpy(scales.data(), &codes[kPageTokens * 32], scales.size() * sizeof(float));
+          const uint8_t zero = codes[(index / 16 * 8 + 7) * 64 + index % 16 * 4 + 3];  // of padding
+          CHECK(zero == 0 || zero == 128);
+          for (int64_t i = 0; i < kPageTokens * 32; ++i) {
+            const int64_t position = i / (32 * 16) * 16 + i / 4 % 16, column = i / 64 % 8 * 4 + i % 4;
+            if (position != index) {
+              CHECK(codes[i] == 0x12);
+              continue;
+            }
+            const int code = static_cast<int8_t>(codes[i] ^ zero);
+            if (bad != 0.0f || column >= 22) {
+              CHECK(code == 0);
+            } else {
+              CHECK(std::fabs(code * scales[(column < 16 ? 0 : kPageTokens) + index] - x[column]) <=
+                    (column < 16 ? 0.0501f : 5.01f));
+            }
+          }
+          for (int64_t i = 0; i < 2 * kPageTokens; ++i) {
+            if (i % kPageTokens != index) continue;
+            CHECK(bad != 0.0f ? scales[i] == 0.0f
+                              : std::fabs(scales[i] / (i < kPageTokens ? 0.1f : 10.0f) - 1) < 1e-6f);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(attend_latent_is_the_same_in_all_sets) {
+  const struct {
+    int64_t latent, rope;
+  } shapes[] = {{16, 2}, {48, 30}, {512, 64}};
+  for (KvType type : {KvType::kF16, KvType::kQ8}) {
+    for (const auto& shape : shapes) {
+      const int64_t columns = shape.latent + shape.rope;
+      for (int64_t ctx : {1, 33, 64, 200, 256}) {
+        for (size_t m : {1, 4, 20, 25}) {
+          const Floats q = normal(m * columns, 1), entries = normal(ctx * columns, 2);
+          std::vector<int64_t> visible(m);
+          for (size_t i = 0; i < m; ++i)
+            visible[i] = m == 1 ? ctx : static_cast<int64_t>(i * 37) % (ctx + 1) + (i % 3 == 0 ? 300 : 0);
+          const Chunk want = attend_latent_chunk(scalar(), type, q, entries, shape.latent, shape.rope, visible);
+          for (const CpuKernels* set : sets()) {
+            const Chunk got = attend_latent_chunk(*set, type, q, entries, shape.latent, shape.rope, visible);
+            CHECK(same_bits(got.max, want.max) && same_bits(got.sum, want.sum) && same_bits(got.acc, want.acc));
+          }
+          for (size_t i = 0; i < m; ++i) {
+            if (visible[i] == 0) {
+              CHECK(want.max[i] == -kInf && want.sum[i] == 0);
+              for (int64_t d = 0; d < shape.latent; ++d) CHECK(want.acc[i * shape.latent + d] == 0);
+            } else {
+              CHECK(want.sum[i] >= 1 && std::isfinite(want.max[i]));
+              for (int64_t d = 0; d < shape.latent; ++d) CHECK(std::isfinite(want.acc[i * shape.latent + d]));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(attend_latent_sees_nothing) {
+  for (KvType type : {KvType::kF16, KvType::kQ8}) {
+    for (const CpuKernels* set : sets()) {
+      const Chunk got = attend_latent_chunk(*set, type, normal(2 * 40, 1), normal(70 * 40, 2), 32, 8, {0, 0});
+      CHECK(got.max[1] == -kInf && got.sum[1] == 0 && same_bits(got.acc, Floats(64)));
+    }
+  }
+}
+
 TEST(attend_merge_of_nothing_is_identity) {
   Floats acc = normal(20, 1), other = normal(20, 2);
   acc[3] = -0.0f;  // adding 0 would change it
