@@ -694,7 +694,7 @@ def test_bench_counts_what_a_token_costs():
     tied = "output.weight" not in matrices
     output = gguf.tensors["token_embd.weight" if tied else "output.weight"]
     cost = bench.cost_per_token(gguf)
-    cached = kv_bytes_per_token(record(gguf.metadata, {n: t.shape for n, t in gguf.tensors.items()}).ops)
+    cached = kv_bytes_per_token(gguf, record(gguf.metadata, {n: t.shape for n, t in gguf.tensors.items()}).ops)
     gguf.close()
     assert cost.operations == sum(2 * t.shape[0] * t.shape[1] for t in inner)
     assert cost.bytes == sum(t.nbytes for t in inner) + output.nbytes

@@ -103,13 +103,6 @@ def test_progress_that_returns_false_cancels_the_load(load):
 
 
 def test_context_is_halved_until_it_fits():
-    r = Recorder({"e": (9, 8), "w": (24, 8)})
-    r.attention(r.linear(r.embed("e"), "w"), 0, heads=1, kv_heads=1, head_dim=8, rope=None)
-    assert placement.kv_bytes_per_token(r.ops) == 2 * 8 * 2
-    assert placement.kv_bytes_per_token(r.ops, "q8") == 2 * (16 + 4)
-    with pytest.raises(ValueError, match="kv_type is 'q4', expected 'f16' or 'q8'"):
-        placement.kv_bytes_per_token(r.ops, "q4")
-
     for free, want in [(2**64 - 1, 4096), (10**9, 4096), (1000 + 32 * 4095, 2048), (0, 512)]:
         assert loading._context(None, 100_000, 1000, 32, free) == want
     assert loading._context(None, 300, 1000, 32, 0) == 300

@@ -24,6 +24,18 @@ def available_memory():
     return 2**64 - 1
 
 
+# Bytes of a row of keys, or of values. q8: a byte for each column, in whole sixteens, and an f32 scale.
+ROW_BYTES = {"f16": lambda columns: 2 * columns, "q8": lambda columns: -(-columns // 16) * 16 + 4}
+
+
+def page_bytes(gguf, ops, kv_type="f16"):
+    """Of attention; latents it has none of."""
+    if kv_type not in ROW_BYTES:
+        raise ValueError(f"kv_type: {kv_type!r}, expected 'f16' or 'q8'")
+    attributes = [op[5] for op in ops if op[0] == "attention"]
+    return Engine.page_tokens * sum(2 * a["kv_heads"] * ROW_BYTES[kv_type](a["head_dim"]) for a in attributes)
+
+
 class TensorInfo(NamedTuple):
     name: str
     type: str

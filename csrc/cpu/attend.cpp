@@ -31,7 +31,10 @@ Attend::Attend(const Program& program, const CpuKernels& kernels, const PackedWe
   for (const Op& op : program.ops) {
     if (const auto* a = op.as<ops::Attention>())
       shapes_.push_back(
-          {a->cache, op.out, a->qkv, a->heads, a->head_dim, a->head_dim, a->heads / a->kv_heads, a->scale});
+          {a->cache, op.out, a->qkv, a->heads, a->head_dim, a->head_dim, a->heads / a->kv_heads, a->scale, false});
+    if (const auto* a = op.as<ops::LatentAttention>())
+      shapes_.push_back(
+          {a->cache, op.out, a->q, a->heads, a->latent + a->turning, a->latent, a->heads, a->scale, true});
   }
 }
 
@@ -40,8 +43,9 @@ size_t Attend::scratch_bytes() const {
   size_t bytes = 0;
   for (const Shape& s : shapes_) {
     const int64_t queries = max_queries(s.group);
-    bytes = std::max(bytes, 2 * partial_values(s.value_dim, queries) * sizeof(float) + align64(queries * 16) +
-                                attend_scratch_bytes(queries, s.key_dim));
+    const size_t kernel = s.latent ? attend_latent_scratch_bytes(queries, s.value_dim, s.key_dim - s.value_dim)
+                                   : attend_scratch_bytes(queries, s.key_dim);
+    bytes = std::max(bytes, 2 * partial_values(s.value_dim, queries) * sizeof(float) + align64(queries * 16) + kernel);
   }
   return bytes;
 }
@@ -122,15 +126,29 @@ void Attend::run(const Op& op, const ops::Attention& kind, int thread, std::vect
   attend(shapes_[kind.cache], thread);
 }
 
-void Attend::turn_and_store(const ops::Attention& kind, int thread, std::vector<char>* bad) {
+void Attend::run(const Op& op, const ops::LatentAttention& kind, int thread, std::vector<char>* bad) {
+  turn_and_store(kind, thread, bad);
+  products_.wait_after(op.out, thread);
+  attend(shapes_[kind.cache], thread);
+}
+
+template <class Fn>
+void Attend::each_token(int thread, Fn fn) const {
   const Step& step = buffers_.step();
+  auto run = step.runs.begin();
+  buffers_.each_row(thread, buffers_.tokens(), [&](int64_t t) {
+    while (t >= run->end) ++run;
+    const int64_t entry = step.entry[t];
+    fn(t, run->pages[entry / kPageTokens], entry % kPageTokens);
+  });
+}
+
+void Attend::turn_and_store(const ops::Attention& kind, int thread, std::vector<char>* bad) {
   float* qkv = buffers_.value(kind.qkv);
   const int64_t width = program_.values[kind.qkv].width, dim = kind.head_dim;
   const RopePairs pairs = this->pairs(kind.rope);
   const float *q_norm = weights_.vector(kind.q_norm), *k_norm = weights_.vector(kind.k_norm);
-  auto run = step.runs.begin();
-  buffers_.each_row(thread, buffers_.tokens(), [&](int64_t t) {
-    while (t >= run->end) ++run;
+  each_token(thread, [&](int64_t t, int32_t page, int64_t index) {
     float* row = qkv + t * width;
     for (int h = 0; h < kind.heads + kind.kv_heads; ++h) {
       float* head = row + h * dim;
@@ -140,11 +158,32 @@ void Attend::turn_and_store(const ops::Attention& kind, int thread, std::vector<
         kernels_.rope(head, pairs, cos_[kind.rope] + t * pairs.count, sin_[kind.rope] + t * pairs.count);
       if (pages_.type() == KvType::kQ8 && h < kind.heads) kernels_.rotate(head, dim);
     }
-    const int64_t entry = step.entry[t];
     float* keys = row + kind.heads * dim;
-    if (!pages_.store(kind.cache, run->pages[entry / kPageTokens], entry % kPageTokens, keys,
-                      keys + kind.kv_heads * dim))
-      (*bad)[t] = 1;
+    if (!pages_.store(kind.cache, page, index, keys, keys + kind.kv_heads * dim)) (*bad)[t] = 1;
+  });
+}
+
+void Attend::turn_and_store(const ops::LatentAttention& kind, int thread, std::vector<char>* bad) {
+  const int64_t latent = kind.latent, columns = latent + kind.turning;
+  const RopePairs pairs = this->pairs(kind.rope);
+  float *q = buffers_.value(kind.q), *kv = buffers_.value(kind.kv);
+  each_token(thread, [&](int64_t t, int32_t page, int64_t index) {
+    const auto turn = [&](float* part) {
+      if (kind.rope >= 0)
+        kernels_.rope(part, pairs, cos_[kind.rope] + t * pairs.count, sin_[kind.rope] + t * pairs.count);
+    };
+    for (int h = 0; h < kind.heads; ++h) {
+      float* head = q + (t * kind.heads + h) * columns;
+      turn(head + latent);
+      if (pages_.type() == KvType::kQ8) {
+        kernels_.rotate(head, latent);
+        kernels_.rotate(head + latent, kind.turning);
+      }
+    }
+    float* entry = kv + t * columns;
+    kernels_.rms_norm(entry, weights_.vector(kind.w), nullptr, entry, latent, kind.eps);
+    turn(entry + latent);
+    if (!pages_.store_latent(kind.cache, page, index, entry)) (*bad)[t] = 1;
   });
 }
 
@@ -202,24 +241,19 @@ void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, c
       visible[i] = buffers_.step().visible[t];
     }
   }
+  scratch += align64(max_queries(shape.group) * 16);
   const uint8_t *k[kChunkPages], *v[kChunkPages];
-  find_pages(shape, tile, chunk, k, v);
-  AttendArgs args;
-  args.begin = chunk * kChunkTokens;
-  args.end = std::min(args.begin + kChunkTokens, tile.context);
-  args.q = q;
-  args.queries = queries;
-  args.head_dim = shape.key_dim;
-  args.scale = shape.scale;
-  args.k = k;
-  args.v = v;
-  args.ahead = ahead;
-  args.visible = visible;
-  args.max = out;
-  args.sum = out + queries;
-  args.acc = out + 2 * queries;
-  args.scratch = scratch + align64(max_queries(shape.group) * 16);
-  kernels_.attend[static_cast<int>(pages_.type())](args);
+  find_pages(shape, tile, chunk, k, shape.latent ? nullptr : v);
+  const int type = static_cast<int>(pages_.type());
+  const int64_t begin = chunk * kChunkTokens, end = std::min(begin + kChunkTokens, tile.context);
+  float *max = out, *sum = out + queries, *acc = out + 2 * queries;
+  if (shape.latent) {
+    kernels_.attend_latent[type]({q, queries, shape.value_dim, shape.key_dim - shape.value_dim, shape.scale, k, ahead,
+                                  begin, end, visible, max, sum, acc, scratch});
+  } else {
+    kernels_.attend[type](
+        {q, queries, shape.key_dim, shape.scale, k, v, ahead, begin, end, visible, max, sum, acc, scratch});
+  }
 }
 
 void Attend::attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch) {
@@ -254,9 +288,12 @@ void Attend::finish_tile(const Shape& shape, const Tile& tile, const float* stat
   int64_t i = 0;
   for (int64_t t = tile.begin; t < tile.end; ++t) {
     float* y = buffers_.value(shape.out) + t * width + tile.kv_head * shape.group * shape.value_dim;
-    for (int64_t g = 0; g < shape.group; ++g, ++i)
-      kernels_.attend_finish(state + 2 * queries + i * shape.value_dim, state[queries + i], y + g * shape.value_dim,
-                             shape.value_dim);
+    for (int64_t g = 0; g < shape.group; ++g, ++i) {
+      float* head = y + g * shape.value_dim;
+      kernels_.attend_finish(state + 2 * queries + i * shape.value_dim, state[queries + i], head, shape.value_dim);
+      // The values were turned latents.
+      if (shape.latent && pages_.type() == KvType::kQ8) kernels_.rotate(head, shape.value_dim);
+    }
   }
 }
 

@@ -28,6 +28,7 @@ class Attend {
   void make_turns(int thread);
   // Marks in `bad` the tokens that have a key or a value that is not finite.
   void run(const Op& op, const ops::Attention& kind, int thread, std::vector<char>* bad);
+  void run(const Op& op, const ops::LatentAttention& kind, int thread, std::vector<char>* bad);
 
  private:
   // The query heads of some tokens of one sequence that share a KV head: what one call of a kernel computes.
@@ -46,9 +47,14 @@ class Attend {
     int key_dim = 0, value_dim = 0;
     int64_t group = 1;  // query heads that share a KV head
     float scale = 0;
+    bool latent = false;
   };
 
   void turn_and_store(const ops::Attention& kind, int thread, std::vector<char>* bad);
+  void turn_and_store(const ops::LatentAttention& kind, int thread, std::vector<char>* bad);
+  // Calls fn(token, its page, its place in the page) for the thread's tokens.
+  template <class Fn>
+  void each_token(int thread, Fn fn) const;
   void attend(const Shape& shape, int thread);
   void attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
                     uint8_t* scratch);

@@ -255,7 +255,10 @@ void CpuExecutor::make(const Op& op, const ops::Attention& kind, int thread) {
   round_whole_rows(op, thread);
 }
 
-void CpuExecutor::make(const Op&, const ops::LatentAttention&, int) {}
+void CpuExecutor::make(const Op& op, const ops::LatentAttention& kind, int thread) {
+  attend_.run(op, kind, thread, &bad_);
+  round_whole_rows(op, thread);
+}
 
 void CpuExecutor::make(const Op& op, const ops::Swiglu& kind, int thread) {
   buffers_.make_rows(op.out, thread, [&](int64_t t) {

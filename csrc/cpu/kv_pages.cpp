@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "step_buffers.h"
+
 namespace glmlite {
 
 namespace {
@@ -23,6 +25,7 @@ KvPages::KvPages(const std::vector<CacheShape>& shapes, KvType type, int64_t pag
 }
 
 KvPages::Cache KvPages::cache_of(const CacheShape& shape, KvType type) {
+  if (shape.latent) return {0, align64(latent_bytes(type, shape.value_dim, shape.key_dim - shape.value_dim)), 1};
   return {0, kv_bytes(type, shape.key_dim), 2 * shape.heads};
 }
 
@@ -58,6 +61,15 @@ bool KvPages::store(int cache, int32_t page, int64_t index, float* keys, const f
                                                          part(c, page, 2 * head), part(c, page, 2 * head + 1), index);
   }
   return finite;
+}
+
+bool KvPages::store_latent(int cache, int32_t page, int64_t index, float* entry) {
+  const int64_t latent = shapes_[cache].value_dim, turning = shapes_[cache].key_dim - latent;
+  if (type_ == KvType::kQ8) {
+    kernels_.rotate(entry, latent);
+    kernels_.rotate(entry + latent, turning);
+  }
+  return kernels_.store_latent[static_cast<int>(type_)](entry, latent, turning, part(caches_[cache], page, 0), index);
 }
 
 }  // namespace glmlite

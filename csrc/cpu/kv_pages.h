@@ -27,13 +27,15 @@ class KvPages {
   // A token's keys and values, those of all heads one after the other, at place `index` of a page. q8 turns the keys
   // first, where they lie. False: a value was not finite.
   bool store(int cache, int32_t page, int64_t index, float* keys, const float* values);
+  // A token's latent and turned columns, likewise; `keys` of head 0 are where they lie.
+  bool store_latent(int cache, int32_t page, int64_t index, float* entry);
 
  private:
   // Pages lie in groups; in a group, keys of its pages for the first KV head, values for it, keys for the next head. So
   // a thread reads long stretches of memory, and a short context still touches little of a long cache.
   struct Cache {
     size_t offset;      // bytes into memory_
-    size_t part_bytes;  // of one KV head in a page, keys or values
+    size_t part_bytes;  // of one KV head in a page, keys or values; or of a page of latents
     int parts;
   };
   static Cache cache_of(const CacheShape& shape, KvType type);

@@ -82,6 +82,9 @@ struct LatentAttention {
     op.scale = static_cast<float>(s.number("scale", 0, 1e6));
     op.eps = static_cast<float>(s.number("eps", 0, 1));
     op.w = s.vector("w", op.latent);
+    if (op.latent % 16 || op.turning % 2)
+      s.damaged(op.w, "belongs to entries of " + std::to_string(op.latent) + " and " + std::to_string(op.turning) +
+                          " columns, expected a multiple of 16 and an even number");
     s.prefix(op.latent);  // has none, as then nor have the others
     op.rope = s.rope(op.turning);
     op.cache = s.cache({1, op.latent + op.turning, op.latent, true});
