@@ -1,6 +1,6 @@
 // Files that are read, mapped and written: all that they need of the operating system is in file.cpp. A model's file is
-// read, never mapped: what another program does to it meanwhile (shortens, rewrites or removes it, or pulls out the disk)
-// is an exception here, not a signal.
+// read, never mapped: what another program does to it meanwhile (shortens, rewrites or removes it, or pulls out the
+// disk) is an exception here, not a signal.
 #pragma once
 #include <cstdint>
 #include <stdexcept>

@@ -32,7 +32,8 @@ PackedFile::PackedFile(const std::string& path, const Identity& identity, File::
   alignas(File::kDirectUnit) std::array<uint8_t, kBegin> found;
   file_.read(0, kBegin, found.data());
   if (found != header(identity))
-    throw FormatError(path + ": its header is not that of these weights: packed of another model, or in another layout");
+    throw FormatError(path +
+                      ": its header is not that of these weights: packed of another model, or in another layout");
 }
 
 }  // namespace glmlite

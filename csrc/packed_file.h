@@ -1,5 +1,6 @@
-// A program's weights on disk as a device keeps them: a header of a page, then what a WeightPlan lays out. Made once, then
-// mapped or read by any number of processes. Experts begin on pages, so that they can be read past the system's cache.
+// A program's weights on disk as a device keeps them: a header of a page, then what a WeightPlan lays out. Made once,
+// then mapped or read by any number of processes. Experts begin on pages, so that they can be read past the system's
+// cache.
 #pragma once
 #include <array>
 #include <cstdint>

@@ -55,8 +55,8 @@ uint64_t WeightPlan::fingerprint(const Program& program) const {
   for (const int i : order_) {
     const Weight& w = program.weights[i];
     add(w.tensor->name.c_str(), w.tensor->name.size() + 1);
-    for (const int64_t of : {static_cast<int64_t>(w.role), static_cast<int64_t>(format_info(w.format).gguf_type),
-                             w.count, w.n, w.k})
+    for (const int64_t of :
+         {static_cast<int64_t>(w.role), static_cast<int64_t>(format_info(w.format).gguf_type), w.count, w.n, w.k})
       number(static_cast<uint64_t>(of));
     number(places_[i].offset);
     number(places_[i].stride);

@@ -58,6 +58,7 @@ class CpuExecutor final : public Executor {
       weights_.stream(program_, *options.packed, room, team_, progress);
     } else if (options.packed) {
       weights_.map(program_, *options.packed);
+      if (progress && !progress(weights, weights)) throw Cancelled("the load was cancelled");
     } else {
       weights_.load(program_, team_, progress);
     }

@@ -1,4 +1,5 @@
-// Experts of a packed file of which only some are in memory: those that were used last. Which they are changes no result.
+// Experts of a packed file of which only some are in memory: those that were used last. Which they are changes no
+// result.
 #pragma once
 #include <atomic>
 #include <condition_variable>

@@ -103,7 +103,8 @@ double machine_clock() {
 double read_speed(const std::string& path, double seconds) {
   constexpr uint64_t kParts = 64;
   const File file(path, File::Reads::kDirect);
-  const uint64_t step = file.size() / kParts / File::kDirectUnit * File::kDirectUnit, bytes = std::min(step, kReadBytes);
+  const uint64_t step = file.size() / kParts / File::kDirectUnit * File::kDirectUnit,
+                 bytes = std::min(step, kReadBytes);
   if (bytes == 0) return 0;
   const Memory memory(static_cast<size_t>(bytes * kParts), "measuring the disk");
   std::vector<ReadThreads::Part> parts;

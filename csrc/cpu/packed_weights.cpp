@@ -25,8 +25,8 @@ uint64_t bytes_of_tensors(const Program& program, const WeightPlan& plan) {
 
 }  // namespace
 
-// What a thread does at a time: panels [begin, end) of a matrix, values of a vector; `bytes` of the tensor from `offset`
-// on, which become `packed_size` bytes at `packed_offset` of the layout.
+// What a thread does at a time: panels [begin, end) of a matrix, values of a vector; `bytes` of the tensor from
+// `offset` on, which become `packed_size` bytes at `packed_offset` of the layout.
 struct PackedWeights::Task {
   int weight;
   int64_t begin, end;
@@ -83,10 +83,10 @@ std::vector<PackedWeights::Task> PackedWeights::tasks(const Program& program, in
     const bool vector = w.role == Role::kVector;
     const uint64_t expert_bytes = w.tensor->bytes / static_cast<uint64_t>(w.count);
     const int64_t units = vector ? w.n / info.block_values : (w.n + kLanes - 1) / kLanes;  // blocks, or panels
-    const uint64_t bytes = vector ? static_cast<uint64_t>(info.block_bytes)
-                                  : expert_bytes / static_cast<uint64_t>(w.n) * kLanes;
-    const size_t packed = vector ? sizeof(float) * static_cast<size_t>(info.block_values)
-                                 : packed_bytes(w.format, kLanes, w.k);
+    const uint64_t bytes =
+        vector ? static_cast<uint64_t>(info.block_bytes) : expert_bytes / static_cast<uint64_t>(w.n) * kLanes;
+    const size_t packed =
+        vector ? sizeof(float) * static_cast<size_t>(info.block_values) : packed_bytes(w.format, kLanes, w.k);
     const int64_t values = vector ? info.block_values : 1;
     const int64_t share = vector ? units : (units * w.count + threads - 1) / threads;
     const int64_t step = std::min(share, std::max<int64_t>(1, static_cast<int64_t>(kTaskBytes / bytes)));
