@@ -10,7 +10,7 @@ from glmlite import _native, models, reference
 from glmlite.errors import Cancelled, FormatError
 from glmlite.placement import native_ops
 
-CAUSAL = ["chatglm", "glm4", "llama"]
+CAUSAL = ["chatglm", "glm4", "llama", *tiny.MIXTURES]
 BIDIRECTIONAL = ["chatglm1", "glm"]
 QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 FORMATS = ["F32", "F16", "BF16", *QUANTIZED]
@@ -22,6 +22,9 @@ class Case:
     def __init__(self, path, architecture, format="F32", **sizes):
         if format in QUANTIZED:
             sizes = {"dim": 256, "heads": 8, "head_dim": 32, "ffn": 512} | sizes
+            if architecture in tiny.MIXTURES:
+                own = {"expert_ffn": 256, "q_rank": 256, "latent": 256, "rope_dim": 16}
+                sizes |= own | ({"head_dim": 48} if architecture == "deepseek2" else {})
         self.model = tiny.model(architecture, **sizes)
         self.gguf = self.open(path / f"{architecture}.gguf", format)
         self.shapes = {name: t.shape for name, t in self.gguf.tensors.items()}
@@ -51,8 +54,19 @@ class QuantizedReference(reference.Reference):
     """The numpy executor with activations rounded as the kernels of quantized weights round them."""
 
     def _linear(self, step, x, w, alpha, b=None, add=0.0):
-        q, d, _ = twins.quantize(x)
-        return super()._linear(step, q * np.repeat(d, 32, axis=1), w, alpha, b, add)
+        return super()._linear(step, rounded(x), w, alpha, b, add)
+
+    def _head_linear(self, step, x, w, keep):
+        heads, _, k = w[0].shape
+        parts = np.split(np.array(x).reshape(len(x), heads, -1), [k], axis=-1)
+        parts[0] = rounded(parts[0].reshape(-1, k)).reshape(parts[0].shape)
+        return super()._head_linear(step, np.concatenate(parts, axis=-1).reshape(x.shape), w, keep)
+
+
+def rounded(x):
+    """(T, k) as int8 with a scale for each 32 columns keeps it."""
+    q, d, _ = twins.quantize(x)
+    return q * np.repeat(d, 32, axis=1)
 
 
 @pytest.fixture(params=["f16", "q8"])
