@@ -33,10 +33,6 @@ struct Weight {
   int group = -1;  // experts: those of one group lie together, expert by expert
 };
 
-using OpKind =
-    std::variant<ops::Input, ops::Embed, ops::RmsNorm, ops::LayerNorm, ops::Linear, ops::HeadLinear, ops::Attention,
-                 ops::LatentAttention, ops::Swiglu, ops::Gelu, ops::Select, ops::Concat, ops::Route, ops::Moe>;
-
 // An op of the list, checked. Its index is the id of the value it makes.
 struct Op {
   OpKind kind;
