@@ -8,12 +8,7 @@
 
 #include "gguf.h"
 #include "op_spec.h"
-#include "ops/attention.h"
-#include "ops/embed.h"
-#include "ops/linear.h"
-#include "ops/moe.h"
-#include "ops/norm.h"
-#include "ops/rows.h"
+#include "ops/ops.h"
 
 namespace glmlite {
 

@@ -23,7 +23,6 @@ SPECIALS = {
 }
 SPECIALS |= dict.fromkeys(("glm4", "glm4moe", "deepseek2"), SPECIALS["chatglm"])
 MIXTURES = ("glm4moe", "deepseek2")
-NUMPY_ONLY = MIXTURES  # architectures that the compiled engine does not run
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 MERGES = ["t h", "th e", "Ġ the", "i n", "e r", "h e", "l l", "o u"]
 PRE = {"chatglm": "chatglm-bpe", "glm4": "glm4", "llama": "smollm", "chatglm1": "chatglm1", "glm": "gpt-2"}
