@@ -48,7 +48,7 @@ class Conversion:
         count: Counter[tuple[str, str]] = Counter()
         nbytes: Counter[tuple[str, str]] = Counter()
         for tensor, type in self.tensors:
-            role = tensor.name.removesuffix(".weight").split(".", 2)[-1] if len(tensor.shape) == 2 else "vectors"
+            role = tensor.name.removesuffix(".weight").split(".", 2)[-1] if len(tensor.shape) > 1 else "vectors"
             count[role, type] += 1
             nbytes[role, type] += tensor_bytes(tensor.shape, type)
         return [(*key, count[key], nbytes[key]) for key in count]

@@ -16,7 +16,7 @@ from ..errors import FormatError
 from .checkpoint import Checkpoint, Rows
 from .files import load_json, short
 
-__all__ = ["Adapted", "Source", "Tied", "Unpacked", "prefix_table"]
+__all__ = ["Adapted", "Source", "Tied", "Unpacked", "prefix_table", "same"]
 
 
 class Source(Protocol):
@@ -109,13 +109,7 @@ class Tied:
         """Whether the checkpoint has both matrices, and they are not the same. Reads them."""
         if self.pair is None or len(set(self._stored.values())) < 2:
             return False
-        head, table = self.pair
-        (rows, *rest), shape = self.source.shape(head), self.source.shape(table)
-        if (rows, *rest) != shape:
-            return True
-        step = max(1, (1 << 20) // max(math.prod(rest), 1))
-        pieces = (range(i, min(i + step, rows)) for i in range(0, rows, step))
-        return any(not np.array_equal(self.source.read(head, p), self.source.read(table, p)) for p in pieces)
+        return not same(self.source, *self.pair)
 
     @property
     def names(self) -> list[str]:
@@ -280,6 +274,16 @@ class Adapted:
                 delta += column[:, None] * row
             w = w + np.float32(scale) * delta
         return w
+
+
+def same(source: Source, one: str, other: str) -> bool:
+    """Whether two matrices hold the same values. Reads them, piece by piece."""
+    rows, *rest = shape = source.shape(one)
+    if shape != source.shape(other):
+        return False
+    step = max(1, (1 << 20) // max(math.prod(rest), 1))
+    pieces = (range(i, min(i + step, rows)) for i in range(0, rows, step))
+    return all(np.array_equal(source.read(one, p), source.read(other, p)) for p in pieces)
 
 
 def prefix_table(source: Source, name: str = "transformer.prefix_encoder") -> np.ndarray | None:
