@@ -34,7 +34,8 @@ class Value(NamedTuple):
 class Rope:
     """Rotary position embedding: which pairs of columns of a head turn, how fast, by which position.
 
-    dim: columns that turn, counted from the head's first; the rest pass unchanged.
+    dim: columns that turn, counted from the head's first; the rest pass unchanged. In `latent_attention` they are
+        the head's last.
     theta: base of the frequencies, `theta ** (-2 i / n)` for pair i of a section of n columns.
     interleaved: pairs are (0, 1), (2, 3), ...; otherwise column i turns with i + n/2 ("NeoX").
     axes: the columns are split evenly into one section per entry, and section s turns by
@@ -122,7 +123,8 @@ class Op:
     """One step of a program. `kind` names it, the rest are its slots.
 
     inputs: slot -> the value it reads. weights: slot -> names of tensors in the file; a `linear`
-    may have several, whose rows follow one another. attrs: slot -> number, bool or `Rope`.
+    may have several, whose rows follow one another, and so may the experts' gate and up in a `moe`.
+    attrs: slot -> number, bool or `Rope`.
     """
 
     kind: str
@@ -141,13 +143,15 @@ class Op:
 class Recorder:
     """Collects the ops of one model and checks every tensor's name and shape as it goes.
 
-    shapes: tensor name -> (rows, columns) or (width,), numpy order. `ops` is the program.
+    shapes: tensor name -> (rows, columns), (width,) or, one matrix for each expert or head, (count, rows, columns);
+    numpy order. `ops` is the program.
     """
 
     def __init__(self, shapes: Shapes):
         self.shapes = shapes
         self.ops: list[Op] = []
         self._selected = False
+        self._given = False
 
     def has(self, name: str) -> bool:
         """Whether the file has this tensor."""
@@ -159,6 +163,13 @@ class Recorder:
         for name in positions:
             self._shape(name, "embed", None, width)
         return self._emit("embed", width, weights={"table": (table,), "positions": tuple(positions)})
+
+    def input(self, width: int) -> Value:
+        """Rows of `width` columns that the step is given, one for each token. Once in a program."""
+        if self._given or width <= 0:
+            raise ValueError(f"input: {width} columns; a program is given rows once, of at least one column")
+        self._given = True
+        return self._emit("input", width)
 
     def rms_norm(self, x: Value, weight: str, eps: float, add: Value | None = None) -> Value:
         """x / sqrt(mean(x²) + eps) * weight (+ add). Zhang & Sennrich 2019."""
@@ -191,6 +202,21 @@ class Recorder:
         width = sum(rows)
         self._same_width("linear", weights[0], width, add)
         return self._emit("linear", width, {"x": x, "add": add}, {"w": weights, "b": biases}, {"alpha": float(alpha)})
+
+    def head_linear(self, x: Value, weight: str, keep: int = 0) -> Value:
+        """A matrix for each head: W[h] · the first columns of head h, then its last `keep` columns as they are.
+
+        weight: (heads, n, k). x has heads (k + keep) columns, the result heads (n + keep).
+        """
+        heads, n, k = self._shape(weight, "head_linear", None, None, None)
+        if keep < 0:
+            raise ValueError(f"head_linear: '{weight}': {keep} columns to keep")
+        if x.width != heads * (k + keep):
+            raise FormatError(
+                f"head_linear: '{weight}' is ({heads}, {n}, {k}): {heads} heads of {k} + {keep} columns "
+                f"need {heads * (k + keep)}, what it gets has {x.width}"
+            )
+        return self._emit("head_linear", heads * (n + keep), {"x": x}, {"w": (weight,)}, {"keep": keep})
 
     def attention(
         self,
@@ -249,6 +275,90 @@ class Recorder:
         }
         return self._emit("attention", heads * head_dim, {"qkv": qkv}, weights, attrs)
 
+    def latent_attention(
+        self,
+        q: Value,
+        kv: Value,
+        layer: int,
+        *,
+        heads: int,
+        latent: int,
+        rope: Rope,
+        scale: float,
+        norm: str,
+        norm_eps: float,
+    ) -> Value:
+        """Attention to a latent that all heads share (MLA), absorbed: (T, heads * latent). DeepSeek-AI 2024.
+
+        q: per head [latent columns | rope.dim columns], the query taken to the latent's space and its turning part.
+        kv: [latent columns | rope.dim columns], of which the first are rms-normed by `norm`. The turning columns of q
+        and kv turn; [latent | key] is appended to the cache of `layer` as one key head, whose values are its first
+        `latent` columns. scale: of q·k, 1/sqrt of the columns that a head had before it was taken to the latent.
+        """
+        if heads <= 0 or latent <= 0:
+            raise ValueError(f"latent_attention: layer {layer}: {heads} heads, {latent} columns of a latent")
+        width = latent + rope.dim
+        for name, value, want in (("q", q, heads * width), ("kv", kv, width)):
+            if value.width != want:
+                raise FormatError(
+                    f"latent_attention: layer {layer}: {name} has {value.width} columns, "
+                    f"{heads if name == 'q' else 1} of {latent} + {rope.dim} need {want}"
+                )
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"latent_attention: layer {layer}: scale {scale} must be positive")
+        self._shape(norm, "latent_attention", latent)
+        if rope.factors is not None:
+            self._shape(rope.factors, "latent_attention", rope.dim // 2)
+        attrs = {
+            "layer": layer,
+            "heads": heads,
+            "latent": latent,
+            "rope": rope,
+            "scale": float(scale),
+            "eps": _eps("latent_attention", norm_eps),
+        }
+        weights = {"w": (norm,), "rope_factors": _names(rope.factors)}
+        return self._emit("latent_attention", heads * latent, {"q": q, "kv": kv}, weights, attrs)
+
+    def route(self, x: Value, gate: str, bias: str | None = None, *, used: int, scale: float = 1.0) -> Value:
+        """Which experts read a row, and with what weight: (T, 2 used), [indices, ascending | weights].
+
+        Scores are s = sigmoid(gate · x), in f32. The `used` largest of s + bias are chosen, of equal ones the lower
+        index; their weights are s / (the sum of the chosen + 1e-20) * scale. DeepSeek-AI 2024 (V3), without groups.
+        """
+        experts, _ = self._shape(gate, "route", None, x.width)
+        if bias is not None:
+            self._shape(bias, "route", experts)
+        if used <= 0 or not math.isfinite(scale):
+            raise ValueError(f"route: '{gate}': {used} experts to choose, scale {scale}")
+        if not used <= experts < 2**24:  # an index is exact in f32
+            raise FormatError(f"route: '{gate}' has {experts} rows, expected {used} or more experts, below 2^24")
+        weights = {"gate": (gate,), "bias": _names(bias)}
+        return self._emit("route", 2 * used, {"x": x}, weights, {"used": used, "scale": float(scale)})
+
+    def moe(self, x: Value, routing: Value, gate_up: str | Sequence[str], down: str, add: Value | None = None) -> Value:
+        """Sum over the chosen experts e, ascending, of weight * down[e] · swiglu(gate[e] · x | up[e] · x) (+ add).
+
+        routing: what `route` made. gate_up: (experts, 2 ffn, width), of each expert gate rows, then up rows; or two
+        tensors (experts, ffn, width). down: (experts, n, ffn).
+        """
+        names, chosen = _names(gate_up), self.ops[routing.id]
+        if len(names) not in (1, 2):
+            raise ValueError(f"moe: gate and up are {len(names)} tensors, expected one or two")
+        if chosen.kind != "route":
+            raise ValueError(f"moe: '{down}': experts are chosen by '{chosen.kind}', expected 'route'")
+        experts = self.shapes[chosen.weights["gate"][0]][0]
+        _, rows, _ = self._shape(names[0], "moe", experts, None, x.width)
+        for name in names[1:]:
+            self._shape(name, "moe", experts, rows, x.width)
+        if len(names) == 1 and rows % 2:
+            raise FormatError(f"moe: '{names[0]}' has {rows} rows an expert, which do not split into gate and up")
+        _, width, _ = self._shape(down, "moe", experts, None, rows * len(names) // 2)
+        self._same_width("moe", down, width, add)
+        inputs = {"x": x, "routing": routing, "add": add}
+        weights = {"gate_up": names, "down": (down,)}
+        return self._emit("moe", width, inputs, weights, {"used": routing.width // 2})
+
     def swiglu(self, gate_up: Value) -> Value:
         """silu(gate) * up of [gate | up]. Shazeer 2020."""
         if gate_up.width % 2:
@@ -258,6 +368,10 @@ class Recorder:
     def gelu(self, x: Value) -> Value:
         """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x³))). Hendrycks & Gimpel 2016, the tanh form."""
         return self._emit("gelu", x.width, {"x": x})
+
+    def concat(self, x: Value, y: Value) -> Value:
+        """The columns of x, then those of y."""
+        return self._emit("concat", x.width + y.width, {"x": x, "y": y})
 
     def select(self, x: Value) -> Value:
         """Only the rows of the tokens whose logits were asked for. Once in a program, near its end."""

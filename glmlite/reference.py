@@ -24,13 +24,15 @@ class Work:
     """What one sequence does in a step: enter `tokens` at `positions` (len(tokens), 2).
 
     visible: 0 = causal; otherwise the number of tokens, which are a bidirectional context: they are
-    the sequence's first, and each sees all of them.
+    the sequence's first, and each sees all of them. input: (len(tokens), width) f32, what `input` gives, in programs
+    that have it.
     """
 
     sequence: int
     tokens: Sequence[int]
     positions: np.ndarray
     visible: int = 0
+    input: np.ndarray | None = None
 
 
 class Step(NamedTuple):
@@ -38,7 +40,7 @@ class Step(NamedTuple):
 
     tokens, sequence, visible: (T,); positions: (T, 2); rows: indices of the tokens whose logits are
     wanted. A token sees the first `visible` cached entries of its sequence, its own included, and,
-    beyond that number, the whole P-Tuning prefix.
+    beyond that number, the whole P-Tuning prefix. input: (T, width), or None.
     """
 
     tokens: np.ndarray
@@ -46,10 +48,11 @@ class Step(NamedTuple):
     positions: np.ndarray
     visible: np.ndarray
     rows: np.ndarray
+    input: np.ndarray | None
 
 
 class Cached(NamedTuple):
-    """What a layer remembers of a sequence: keys (as turned) and values, (length, kv_heads, head_dim)."""
+    """What a layer remembers of a sequence: keys (as turned) and values, (length, kv_heads, columns)."""
 
     k: np.ndarray
     v: np.ndarray
@@ -158,6 +161,7 @@ class Reference:
         if not works:
             raise ValueError("a step needs at least one work")
         lengths = {work.sequence: self.length(work.sequence) for work in works}
+        given = next((op.out.width for op in self.ops if op.kind == "input"), None)
         tokens, sequence, positions, visible = [], [], [], []
         for work in works:
             start, n = lengths[work.sequence], len(work.tokens)
@@ -171,12 +175,20 @@ class Reference:
                     f"sequence {work.sequence}: a context of {work.visible} tokens must be a work of its own, "
                     f"and the sequence's first; this one has {n} tokens after {start}"
                 )
+            shape = None if work.input is None else np.shape(work.input)
+            want = None if given is None else (n, given)
+            if shape != want:
+                raise ValueError(f"sequence {work.sequence}: input is {shape}, expected {want}")
             tokens.append(work.tokens)
             sequence.append([work.sequence] * n)
             positions.append(place)
             visible.append([work.visible] * n if work.visible else start + 1 + np.arange(n))
             lengths[work.sequence] += n
-        step = Step(*(np.concatenate(part) for part in (tokens, sequence, positions, visible)), np.asarray(rows, int))
+        step = Step(
+            *(np.concatenate(part) for part in (tokens, sequence, positions, visible)),
+            rows=np.asarray(rows, int),
+            input=None if given is None else np.concatenate([np.asarray(work.input, np.float32) for work in works]),
+        )
         if step.rows.size and not (step.rows.min() >= 0 and step.rows.max() < len(step.tokens)):
             raise ValueError(f"rows {list(rows)}: the step has {len(step.tokens)} tokens")
         embed = next(op for op in self.ops if op.kind == "embed")
@@ -193,6 +205,9 @@ class Reference:
             y = y + rows[step.positions[:, axis]]
         return y
 
+    def _input(self, step):
+        return step.input
+
     def _rms_norm(self, step, x, w, eps, add=0.0):
         x = x.astype(self.dtype)
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * w[0] + add
@@ -208,6 +223,35 @@ class Reference:
         if b is not None:
             y = y + np.concatenate(b)
         return y + alpha * np.asarray(add, self.dtype)
+
+    def _head_linear(self, step, x, w, keep):
+        heads, _, k = w[0].shape
+        x = x.reshape(len(x), heads, k + keep).astype(self.dtype)
+        y = np.einsum("thk,hnk->thn", x[..., :k], w[0].astype(self.dtype, copy=False))
+        return np.concatenate([y, x[..., k:]], axis=-1).reshape(len(x), -1)
+
+    def _route(self, step, x, gate, used, scale, bias=None):
+        # What is chosen hangs on the last bit, so the scores are those that an executor in f32 compares.
+        logits = self._linear(step, x, gate, alpha=0.0).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+        ranked = scores if bias is None else scores + bias[0].astype(np.float32)
+        chosen = np.sort(np.argsort(-ranked, axis=-1, kind="stable")[:, :used], axis=-1)
+        weights = np.take_along_axis(scores, chosen, axis=-1).astype(self.dtype)
+        return np.concatenate([chosen, weights / (weights.sum(axis=-1, keepdims=True) + 1e-20) * scale], axis=-1)
+
+    def _moe(self, step, x, routing, gate_up, down, used, add=0.0):
+        chosen, weights = routing[:, :used].astype(int), routing[:, used:].astype(self.dtype)
+        y = np.zeros((len(x), down[0].shape[1]), self.dtype) + add
+        for expert in np.unique(chosen):  # ascending, as the sum is
+            row, slot = np.nonzero(chosen == expert)
+            hidden = self._linear(step, x[row], [w[expert] for w in gate_up], alpha=0.0)
+            out = self._linear(step, self._swiglu(step, hidden), [down[0][expert]], alpha=0.0)
+            y[row] += weights[row, slot, None] * out
+        return y
+
+    def _concat(self, step, x, y):
+        return np.concatenate([x, y], axis=-1)
 
     def _swiglu(self, step, x):
         gate, up = np.split(x.astype(self.dtype), 2, axis=-1)
@@ -246,8 +290,19 @@ class Reference:
         if rope is not None:
             q, k = (turn(x, step.positions, rope, rope_factors, self.dtype) for x in (q, k))
         before = [p.reshape(-1, kv_heads, head_dim) for p in prefix] if prefix else np.zeros((2, 0, kv_heads, head_dim))
+        return self._remember_and_attend(step, layer, q, k, v, scale, before)
 
-        y = np.empty(q.shape, self.dtype)
+    def _latent_attention(self, step, q, kv, w, layer, heads, latent, rope, scale, eps, rope_factors=None):
+        q, kv = q.reshape(len(q), heads, -1), kv[:, None]
+        q_turned, key = (turn(x[..., latent:], step.positions, rope, rope_factors, self.dtype) for x in (q, kv))
+        shared = self._rms_norm(step, kv[..., :latent], w, eps)
+        q = np.concatenate([q[..., :latent], q_turned], axis=-1)
+        before = np.zeros((0, 1, latent + rope.dim)), np.zeros((0, 1, latent))
+        return self._remember_and_attend(step, layer, q, np.concatenate([shared, key], axis=-1), shared, scale, before)
+
+    def _remember_and_attend(self, step, layer, q, k, v, scale, before):
+        """Appends each sequence's keys and values to the layer's cache; its queries attend to `before` and to those."""
+        y = np.empty((*q.shape[:2], v.shape[-1]), self.dtype)
         for sequence in np.unique(step.sequence):
             mine = step.sequence == sequence
             cached = self._append(sequence, layer, k[mine], v[mine])
@@ -287,11 +342,12 @@ def turn(
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray, scale: float) -> np.ndarray:
     """softmax(scale · q kᵀ) v, token t seeing the first `visible[t]` entries.
 
-    q: (T, heads, head_dim); k, v: (ctx, kv_heads, head_dim); heads / kv_heads queries share a key head.
+    q: (T, heads, head_dim); k: (ctx, kv_heads, head_dim); v: (ctx, kv_heads, columns), the result's columns too.
+    heads / kv_heads queries share a key head.
     """
     hidden = np.arange(len(k)) >= visible[:, None]
     group = q.shape[1] // k.shape[1]
-    y = np.empty_like(q)
+    y = np.empty((*q.shape[:2], v.shape[-1]), q.dtype)
     for head in range(q.shape[1]):
         s = scale * (q[:, head] @ k[:, head // group].T)
         s[hidden] = -np.inf

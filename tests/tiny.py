@@ -20,10 +20,14 @@ SPECIALS = {
     "glm": ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<|startofpiece|>", "<|endofpiece|>", "[CLS]"],
     "llama": ["<|im_end|>", "<|im_start|>", "<|endoftext|>"],
 }
-SPECIALS["glm4"] = SPECIALS["chatglm"]
+SPECIALS |= dict.fromkeys(("glm4", "glm4moe", "deepseek2"), SPECIALS["chatglm"])
+MIXTURES = ("glm4moe", "deepseek2")
+# Architectures that the compiled engine does not run.
+NUMPY_ONLY = MIXTURES
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 MERGES = ["t h", "th e", "Ġ the", "i n", "e r", "h e", "l l", "o u"]
 PRE = {"chatglm": "chatglm-bpe", "glm4": "glm4", "llama": "smollm", "chatglm1": "chatglm1", "glm": "gpt-2"}
+PRE |= dict.fromkeys(MIXTURES, "glm4")
 
 _GLM4_TEMPLATE = (
     "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
@@ -33,7 +37,7 @@ _CHATML_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TEMPLATES = {"chatglm": _GLM4_TEMPLATE, "glm4": _GLM4_TEMPLATE, "llama": _CHATML_TEMPLATE}
+TEMPLATES = dict.fromkeys(("chatglm", "glm4", *MIXTURES), _GLM4_TEMPLATE) | {"llama": _CHATML_TEMPLATE}
 
 
 @dataclass(frozen=True)
@@ -65,17 +69,34 @@ def model(
     tied=False,
     prefix=0,
     factors=None,
+    head_norms=False,
+    dense=1,
+    experts=8,
+    used=2,
+    expert_ffn=32,
+    shared=1,
+    scale=1.8,
+    drafting=False,
+    q_rank=32,
+    latent=64,
+    value_dim=32,
     metadata=None,
 ):
     """A random model.
 
-    Defaults that depend on the architecture: kv_heads (2; chatglm1 and glm: as many as heads), rope_dim (chatglm
-    and glm4: half a head; llama: all), bias (chatglm: of q, k, v). prefix: P-Tuning tokens. factors: Llama 3's.
+    Defaults that depend on the architecture: kv_heads (2; chatglm1 and glm: as many as heads), rope_dim (llama: all of
+    a head; others: half), bias (chatglm and glm4moe: of q, k, v). prefix: P-Tuning tokens. factors: Llama 3's.
+    head_norms: of q and k. Mixtures: `dense` leading blocks of width `ffn`, then `experts` of width `expert_ffn`, of
+    which `used` are chosen, beside `shared` ones; drafting: one more block, which drafts. deepseek2: q_rank and latent
+    are the ranks of q and of keys and values, value_dim the columns of a head's value, head_dim those of its query.
     metadata: keys to add or replace; a key of value None is left out.
     """
     infilling = architecture in ("chatglm1", "glm")
     kv_heads = kv_heads or (heads if infilling else 2)
-    bias = architecture == "chatglm" if bias is None else bias
+    mixture = architecture in MIXTURES
+    bias = architecture in ("chatglm", "glm4moe") if bias is None else bias
+    rope_dim = rope_dim or (head_dim if architecture == "llama" else head_dim // 2)
+    fused = fused and architecture not in ("llama", *MIXTURES)
     q, kv = heads * head_dim, kv_heads * head_dim
     shapes = {"token_embd.weight": (vocab, dim)}
 
@@ -89,19 +110,40 @@ def model(
         if infilling:
             shapes[f"{name}.bias"] = (dim,)
 
-    for i in range(layers):
+    for i in range(layers + drafting):
         w = f"blk.{i}."
         norm(w + "attn_norm")
-        if architecture == "llama" or not fused:
+        if architecture == "deepseek2":
+            linear(w + "attn_q_a", q_rank, dim, False)
+            shapes[w + "attn_q_a_norm.weight"] = (q_rank,)
+            linear(w + "attn_q_b", q, q_rank, False)
+            linear(w + "attn_kv_a_mqa", latent + rope_dim, dim, False)
+            shapes[w + "attn_kv_a_norm.weight"] = (latent,)
+            shapes[w + "attn_k_b.weight"] = (heads, latent, head_dim - rope_dim)
+            shapes[w + "attn_v_b.weight"] = (heads, value_dim, latent)
+        elif not fused:
             for name, n in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
                 linear(w + name, n, dim, bias)
         else:
             linear(w + "attn_qkv", q + 2 * kv, dim, bias or infilling)
-        linear(w + "attn_output", dim, q, infilling or (bias and architecture == "llama"))
-        norm(w + "ffn_norm")
-        if architecture == "llama":
-            linear(w + "ffn_gate", ffn, dim, bias)
-            linear(w + "ffn_up", ffn, dim, bias)
+        if head_norms:
+            shapes[w + "attn_q_norm.weight"] = shapes[w + "attn_k_norm.weight"] = (head_dim,)
+        values = heads * value_dim if architecture == "deepseek2" else q
+        linear(w + "attn_output", dim, values, infilling or (bias and architecture == "llama"))
+        norm(w + ("post_attention_norm" if architecture == "glm4moe" else "ffn_norm"))
+        if mixture and i >= dense:
+            linear(w + "ffn_gate_inp", experts, dim, False)
+            shapes[w + "exp_probs_b.bias"] = (experts,)
+            for name, shape in (("gate", (expert_ffn, dim)), ("up", (expert_ffn, dim)), ("down", (dim, expert_ffn))):
+                shapes[f"{w}ffn_{name}_exps.weight"] = (experts, *shape)
+            if shared:
+                linear(w + "ffn_gate_shexp", shared * expert_ffn, dim, False)
+                linear(w + "ffn_up_shexp", shared * expert_ffn, dim, False)
+                linear(w + "ffn_down_shexp", dim, shared * expert_ffn, False)
+            continue
+        if architecture == "llama" or mixture:
+            linear(w + "ffn_gate", ffn, dim, bias and not mixture)
+            linear(w + "ffn_up", ffn, dim, bias and not mixture)
         else:
             linear(w + "ffn_up", ffn if infilling else 2 * ffn, dim, infilling)
         linear(w + "ffn_down", dim, ffn, infilling or (bias and architecture == "llama"))
@@ -110,6 +152,10 @@ def model(
             norm(w + "post_ffw_norm")
         if prefix:
             shapes[w + "prefix_k.weight"] = shapes[w + "prefix_v.weight"] = (prefix, kv)
+    if drafting:
+        linear(w + "nextn.eh_proj", dim, 2 * dim, False)
+        for name in ("enorm", "hnorm", "shared_head_norm"):
+            norm(f"{w}nextn.{name}")
     norm("output_norm")
     if not tied and architecture != "glm":
         shapes["output.weight"] = (vocab, dim)
@@ -120,7 +166,7 @@ def model(
         tensors["rope_freqs.weight"] = np.asarray(factors, np.float32)
 
     own = {
-        "block_count": layers,
+        "block_count": layers + drafting,
         "context_length": context,
         "embedding_length": dim,
         "feed_forward_length": ffn,
@@ -133,10 +179,33 @@ def model(
         own["attention.layer_norm_epsilon"] = eps
     else:
         own["attention.layer_norm_rms_epsilon"] = eps
-        own["rope.dimension_count"] = rope_dim or (head_dim if architecture == "llama" else head_dim // 2)
+        own["rope.dimension_count"] = rope_dim
         own["rope.freq_base"] = 10000.0
     if architecture == "chatglm1":
         own["residual_alpha"] = 56**0.5
+    if mixture:
+        own |= {
+            "leading_dense_block_count": dense,
+            "expert_count": experts,
+            "expert_used_count": used,
+            "expert_shared_count": shared,
+            "expert_feed_forward_length": expert_ffn,
+            "expert_weights_scale": scale,
+            "expert_weights_norm": True,
+            "expert_gating_func": 2,
+        }
+    if drafting:
+        own["nextn_predict_layers"] = 1
+    if architecture == "deepseek2":
+        own |= {
+            "attention.head_count_kv": 1,
+            "attention.key_length": latent + rope_dim,
+            "attention.value_length": latent,
+            "attention.key_length_mla": head_dim,
+            "attention.value_length_mla": value_dim,
+            "attention.q_lora_rank": q_rank,
+            "attention.kv_lora_rank": latent,
+        }
     every = {"general.architecture": architecture, "general.name": f"tiny {architecture}"}
     every |= {f"{architecture}.{key}": value for key, value in own.items()}
     every |= tokenizer(architecture, vocab) | (metadata or {})

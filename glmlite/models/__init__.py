@@ -2,23 +2,33 @@
 
 A model file has a frozen dataclass `Config` with `sizes` and `from_gguf(metadata, shapes)`, a function
 `record(r, config)` that records the program and returns the logits, and a function `layout`, which
-says where the tokens of a prompt stand. docs/add-a-model.md walks through one.
+says where the tokens of a prompt stand; one with a drafting layer has `draft(r, config)`, which records
+that. docs/add-a-model.md walks through one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from ..errors import FormatError
 from ..program import Op, Recorder, Shapes
-from . import chatglm, chatglm1, glm, glm4, llama
+from . import chatglm, chatglm1, deepseek2, glm, glm4, glm4moe, llama
 from .layout import Layout, LayoutFunction
 
-__all__ = ["ARCHITECTURES", "Layout", "Recording", "record"]
+__all__ = ["ARCHITECTURES", "Layout", "Recording", "draft", "record"]
 
-_MODELS = {"chatglm": chatglm, "chatglm1": chatglm1, "glm": glm, "glm4": glm4, "llama": llama}
+_MODELS: Mapping[str, ModuleType] = {
+    "chatglm": chatglm,
+    "chatglm1": chatglm1,
+    "deepseek2": deepseek2,
+    "glm": glm,
+    "glm4": glm4,
+    "glm4moe": glm4moe,
+    "llama": llama,
+}
 ARCHITECTURES = tuple(_MODELS)
 
 
@@ -43,40 +53,73 @@ def record(metadata: Mapping[str, Any], shapes: Shapes) -> Recording:
     metadata: as `Gguf.metadata`. shapes: tensor name -> shape, numpy order.
     Raises FormatError, naming the key or the tensor, if the file is not what its architecture says.
     """
+    model, config = _read(metadata, shapes)
+    r = Recorder(shapes)
+    logits = model.record(r, config)
+    _check_vocabulary(r, logits.width)
+    layers = config.sizes.layers
+    # Blocks after the last layer are drafting layers, which `draft` records.
+    _check_all_used(r, lambda block: block is None or block < layers)
+    return _recording(metadata, r, model, config)
+
+
+def draft(metadata: Mapping[str, Any], shapes: Shapes) -> Recording | None:
+    """The program of a file's first drafting layer (multi-token prediction), if it has one that we run.
+
+    Its `input` is the trunk's rows after `output_norm`, one position earlier: the row of position p - 1 beside the
+    token at p, whose logits are of the token at p + 1. Its one layer of cache is its own, and begins with position 1.
+    Raises FormatError as `record` does.
+    """
+    model, config = _read(metadata, shapes)
+    layer = config.sizes.layers
+    if not hasattr(model, "draft") or f"blk.{layer}.nextn.eh_proj.weight" not in shapes:
+        return None
+    r = Recorder(shapes)
+    logits = model.draft(r, config)
+    _check_vocabulary(r, logits.width)
+    _check_all_used(r, lambda block: block == layer)
+    return _recording(metadata, r, model, config)
+
+
+def _read(metadata: Mapping[str, Any], shapes: Shapes) -> tuple[ModuleType, Any]:
+    """The model of an architecture, and its Config."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _MODELS:
         known = ", ".join(ARCHITECTURES)
         raise FormatError(f"metadata: 'general.architecture' is {architecture!r}, expected one of: {known}")
     model = _MODELS[architecture]
-    config = model.Config.from_gguf(metadata, shapes)
-    r = Recorder(shapes)
-    logits = model.record(r, config)
-    _check_vocabulary(r, logits.width)
-    _check_all_used(r, config.sizes.layers)
+    return model, model.Config.from_gguf(metadata, shapes)
+
+
+def _recording(metadata: Mapping[str, Any], r: Recorder, model: ModuleType, config: Any) -> Recording:
     return Recording(
         ops=tuple(r.ops),
-        architecture=architecture,
-        vocab=logits.width,
+        architecture=metadata["general.architecture"],
+        vocab=r.ops[-1].out.width,
         context=config.sizes.context,
         layout=model.layout,
     )
 
 
 def _check_vocabulary(r: Recorder, vocab: int) -> None:
-    embedded = r.shapes["token_embd.weight"][0]
-    if vocab == 0:
-        raise FormatError("'token_embd.weight' has no rows, expected one for each token")
-    if embedded != vocab:
-        raise FormatError(f"'output.weight' has {vocab} rows, expected {embedded} as 'token_embd.weight'")
+    """The embeddings have as many rows as there are logits, and not none."""
+    tables = [op.weights["table"][0] for op in r.ops if op.kind == "embed"]
+    for table in tables:
+        rows = r.shapes[table][0]
+        if vocab == 0:
+            raise FormatError(f"'{table}' has no rows, expected one for each token")
+        if rows != vocab:
+            head = r.ops[-1].weights["w"][0]
+            raise FormatError(f"'{head}' has {vocab} rows, expected {rows} as '{table}'")
 
 
-def _check_all_used(r: Recorder, layers: int) -> None:
+def _check_all_used(r: Recorder, mine: Callable[[int | None], bool]) -> None:
     """A tensor that nothing reads means that the file holds another model than its architecture says.
 
-    Blocks after the last layer are drafting layers (multi-token prediction), which we do not run.
+    mine(block): whether the program reads a tensor of that block; None: of no block.
     """
     used = {name for op in r.ops for names in op.weights.values() for name in names}
     for name in r.shapes:
         block = name.split(".")[1] if name.startswith("blk.") else ""
-        if name not in used and not (block.isdecimal() and int(block) >= layers):
+        if name not in used and mine(int(block) if block.isdecimal() and len(block) < 10 else None):
             raise FormatError(f"'{name}': the architecture has no such tensor")

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import FormatError
 from ..program import Rope, Shapes, Yarn
 
+SOFTMAX, SIGMOID = 1, 2  # values of `expert_gating_func`
 _LARGEST = 2**31 - 1  # positions and sizes are int32 at the seam
 
 
@@ -20,6 +21,25 @@ class Heads(NamedTuple):
     heads: int
     kv_heads: int
     head_dim: int
+
+
+class LatentHeads(NamedTuple):
+    """MLA: query heads of `head_dim` columns, the last of which turn; one latent; columns of a head's value."""
+
+    heads: int
+    head_dim: int
+    latent: int
+    value_dim: int
+
+
+class Experts(NamedTuple):
+    """A mixture's sizes. dense: leading blocks without experts; used: experts a token; scale: of their weights; shared:
+    a feed-forward block that every token goes through stands beside them."""
+
+    dense: int
+    used: int
+    scale: float
+    shared: bool
 
 
 class Keys:
@@ -61,7 +81,10 @@ class Keys:
         """Blocks of the model, drafting layers (multi-token prediction) not counted."""
         # Every block has tensors of its own, so a file cannot have more blocks than tensors.
         blocks = self.count("block_count", most=max(len(self.shapes), 1))
-        return blocks - self.count("nextn_predict_layers", 0, least=0, most=blocks - 1)
+        drafting = self.count("nextn_predict_layers", 0, least=0, most=blocks - 1)
+        # Old converters wrote the drafting layer's tensors without the key.
+        uncounted = not drafting and blocks > 1 and f"blk.{blocks - 1}.nextn.eh_proj.weight" in self.shapes
+        return blocks - (1 if uncounted else drafting)
 
     def dim(self) -> int:
         """Columns of the hidden state; 'token_embd.weight' must have as many."""
@@ -83,6 +106,56 @@ class Keys:
         if self.count("attention.value_length", head_dim) != head_dim:
             raise self._error("attention.value_length", self._get("attention.value_length"), f"{head_dim}, as the keys")
         return Heads(heads, kv_heads, head_dim)
+
+    def latent_heads(self, dim: int) -> LatentHeads:
+        """`attention.head_count`, `.kv_lora_rank`, `.key_length_mla`, `.value_length_mla` and `rope.dimension_count`.
+
+        `attn_k_b` and `attn_v_b` of every block must be as these say. `.head_count_kv`, `.key_length` and
+        `.value_length` describe the cache: one key head of latent and turning columns, whose values are the latent.
+        """
+        heads = self.count("attention.head_count", most=dim)
+        head_dim = self.count("attention.key_length_mla", least=3)
+        turning = self.count("rope.dimension_count", most=head_dim - 1)
+        latent, value_dim = self.count("attention.kv_lora_rank"), self.count("attention.value_length_mla")
+        for name, size in (("head_count_kv", 1), ("key_length", latent + turning), ("value_length", latent)):
+            if self.count(f"attention.{name}", size) != size:
+                raise self._error(f"attention.{name}", self._get(f"attention.{name}"), f"{size}, of the shared latent")
+        wanted = {"attn_k_b": (heads, latent, head_dim - turning), "attn_v_b": (heads, value_dim, latent)}
+        for name, shape in self.shapes.items():
+            want = wanted.get(name.removesuffix(".weight").rpartition(".")[2])
+            if want is not None and tuple(shape) != want:
+                raise FormatError(f"'{name}' is {tuple(shape)}, expected {want}, as the keys of the file say")
+        self._agree("attention.q_lora_rank", "blk.0.attn_q_a.weight", 0)
+        return LatentHeads(heads, head_dim, latent, value_dim)
+
+    def experts(self, layers: int, *, glm: bool) -> Experts:
+        """A mixture chosen by sigmoid and normalised: `leading_dense_block_count` and the keys `expert_*`.
+
+        glm: whether the file is known to be of the family, whose old files do not say how experts are chosen. In others
+        a missing `expert_gating_func` means softmax and a missing `expert_weights_norm` no.
+        """
+        dense = self.count("leading_dense_block_count", 0, least=0, most=layers)
+        experts = self.count("expert_count")
+        used = self.count("expert_used_count", most=experts)
+        scale = self.number("expert_weights_scale")
+        gating = self.count("expert_gating_func", SIGMOID if glm else SOFTMAX, least=0)
+        if gating != SIGMOID:
+            raise self._error("expert_gating_func", gating, f"{SIGMOID}, sigmoid")
+        norm = self.metadata.get(f"{self.architecture}.expert_weights_norm", glm)
+        if norm is not True:
+            raise self._error("expert_weights_norm", norm, "true")
+        for name in ("expert_group_count", "expert_group_used_count"):
+            if self.count(name, 1, least=0) > 1:
+                raise self._error(name, self._get(name), "1: experts in groups are not run")
+        self._agree("expert_count", f"blk.{dense}.ffn_down_exps.weight", 0)
+        self._agree("expert_feed_forward_length", f"blk.{dense}.ffn_down_exps.weight", 2)
+        return Experts(dense, used, scale, self.count("expert_shared_count", 0, least=0) > 0)
+
+    def _agree(self, name: str, tensor: str, axis: int) -> None:
+        """What a key says of a size, if it is there, has to be what a tensor has, if that is there."""
+        shape = tuple(self.shapes.get(tensor, ()))
+        if axis < len(shape) and self.count(name, shape[axis], least=0) != shape[axis]:
+            raise self._error(name, self._get(name), f"{shape[axis]}, as '{tensor}' has")
 
     def rope(self, head_dim: int, *, interleaved: bool, factors: str | None = None) -> Rope:
         """`rope.dimension_count` (default: all), `.freq_base` (default: 1e4) and `.scaling`: none, linear or YaRN."""
