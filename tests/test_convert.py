@@ -49,6 +49,11 @@ FORMS = {
     "glm-edge": ("hf", "chatglm", {"fused": False, "bias": False, "rope_dim": 32, "tied": True}),
     "glm4-9b": ("hf", "glm4", {"fused": False, "bias": True, "kv_heads": 1}),
     "glm4-32b": ("hf", "glm4", {"fused": False, "heads": 16}),
+    "glm-4.5": ("glm4_moe", "glm4moe", {"head_norms": True, "dense": 2, "layers": 4, "kv_heads": 1}),
+    "glm-4.5-air": ("glm4_moe", "glm4moe", {"drafting": True, "layers": 3, "scale": 1.0}),
+    "glm-4.5-fused": ("glm4_moe_fused", "glm4moe", {"drafting": True}),
+    "glm-4.7-flash": ("glm4_moe_lite", "deepseek2", {"drafting": True, "layers": 3}),
+    "glm-4.7-flash-fused": ("glm4_moe_lite_fused", "deepseek2", {"q_rank": 48, "value_dim": 24}),
     "llama": ("hf", "llama", {"kv_heads": 1}),
     "llama-tied-bias": ("hf", "llama", {"bias": True, "tied": True}),
 }

@@ -32,7 +32,6 @@ def read_gguf(path: Path, opened: ExitStack) -> Contents:
 
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     tensors = [
-        Tensor(name, tuple(info.shape), reader(info), [f"{info.path}: {name!r}"])
-        for name, info in gguf.tensors.items()
+        Tensor(name, tuple(info.shape), reader(info), [f"{info.path}: {name!r}"]) for name, info in gguf.tensors.items()
     ]
     return Contents(metadata, tensors)

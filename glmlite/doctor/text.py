@@ -255,6 +255,23 @@ def template(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def template_tools(subject: Subject) -> Iterator[Finding]:
+    """A model that was trained to call tools is told of them by its template."""
+    template = templates.of(subject.metadata, tools=True)
+    if not subject.speaks_glm or "<tool_call>" not in subject.ids or template is None or "tools" in template:
+        return
+    own = TEMPLATES.get(subject.row.chat or "")
+    yield Finding(
+        "template-tools",
+        Severity.WARNING,
+        _TEMPLATE,
+        "the template never speaks of tools, which the vocabulary has marks for",
+        "Tools that a program offers are refused or ignored: the template was made for one program, or cut down.",
+        "the model's own is put in" if own else None,
+        {_TEMPLATE: own} if own else {},
+    )
+
+
 def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
     """Whatever else keeps a tokenizer from being made of the metadata. told: keys that have a finding already."""
     from ..models import ARCHITECTURES
@@ -271,4 +288,4 @@ def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
             yield Finding("tokenizer", Severity.ERROR, brief(where), brief(what), means)
 
 
-CHECKS = (vocabulary_size, token_types, pre_tokenizer, stop_ids, prefix, template)
+CHECKS = (vocabulary_size, token_types, pre_tokenizer, stop_ids, prefix, template, template_tools)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
+from ...families import SIGMOID
 from ..sources import Source, same
 from .parts import Builder, Config, layers_of
 
 _LAYERS = "model.layers."
-_SIGMOID = 2  # as GGUF counts what makes weights of the router's scores
 
 
 def is_mixture(source: Source, config: Config, model_type: str, attention: str) -> bool:
@@ -49,7 +49,7 @@ def set_experts(out: Builder, architecture: str, config: Config, layers: int, dr
         expert_used_count=config.count("num_experts_per_tok"),
         expert_shared_count=config.count("n_shared_experts"),
         expert_feed_forward_length=config.count("moe_intermediate_size"),
-        expert_gating_func=_SIGMOID,
+        expert_gating_func=SIGMOID,
         expert_weights_scale=config.number("routed_scaling_factor", default=scale),
         expert_weights_norm=True,
     )
