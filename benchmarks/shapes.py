@@ -6,8 +6,8 @@ from typing import NamedTuple
 class Shape(NamedTuple):
     """architecture: as GGUF names it. tied: the embeddings give the logits too.
 
-    Of a mixture: `dense` leading layers of width `ffn`, then `experts` of width `expert_ffn`, `used` of which are chosen
-    for a token (weights times `scale`), beside `shared` ones; draft: blocks behind the layers that draft. With a latent
+    Of a mixture: `dense` leading layers of width `ffn`, then `experts` of width `expert_ffn`, `used` of which a token
+    is sent to (weights times `scale`), beside `shared` ones; draft: blocks behind the layers that draft. With a latent
     (`kv_rank`): q_rank of the queries, head_dim of a query, rope_dim of which turn, value_dim of a value.
     """
 

@@ -352,8 +352,8 @@ def test_one_matrix_beside_the_two_is_left_out(tmp_path):
 def test_matrices_that_do_not_fit_are_not_taken_apart(tmp_path):
     model = unsplit(well("deepseek2"))
     model.tensors["blk.1.attn_kv_b.weight"] = np.ones((9, 64), np.float32)
-    (finding,) = doctor.examine(write(tmp_path, model)).findings
-    assert (finding.check, finding.fix, finding.splits) == ("kv-b", None, {})
+    report = doctor.examine(write(tmp_path, model))
+    assert "kv-b" in checks(report) and not any(finding.fix or finding.splits for finding in report.findings)
 
 
 def test_a_template_without_tools(tmp_path):
