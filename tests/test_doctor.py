@@ -13,7 +13,7 @@ from test_convert import FORMS, make
 import glmlite
 from glmlite import _native as native
 from glmlite import chat, doctor, families
-from glmlite.chat import templates
+from glmlite.chat import dialects, template, templates
 from glmlite.chat.dialects import FORMATS
 from glmlite.cli import main
 from glmlite.convert import convert, writer
@@ -676,6 +676,58 @@ def test_templates_say_what_the_formats_say(name, case):
     told = bare | {T: templates.TEMPLATES[name]}
     assert chat.render(told, Tokenizer.from_metadata(told), "chatglm", messages, tools=tools) == want
     assert set(templates.TEMPLATES) < set(FORMATS)
+
+
+# What the makers' templates make of CALLS after a round with a thought: GLM-4.5's, and GLM-4.7's.
+THOUGHT = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "yes", "reasoning_content": "hm"},
+    *CALLS,
+]
+SPOKEN = {
+    "glm45": (
+        "[gMASK]<sop><|system|>\nbe brief<|user|>\nhello<|assistant|>\n<think></think>\nyes<|user|>\nthe<|assistant|>\n"
+        "<think></think>\n<tool_call>where\n<arg_key>city</arg_key>\n<arg_value>上海</arg_value>\n<arg_key>n</arg_key>\n"
+        "<arg_value>2</arg_value>\n</tool_call><|observation|>\n<tool_response>\nhere\n</tool_response><|assistant|>",
+        "\n<think></think>",
+    ),
+    "glm47": (
+        "[gMASK]<sop><|system|>be brief<|user|>hello<|assistant|></think>yes<|user|>the<|assistant|></think>"
+        "<tool_call>where<arg_key>city</arg_key><arg_value>上海</arg_value><arg_key>n</arg_key><arg_value>2</arg_value>"
+        "</tool_call><|observation|><tool_response>here</tool_response><|assistant|><think>",
+        "</think>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "own"), [("glm45", templates.GLM45), ("glm47", templates.GLM47)])
+def test_templates_of_models_that_think(name, own):
+    spoken, unthinking = SPOKEN[name]
+    variables = {"messages": THOUGHT, "tools": None, "add_generation_prompt": True}
+    assert template._run(own, variables) == spoken
+    assert template._run(own, variables | {"enable_thinking": False}).endswith(f"<|assistant|>{unthinking}")
+    offered = template._run(own, variables | {"tools": TOOLS})
+    assert '<tools>\n{"type": "function", "function": {"name": "where", ' in offered
+    assert offered.index("</tool_call><|system|>") < offered.index("be brief")
+    bare = well("glm4moe", metadata={T: own}).metadata
+    bare["tokenizer.ggml.token_type"] = np.array(bare["tokenizer.ggml.token_type"], np.int32)
+    assert dialects.of(bare, Tokenizer.from_metadata(bare), "glm4moe").name == name
+    assert list(text.prefix(Subject(bare, {}))) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "own"),
+    [("glm4moe", "GLM-4.5-Air", templates.GLM45), ("deepseek2", "GLM-4.7-Flash", templates.GLM47)],
+)
+def test_a_published_mixture_gets_its_own_template(tmp_path, monkeypatch, architecture, name, own):
+    sizes = families.Sizes(2, 64, 4, 384)
+    known = families.Published(name, architecture, sizes, rope_dim=16, base=1e4, scale=1.8)
+    monkeypatch.setattr(families, "PUBLISHED", [known])
+    for told, check in ((None, "template-missing"), ("glm4", "template-name")):
+        report = doctor.examine(write(tmp_path, well(architecture, metadata={T: told})))
+        assert checks(report) == [check] and report.findings[0].changes == {T: own}
+        assert doctor.examine(doctor.fix(report, tmp_path / "fixed.gguf")).findings == ()
 
 
 def test_a_name_in_an_edge_file_becomes_its_own_template(tmp_path):
