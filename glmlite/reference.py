@@ -226,13 +226,13 @@ class Reference:
 
     def _head_linear(self, step, x, w, keep):
         heads, _, k = w[0].shape
-        x = x.reshape(len(x), heads, k + keep).astype(self.dtype)
-        y = np.einsum("thk,hnk->thn", x[..., :k], w[0].astype(self.dtype, copy=False))
-        return np.concatenate([y, x[..., k:]], axis=-1).reshape(len(x), -1)
+        x = x.reshape(len(x), heads, k + keep)
+        made = [self._linear(step, x[:, head, :k], [w[0][head]], alpha=1.0) for head in range(heads)]
+        return np.concatenate([np.stack(made, axis=1), x[..., k:]], axis=-1).reshape(len(x), -1)
 
     def _route(self, step, x, gate, used, scale, bias=None):
         # What is chosen hangs on the last bit, so the scores are those that an executor in f32 compares.
-        logits = self._linear(step, x, gate, alpha=0.0).astype(np.float32)
+        logits = (x.astype(self.dtype) @ gate[0].T.astype(self.dtype, copy=False)).astype(np.float32)
         with np.errstate(over="ignore"):
             scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
         ranked = scores if bias is None else scores + bias[0].astype(np.float32)
@@ -245,9 +245,8 @@ class Reference:
         y = np.zeros((len(x), down[0].shape[1]), self.dtype) + add
         for expert in np.unique(chosen):  # ascending, as the sum is
             row, slot = np.nonzero(chosen == expert)
-            hidden = self._linear(step, x[row], [w[expert] for w in gate_up], alpha=0.0)
-            out = self._linear(step, self._swiglu(step, hidden), [down[0][expert]], alpha=0.0)
-            y[row] += weights[row, slot, None] * out
+            hidden = self._swiglu(step, self._linear(step, x[row], [w[expert] for w in gate_up], alpha=1.0))
+            y[row] += weights[row, slot, None] * self._linear(step, hidden, [down[0][expert]], alpha=1.0)
         return y
 
     def _concat(self, step, x, y):
@@ -297,8 +296,8 @@ class Reference:
         q_turned, key = (turn(x[..., latent:], step.positions, rope, rope_factors, self.dtype) for x in (q, kv))
         shared = self._rms_norm(step, kv[..., :latent], w, eps)
         q = np.concatenate([q[..., :latent], q_turned], axis=-1)
-        before = np.zeros((0, 1, latent + rope.dim)), np.zeros((0, 1, latent))
-        return self._remember_and_attend(step, layer, q, np.concatenate([shared, key], axis=-1), shared, scale, before)
+        k = np.concatenate([shared, key], axis=-1)
+        return self._remember_and_attend(step, layer, q, k, shared, scale, before=(k[:0], shared[:0]))
 
     def _remember_and_attend(self, step, layer, q, k, v, scale, before):
         """Appends each sequence's keys and values to the layer's cache; its queries attend to `before` and to those."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import independent
@@ -10,8 +11,9 @@ import pytest
 import tiny
 
 from glmlite.errors import FormatError
-from glmlite.models import ARCHITECTURES, record
+from glmlite.models import ARCHITECTURES, draft, record
 from glmlite.models.layout import causal
+from glmlite.program import Recorder, Value
 from glmlite.reference import Reference, Work, compare
 
 # Written by the scripts in tests/oracles.
@@ -28,15 +30,30 @@ def recording(model):
     return record(model.metadata, model.shapes)
 
 
-def run(model, tokens, ops=None):
+def run(model, tokens, ops=None, kind=Reference):
     """Logits of every token of a prompt and its answer, as an engine would: the context first, then the rest."""
     rec = recording(model)
     layout = rec.layout(tokens, lambda text: tiny.token_id(model, text))
-    reference = Reference(ops or rec.ops, model.tensors)
+    reference = kind(ops or rec.ops, model.tensors)
     sequence = reference.new_sequence()
     works = [Work(sequence, tokens[: layout.context], layout.positions[: layout.context], layout.context)]
     works.append(Work(sequence, tokens[layout.context :], layout.positions[layout.context :]))
     return reference.step([work for work in works if len(work.tokens)], range(len(tokens)))
+
+
+def trunk_rows(model, tokens):
+    """The rows after the last norm, which a drafting layer begins with."""
+    reference = Reference(recording(model).ops, model.tensors)
+    works = [Work(reference.new_sequence(), tokens, causal(tokens, special()).positions)]
+    return reference.trace(works, range(len(tokens)))[-2][1]
+
+
+def run_draft(model, tokens, rows, ops=None):
+    """Logits of the drafting layer, of every token but the first; rows: the trunk's."""
+    reference = Reference(ops or draft(model.metadata, model.shapes).ops, model.tensors)
+    positions = causal(tokens, special()).positions
+    work = Work(reference.new_sequence(), tokens[1:], positions[1:], input=rows[:-1])
+    return reference.step([work], range(len(tokens) - 1))
 
 
 def error(got, want):
@@ -49,6 +66,7 @@ def error(got, want):
 
 
 def stored(path):
+    """The model, the tokens, the logits."""
     data = np.load(path)
     recipe = json.loads(str(data["recipe"]))
     model = tiny.model(recipe["architecture"], **recipe["sizes"])
@@ -57,13 +75,23 @@ def stored(path):
 
 
 def test_stored_logits_exist():
-    assert {"chatglm3", "glm4-9b", "llama", "llama-cpp-chatglm"} <= {path.stem for path in ORACLE}
+    want = {"chatglm3", "glm4-9b", "glm-4.5-air", "glm-4.7-flash", "llama", "llama-cpp-chatglm"}
+    assert want <= {path.stem for path in ORACLE}
 
 
 @pytest.mark.parametrize("path", ORACLE, ids=lambda path: path.stem)
 def test_equals_stored_logits(path):
     model, tokens, logits = stored(path)
     assert error(run(model, tokens), logits) <= STORED_ERROR
+
+
+DRAFTED = [path for path in ORACLE if "drafts" in np.load(path)]
+
+
+@pytest.mark.parametrize("path", DRAFTED, ids=lambda path: path.stem)
+def test_equals_stored_drafts(path):
+    model, tokens, _ = stored(path)
+    assert error(run_draft(model, tokens, trunk_rows(model, tokens)), np.load(path)["drafts"]) <= STORED_ERROR
 
 
 # ---- the second implementation
@@ -122,7 +150,7 @@ def change(kind, **attrs):
 
 def change_rope(**fields):
     def changed(op):
-        if op.kind != "attention" or op.attrs["rope"] is None:
+        if op.attrs.get("rope") is None:
             return op
         return dataclasses.replace(op, attrs=op.attrs | {"rope": dataclasses.replace(op.attrs["rope"], **fields)})
 
@@ -202,6 +230,167 @@ def test_wrong_program_is_caught_by_stored_logits(name, mutate):
     assert error(run(model, tokens, ops), logits) > 10 * STORED_ERROR
 
 
+class BiasedWeights(Reference):
+    """The bias moves the weights too."""
+
+    def _route(self, step, x, gate, used, scale, bias):
+        chosen = super()._route(step, x, gate, used, scale, bias)[:, :used].astype(int)
+        scores = 1 / (1 + np.exp(-(x @ gate[0].T))) + bias[0]
+        weights = np.take_along_axis(scores, chosen, axis=-1)
+        return np.concatenate([chosen, weights / weights.sum(axis=-1, keepdims=True) * scale], axis=-1)
+
+
+class NotNormalised(Reference):
+    def _route(self, step, x, gate, used, scale, bias):
+        chosen = super()._route(step, x, gate, used, scale, bias)[:, :used].astype(int)
+        scores = 1 / (1 + np.exp(-(x @ gate[0].T)))
+        return np.concatenate([chosen, np.take_along_axis(scores, chosen, axis=-1) * scale], axis=-1)
+
+
+class BySoftmax(Reference):
+    def _route(self, step, x, gate, used, scale, bias):
+        scores = np.exp(x @ gate[0].T)
+        scores = scores / scores.sum(axis=-1, keepdims=True)
+        chosen = np.sort(np.argsort(-(scores + bias[0]), axis=-1)[:, :used], axis=-1)
+        weights = np.take_along_axis(scores, chosen, axis=-1)
+        return np.concatenate([chosen, weights / weights.sum(axis=-1, keepdims=True) * scale], axis=-1)
+
+
+class TurnsFirst(Reference):
+    """The turning columns of the cached row stand before the latent."""
+
+    def _latent_attention(self, step, q, kv, rope, **more):
+        return super()._latent_attention(step, q, np.roll(kv, -rope.dim, axis=-1), rope=rope, **more)
+
+
+class LatentNotNormed(Reference):
+    def _latent_attention(self, step, q, kv, w, latent, **more):
+        self._rms_norm = lambda step, x, w, eps: x
+        y = super()._latent_attention(step, q, kv, w, latent=latent, **more)
+        del self._rms_norm
+        return y
+
+
+class NormsTurning(Reference):
+    """The norm of the latent takes the turning columns in."""
+
+    def _latent_attention(self, step, q, kv, latent, **more):
+        factor = np.sqrt(np.mean(kv**2, axis=-1, keepdims=True))
+        kv = np.concatenate([kv[:, :latent], kv[:, latent:] / factor], axis=-1)
+        return super()._latent_attention(step, q, kv, latent=latent, **more)
+
+
+class ValuesTurned(Reference):
+    """The values are the last columns of the cached row, the turned ones among them."""
+
+    def _remember_and_attend(self, step, layer, q, k, v, scale, before):
+        return super()._remember_and_attend(step, layer, q, k, k[..., k.shape[-1] - v.shape[-1] :], scale, before)
+
+
+def swapped_norms(op):
+    """The norm before attention in the place of the one before the experts, and the other way round."""
+    other = {"attn_norm.weight": "post_attention_norm.weight", "post_attention_norm.weight": "attn_norm.weight"}
+    names = {slot: tuple(n[:6] + other.get(n[6:], n[6:]) for n in ns) for slot, ns in op.weights.items()}
+    return dataclasses.replace(op, weights=names)
+
+
+def low_query_not_normed(op):
+    """What makes queries of their low rank reads it as it was before its norm."""
+    if "attn_q_b" not in "".join(op.weights.get("w", ())):
+        return op
+    x = op.inputs["x"]
+    return dataclasses.replace(op, inputs={"x": Value(x.id - 1, x.width)})
+
+
+def reversed_names(kind, slot):
+    """Every op of a kind with the tensors of a slot in the other order."""
+
+    def reverse(op):
+        if op.kind != kind:
+            return op
+        return dataclasses.replace(op, weights=op.weights | {slot: op.weights[slot][::-1]})
+
+    return reverse
+
+
+def times(part, factor):
+    """Tensors whose names have `part`, times a factor."""
+    return lambda name, x: factor * x if part in name else x
+
+
+def reordered(part):
+    """Tensors whose names have `part`, their first axis backwards."""
+    return lambda name, x: x[::-1] if part in name else x
+
+
+def run_wrong(model, tokens, op=lambda op: op, tensor=lambda name, x: x, kind=Reference):
+    """With other ops, other tensors or another executor."""
+    ops = [op(each) for each in recording(model).ops]
+    tensors = {name: tensor(name, x) for name, x in model.tensors.items()}
+    return run(tiny.Tiny(model.metadata, tensors), tokens, ops, kind)
+
+
+EXPERT_MISTAKES = {
+    "choice without bias": ("glm-4.5", {"op": drop("route", "bias")}),
+    "weights with bias": ("glm-4.5", {"kind": BiasedWeights}),
+    "weights not normalised": ("glm-4.5", {"kind": NotNormalised}),
+    "weights not scaled": ("glm-4.5", {"op": change("route", scale=1.0)}),
+    "softmax": ("glm-4.7-flash", {"kind": BySoftmax}),
+    "gate and up swapped": ("glm-4.7-flash", {"op": reversed_names("moe", "gate_up")}),
+    "shared expert scaled": ("glm-4.7-flash", {"tensor": times("ffn_down_shexp", 1.8)}),
+    "no shared expert": ("glm-4.5-tied", {"tensor": times("ffn_down_shexp", 0)}),
+    "experts in another order": ("glm-4.5", {"tensor": reordered("ffn_down_exps")}),
+    "glm4moe turns pairs": ("glm-4.5", {"op": change_rope(interleaved=True)}),
+    "glm4moe turns all": ("glm-4.5", {"op": change_rope(dim=32)}),
+    "norms swapped": ("glm-4.5", {"op": swapped_norms}),
+    "query's heads not normed": ("glm-4.5", {"op": drop("attention", "q_norm")}),
+    "key's heads not normed": ("glm-4.5", {"op": drop("attention", "k_norm")}),
+    "no bias of q, k, v": ("glm-4.5-air", {"op": drop("linear", "b")}),
+    "deepseek2 turns halves": ("glm-4.7-flash", {"op": change_rope(interleaved=False)}),
+    "scale of the cached columns": ("glm-4.7-flash", {"op": change("latent_attention", scale=160**-0.5)}),
+    "turning columns first": ("glm-4.7-flash", {"kind": TurnsFirst}),
+    "latent not normed": ("glm-4.7-flash", {"kind": LatentNotNormed}),
+    "norm takes the turning key in": ("glm-4.7-flash", {"kind": NormsTurning}),
+    "turned columns in values": ("glm-4.7-flash", {"kind": ValuesTurned}),
+    "low query not normed": ("glm-4.7-flash", {"op": low_query_not_normed}),
+    "heads in another order": ("glm-4.7-flash", {"tensor": reordered("attn_k_b")}),
+}
+
+
+@pytest.mark.parametrize("mistake", EXPERT_MISTAKES)
+def test_wrong_mixture_is_caught(mistake):
+    case, wrong = EXPERT_MISTAKES[mistake]
+    model, tokens, logits = stored(next(path for path in ORACLE if path.stem == case))
+    assert error(run_wrong(model, tokens), logits) <= STORED_ERROR
+    assert error(run_wrong(model, tokens, **wrong), logits) > 10 * STORED_ERROR
+
+
+def swapped_columns(op):
+    return dataclasses.replace(op, inputs={"x": op.inputs["y"], "y": op.inputs["x"]}) if op.kind == "concat" else op
+
+
+def swapped_nextn(op):
+    """The norms of the embedding and of the trunk's row in each other's place."""
+    other = {"nextn.enorm.weight": "nextn.hnorm.weight", "nextn.hnorm.weight": "nextn.enorm.weight"}
+    names = {slot: tuple(n[:6] + other.get(n[6:], n[6:]) for n in ns) for slot, ns in op.weights.items()}
+    return dataclasses.replace(op, weights=names)
+
+
+@pytest.mark.parametrize("case", ["glm-4.5-air", "glm-4.7-flash"])
+@pytest.mark.parametrize("mistake", ["columns", "norms", "row of the same token", "trunk not normed"])
+def test_wrong_draft_is_caught(case, mistake):
+    path = next(path for path in ORACLE if path.stem == case)
+    model, tokens, _ = stored(path)
+    rows = trunk_rows(model, tokens)
+    wrong = {"columns": swapped_columns, "norms": swapped_nextn}.get(mistake, lambda op: op)
+    if mistake == "row of the same token":
+        rows = np.roll(rows, -1, axis=0)
+    elif mistake == "trunk not normed":
+        rows = rows / model.tensors["output_norm.weight"]
+    ops = [wrong(op) for op in draft(model.metadata, model.shapes).ops]
+    assert error(run_draft(model, tokens, rows, ops), np.load(path)["drafts"]) > 10 * STORED_ERROR
+
+
 @pytest.mark.parametrize("architecture", ["chatglm1", "glm"])
 def test_causal_mask_over_a_context_is_caught(architecture):
     model = tiny.model(architecture)
@@ -250,6 +439,214 @@ def test_drafting_layer_is_left_out():
     extra = tiny.model("glm4", layers=3, metadata={"glm4.nextn_predict_layers": 1})
     assert len(recording(extra).ops) == len(recording(plain).ops)
     assert np.array_equal(run(extra, TEXT), run(plain, TEXT))
+
+
+def without(model, *parts, **metadata):
+    """The model without the tensors whose names have one of `parts`, and with other keys; None: without the key."""
+    prefix = model.metadata["general.architecture"]
+    keys = model.metadata | {f"{prefix}.{key.replace('__', '.')}": value for key, value in metadata.items()}
+    tensors = {name: x for name, x in model.tensors.items() if not any(part in name for part in parts)}
+    return tiny.Tiny({key: value for key, value in keys.items() if value is not None}, tensors)
+
+
+FLASH = {"layers": 47, "dim": 2048, "heads": 20, "head_dim": 256, "rope_dim": 64, "q_rank": 768, "latent": 512}
+FLASH |= {"value_dim": 256, "ffn": 10240, "experts": 64, "used": 4, "expert_ffn": 1536, "vocab": 154880}
+AIR = {"layers": 46, "dim": 4096, "heads": 96, "kv_heads": 8, "head_dim": 128, "ffn": 10944}
+AIR |= {"experts": 128, "used": 8, "expert_ffn": 1408, "vocab": 151552}
+LARGE = {"layers": 92, "dim": 5120, "heads": 96, "kv_heads": 8, "head_dim": 128, "ffn": 12288, "dense": 3}
+LARGE |= {"experts": 160, "used": 8, "expert_ffn": 1536, "vocab": 151552, "head_norms": True}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "parameters", "active"),
+    [("deepseek2", FLASH, 29.94, 3.58), ("glm4moe", AIR, 106.85, 12.8), ("glm4moe", LARGE, 352.80, 32.9)],
+    ids=["GLM-4.7-Flash", "GLM-4.5-Air", "GLM-4.7"],
+)
+def test_published_models(architecture, sizes, parameters, active):
+    """In billions: all, without the drafting layer, and what one token goes through, without the embeddings."""
+    metadata, shapes = tiny.header(architecture, **sizes)
+    rec = record(metadata, shapes)
+    total = sum(math.prod(shape) for shape in shapes.values())
+    assert total / 1e9 == pytest.approx(parameters, abs=0.005)
+    idle = sum(math.prod(shape) for name, shape in shapes.items() if "_exps" in name)
+    idle *= 1 - sizes["used"] / sizes["experts"]
+    embeddings = math.prod(shapes["token_embd.weight"])
+    assert (total - idle - embeddings) / 1e9 == pytest.approx(active, abs=0.05)
+    attention = [op for op in rec.ops if "attention" in op.kind]
+    assert len(attention) == sizes["layers"] and [op.attrs["layer"] for op in attention] == [*range(sizes["layers"])]
+    assert {op.attrs["scale"] for op in attention} == {sizes["head_dim"] ** -0.5}
+    mixtures = sum(op.kind == "moe" for op in rec.ops)
+    assert mixtures == sizes["layers"] - sizes.get("dense", 1)
+    metadata, shapes = tiny.header(architecture, **sizes, drafting=True)
+    assert metadata[f"{architecture}.block_count"] == sizes["layers"] + 1
+    assert record(metadata, shapes).ops == rec.ops
+    assert draft(metadata, shapes).vocab == sizes["vocab"]
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_files_with_and_without_a_drafting_layer(architecture):
+    """As llama.cpp has written them: with it, without it, with its key alone, with its tensors alone."""
+    plain = tiny.model(architecture, layers=3)
+    drafting = tiny.model(architecture, layers=3, drafting=True)
+    want = recording(plain).ops
+    assert draft(plain.metadata, plain.shapes) is None
+    for model, drafts in (
+        (drafting, True),
+        (without(drafting, nextn_predict_layers=None), True),
+        (without(drafting, nextn_predict_layers=0), True),
+        (without(drafting, "blk.3."), False),
+        (without(drafting, ".nextn."), False),
+        (without(drafting, "blk.3.", block_count=3, nextn_predict_layers=None), False),
+    ):
+        assert recording(model).ops == want
+        assert (draft(model.metadata, model.shapes) is not None) == drafts
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_a_drafting_layer_may_have_its_own_embeddings_head_and_norm(architecture):
+    model = tiny.model(architecture, layers=1, drafting=True)
+    rows, w = trunk_rows(model, TEXT), "blk.1.nextn."
+    trunks = {"embed_tokens": "token_embd", "shared_head_head": "output", "shared_head_norm": "output_norm"}
+    own = {f"{w}{name}.weight": model.tensors[f"{trunk}.weight"] for name, trunk in trunks.items()}
+    same = tiny.Tiny(model.metadata, model.tensors | own)
+    bare = tiny.Tiny(model.metadata, {n: x for n, x in model.tensors.items() if n not in own})
+    assert np.array_equal(run_draft(same, TEXT, rows), run_draft(bare, TEXT, rows))
+    for name, x in own.items():
+        other = tiny.Tiny(model.metadata, same.tensors | {name: np.roll(x, 1)})
+        assert error(run_draft(other, TEXT, rows), run_draft(bare, TEXT, rows)) > 10 * STORED_ERROR
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("nextn.enorm.weight", None, "nextn.enorm"),
+        ("nextn.hnorm.weight", (63,), "nextn.hnorm"),
+        ("nextn.eh_proj.weight", (64, 64), "nextn.eh_proj"),
+        ("attn_norm.weight", None, "blk.2.attn_norm"),
+        ("ffn_down_exps.weight", None, "blk.2.ffn_down_exps"),
+        ("nextn.embed_tokens.weight", (383, 64), "nextn.embed_tokens"),
+        ("nextn.shared_head_head.weight", (383, 64), "nextn.shared_head_head"),
+        ("nextn.other.weight", (64,), "nextn.other"),
+    ],
+)
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_a_drafting_layer_that_is_wrong_is_named(architecture, name, shape, message):
+    model = tiny.model(architecture, drafting=True)
+    shapes = {n: s for n, s in model.shapes.items() if n != f"blk.2.{name}"}
+    if shape is not None:
+        shapes[f"blk.2.{name}"] = shape
+    with pytest.raises(FormatError, match=message):
+        draft(model.metadata, shapes)
+    assert recording(model).ops == record(model.metadata, shapes).ops  # which does not read it
+
+
+def test_other_architectures_do_not_draft():
+    model = tiny.model("glm4", metadata={"glm4.nextn_predict_layers": 1})
+    assert draft(model.metadata, model.shapes | {"blk.1.nextn.eh_proj.weight": (64, 128)}) is None
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_fused_experts_equal_split_ones(architecture):
+    split = tiny.model(architecture, dense=0)
+    fused = dict(split.tensors)
+    for i in range(2):
+        gate, up = (fused.pop(f"blk.{i}.ffn_{name}_exps.weight") for name in ("gate", "up"))
+        fused[f"blk.{i}.ffn_gate_up_exps.weight"] = np.concatenate([gate, up], axis=1)
+    assert np.array_equal(run(tiny.Tiny(split.metadata, fused), TEXT), run(split, TEXT))
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_keys_that_old_files_of_the_family_lack(architecture):
+    model = tiny.model(architecture, layers=3)
+    old = without(
+        model,
+        expert_gating_func=None,
+        expert_weights_norm=None,
+        expert_shared_count=None,
+        expert_feed_forward_length=None,
+        attention__q_lora_rank=None,
+        attention__head_count_kv=None if architecture == "deepseek2" else 2,
+    )
+    assert recording(old).ops == recording(model).ops
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+@pytest.mark.parametrize("shared", [0, 3])
+def test_any_number_of_shared_experts(architecture, shared):
+    model = tiny.model(architecture, shared=shared)
+    assert len(recording(model).ops) == len(recording(tiny.model(architecture)).ops) - 3 * (not shared)
+    assert np.isfinite(run(model, TEXT)).all()
+
+
+WRONG_MIXTURES = [
+    ("glm4moe", {"expert_gating_func": 1}, "'glm4moe.expert_gating_func' is 1, expected 2, sigmoid"),
+    ("deepseek2", {"expert_gating_func": 1}, "'deepseek2.expert_gating_func' is 1"),
+    ("glm4moe", {"expert_weights_norm": False}, "'glm4moe.expert_weights_norm' is False, expected true"),
+    ("glm4moe", {"expert_weights_norm": 1}, "'glm4moe.expert_weights_norm'"),
+    ("glm4moe", {"expert_weights_scale": None}, "no key 'glm4moe.expert_weights_scale'"),
+    ("glm4moe", {"expert_weights_scale": 0.0}, "'glm4moe.expert_weights_scale'"),
+    ("glm4moe", {"expert_used_count": None}, "no key 'glm4moe.expert_used_count'"),
+    ("glm4moe", {"expert_used_count": 9}, "'glm4moe.expert_used_count' is 9, expected an integer in 1..8"),
+    ("glm4moe", {"expert_count": None}, "no key 'glm4moe.expert_count'"),
+    ("glm4moe", {"expert_count": 7}, "'glm4moe.expert_count' is 7, expected 8, as 'blk.1.ffn_down_exps.weight' has"),
+    ("glm4moe", {"expert_feed_forward_length": 64}, "'glm4moe.expert_feed_forward_length' is 64, expected 32"),
+    ("glm4moe", {"leading_dense_block_count": 3}, "'glm4moe.leading_dense_block_count' is 3"),
+    ("glm4moe", {"leading_dense_block_count": 0}, "blk.0.ffn_gate_inp.weight"),
+    ("glm4moe", {"leading_dense_block_count": 2}, "blk.1.ffn_gate.weight"),
+    ("glm4moe", {"expert_group_count": 8}, "'glm4moe.expert_group_count' is 8, expected 1"),
+    ("deepseek2", {"expert_group_used_count": 4}, "'deepseek2.expert_group_used_count' is 4, expected 1"),
+    ("deepseek2", {"attention__head_count_kv": 4}, "'deepseek2.attention.head_count_kv' is 4, expected 1"),
+    ("deepseek2", {"attention__key_length": 64}, "'deepseek2.attention.key_length' is 64, expected 80"),
+    ("deepseek2", {"attention__value_length": 32}, "'deepseek2.attention.value_length' is 32, expected 64"),
+    (
+        "deepseek2",
+        {"attention__key_length_mla": 64},
+        r"'blk.0.attn_k_b.weight' is \(4, 64, 16\), expected \(4, 64, 48\)",
+    ),
+    ("deepseek2", {"attention__value_length_mla": 16}, "'blk.0.attn_v_b.weight'"),
+    ("deepseek2", {"attention__kv_lora_rank": None}, "no key 'deepseek2.attention.kv_lora_rank'"),
+    ("deepseek2", {"attention__q_lora_rank": 31}, "'deepseek2.attention.q_lora_rank' is 31, expected 32"),
+    ("deepseek2", {"rope__dimension_count": 32}, "'deepseek2.rope.dimension_count' is 32"),
+    ("deepseek2", {"rope__dimension_count": 15}, "'deepseek2.attention.key_length'"),
+    ("deepseek2", {"rope__scaling__type": "yarn"}, "'deepseek2.rope.scaling.factor'"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(WRONG_MIXTURES)))
+def test_wrong_mixture_names_its_key(number):
+    architecture, keys, message = WRONG_MIXTURES[number]
+    with pytest.raises(FormatError, match=message):
+        recording(without(tiny.model(architecture), **keys))
+
+
+def test_a_mixture_without_its_first_block_or_with_unsplit_heads_is_an_error():
+    drafting = tiny.model("glm4moe", drafting=True)
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_norm\.weight"):  # llama.cpp's "mtp-*.gguf"
+        recording(without(drafting, "blk.0.", "blk.1."))
+    model = tiny.model("deepseek2")
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_k_b\.weight"):
+        record(model.metadata, without(model, "attn_k_b", "attn_v_b").shapes | {"blk.0.attn_kv_b.weight": (192, 64)})
+    with pytest.raises(FormatError, match=r"blk\.1\.exp_probs_b\.bias"):
+        recording(without(model, "exp_probs_b"))
+
+
+def test_deepseek2_of_other_makers_runs_where_it_is_the_same():
+    glm = tiny.model("deepseek2")
+    other = without(glm, "exp_probs_b")
+    other.metadata["tokenizer.ggml.tokens"] = ["a", "b"]
+    assert [op.kind for op in recording(other).ops] == [op.kind for op in recording(glm).ops]
+    yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "rope__scaling__original_context_length": 64}
+    for keys, message in (
+        (
+            {"expert_gating_func": None},
+            "'deepseek2.expert_gating_func' is missing, which means 1, expected 2, sigmoid",
+        ),  # DeepSeek-V2
+        ({"expert_weights_norm": None}, "'deepseek2.expert_weights_norm' is missing, which means False, expected true"),
+        ({"expert_group_count": 8}, "'deepseek2.expert_group_count' is 8"),  # DeepSeek-V3
+        (yarn, "'deepseek2.rope.scaling.type' is 'yarn', expected none or linear"),  # Kimi K2
+    ):
+        with pytest.raises(FormatError, match=message):
+            recording(without(other, **keys))
 
 
 def test_head_dim_and_kv_heads_have_defaults():
@@ -339,6 +736,64 @@ def test_one_by_one_equals_prefill(architecture):
     assert error(np.concatenate(logits), whole) <= INDEPENDENT
 
 
+class Exact(Reference):
+    """Nothing is rounded to f32, but what the router compares."""
+
+    def _run(self, op, step, values):
+        inputs = {slot: values[v.id] for slot, v in op.inputs.items()}
+        weights = {slot: [self.weights[name] for name in names] for slot, names in op.weights.items()}
+        return getattr(self, f"_{op.kind}")(step, **inputs, **weights, **op.attrs)
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_chunks_equal_a_mixture_at_once(architecture):
+    model = tiny.model(architecture, layers=3)
+    tokens = np.random.RandomState(3).randint(0, 256, 23).tolist()
+    positions = causal(tokens, special()).positions
+    reference = Exact(recording(model).ops, model.tensors, kv_dtype=np.float64)
+    whole = reference.step([Work(reference.new_sequence(), tokens, positions)], range(23))
+    sequence = reference.new_sequence()
+    chunks = []
+    for begin, end in ((0, 7), (7, 8), (8, 21), (21, 23)):
+        work = Work(sequence, tokens[begin:end], positions[begin:end])
+        chunks.append(reference.step([work], range(end - begin)))
+    assert error(np.concatenate(chunks), whole) <= 1e-12
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_drafts_one_by_one_equal_drafts_at_once(architecture):
+    model = tiny.model(architecture, drafting=True)
+    rows = trunk_rows(model, TEXT)
+    whole = run_draft(model, TEXT, rows)
+    reference = Reference(draft(model.metadata, model.shapes).ops, model.tensors)
+    sequence, positions = reference.new_sequence(), causal(TEXT, special()).positions
+    for i in range(1, len(TEXT)):
+        work = Work(sequence, TEXT[i : i + 1], positions[i : i + 1], input=rows[i - 1 : i])
+        assert error(reference.step([work], [0]), whole[i - 1 : i]) <= INDEPENDENT
+
+
+def test_route():
+    """The bias moves the choice alone; of equal scores, equal in f32, the lower index is chosen."""
+    gate = np.array([[0, 0], [1, 0], [1, 0], [0, 1], [1, 0]], np.float32)
+    weights = {"table": np.array([[1, 0], [40, 50], [-2000, 1]], np.float32), "gate": gate}
+    weights["bias"] = np.array([0, 0, 0, 0.3, 0], np.float32)
+    r = Recorder({name: x.shape for name, x in weights.items()})
+    r.route(r.embed("table"), "gate", "bias", used=2, scale=3.0)
+    reference = Reference(r.ops, weights)
+    work = Work(reference.new_sequence(), [0, 1, 2], causal([0, 1, 2], special()).positions)
+    chosen, shares = np.split(reference.step([work], []), 2, axis=-1)
+    s = 1 / (1 + np.exp(-1.0))
+    assert chosen.tolist() == [[1, 3], [1, 3], [0, 3]]
+    want = [[3 * s / (s + 0.5), 1.5 / (s + 0.5)], [1.5, 1.5], [1.5 / (s + 0.5), 3 * s / (s + 0.5)]]
+    assert np.allclose(shares, want, rtol=1e-6, atol=0)
+    r = Recorder({name: x.shape for name, x in weights.items()})
+    r.route(r.embed("table"), "gate", used=3)
+    chosen = Reference(r.ops, weights)
+    work = Work(chosen.new_sequence(), [0, 1], causal([0, 1], special()).positions)
+    # sigmoid(40) and sigmoid(50) are both 1 in f32.
+    assert chosen.step([work], [])[:, :3].tolist() == [[1, 2, 4], [1, 2, 3]]
+
+
 def test_sequences_do_not_see_each_other():
     model = tiny.model("chatglm")
     rec = recording(model)
@@ -398,6 +853,7 @@ def test_fork_truncate_free():
         ({"visible": 2}, [0], "context of 2"),
         ({"positions": np.array([[257, 0]])}, [0], "position 257"),
         ({"positions": np.array([[0, -1]])}, [0], "position -1"),
+        ({"input": np.zeros((1, 64))}, [0], r"input is \(1, 64\), expected None"),
     ],
 )
 def test_bad_steps_are_refused(work, rows, message):
@@ -407,6 +863,16 @@ def test_bad_steps_are_refused(work, rows, message):
     whole = {"sequence": sequence, "tokens": [1], "positions": np.zeros((len(work.get("tokens", [1])), 2), int)} | work
     with pytest.raises(ValueError, match=message):
         reference.step([Work(**whole)], rows)
+    assert reference.length(sequence) == 0
+
+
+@pytest.mark.parametrize("input", [None, np.zeros((1, 63)), np.zeros((2, 64)), np.zeros(64)])
+def test_rows_that_are_not_as_the_program_wants_them_are_refused(input):
+    model = tiny.model("glm4moe", drafting=True)
+    reference = Reference(draft(model.metadata, model.shapes).ops, model.tensors)
+    sequence = reference.new_sequence()
+    with pytest.raises(ValueError, match=r"input is .*, expected \(1, 64\)"):
+        reference.step([Work(sequence, [1], np.zeros((1, 2), int), input=input)], [0])
     assert reference.length(sequence) == 0
 
 
@@ -487,15 +953,22 @@ def test_scaling_needs_its_factor(kind):
         recording(model)
 
 
+def short(architecture):
+    """A model of one block; of a mixture, of one block of each kind."""
+    return tiny.model(architecture, layers=2 if architecture in tiny.MIXTURES else 1)
+
+
 ODD = [-1, 0, 1, 3, 2**31, 2**63, HUGE, 0.5, float("nan"), float("inf"), 1e300, "8", b"8", True, np.array([8, 8]), [8]]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_odd_metadata_is_accepted_or_refused(architecture):
     """Whatever value stands in a key, recording ends soon, in a program or in FormatError."""
-    model = tiny.model(architecture, layers=1)
+    model = short(architecture)
     keys = [key for key in model.metadata if key.startswith(architecture)]
     keys += [f"{architecture}.{key}" for key in ("nextn_predict_layers", "rope.dimension_sections")]
+    if architecture in tiny.MIXTURES:
+        keys += [f"{architecture}.{key}" for key in ("expert_group_count", "expert_group_used_count")]
     refused = 0
     for key in keys:
         for value in ODD:
@@ -505,14 +978,14 @@ def test_odd_metadata_is_accepted_or_refused(architecture):
                 except FormatError:
                     refused += 1
                     continue
-                rope = rec.ops[3].attrs["rope"]
-                assert rope is None or np.isfinite(rope.table().freq).all()
+                for rope in [op.attrs["rope"] for op in rec.ops if op.attrs.get("rope") is not None]:
+                    assert np.isfinite(rope.table().freq).all()
     assert refused > len(keys)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_odd_shapes_are_refused(architecture):
-    model = tiny.model(architecture, layers=1)
+    model = short(architecture)
     for name, shape in model.shapes.items():
         for other in (
             (),
@@ -530,7 +1003,7 @@ def test_odd_shapes_are_refused(architecture):
 
 def test_unknown_architecture_lists_the_known():
     for architecture in ("bert", None, 7):
-        with pytest.raises(FormatError, match="chatglm, chatglm1, glm, glm4, llama"):
+        with pytest.raises(FormatError, match="chatglm, chatglm1, deepseek2, glm, glm4, glm4moe, llama"):
             record({"general.architecture": architecture}, {})
 
 
@@ -590,6 +1063,21 @@ def test_tiny_file_of_every_format(format, tmp_path):
     if format not in FORMATS[8:]:
         coarsest = 1 / 8  # of Q4_0, which has codes up to 7/8 of a block's largest value
         assert error(matrix, model.tensors["blk.0.ffn_up.weight"]) <= coarsest
+
+
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_K"])
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_tiny_file_of_a_mixture(architecture, format, tmp_path):
+    import gguf
+
+    model = tiny.wide(architecture)
+    reader = gguf.GGUFReader(tiny.write(tmp_path / "tiny.gguf", model, format))
+    types = {t.name: t.tensor_type.name for t in reader.tensors}
+    assert {t.name: tuple(map(int, t.shape[::-1])) for t in reader.tensors} == model.shapes
+    assert types["blk.1.ffn_gate_exps.weight"] == types["blk.1.ffn_gate_shexp.weight"] == format
+    assert types["blk.1.ffn_gate_inp.weight"] == types["blk.1.exp_probs_b.bias"] == "F32"
+    narrow = [types[name] for name in types if "attn_k_b" in name]  # rows of 192
+    assert set(narrow) <= {"Q5_0" if format == "Q4_K" else format} and bool(narrow) == (architecture == "deepseek2")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

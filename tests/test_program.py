@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glmlite.errors import FormatError
-from glmlite.program import Recorder, Rope, Yarn
+from glmlite.program import Recorder, Rope, Value, Yarn
 
 SHAPES = {
     "embd": (10, 8),
@@ -23,6 +23,17 @@ SHAPES = {
     "factors": (2,),
     "prefix": (3, 8),
     "prefix.long": (4, 8),
+    "router": (4, 8),
+    "router.bias": (4,),
+    "gate": (4, 6, 8),
+    "up": (4, 6, 8),
+    "up.short": (4, 5, 8),
+    "gate_up": (4, 12, 8),
+    "odd_experts": (4, 7, 8),
+    "few": (3, 6, 8),
+    "down": (4, 8, 6),
+    "heads": (2, 5, 3),
+    "latent": (3,),
 }
 
 
@@ -67,12 +78,48 @@ def test_attention(r):
     assert op.attrs["scale"] == 0.5 and op.attrs["layer"] == 3
 
 
+def routing(r, x, **changes):
+    return r.route(x, "router", "router.bias", **({"used": 2, "scale": 1.5} | changes))
+
+
+def test_experts(r):
+    x = r.embed("embd")
+    chosen = routing(r, x)
+    y = r.moe(x, chosen, ["gate", "up"], "down", add=x)
+    fused = r.moe(x, chosen, "gate_up", "down")
+    assert (chosen.width, y.width, fused.width) == (4, 8, 8)
+    route, two, one = r.ops[1:]
+    assert route.weights == {"gate": ("router",), "bias": ("router.bias",)}
+    assert route.attrs == {"used": 2, "scale": 1.5}
+    assert two.inputs == {"x": x, "routing": chosen, "add": x} and two.attrs == {"used": 2}
+    assert two.weights == {"gate_up": ("gate", "up"), "down": ("down",)}
+    assert one.weights == {"gate_up": ("gate_up",), "down": ("down",)} and one.inputs == {"x": x, "routing": chosen}
+
+
+def latent_attention(r, q=14, kv=7, **changes):
+    """Two heads of 3 + 4 columns."""
+    sizes = {"heads": 2, "latent": 3, "rope": Rope(4, 1e4, True), "scale": 0.5, "norm": "latent", "norm_eps": 1e-5}
+    return r.latent_attention(Value(0, q), Value(0, kv), 3, **(sizes | changes))
+
+
+def test_latent_attention(r):
+    y = latent_attention(r, rope=Rope(4, 1e4, True, factors="factors"))
+    op = r.ops[-1]
+    assert y.width == 6 and [v.width for v in op.inputs.values()] == [14, 7]
+    assert op.weights == {"w": ("latent",), "rope_factors": ("factors",)}
+    assert (op.attrs["layer"], op.attrs["heads"], op.attrs["latent"], op.attrs["scale"]) == (3, 2, 3, 0.5)
+
+
 def test_widths(r):
     x = r.embed("embd")
     assert r.swiglu(x).width == 4
     assert r.gelu(x).width == 8
     assert r.layer_norm(x, "norm", "norm", 1e-5).width == 8
     assert r.select(x).width == 8
+    assert r.input(5).width == 5
+    assert r.concat(x, r.linear(x, "odd")).width == 15
+    assert r.head_linear(Value(0, 6), "heads").width == 10
+    assert r.head_linear(Value(0, 14), "heads", keep=4).width == 18
 
 
 @pytest.mark.parametrize(
@@ -97,6 +144,24 @@ def test_widths(r):
         (lambda r, x: attention(r, rope=Rope(4, 1e4, True, factors="head")), r"'head' is \(4,\), expected \(2\)"),
         (lambda r, x: attention(r, q_norm="norm"), r"'norm' is \(8,\), expected \(4\)"),
         (lambda r, x: attention(r, prefix=("prefix", "prefix.long")), r"expected \(3, 8\)"),
+        (lambda r, x: r.head_linear(x, "a"), r"head_linear: 'a' is \(6, 8\), expected \(any, any, any\)"),
+        (lambda r, x: r.head_linear(x, "heads", keep=2), r"2 heads of 3 \+ 2 columns need 10, what it gets has 8"),
+        (lambda r, x: latent_attention(r, q=13), r"layer 3: q has 13 columns, 2 of 3 \+ 4 need 14"),
+        (lambda r, x: latent_attention(r, kv=8), r"layer 3: kv has 8 columns, 1 of 3 \+ 4 need 7"),
+        (lambda r, x: latent_attention(r, norm="head"), r"latent_attention: 'head' is \(4,\), expected \(3\)"),
+        (lambda r, x: latent_attention(r, norm_eps=math.nan), "latent_attention: eps is nan"),
+        (
+            lambda r, x: latent_attention(r, rope=Rope(4, 1e4, True, factors="head")),
+            r"'head' is \(4,\), expected \(2\)",
+        ),
+        (lambda r, x: routing(r, Value(0, 7)), r"route: 'router' is \(4, 8\), expected \(any, 7\)"),
+        (lambda r, x: r.route(x, "router", "b.bias", used=2), r"route: 'b.bias' is \(2,\), expected \(4\)"),
+        (lambda r, x: routing(r, x, used=5), "'router' has 4 rows, expected 5 or more experts"),
+        (lambda r, x: r.moe(x, routing(r, x), "few", "down"), r"moe: 'few' is \(3, 6, 8\), expected \(4, any, 8\)"),
+        (lambda r, x: r.moe(x, routing(r, x), ["gate", "up.short"], "down"), r"expected \(4, 6, 8\)"),
+        (lambda r, x: r.moe(x, routing(r, x), "odd_experts", "down"), "7 rows an expert, which do not split"),
+        (lambda r, x: r.moe(x, routing(r, x), "gate", "down"), r"'down' is \(4, 8, 6\), expected \(4, any, 3\)"),
+        (lambda r, x: r.moe(x, routing(r, x), "gate_up", "down", add=Value(0, 9)), "'down' makes 8 columns"),
     ],
 )
 def test_a_file_that_does_not_fit(r, call, message):
@@ -112,6 +177,16 @@ def test_a_file_that_does_not_fit(r, call, message):
         lambda r, x: attention(r, heads=3, kv_heads=2),
         lambda r, x: r.select(r.select(x)),
         lambda r, x: Rope(0, 1e4, True),
+        lambda r, x: r.input(0),
+        lambda r, x: (r.input(8), r.input(8)),
+        lambda r, x: r.head_linear(x, "heads", keep=-1),
+        lambda r, x: latent_attention(r, q=0, heads=0),
+        lambda r, x: latent_attention(r, scale=0),
+        lambda r, x: routing(r, x, used=0),
+        lambda r, x: routing(r, x, scale=math.inf),
+        lambda r, x: r.moe(x, x, "gate_up", "down"),
+        lambda r, x: r.moe(x, routing(r, x), [], "down"),
+        lambda r, x: r.moe(x, routing(r, x), ["gate", "up", "up"], "down"),
         lambda r, x: Rope(6, 1e4, True, axes=(0, 1)),
         lambda r, x: Rope(4, math.inf, True),
         lambda r, x: Rope(4, 1e4, True, scale=0),

@@ -2,6 +2,7 @@
 
     model = tiny.model("chatglm", layers=3, kv_heads=1)         # metadata and f32 tensors
     tiny.write(path, tiny.model("chatglm"), format="Q4_0")      # the same as a file
+    metadata, shapes = tiny.header("chatglm", dim=4096)         # without the numbers, so of any size
 
 A tensor depends on its name, its shape and the seed alone. The numbers come from numpy's RandomState, whose
 stream is frozen, so that logits stored by tests/oracles stay true. Needs numpy; `write` needs the gguf package.
@@ -22,8 +23,7 @@ SPECIALS = {
 }
 SPECIALS |= dict.fromkeys(("glm4", "glm4moe", "deepseek2"), SPECIALS["chatglm"])
 MIXTURES = ("glm4moe", "deepseek2")
-# Architectures that the compiled engine does not run.
-NUMPY_ONLY = MIXTURES
+NUMPY_ONLY = MIXTURES  # architectures that the compiled engine does not run
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 MERGES = ["t h", "th e", "Ġ the", "i n", "e r", "h e", "l l", "o u"]
 PRE = {"chatglm": "chatglm-bpe", "glm4": "glm4", "llama": "smollm", "chatglm1": "chatglm1", "glm": "gpt-2"}
@@ -50,10 +50,18 @@ class Tiny:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
-def model(
+def model(architecture, *, seed=0, factors=None, **sizes):
+    """A random model. factors: Llama 3's, that divide the frequencies of RoPE. sizes: as `header` has them."""
+    metadata, shapes = header(architecture, **sizes)
+    tensors = {name: tensor(name, shape, seed) for name, shape in shapes.items()}
+    if factors is not None:
+        tensors["rope_freqs.weight"] = np.asarray(factors, np.float32)
+    return Tiny(metadata, tensors)
+
+
+def header(
     architecture,
     *,
-    seed=0,
     layers=2,
     dim=64,
     heads=4,
@@ -68,7 +76,6 @@ def model(
     fused=True,
     tied=False,
     prefix=0,
-    factors=None,
     head_norms=False,
     dense=1,
     experts=8,
@@ -82,10 +89,10 @@ def model(
     value_dim=32,
     metadata=None,
 ):
-    """A random model.
+    """Metadata and shapes.
 
     Defaults that depend on the architecture: kv_heads (2; chatglm1 and glm: as many as heads), rope_dim (llama: all of
-    a head; others: half), bias (chatglm and glm4moe: of q, k, v). prefix: P-Tuning tokens. factors: Llama 3's.
+    a head; others: half), bias (chatglm and glm4moe: of q, k, v). prefix: P-Tuning tokens.
     head_norms: of q and k. Mixtures: `dense` leading blocks of width `ffn`, then `experts` of width `expert_ffn`, of
     which `used` are chosen, beside `shared` ones; drafting: one more block, which drafts. deepseek2: q_rank and latent
     are the ranks of q and of keys and values, value_dim the columns of a head's value, head_dim those of its query.
@@ -161,9 +168,6 @@ def model(
         shapes["output.weight"] = (vocab, dim)
     if architecture == "glm":
         shapes["position_embd.weight"] = shapes["block_position_embd.weight"] = (context + 1, dim)
-    tensors = {name: tensor(name, shape, seed) for name, shape in shapes.items()}
-    if factors is not None:
-        tensors["rope_freqs.weight"] = np.asarray(factors, np.float32)
 
     own = {
         "block_count": layers + drafting,
@@ -209,12 +213,16 @@ def model(
     every = {"general.architecture": architecture, "general.name": f"tiny {architecture}"}
     every |= {f"{architecture}.{key}": value for key, value in own.items()}
     every |= tokenizer(architecture, vocab) | (metadata or {})
-    return Tiny({key: value for key, value in every.items() if value is not None}, tensors)
+    return {key: value for key, value in every.items() if value is not None}, shapes
 
 
 def wide(architecture, **sizes):
-    """A model whose matrices have rows of 256 columns, the block of the K formats."""
-    return model(architecture, **({"dim": 256, "heads": 8, "ffn": 256} | sizes))
+    """A model whose matrices have rows of 256 columns, the block of the K formats; but for `attn_k_b`, with rows of 192
+    as in the published deepseek2."""
+    wide = {"dim": 256, "heads": 8, "ffn": 256, "expert_ffn": 256, "q_rank": 256, "latent": 256}
+    if architecture == "deepseek2":
+        wide |= {"head_dim": 256, "rope_dim": 64}
+    return model(architecture, **(wide | sizes))
 
 
 def tokenizer(architecture, vocab):
@@ -296,7 +304,8 @@ def tensor(name, shape, seed=0):
 
 
 def write(path, model, format="F32"):
-    """The model as a GGUF file; matrices in `format`, vectors, position tables and prefixes in F32. Returns path."""
+    """The model as a GGUF file; matrices in `format`, or in what llama.cpp takes where its blocks do not fit the rows;
+    vectors, routers, position tables and prefixes in F32. Returns path."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(path, model.metadata["general.architecture"])
@@ -304,10 +313,11 @@ def write(path, model, format="F32"):
         if key != "general.architecture":  # the writer has put it
             _add(writer, key, value)
     for name, x in model.tensors.items():
-        if x.ndim == 1 or "position_embd" in name or "prefix_" in name:
+        if x.ndim == 1 or any(part in name for part in ("position_embd", "prefix_", "ffn_gate_inp")):
             writer.add_tensor(name, x)
         else:
-            writer.add_tensor(name, quantize(x, format, name), raw_dtype=GGMLQuantizationType[format])
+            kind = FALLBACK.get(format, format) if x.shape[-1] % 256 else format
+            writer.add_tensor(name, quantize(x, kind, name), raw_dtype=GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -328,6 +338,8 @@ def _add(writer, key, value):
         writer.add_array(key, value)
 
 
+# What stands in for a format of 256 values a block in rows that it does not fit.
+FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 # Formats without a quantizer in the gguf package: bytes of a block, where its f16 scales stand, and the mean of
 # its codes, which the second scale (of the mins) has to take off for the values to be centred.
 _RANDOM_BLOCKS = {
@@ -342,7 +354,7 @@ _RANDOM_BLOCKS = {
 
 
 def quantize(x, format, name=""):
-    """x (n, k) as the file stores it. Where gguf has no quantizer: random blocks of the size of x's values."""
+    """x (..., k) as the file stores it. Where gguf has no quantizer: random blocks of the size of x's values."""
     from gguf import GGMLQuantizationType, quants
 
     if format == "F32":
@@ -361,6 +373,6 @@ def quantize(x, format, name=""):
         for at, d in ((scale_at, scale), (min_at, scale * mean)):
             if at is not None:
                 blocks[:, at : at + 2] = np.frombuffer(np.float16(d).tobytes(), np.uint8)
-        return blocks.reshape(x.shape[0], -1)
+        return blocks.reshape(*x.shape[:-1], -1)
 
     return scaled(np.std(x) / np.std(quants.dequantize(scaled(1.0), type)))

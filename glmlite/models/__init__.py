@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from ..errors import FormatError
@@ -20,7 +19,7 @@ from .layout import Layout, LayoutFunction
 
 __all__ = ["ARCHITECTURES", "Layout", "Recording", "draft", "record"]
 
-_MODELS: Mapping[str, ModuleType] = {
+_MODELS: Mapping[str, Any] = {
     "chatglm": chatglm,
     "chatglm1": chatglm1,
     "deepseek2": deepseek2,
@@ -81,7 +80,7 @@ def draft(metadata: Mapping[str, Any], shapes: Shapes) -> Recording | None:
     return _recording(metadata, r, model, config)
 
 
-def _read(metadata: Mapping[str, Any], shapes: Shapes) -> tuple[ModuleType, Any]:
+def _read(metadata: Mapping[str, Any], shapes: Shapes) -> tuple[Any, Any]:
     """The model of an architecture, and its Config."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _MODELS:
@@ -91,7 +90,7 @@ def _read(metadata: Mapping[str, Any], shapes: Shapes) -> tuple[ModuleType, Any]
     return model, model.Config.from_gguf(metadata, shapes)
 
 
-def _recording(metadata: Mapping[str, Any], r: Recorder, model: ModuleType, config: Any) -> Recording:
+def _recording(metadata: Mapping[str, Any], r: Recorder, model: Any, config: Any) -> Recording:
     return Recording(
         ops=tuple(r.ops),
         architecture=metadata["general.architecture"],

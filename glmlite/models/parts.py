@@ -1,5 +1,5 @@
-"""What several architectures write alike: the sizes in a file, attention's inputs, a feed forward with experts, a decoder
-and a drafting layer from end to end."""
+"""What several architectures write alike: the sizes in a file, attention's inputs, a feed forward with experts, a whole
+decoder and a whole drafting layer."""
 
 from __future__ import annotations
 

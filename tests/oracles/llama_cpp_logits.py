@@ -27,6 +27,12 @@ CASES = {
     "glm4": ("glm4", {"bias": True, "kv_heads": 1, "fused": False}, 24),
     "glm4-yarn": ("glm4", {}, 64),
     "glm4-sections": ("glm4", {}, 24),
+    "glm4moe": ("glm4moe", {"layers": 3, "head_norms": True, "drafting": True}, 24),
+    "deepseek2": (
+        "deepseek2",
+        {"layers": 3, "experts": 16, "used": 4, "head_dim": 96, "rope_dim": 32, "latent": 128, "drafting": True},
+        24,
+    ),
     "llama": ("llama", {"layers": 3}, 24),
     "llama-factors": ("llama", {"factors": [1.0 + i / 4 for i in range(16)]}, 64),
     "llama-linear": ("llama", {}, 24),
