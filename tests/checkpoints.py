@@ -21,8 +21,8 @@ TORCH = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
 
 
 def stored(x, dtype):
-    """x as a checkpoint of `dtype` has it; int8 stays int8. Rounds to nearest even."""
-    if x.dtype == np.int8:
+    """x as a checkpoint of `dtype` has it; int8 stays int8, F8_E4M3's bits too. Rounds to nearest even."""
+    if x.dtype in (np.int8, np.uint8):
         return x
     if dtype == "BF16":
         bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
@@ -31,7 +31,7 @@ def stored(x, dtype):
 
 
 def dtype_of(array):
-    return {"float32": "F32", "float16": "F16", "uint16": "BF16", "int8": "I8"}[array.dtype.name]
+    return {"float32": "F32", "float16": "F16", "uint16": "BF16", "int8": "I8", "uint8": "F8_E4M3"}[array.dtype.name]
 
 
 def rounded(x, dtype):
@@ -149,6 +149,38 @@ def unpacked(x, bits):
     scale = (np.abs(x).max(axis=1) / (2 ** (bits - 1) - 1)).astype(np.float16).astype(np.float32)
     q = np.clip(np.round(x / scale[:, None]), 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
     return (q * scale[:, None]).astype(np.float32)
+
+
+def float8(named, kind):
+    """The matrices of blocks but routers in F8_E4M3, with scales by "rows", "whole" or "blocks"; and their values."""
+    # The bits of a f16 with the exponent four bits further left, whose bias is 8 more.
+    codes = np.arange(256, dtype=np.uint16)
+    values = ((codes & 128) << 8 | (codes & 127) << 7).view(np.float16).astype(np.float32) * 256
+    values[[127, 255]] = np.nan
+    finite = np.flatnonzero(np.isfinite(values))
+    out, wanted = {}, {}
+    for name, x in named.items():
+        out[name] = wanted[name] = x
+        if (
+            x.ndim != 2
+            or ".layers." not in name
+            or ".mlp.gate." in name
+            or name.endswith(("embed_tokens.weight", "head.weight"))
+        ):
+            continue
+        n, k = x.shape
+        scale = np.abs(x).max(axis=1, keepdims=True) / 448
+        if kind == "whole":
+            scale = np.full((1,), scale.max())
+        if kind == "blocks":
+            scale = (0.01 + np.arange(-(-n // 128) * -(-k // 128)).reshape(-(-n // 128), -1)).astype(np.float32) / 448
+        full = np.kron(scale, np.ones((128, 128)))[:n, :k] if kind == "blocks" else np.broadcast_to(scale, x.shape)
+        full = full.astype(np.float32)
+        nearest = np.abs(values[finite] - (x / full)[..., None]).argmin(axis=-1)
+        out[name] = finite[nearest].astype(np.uint8)
+        out[f"{name}_scale{'_inv' * (kind == 'blocks')}"] = scale.astype(np.float32)
+        wanted[name] = values[out[name]] * full
+    return out, wanted
 
 
 # ---- names -------------------------------------------------------------------------------------------------------

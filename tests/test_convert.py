@@ -273,6 +273,51 @@ def test_a_mixture_gguf_as_source(tmp_path, opened):
     assert "blk.1.ffn_gate_exps.weight" not in gguf.tensors
 
 
+@pytest.mark.parametrize("kind", ["rows", "whole", "blocks"])
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_matrices_of_eight_bit_floats(tmp_path, architecture, kind):
+    """The values that they stand for, to the bit; a config that names the method is no matter."""
+    _, named, config = mixture(tmp_path / "tiny", architecture, drafting=True, dim=192, ffn=160)
+    eights, values = checkpoints.float8(named, kind)
+    assert sum(x.dtype == np.uint8 for x in eights.values()) > 40
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    checkpoints.write_weights(tmp_path / "tiny", eights)
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    got = convert(tmp_path / "tiny", tmp_path / "a.gguf", "f32").read_bytes()
+    checkpoints.write_weights(tmp_path / "tiny", values)
+    del config["quantization_config"]
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    assert convert(tmp_path / "tiny", tmp_path / "b.gguf", "f32").read_bytes() == got
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"weight_scale": None}, r"q_a_proj\.weight' is quantized \(F8_E4M3: FP8, by its tensors\)"),
+        ({"weight_scale": (31, 1)}, r"q_a_proj\.weight' is quantized|q_a_proj\.weight_scale' is quantized"),
+        ({"input_scale": (1,)}, r"q_a_proj\.input_scale' is quantized \(FP8"),
+    ],
+)
+def test_eight_bit_floats_that_are_not_read(tmp_path, change, match):
+    _, named, _ = mixture(tmp_path, "deepseek2")
+    eights, _ = checkpoints.float8(named, "rows")
+    for ending, shape in change.items():
+        name = f"model.layers.1.self_attn.q_a_proj.{ending}"
+        eights[name] = np.ones(shape or (), np.float32)
+        if shape is None:
+            del eights[name]
+    checkpoints.write_weights(tmp_path, eights)
+    refused(tmp_path, match)
+
+
+def test_an_eight_bit_float_that_is_no_number(tmp_path):
+    _, named, _ = mixture(tmp_path, "deepseek2")
+    eights, _ = checkpoints.float8(named, "rows")
+    eights[EXPERT][3, 5] = 0x7F
+    checkpoints.write_weights(tmp_path, eights)
+    refused(tmp_path, rf"'{EXPERT}': 1 values are NaN")
+
+
 EXPERT = "model.layers.1.mlp.experts.5.down_proj.weight"
 
 

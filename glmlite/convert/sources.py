@@ -16,7 +16,7 @@ from ..errors import FormatError
 from .checkpoint import Checkpoint, Rows
 from .files import load_json, short
 
-__all__ = ["Adapted", "Source", "Tied", "Unpacked", "prefix_table", "same"]
+__all__ = ["Adapted", "Float8", "Source", "Tied", "Unpacked", "prefix_table", "same"]
 
 
 class Source(Protocol):
@@ -80,6 +80,69 @@ class Unpacked:
             q = np.stack([q >> 4, (q << 4).astype(np.int8) >> 4], axis=-1).reshape(len(q), -1)
         scale: np.ndarray = self.checkpoint.read(f"{name}_scale", rows)[:, None]
         return scale * q.astype(np.float32)
+
+    def adapted(self, name: str) -> bool:
+        return False
+
+
+def _e4m3() -> np.ndarray:
+    """What each byte is: a sign, four bits of exponent (bias 7), three of mantissa; no infinities, one NaN a sign."""
+    byte = np.arange(256)
+    exponent, mantissa = byte >> 3 & 15, (byte & 7) / 8
+    size = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7))
+    size[byte & 0x7F == 0x7F] = np.nan
+    return np.where(byte < 128, size, -size).astype(np.float32)
+
+
+class Float8:
+    """A checkpoint of which matrices are F8_E4M3 with scales beside them: w = q scale, in f32.
+
+    `<name>_scale` has a scale for each row, as GLM-4.5-FP8 has them, or one for all; `<name>_scale_inv` one for each
+    block of 128 rows and columns, as DeepSeek's have. Routers, norms and embeddings are plain.
+    """
+
+    BLOCK = 128
+    VALUES = _e4m3()
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self.scales: dict[str, str] = {}
+        for name in checkpoint.names:
+            shape = checkpoint.shape(name)
+            if checkpoint.dtype(name) != "F8_E4M3" or len(shape) != 2:
+                continue
+            n, k = shape
+            blocks = (-(-n // self.BLOCK), -(-k // self.BLOCK))
+            for scale, shapes in ((f"{name}_scale", [(n, 1), (n,), (1, 1), (1,), ()]), (f"{name}_scale_inv", [blocks])):
+                if scale in checkpoint and checkpoint.shape(scale) in shapes:
+                    self.scales[name] = scale
+
+    @property
+    def names(self) -> list[str]:
+        scales = set(self.scales.values())
+        return [name for name in self.checkpoint.names if name not in scales]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.checkpoint
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.shape(name)
+
+    def where(self, name: str) -> str:
+        return self.checkpoint.where(name)
+
+    def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
+        if name not in self.scales:
+            return self.checkpoint.read(name, rows)
+        scale, q = self.scales[name], self.checkpoint.raw(name, rows)
+        n, k = self.checkpoint.shape(name)
+        if scale.endswith("_inv"):
+            each = self.checkpoint.read(scale)[np.asarray(range(n) if rows is None else rows, np.intp) // self.BLOCK]
+            scales = np.repeat(each, self.BLOCK, axis=1)[:, :k]
+        else:
+            by_row = math.prod(self.checkpoint.shape(scale)) == n
+            scales = self.checkpoint.read(scale, rows if by_row else None).reshape(-1, 1)
+        return self.VALUES[q] * scales
 
     def adapted(self, name: str) -> bool:
         return False
