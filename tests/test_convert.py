@@ -258,6 +258,18 @@ def test_a_copy_that_lost_the_drafting_layer(tmp_path, opened, architecture):
     assert set(gguf.tensors) == {name for name in model.tensors if not name.startswith("blk.2.")}
 
 
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_the_special_ids_of_a_mixture(tmp_path, architecture):
+    """As llama.cpp's files name them, whatever a config's class had by default; nothing is put before a prompt."""
+    model, _, config = mixture(tmp_path, architecture)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"bos_token_id": 0, "eos_token_id": 1}))
+    metadata = planned(tmp_path)
+    named = {name: metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eot", "eom")}
+    texts = {"bos": "[gMASK]", "eot": "<|user|>", "eom": "<|observation|>"}
+    assert named == {name: tiny.token_id(model, text) for name, text in texts.items()}
+    assert metadata["tokenizer.ggml.add_bos_token"] is False
+
+
 def test_a_mixture_gguf_as_source(tmp_path, opened):
     """Experts as rows of one matrix after the other; gate and up in one tensor stay so."""
     model, *_ = mixture(tmp_path / "tiny", "deepseek2", drafting=True)

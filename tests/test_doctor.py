@@ -464,6 +464,9 @@ def test_the_constants_of_each_published_model(known):
         assert list(found(expert_gating_func=1)) == ["gating"]
         assert list(found(expert_gating_func=None)) == ["gating"]
         assert list(found(expert_weights_scale=7.0)) == ["expert-weights"]
+        missing = found(expert_weights_scale=None)["expert-weights"]
+        assert missing.severity == ("warning" if known.scale == 1 else "error")
+        assert missing.changes == {f"{known.architecture}.expert_weights_scale": known.scale}
         assert list(found(expert_weights_norm=None)) == ["expert-weights"]
     untied = Subject(shaped(known).metadata, {"token_embd.weight": (known.sizes.vocab, known.sizes.dim)})
     missing = [f.check for f in doctor.tensors.output(untied)]
