@@ -24,8 +24,8 @@ from .subject import Subject
 
 __all__ = ["Finding", "Report", "Severity", "beside", "examine", "fix"]
 
-# How many layers there are tells which model it is.
-_CHECKS = (*text.CHECKS, tensors.drafting, *constants.CHECKS, *tensors.CHECKS)
+# How many layers there are tells which model it is: first.
+_CHECKS = (tensors.drafting, *text.CHECKS, *constants.CHECKS, *tensors.CHECKS)
 
 
 def examine(

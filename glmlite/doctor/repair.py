@@ -114,11 +114,8 @@ def _read(info: Any, begin: int, count: int) -> Iterator[np.ndarray]:
             yield np.frombuffer(data, np.uint8)
 
 
-_FLOATS = {
-    "F32": np.uint32,
-    "F16": np.uint16,
-    "BF16": np.uint16,
-}  # types that are transposed as they are, and their bits
+# Types that are transposed as they are, and their bits.
+_FLOATS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 
 def _apart(info: Any, split: Split) -> list[writer.Entry]:
@@ -138,9 +135,8 @@ def _apart(info: Any, split: Split) -> list[writer.Entry]:
             if info.type in _FLOATS:
                 yield np.ascontiguousarray(stored.view(_FLOATS[info.type]).T)
             else:
-                yield encode(
-                    np.ascontiguousarray(dequantize(info.type, stored).T), "F16", f"{info.path}: {info.name!r}"
-                )
+                x = np.ascontiguousarray(dequantize(info.type, stored).T)
+                yield encode(x, "F16", f"{info.path}: {info.name!r}")
 
     def values() -> Iterator[np.ndarray]:
         return (rows(head, split.keys, split.values) for head in range(split.heads))

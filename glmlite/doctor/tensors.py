@@ -55,9 +55,7 @@ def drafting(subject: Subject) -> Iterator[Finding]:
     names = [subject.key("block_count"), subject.key("nextn_predict_layers")]
     if subject.blocks == subject.drafts:
         what = f"missing: the file holds block {drafts[0]} alone, which drafts"
-        means = (
-            "It does not run by itself, only beside its model's file, in programs that take another one to draft with."
-        )
+        means = "It runs only beside its model's file, in programs that take another file to draft with."
         yield Finding("drafting-only", Severity.ERROR, "blk.0", what, means)
     elif drafts and (told_blocks, told) != (found, len(drafts)) and drafts == [*range(found - len(drafts), found)]:
         what = f"{told_blocks} blocks, {told} of which draft; there are {found}, {len(drafts)} of which has what drafts"
