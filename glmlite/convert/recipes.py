@@ -3,7 +3,7 @@
 A recipe is a base type and exceptions. Vectors, tables of positions and trained prefixes stay f32: they are small and
 nothing multiplies with them in blocks. So do routers, whose scores decide which experts are read at all. Matrices whose
 rows are no whole blocks of a type get a type of blocks of 32 that is at least as good: ffn_down of GLM-4-9B has rows of
-13696 = 53.5 * 256, GLM-4.5-Air's experts of 1408 = 5.5 * 256.
+13696 = 53.5 * 256, GLM-4.5-Air's ffn_down_exps of 1408 = 5.5 * 256.
 
 Experts are most of a mixture and a token reads few of them, so what every token reads may have more bits: the expert
 that is shared, and the small matrices before and after a cached latent, whose errors meet every key.
