@@ -229,10 +229,10 @@ def write_model(path: Path, shape: str, format: str, **sizes) -> Path:
     }
     rng = np.random.default_rng(0)
 
-    def entry(name, rows, columns):
-        if rows is None:
-            return name, np.ones(columns) if "norm" in name else rng.standard_normal(columns) * 0.1
-        return name, (rows, columns), format if columns % twins.FORMATS[format][0] == 0 else "Q8_0"
+    def entry(name, shape):
+        if len(shape) == 1:
+            return name, np.ones(shape) if "norm" in name else rng.standard_normal(shape) * 0.1
+        return name, shape, format if shape[-1] % twins.FORMATS[format][0] == 0 else "Q8_0"
 
     return plain_gguf.write(path, metadata, [entry(*t) for t in tensors(s)])
 

@@ -2,11 +2,14 @@
 
     python benchmarks/random_model.py glm-edge-1.5b Q4_0 edge-q4_0.gguf
     python benchmarks/random_model.py glm-4-9b Q4_K_M 9b.gguf --layers 8
+    python benchmarks/random_model.py glm-4.7-flash Q4_K_S flash.gguf                   # 17.1 GB
+    python benchmarks/random_model.py glm-4.5-air IQ4_XS air.gguf --layers 12 --draft 1
 
-Weights are random blocks of the format, piece after piece, so memory stays small whatever the model's size; which
-tensor has which format is what `glmlite convert` would choose. The
-vocabulary is made up, prompts go in as token ids, unless --tokenizer names a checkpoint's folder with a byte-level
-vocabulary (GLM-4). Needs numpy and the gguf package.
+Weights are random blocks of the format, piece after piece, so memory stays small whatever the model's size; a large
+tensor repeats one piece of random blocks, from other rows on, which no kernel's speed depends on. Which tensor has
+which format is what `glmlite convert` would choose. Routers choose nearly uniformly, and neighbours share experts by
+chance alone. The vocabulary is made up, prompts go in as token ids, unless --tokenizer names a checkpoint's folder with
+a byte-level vocabulary (GLM-4). Needs numpy and the gguf package.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import os
 import pathlib
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf import GGML_QUANT_SIZES, ExpertGatingFuncType, GGMLQuantizationType, GGUFWriter
 from shapes import SHAPES, Shape, tensors
 
 from glmlite.convert import recipes, vocab
@@ -78,13 +81,13 @@ def spread(format):
     return float(quants.dequantize(blocks, GGMLQuantizationType[format]).std())
 
 
-def type_of(name, rows, columns, format, s):
+def type_of(name, shape, format, s):
     """As `glmlite convert` chooses, if it has such a recipe; else the format, where rows are whole blocks of it."""
-    if rows is None:
+    if len(shape) == 1 or "ffn_gate_inp" in name:
         return "F32"
     if format.lower() in recipes.RECIPES:
-        return recipes.choose(name, (rows, columns), format.lower(), s.layers, s.tied)
-    return format if columns % GGML_QUANT_SIZES[GGMLQuantizationType[format]][0] == 0 else "Q8_0"
+        return recipes.choose(name, shape, format.lower(), s.layers, s.tied)
+    return format if shape[-1] % GGML_QUANT_SIZES[GGMLQuantizationType[format]][0] == 0 else "Q8_0"
 
 
 class Matrix:
@@ -97,8 +100,12 @@ class Matrix:
 
     def tofile(self, file):
         step = max(1, PIECE // self.columns)
-        for begin in range(0, self.rows, step):
-            random_blocks(self.rng, self.format, min(step, self.rows - begin), self.columns).tofile(file)
+        piece = random_blocks(self.rng, self.format, min(2 * step, self.rows), self.columns)
+        piece[:step].tofile(file)
+        for begin in range(step, self.rows, step):
+            count = min(step, self.rows - begin)
+            first = int(self.rng.integers(0, len(piece) - count + 1))
+            piece[first : first + count].tofile(file)
 
 
 def made_up_tokens(count):
@@ -111,6 +118,19 @@ def made_up_tokens(count):
     }
 
 
+def add_experts(w, s):
+    w.add_leading_dense_block_count(s.dense)
+    w.add_expert_count(s.experts)
+    w.add_expert_used_count(s.used)
+    w.add_expert_shared_count(s.shared)
+    w.add_expert_feed_forward_length(s.expert_ffn)
+    w.add_expert_weights_scale(s.scale)
+    w.add_expert_weights_norm(True)
+    w.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    if s.draft:
+        w.add_nextn_predict_layers(s.draft)
+
+
 def write(path, shape, format, seed=0, tokenizer=None, **sizes):
     """The file, written beside its place and renamed when whole. sizes: fields of the shape to replace."""
     s, path = SHAPES[shape]._replace(**sizes), pathlib.Path(path)
@@ -118,17 +138,25 @@ def write(path, shape, format, seed=0, tokenizer=None, **sizes):
     part = path.with_name(path.name + ".part")
     w = GGUFWriter(part, s.architecture)
     w.add_name(f"random {shape} {format}")
-    w.add_block_count(s.layers)
+    w.add_block_count(s.layers + s.draft)
     w.add_context_length(131072)
     w.add_embedding_length(s.dim)
     w.add_feed_forward_length(s.ffn)
     w.add_head_count(s.heads)
     w.add_head_count_kv(s.kv_heads)
-    w.add_key_length(s.head_dim)
-    w.add_value_length(s.head_dim)
+    w.add_key_length(s.kv_rank + s.rope_dim if s.kv_rank else s.head_dim)
+    w.add_value_length(s.kv_rank or s.head_dim)
     w.add_layer_norm_rms_eps(1e-5)
     w.add_rope_dimension_count(s.rope_dim)
-    w.add_rope_freq_base(10000.0)
+    w.add_rope_freq_base(s.theta)
+    if s.experts:
+        add_experts(w, s)
+    if s.kv_rank:
+        w.add_vocab_size(s.vocab)
+        w.add_q_lora_rank(s.q_rank)
+        w.add_kv_lora_rank(s.kv_rank)
+        w.add_key_length_mla(s.head_dim)
+        w.add_value_length_mla(s.value_dim)
     tokens = vocab.from_folder(tokenizer, vocab_size=s.vocab) if tokenizer else made_up_tokens(s.vocab)
     w.add_tokenizer_model(tokens["tokenizer.ggml.model"])
     w.add_tokenizer_pre(tokens["tokenizer.ggml.pre"])
@@ -136,20 +164,21 @@ def write(path, shape, format, seed=0, tokenizer=None, **sizes):
     w.add_token_types([int(kind) for kind in tokens["tokenizer.ggml.token_type"]])
     w.add_token_merges(tokens["tokenizer.ggml.merges"])
     w.add_eos_token_id(s.vocab - 1)
-    for name, rows, columns in tensors(s):
-        kind = GGMLQuantizationType[type_of(name, rows, columns, format, s)]
+    for name, shape in tensors(s):
+        kind = GGMLQuantizationType[type_of(name, shape, format, s)]
         values, size = GGML_QUANT_SIZES[kind]
-        shape = (rows, columns) if rows else (columns,)
         w.add_tensor_info(name, shape, np.dtype(np.float32), math.prod(shape) // values * size, raw_dtype=kind)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_ti_data_to_file()
-    for name, rows, columns in tensors(s):
-        if rows is None:
-            x = np.ones(columns, np.float32) if "norm" in name else rng.standard_normal(columns, np.float32) * 0.1
-            w.write_tensor_data(x.astype(np.float32))
+    for name, shape in tensors(s):
+        if len(shape) > 1:
+            w.write_tensor_data(Matrix(rng, type_of(name, shape, format, s), math.prod(shape[:-1]), shape[-1]))
+        elif "norm" in name:
+            w.write_tensor_data(np.ones(shape, np.float32))
         else:
-            w.write_tensor_data(Matrix(rng, type_of(name, rows, columns, format, s), rows, columns))
+            spread = 0 if "exp_probs_b" in name else 0.1
+            w.write_tensor_data(rng.standard_normal(shape, np.float32) * np.float32(spread))
     w.close()
     os.replace(part, path)
 

@@ -4,7 +4,12 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """architecture: as GGUF names it. tied: the embeddings give the logits too."""
+    """architecture: as GGUF names it. tied: the embeddings give the logits too.
+
+    Of a mixture: `dense` leading layers of width `ffn`, then `experts` of width `expert_ffn`, `used` of which a token
+    is sent to (weights times `scale`), beside `shared` ones; draft: blocks behind the layers that draft. With a latent
+    (`kv_rank`): q_rank of the queries, head_dim of a query, rope_dim of which turn, value_dim of a value.
+    """
 
     architecture: str
     layers: int
@@ -16,9 +21,22 @@ class Shape(NamedTuple):
     rope_dim: int
     vocab: int
     tied: bool
+    theta: float = 1e4
+    dense: int = 0
+    experts: int = 0
+    used: int = 0
+    expert_ffn: int = 0
+    shared: int = 0
+    scale: float = 1.0
+    draft: int = 0
+    q_rank: int = 0
+    kv_rank: int = 0
+    value_dim: int = 0
 
 
-# As in the published configurations, but for tiny.
+_MIXTURE = {"theta": 1e6, "dense": 1, "shared": 1}
+
+# As in the published configurations, but for tiny, and without what drafts.
 SHAPES = {
     "glm-edge-1.5b": Shape("chatglm", 28, 2048, 16, 4, 128, 6144, 128, 59264, True),
     "glm-edge-4b": Shape("chatglm", 40, 3072, 24, 6, 128, 8192, 128, 59264, True),
@@ -26,27 +44,88 @@ SHAPES = {
     "glm-4-9b": Shape("chatglm", 40, 4096, 32, 2, 128, 13696, 64, 151552, False),
     "glm-4-9b-0414": Shape("glm4", 40, 4096, 32, 2, 128, 13696, 64, 151552, False),
     "glm-4-32b": Shape("glm4", 61, 6144, 48, 2, 128, 23040, 64, 151552, False),
+    "glm-4.5-air": Shape(
+        "glm4moe", 46, 4096, 96, 8, 128, 10944, 64, 151552, False, experts=128, used=8, expert_ffn=1408, **_MIXTURE
+    ),
+    "glm-4.7-flash": Shape(
+        "deepseek2",
+        47,
+        2048,
+        20,
+        1,
+        256,
+        10240,
+        64,
+        154880,
+        False,
+        experts=64,
+        used=4,
+        expert_ffn=1536,
+        scale=1.8,
+        q_rank=768,
+        kv_rank=512,
+        value_dim=256,
+        **_MIXTURE,
+    ),
     "tiny": Shape("chatglm", 2, 512, 4, 2, 128, 1024, 64, 2048, False),
 }
 
 
 def tensors(s):
-    """(name, rows or None for a vector, columns) of every tensor."""
-    heads = (s.heads + 2 * s.kv_heads) * s.head_dim
-    yield "token_embd.weight", s.vocab, s.dim
-    for i in range(s.layers):
+    """(name, shape) of every tensor, numpy order."""
+    yield "token_embd.weight", (s.vocab, s.dim)
+    for i in range(s.layers + s.draft):
         w = f"blk.{i}."
-        yield w + "attn_norm.weight", None, s.dim
-        yield w + "attn_qkv.weight", heads, s.dim
-        if s.architecture == "chatglm":
-            yield w + "attn_qkv.bias", None, heads
-        yield w + "attn_output.weight", s.dim, s.heads * s.head_dim
-        yield w + "ffn_norm.weight", None, s.dim
-        yield w + "ffn_up.weight", 2 * s.ffn, s.dim
-        yield w + "ffn_down.weight", s.dim, s.ffn
+        yield w + "attn_norm.weight", (s.dim,)
+        yield from _latent(s, w) if s.kv_rank else _heads(s, w)
+        if s.experts:
+            yield w + ("ffn_norm.weight" if s.kv_rank else "post_attention_norm.weight"), (s.dim,)
+            yield from _experts(s, w) if i >= s.dense else _matrices(w, "", s.ffn, s.dim)
+        else:
+            yield w + "ffn_norm.weight", (s.dim,)
+            yield w + "ffn_up.weight", (2 * s.ffn, s.dim)
+            yield w + "ffn_down.weight", (s.dim, s.ffn)
         if s.architecture == "glm4":
-            yield w + "post_attention_norm.weight", None, s.dim
-            yield w + "post_ffw_norm.weight", None, s.dim
-    yield "output_norm.weight", None, s.dim
+            yield w + "post_attention_norm.weight", (s.dim,)
+            yield w + "post_ffw_norm.weight", (s.dim,)
+        if i >= s.layers:
+            yield w + "nextn.eh_proj.weight", (s.dim, 2 * s.dim)
+            for name in ("enorm", "hnorm", "shared_head_norm"):
+                yield f"{w}nextn.{name}.weight", (s.dim,)
+    yield "output_norm.weight", (s.dim,)
     if not s.tied:
-        yield "output.weight", s.vocab, s.dim
+        yield "output.weight", (s.vocab, s.dim)
+
+
+def _heads(s, w):
+    parts = {"qkv": s.heads + 2 * s.kv_heads}
+    if s.experts:
+        parts = {"q": s.heads, "k": s.kv_heads, "v": s.kv_heads}
+    for part, heads in parts.items():
+        yield f"{w}attn_{part}.weight", (heads * s.head_dim, s.dim)
+        if s.architecture in ("chatglm", "glm4moe"):
+            yield f"{w}attn_{part}.bias", (heads * s.head_dim,)
+    yield w + "attn_output.weight", (s.dim, s.heads * s.head_dim)
+
+
+def _latent(s, w):
+    yield w + "attn_q_a.weight", (s.q_rank, s.dim)
+    yield w + "attn_q_a_norm.weight", (s.q_rank,)
+    yield w + "attn_q_b.weight", (s.heads * s.head_dim, s.q_rank)
+    yield w + "attn_kv_a_mqa.weight", (s.kv_rank + s.rope_dim, s.dim)
+    yield w + "attn_kv_a_norm.weight", (s.kv_rank,)
+    yield w + "attn_k_b.weight", (s.heads, s.kv_rank, s.head_dim - s.rope_dim)
+    yield w + "attn_v_b.weight", (s.heads, s.value_dim, s.kv_rank)
+    yield w + "attn_output.weight", (s.dim, s.heads * s.value_dim)
+
+
+def _experts(s, w):
+    yield w + "ffn_gate_inp.weight", (s.experts, s.dim)
+    yield w + "exp_probs_b.bias", (s.experts,)
+    yield from _matrices(w, "_exps", s.expert_ffn, s.dim, s.experts)
+    yield from _matrices(w, "_shexp", s.shared * s.expert_ffn, s.dim)
+
+
+def _matrices(w, kind, ffn, dim, *experts):
+    for part, shape in (("gate", (ffn, dim)), ("up", (ffn, dim)), ("down", (dim, ffn))):
+        yield f"{w}ffn_{part}{kind}.weight", (*experts, *shape)

@@ -12,6 +12,7 @@ GLMLITE_ISA.
 import numpy as np
 import pytest
 import twins
+import twins_latent
 import twins_rows
 from test_linear import random_rows, random_x
 
@@ -23,6 +24,7 @@ STREAMED = 160 << 20  # bytes: 5 times 32 MB of last-level cache
 FEW_TOKENS = 8  # so few that weights are read from memory for them; matrices for more are of a layer's size
 HEAD_DIM = 128
 SCALE = HEAD_DIM**-0.5
+LATENT, ROPE, LATENT_HEADS = 512, 64, 20
 
 
 def assert_within(got, want, bound):
@@ -74,5 +76,30 @@ def test_attention(kv_type, what, heads, queries, threads, quick, measure):
         lambda: pages.attend(q, visible, SCALE, y),
         pages.nbytes,
         4 * heads * HEAD_DIM * int(visible.sum()),
+        "f32",
+    )
+
+
+@pytest.mark.parametrize("tokens", [1, 3], ids="T{}".format)
+@pytest.mark.parametrize("kv_type", ["f16", "q8"])
+def test_latent_attention(kv_type, tokens, threads, quick, measure):
+    """The entries of one layer: from the last-level cache, because what bounds it is arithmetic."""
+    ctx = 600 if quick else 8192
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((tokens * LATENT_HEADS, LATENT + ROPE), np.float32)
+    entries = rng.standard_normal((ctx, LATENT + ROPE), np.float32)
+    visible = ctx - np.arange(len(q))[::-1] // LATENT_HEADS
+    pages = _native.LatentPages(_native.default_isa(), entries, LATENT, kv_type, threads)
+    y = np.full((len(q), LATENT), np.nan, np.float32)
+    pages.attend(q, visible, SCALE, y)
+    some = slice(None, None, LATENT_HEADS + 1)
+    assert_within(y[some], *twins_latent.attend(q[some], entries, LATENT, visible[some], SCALE, kv_type))
+    assert np.isfinite(y).all()
+
+    measure(
+        f"latent attention {kv_type}, {len(q)} queries, {ctx} positions",
+        lambda: pages.attend(q, visible, SCALE, y),
+        pages.nbytes,
+        2 * (2 * LATENT + ROPE) * int(visible.sum()),
         "f32",
     )

@@ -8,12 +8,7 @@
 
 #include "gguf.h"
 #include "op_spec.h"
-#include "ops/attention.h"
-#include "ops/embed.h"
-#include "ops/linear.h"
-#include "ops/moe.h"
-#include "ops/norm.h"
-#include "ops/rows.h"
+#include "ops/ops.h"
 
 namespace glmlite {
 
@@ -32,10 +27,6 @@ struct Weight {
   int64_t count = 1, n = 0, k = 0;
   int group = -1;  // experts: those of one group lie together, expert by expert
 };
-
-using OpKind =
-    std::variant<ops::Input, ops::Embed, ops::RmsNorm, ops::LayerNorm, ops::Linear, ops::HeadLinear, ops::Attention,
-                 ops::LatentAttention, ops::Swiglu, ops::Gelu, ops::Select, ops::Concat, ops::Route, ops::Moe>;
 
 // An op of the list, checked. Its index is the id of the value it makes.
 struct Op {

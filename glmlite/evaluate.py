@@ -188,7 +188,8 @@ class Reader:
         self._native, self.engine = self.model.debug
         gguf = self._native.Gguf(self.model.path)
         try:
-            self.recording = models.record(gguf.metadata, {n: tuple(t.shape) for n, t in gguf.tensors.items()})
+            self.shapes = {name: tuple(tensor.shape) for name, tensor in gguf.tensors.items()}
+            self.recording = models.record(gguf.metadata, self.shapes)
         finally:
             gguf.close()
         self._infiller = infiller(self.model.architecture, self.model.tokenizer)

@@ -153,7 +153,8 @@ def kv_bytes_per_token(gguf: Any, ops: Sequence[Op], kv_type: str = "f16") -> in
     """Bytes of KV cache that a token takes in all layers on the CPU."""
     native = backend("cpu")
     page: int = native.page_bytes(gguf, native_ops(ops, gguf.dequantize), kv_type)
-    return -(-page // native.Engine.page_tokens)
+    tokens: int = native.Engine.page_tokens
+    return -(-page // tokens)
 
 
 def prefix_tokens(ops: Sequence[Op], shape: Callable[[str], tuple[int, ...]]) -> int:

@@ -296,8 +296,8 @@ class Reference:
         q_turned, key = (turn(x[..., latent:], step.positions, rope, rope_factors, self.dtype) for x in (q, kv))
         shared = self._rms_norm(step, kv[..., :latent], w, eps)
         q = np.concatenate([q[..., :latent], q_turned], axis=-1)
-        before = np.zeros((0, 1, latent + rope.dim)), np.zeros((0, 1, latent))
-        return self._remember_and_attend(step, layer, q, np.concatenate([shared, key], axis=-1), shared, scale, before)
+        k = np.concatenate([shared, key], axis=-1)
+        return self._remember_and_attend(step, layer, q, k, shared, scale, before=(k[:0], shared[:0]))
 
     def _remember_and_attend(self, step, layer, q, k, v, scale, before):
         """Appends each sequence's keys and values to the layer's cache; its queries attend to `before` and to those."""

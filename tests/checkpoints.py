@@ -21,8 +21,8 @@ TORCH = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
 
 
 def stored(x, dtype):
-    """x as a checkpoint of `dtype` has it; int8 stays int8. Rounds to nearest even."""
-    if x.dtype == np.int8:
+    """x as a checkpoint of `dtype` has it; int8 stays int8, F8_E4M3's bits too. Rounds to nearest even."""
+    if x.dtype in (np.int8, np.uint8):
         return x
     if dtype == "BF16":
         bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
@@ -31,7 +31,7 @@ def stored(x, dtype):
 
 
 def dtype_of(array):
-    return {"float32": "F32", "float16": "F16", "uint16": "BF16", "int8": "I8"}[array.dtype.name]
+    return {"float32": "F32", "float16": "F16", "uint16": "BF16", "int8": "I8", "uint8": "F8_E4M3"}[array.dtype.name]
 
 
 def rounded(x, dtype):
@@ -151,6 +151,38 @@ def unpacked(x, bits):
     return (q * scale[:, None]).astype(np.float32)
 
 
+def float8(named, kind):
+    """The matrices of blocks but routers in F8_E4M3, with scales by "rows", "whole" or "blocks"; and their values."""
+    # The bits of a f16 with the exponent four bits further left, whose bias is 8 more.
+    codes = np.arange(256, dtype=np.uint16)
+    values = ((codes & 128) << 8 | (codes & 127) << 7).view(np.float16).astype(np.float32) * 256
+    values[[127, 255]] = np.nan
+    finite = np.flatnonzero(np.isfinite(values))
+    out, wanted = {}, {}
+    for name, x in named.items():
+        out[name] = wanted[name] = x
+        if (
+            x.ndim != 2
+            or ".layers." not in name
+            or ".mlp.gate." in name
+            or name.endswith(("embed_tokens.weight", "head.weight"))
+        ):
+            continue
+        n, k = x.shape
+        scale = np.abs(x).max(axis=1, keepdims=True) / 448
+        if kind == "whole":
+            scale = np.full((1,), scale.max())
+        if kind == "blocks":
+            scale = (0.01 + np.arange(-(-n // 128) * -(-k // 128)).reshape(-(-n // 128), -1)).astype(np.float32) / 448
+        full = np.kron(scale, np.ones((128, 128)))[:n, :k] if kind == "blocks" else np.broadcast_to(scale, x.shape)
+        full = full.astype(np.float32)
+        nearest = np.abs(values[finite] - (x / full)[..., None]).argmin(axis=-1)
+        out[name] = finite[nearest].astype(np.uint8)
+        out[f"{name}_scale{'_inv' * (kind == 'blocks')}"] = scale.astype(np.float32)
+        wanted[name] = values[out[name]] * full
+    return out, wanted
+
+
 # ---- names -------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +196,7 @@ def _named(model, blocks, others):
     for name, x in model.tensors.items():
         stem, _, kind = name.rpartition(".")
         if stem.startswith("blk."):
-            _, i, part = stem.split(".")
+            _, i, part = stem.split(".", 2)
             if part.startswith("prefix"):
                 continue
             out[f"{blocks['']}{i}.{blocks[part]}.{kind}"] = x
@@ -340,6 +372,120 @@ def hf(model):
         "eos_token_id": tiny.token_id(model, "<|endoftext|>"),
     }
     return named, config
+
+
+def glm4_moe(model, fused=False):
+    """GLM-4.5 to 4.7 as published: a tensor for each expert's matrix, and, where there is a drafting layer, copies of
+    the model's embeddings and head in it. fused: two tensors for all experts, as transformers 5 has them in memory."""
+    blocks = {f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"}
+    blocks |= {f"attn_{part}_norm": f"self_attn.{part}_norm" for part in "qk"}
+    named = _mixture(model, blocks | {"post_attention_norm": "post_attention_layernorm"}, fused)
+    width = _key(model, "attention.key_length")
+    config = {
+        "model_type": "glm4_moe",
+        "head_dim": width,
+        "num_key_value_heads": _key(model, "attention.head_count_kv"),
+        "partial_rotary_factor": _key(model, "rope.dimension_count") / width,
+    }
+    return named, _mixture_config(model) | config
+
+
+def glm4_moe_fused(model):
+    return glm4_moe(model, fused=True)
+
+
+def glm4_moe_lite(model, fused=False):
+    """GLM-4.7-Flash: kv_b_proj has the rows of each head's keys, then those of its values."""
+    blocks = {
+        "attn_q_a": "self_attn.q_a_proj",
+        "attn_q_a_norm": "self_attn.q_a_layernorm",
+        "attn_q_b": "self_attn.q_b_proj",
+        "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+        "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+        "attn_v_b": "-",
+        "attn_k_b": "-",
+        "ffn_norm": "post_attention_layernorm",
+    }
+    named = {name: x for name, x in _mixture(model, blocks, fused).items() if not name.endswith(".-.weight")}
+    for i in range(_key(model, "block_count")):
+        k_b, v_b = (model.tensors[f"blk.{i}.attn_{part}_b.weight"] for part in "kv")
+        heads = [row for k, v in zip(k_b, v_b) for row in (k.T, v)]
+        named[f"model.layers.{i}.self_attn.kv_b_proj.weight"] = np.concatenate(heads)
+    turned = _key(model, "rope.dimension_count")
+    config = {
+        "model_type": "glm4_moe_lite",
+        "num_key_value_heads": _key(model, "attention.head_count"),
+        "q_lora_rank": _key(model, "attention.q_lora_rank"),
+        "kv_lora_rank": _key(model, "attention.kv_lora_rank"),
+        "qk_nope_head_dim": _key(model, "attention.key_length_mla") - turned,
+        "qk_rope_head_dim": turned,
+        "v_head_dim": _key(model, "attention.value_length_mla"),
+        "partial_rotary_factor": 1.0,
+    }
+    return named, _mixture_config(model) | config
+
+
+def glm4_moe_lite_fused(model):
+    return glm4_moe_lite(model, fused=True)
+
+
+def _mixture(model, attention, fused):
+    """A mixture's tensors but those that are no matrix for each of its own."""
+    parts = ("gate", "up", "down")
+    blocks = {
+        "": "model.layers.",
+        "attn_norm": "input_layernorm",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate_inp": "mlp.gate",
+        "exp_probs_b": "mlp.gate.e_score_correction_bias",
+        "nextn.shared_head_norm": "shared_head.norm",
+        **{f"ffn_{part}": f"mlp.{part}_proj" for part in parts},
+        **{f"ffn_{part}_shexp": f"mlp.shared_experts.{part}_proj" for part in parts},
+        **{f"nextn.{part}": part for part in ("eh_proj", "enorm", "hnorm")},
+    }
+    others = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    plain = {name: x for name, x in model.tensors.items() if "_exps." not in name}
+    named = _named(tiny.Tiny(model.metadata, plain), blocks | attention, others)
+    named = {name.replace("correction_bias.bias", "correction_bias"): x for name, x in named.items()}
+    for i in range(_key(model, "block_count")):
+        if f"blk.{i}.ffn_gate_exps.weight" in model.tensors:
+            gate, up, down = (model.tensors[f"blk.{i}.ffn_{part}_exps.weight"] for part in parts)
+            experts = f"model.layers.{i}.mlp.experts."
+            if fused:
+                both = np.stack([np.concatenate(pair) for pair in zip(gate, up)])
+                named |= {f"{experts}gate_up_proj": both, f"{experts}down_proj": down}
+            for e in range(0 if fused else len(gate)):
+                named |= {f"{experts}{e}.{part}_proj.weight": x[e] for part, x in zip(parts, (gate, up, down))}
+        if f"blk.{i}.nextn.eh_proj.weight" in model.tensors:
+            named[f"model.layers.{i}.embed_tokens.weight"] = named["model.embed_tokens.weight"]
+            named[f"model.layers.{i}.shared_head.head.weight"] = named["lm_head.weight"]
+    return named
+
+
+def _mixture_config(model):
+    drafting = model.metadata.get(f"{model.metadata['general.architecture']}.nextn_predict_layers", 0)
+    return {
+        "num_hidden_layers": _key(model, "block_count") - drafting,
+        "num_nextn_predict_layers": 1,
+        "hidden_size": _key(model, "embedding_length"),
+        "intermediate_size": _key(model, "feed_forward_length"),
+        "moe_intermediate_size": _key(model, "expert_feed_forward_length"),
+        "num_attention_heads": _key(model, "attention.head_count"),
+        "n_routed_experts": _key(model, "expert_count"),
+        "n_shared_experts": _key(model, "expert_shared_count"),
+        "num_experts_per_tok": _key(model, "expert_used_count"),
+        "routed_scaling_factor": _key(model, "expert_weights_scale"),
+        "first_k_dense_replace": _key(model, "leading_dense_block_count"),
+        "norm_topk_prob": True,
+        "n_group": 1,
+        "topk_group": 1,
+        "rms_norm_eps": _key(model, "attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": _key(model, "context_length"),
+        "rope_theta": _key(model, "rope.freq_base"),
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "eos_token_id": tiny.token_id(model, "<|endoftext|>"),
+    }
 
 
 def _prefix(model):

@@ -16,8 +16,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 
 import glmlite
+from glmlite import _native as native
 from glmlite import builtin, samples
 from glmlite.cli import bench, cache, console, inspect, main, running
 from glmlite.errors import ContextOverflow, FormatError
@@ -589,6 +591,31 @@ def test_inspect_text():
     assert re.search(r"tokenizer.ggml.tokens +20: \"t0\", .*, \.\.\.\n", text)
     assert re.search(r"b.weight +type 42 \(not supported\) +32 +128\n", text)
     assert "tensor " not in inspect._text(inspect.describe(GGUF, None, False))
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_inspect_counts_what_a_token_is_multiplied_with(tmp_path, architecture):
+    """All but the embeddings, what drafts, and six of eight experts."""
+    model = tiny.model(architecture, drafting=True)
+    gguf = native.Gguf(tiny.write(tmp_path / "m.gguf", model))
+    facts = inspect.describe(gguf, None, False)
+    gguf.close()
+    layers = {n: x.size for n, x in model.tensors.items() if not n.startswith(("token_embd.", "blk.2."))}
+    experts = sum(size for name, size in layers.items() if "_exps." in name)
+    assert facts["experts"] == {"count": 8, "used": 2, "shared": 1}
+    assert facts["active_parameters"] == sum(layers.values()) - experts * 6 // 8
+    text = inspect._text(facts)
+    assert re.search(r"experts +8, 2 for a token, and 1 beside them\n", text)
+    assert re.search(rf"parameters a token +{facts['active_parameters']}\n", text)
+
+
+@pytest.mark.parametrize("key", ["expert_count", "expert_used_count", "block_count", "nextn_predict_layers"])
+@pytest.mark.parametrize("value", [None, -1, 0, 2**63, "8", 1.5, True])
+def test_inspect_of_keys_that_lie(key, value):
+    keys = {"block_count": 2, "expert_count": 8, "expert_used_count": 2, "nextn_predict_layers": 0} | {key: value}
+    metadata = {f"glm4moe.{name}": value for name, value in keys.items()} | {"general.architecture": "glm4moe"}
+    facts = inspect.describe(SimpleNamespace(**vars(GGUF) | {"metadata": metadata}), None, False)
+    assert facts.get("active_parameters", 0) <= facts["parameters"]
 
 
 # ---- bench -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +50,11 @@ FORMS = {
     "glm-edge": ("hf", "chatglm", {"fused": False, "bias": False, "rope_dim": 32, "tied": True}),
     "glm4-9b": ("hf", "glm4", {"fused": False, "bias": True, "kv_heads": 1}),
     "glm4-32b": ("hf", "glm4", {"fused": False, "heads": 16}),
+    "glm-4.5": ("glm4_moe", "glm4moe", {"head_norms": True, "dense": 2, "layers": 4, "kv_heads": 1}),
+    "glm-4.5-air": ("glm4_moe", "glm4moe", {"drafting": True, "layers": 3, "scale": 1.0}),
+    "glm-4.5-fused": ("glm4_moe_fused", "glm4moe", {"drafting": True}),
+    "glm-4.7-flash": ("glm4_moe_lite", "deepseek2", {"drafting": True, "layers": 3}),
+    "glm-4.7-flash-fused": ("glm4_moe_lite_fused", "deepseek2", {"q_rank": 48, "value_dim": 24}),
     "llama": ("hf", "llama", {"kv_heads": 1}),
     "llama-tied-bias": ("hf", "llama", {"bias": True, "tied": True}),
 }
@@ -195,8 +201,223 @@ def test_logits_are_the_sources(tmp_path, opened, case):
     want = source_logits(model, ids)
     gguf = opened(path)
     assert error(executed(gguf.metadata, tensors_of(gguf), ids), want) <= EXACT
+    if model.metadata["general.architecture"] in tiny.NUMPY_ONLY:
+        return
     with glmlite.load(path, context=64, threads=1) as loaded:
         assert error(loaded.logits(ids, all=True), want) <= ENGINE
+
+
+# ---- mixtures of experts -----------------------------------------------------------------------------------------
+
+MIXTURES = {"glm4moe": checkpoints.glm4_moe, "deepseek2": checkpoints.glm4_moe_lite}
+
+
+def mixture(folder, architecture, **sizes):
+    """(the tiny model, its checkpoint's tensors, its config), written into the folder."""
+    model = tiny.model(architecture, **sizes)
+    checkpoints.write(folder, model, MIXTURES[architecture].__name__)
+    return model, *MIXTURES[architecture](model)
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_experts_apart_and_in_one_tensor_give_the_same_bytes(tmp_path, architecture):
+    model, named, _ = mixture(tmp_path / "tiny", architecture, drafting=True)
+    first = convert(tmp_path / "tiny", tmp_path / "a.gguf", "q8_0").read_bytes()
+    fused, _ = MIXTURES[architecture](model, fused=True)
+    assert "model.layers.1.mlp.experts.7.up_proj.weight" in named.keys() - fused.keys()
+    checkpoints.write_weights(tmp_path / "tiny", fused)
+    assert convert(tmp_path / "tiny", tmp_path / "b.gguf", "q8_0").read_bytes() == first
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_a_drafting_layers_own_embeddings_and_head_are_kept(tmp_path, opened, architecture):
+    """Equal ones are left out, as test_f32_is_exact sees; here one value differs in each."""
+    model, named, _ = mixture(tmp_path / "tiny", architecture, drafting=True)
+    own = {f"model.layers.2.{part}.weight": f"blk.2.nextn.{name}.weight" for part, name in OWN.items()}
+    for name in own:
+        named[name] = named[name].copy()
+        named[name][-1, 5] += 1
+    checkpoints.write_weights(tmp_path / "tiny", named)
+    got = tensors_of(opened(convert(tmp_path / "tiny", tmp_path / "out.gguf", "f32")))
+    assert got.keys() - model.tensors.keys() == set(own.values())
+    for theirs, ours in own.items():
+        assert np.array_equal(got[ours], named[theirs])
+
+
+OWN = {"embed_tokens": "embed_tokens", "shared_head.head": "shared_head_head"}
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_a_copy_that_lost_the_drafting_layer(tmp_path, opened, architecture):
+    """transformers writes none, and leaves the config as it was."""
+    model, named, _ = mixture(tmp_path / "tiny", architecture, drafting=True)
+    checkpoints.write_weights(tmp_path / "tiny", {n: x for n, x in named.items() if "layers.2." not in n})
+    gguf = opened(convert(tmp_path / "tiny", tmp_path / "out.gguf", "f32"))
+    assert gguf.metadata[f"{architecture}.block_count"] == 2
+    assert f"{architecture}.nextn_predict_layers" not in gguf.metadata
+    assert set(gguf.tensors) == {name for name in model.tensors if not name.startswith("blk.2.")}
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_the_special_ids_of_a_mixture(tmp_path, architecture):
+    """As llama.cpp's files name them, whatever a config's class had by default; nothing is put before a prompt."""
+    model, _, config = mixture(tmp_path, architecture)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"bos_token_id": 0, "eos_token_id": 1}))
+    metadata = planned(tmp_path)
+    named = {name: metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eot", "eom")}
+    texts = {"bos": "[gMASK]", "eot": "<|user|>", "eom": "<|observation|>"}
+    assert named == {name: tiny.token_id(model, text) for name, text in texts.items()}
+    assert metadata["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_a_mixture_gguf_as_source(tmp_path, opened):
+    """Experts as rows of one matrix after the other; gate and up in one tensor stay so."""
+    model, *_ = mixture(tmp_path / "tiny", "deepseek2", drafting=True)
+    half = convert(tmp_path / "tiny", tmp_path / "a.gguf", "f16")
+    direct = convert(tmp_path / "tiny", tmp_path / "b.gguf", "q8_0").read_bytes()
+    whole = convert(tmp_path / "tiny", tmp_path / "c.gguf", "f32")
+    assert convert(whole, tmp_path / "d.gguf", "q8_0", threads=3).read_bytes() == direct
+    assert convert(whole, tmp_path / "e.gguf", "f16").read_bytes() == half.read_bytes()
+    gate, up = (model.tensors.pop(f"blk.1.ffn_{part}_exps.weight") for part in ("gate", "up"))
+    model.tensors["blk.1.ffn_gate_up_exps.weight"] = both = np.concatenate([gate, up], axis=1)
+    gguf = opened(convert(tiny.write(tmp_path / "fused.gguf", model), tmp_path / "f.gguf", "f16"))
+    assert np.array_equal(gguf.dequantize("blk.1.ffn_gate_up_exps.weight"), both.astype(np.float16))
+    assert "blk.1.ffn_gate_exps.weight" not in gguf.tensors
+
+
+@pytest.mark.parametrize("kind", ["rows", "whole", "blocks"])
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_matrices_of_eight_bit_floats(tmp_path, architecture, kind):
+    """The values that they stand for, to the bit; a config that names the method is no matter."""
+    _, named, config = mixture(tmp_path / "tiny", architecture, drafting=True, dim=192, ffn=160)
+    eights, values = checkpoints.float8(named, kind)
+    assert sum(x.dtype == np.uint8 for x in eights.values()) > 40
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    checkpoints.write_weights(tmp_path / "tiny", eights)
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    got = convert(tmp_path / "tiny", tmp_path / "a.gguf", "f32").read_bytes()
+    checkpoints.write_weights(tmp_path / "tiny", values)
+    del config["quantization_config"]
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    assert convert(tmp_path / "tiny", tmp_path / "b.gguf", "f32").read_bytes() == got
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"weight_scale": None}, r"q_a_proj\.weight' is quantized \(F8_E4M3: FP8, by its tensors\)"),
+        ({"weight_scale": (31, 1)}, r"q_a_proj\.weight' is quantized|q_a_proj\.weight_scale' is quantized"),
+        ({"input_scale": (1,)}, r"q_a_proj\.input_scale' is quantized \(FP8"),
+    ],
+)
+def test_eight_bit_floats_that_are_not_read(tmp_path, change, match):
+    _, named, _ = mixture(tmp_path, "deepseek2")
+    eights, _ = checkpoints.float8(named, "rows")
+    for ending, shape in change.items():
+        name = f"model.layers.1.self_attn.q_a_proj.{ending}"
+        eights[name] = np.ones(shape or (), np.float32)
+        if shape is None:
+            del eights[name]
+    checkpoints.write_weights(tmp_path, eights)
+    refused(tmp_path, match)
+
+
+def test_an_eight_bit_float_that_is_no_number(tmp_path):
+    _, named, _ = mixture(tmp_path, "deepseek2")
+    eights, _ = checkpoints.float8(named, "rows")
+    eights[EXPERT][3, 5] = 0x7F
+    checkpoints.write_weights(tmp_path, eights)
+    refused(tmp_path, rf"'{EXPERT}': 1 values are NaN")
+
+
+EXPERT = "model.layers.1.mlp.experts.5.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({EXPERT: None}, rf"no tensor '{EXPERT}', which becomes a part of 'blk.1.ffn_down_exps.weight'"),
+        ({EXPERT: (64, 31)}, rf"'{EXPERT}' is \(64, 31\), expected a matrix, all of one shape"),
+        ({EXPERT: (64, 32, 1)}, rf"'{EXPERT}' is \(64, 32, 1\), expected a matrix"),
+        ({EXPERT: (64, 32)}, rf"model\.safetensors: '{EXPERT}': 2048 values are NaN"),
+        (
+            {EXPERT.replace("5", "8"): (64, 32)},
+            r"experts\.8\.down_proj\.weight': 'deepseek2' models have no",
+        ),
+        ({"model.layers.1.mlp.gate.weight": None}, r"no tensor 'model\.layers\.1\.mlp\.gate\.weight', which becomes"),
+        ({"model.layers.1.self_attn.kv_b_proj.weight": (191, 64)}, r"\(191, 64\), expected 192 rows: 4 times 48"),
+        ({"model.layers.0.self_attn.kv_b_proj.weight": (192,)}, r"is \(192,\), expected 192 rows"),
+        (
+            {"model.layers.2.eh_proj.weight": None},
+            "'num_hidden_layers' is 2, but the checkpoint has tensors of 3 layers",
+        ),
+        ({"model.layers.2.hnorm.weight": None}, r"no tensor 'model\.layers\.2\.hnorm\.weight'"),
+        ({"model.layers.2.embed_tokens.weight": (384, 63)}, r"embed_tokens"),
+    ],
+)
+def test_mixtures_that_do_not_fit(tmp_path, change, match):
+    _, named, _ = mixture(tmp_path, "deepseek2", drafting=True)
+    replaced = {name: shape and np.full(shape, np.nan, np.float32) for name, shape in change.items()}
+    named = {name: x for name, x in (named | replaced).items() if x is not None}
+    checkpoints.write_weights(tmp_path, named)
+    refused(tmp_path, match)
+
+
+def test_fused_experts_that_do_not_fit(tmp_path):
+    _, folder = make(tmp_path, "glm-4.7-flash-fused")
+    named, _ = checkpoints.glm4_moe_lite_fused(tiny.model("deepseek2", **FORMS["glm-4.7-flash-fused"][2]))
+    for part, shape, match in (
+        ("gate_up_proj", (8, 63, 64), r"\(8, 63, 64\), expected 512 rows: 8 times 64"),
+        ("down_proj", (7, 64, 32), r"\(7, 64, 32\), expected 512 rows: 8 times 64"),
+    ):
+        checkpoints.write_weights(folder, named | {f"model.layers.1.mlp.experts.{part}": np.ones(shape, np.float32)})
+        refused(folder, match)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"scoring_func": "softmax"}, "'scoring_func' is 'softmax', expected 'sigmoid'"),
+        ({"norm_topk_prob": False}, "'norm_topk_prob' is False, expected True"),
+        ({"n_group": 8}, "'n_group' is 8, expected 1"),
+        ({"n_routed_experts": 7}, r"experts\.7\.down_proj\.weight': 'deepseek2' models have no such tensor"),
+        ({"n_routed_experts": 9}, r"no tensor 'model\.layers\.1\.mlp\.experts\.8\.gate_proj"),
+        ({"rope_interleave": False}, "'rope_interleave' is False, expected True"),
+        ({"qk_nope_head_dim": 17}, "expected 196 rows: 4 times 49"),
+        ({"q_lora_rank": None}, "no 'q_lora_rank'"),
+        ({"model_type": "deepseek_v3"}, "a model that glmlite cannot convert"),
+    ],
+)
+def test_configs_of_mixtures_that_do_not_fit(tmp_path, change, match):
+    _, folder = make(tmp_path, "glm-4.7-flash", config=change)
+    refused(folder, match)
+
+
+@pytest.mark.parametrize("case", ["glm-4.7-flash", "glm-4.7-flash-fused"])
+def test_of_experts_no_more_is_read_than_a_piece(tmp_path, monkeypatch, case):
+    """But for the heads of kv_b_proj, whose keys are transposed: one at a time."""
+    _, folder = make(tmp_path, case)
+    sizes = []
+    real = Checkpoint._bytes
+    monkeypatch.setattr(Checkpoint, "_bytes", lambda self, t, first, n: sizes.append(n) or real(self, t, first, n))
+    monkeypatch.setattr(planning, "build", lambda *a, real=planning.build: (real(*a), sizes.clear())[0])
+    monkeypatch.setattr(working, "_CHUNK", 512)
+    convert(folder, tmp_path / "out.gguf", "f16")
+    assert 0 < max(sizes) <= 16 * 64
+
+
+def test_rows_of_several_matrices(tmp_path):
+    """Counted through, also where a file has them transposed."""
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    checkpoints.write_safetensors(tmp_path / "model.safetensors", {"x": x})
+    with Checkpoint(tmp_path) as checkpoint:
+        for want in (x, x.transpose(0, 2, 1)):
+            strides = None if want is x else (12, 1, 4)
+            checkpoint._tensors["x"] = replace(checkpoint._tensors["x"], shape=want.shape, strides=strides)
+            assert np.array_equal(checkpoint.read("x"), want)
+            flat = want.reshape(-1, want.shape[-1])
+            for rows in ([0], [3, 4, 1], range(2, 5), []):
+                assert np.array_equal(checkpoint.read("x", rows), flat[list(rows)]), (strides, rows)
 
 
 # ---- adapters ----------------------------------------------------------------------------------------------------
@@ -498,8 +719,8 @@ def test_importance_reaches_the_quantizer(tmp_path, monkeypatch):
     real = lambda x: formats.encode(x, "Q8_0" if x.ndim == 2 else "F32", "")  # noqa: E731
     weights = np.arange(64, dtype=np.float32)
     convert(folder, tmp_path / "out.gguf", "q8_0", importance={"blk.1.ffn_up.weight": weights})
-    given = {where: w for where, w in seen.items() if w is not None}
-    assert list(given.values()) == [weights] and "layers.1.mlp.dense_h_to_4h" in next(iter(given))
+    ((where, given),) = ((where, w) for where, w in seen.items() if w is not None)
+    assert np.array_equal(given, weights) and "layers.1.mlp.dense_h_to_4h" in where
 
 
 def test_without_numba(tmp_path, monkeypatch):
@@ -592,6 +813,25 @@ def test_gguf_as_source(tmp_path, opened):
         ("blk.0.attn_qkv.bias", (4608,), "q4_k_m", "F32"),
         ("position_embd.weight", (1025, 1024), "q8_0", "F32"),
         ("blk.0.prefix_k.weight", (128, 256), "q4_0", "F32"),
+        ("blk.9.ffn_gate_inp.weight", (64, 2048), "q8_0", "F32"),
+        ("blk.9.ffn_gate_inp.weight", (64, 2048), "f16", "F32"),
+        ("blk.9.exp_probs_b.bias", (64,), "q4_k_m", "F32"),
+        ("blk.9.attn_k_b.weight", (20, 512, 192), "q4_k_m", "Q8_0"),
+        ("blk.9.attn_v_b.weight", (20, 256, 512), "iq4_xs", "Q8_0"),
+        ("blk.9.attn_k_b.weight", (20, 512, 192), "f16", "F16"),
+        ("blk.9.attn_kv_a_mqa.weight", (576, 2048), "q4_0", "Q6_K"),
+        ("blk.9.attn_q_a.weight", (768, 2048), "q4_k_s", "Q6_K"),
+        ("blk.9.attn_q_b.weight", (5120, 768), "q4_k_m", "Q4_K"),
+        ("blk.9.ffn_up_exps.weight", (64, 1536, 2048), "q4_k_m", "Q4_K"),
+        ("blk.0.ffn_down_exps.weight", (64, 2048, 1536), "q4_k_m", "Q6_K"),
+        ("blk.9.ffn_down_exps.weight", (64, 2048, 1536), "q4_k_m", "Q4_K"),
+        ("blk.9.ffn_down_exps.weight", (64, 2048, 1536), "q4_k_s", "Q4_K"),
+        ("blk.9.ffn_down_shexp.weight", (2048, 1536), "q4_k_s", "Q6_K"),
+        ("blk.9.ffn_down_exps.weight", (128, 4096, 1408), "q4_k_m", "Q5_0"),  # nor are 1408 and 10944
+        ("blk.9.ffn_down_exps.weight", (128, 4096, 1408), "iq4_xs", "IQ4_NL"),
+        ("blk.0.ffn_down.weight", (4096, 10944), "q4_k_m", "Q8_0"),
+        ("blk.28.nextn.shared_head_head.weight", (154880, 2048), "q4_k_m", "Q6_K"),
+        ("blk.28.nextn.eh_proj.weight", (2048, 4096), "q4_k_m", "Q4_K"),
     ],
 )
 def test_recipes(name, shape, recipe, want):

@@ -13,7 +13,7 @@ from test_convert import FORMS, make
 import glmlite
 from glmlite import _native as native
 from glmlite import chat, doctor, families
-from glmlite.chat import templates
+from glmlite.chat import dialects, template, templates
 from glmlite.chat.dialects import FORMATS
 from glmlite.cli import main
 from glmlite.convert import convert, writer
@@ -39,25 +39,6 @@ def well(architecture="chatglm", *, tensors=None, metadata=None, **sizes):
         {key: value for key, value in every.items() if value is not None},
         {name: x for name, x in named.items() if x is not None},
     )
-
-
-def moe():
-    """The keys of a GLM-4.5 and a few of its tensors; not one that runs."""
-    base = well("glm4", metadata={"general.architecture": "glm4moe"})
-    metadata = {key.replace("glm4.", "glm4moe.", 1): value for key, value in base.metadata.items()}
-    own = {
-        "expert_count": 4,
-        "expert_used_count": 2,
-        "expert_gating_func": 2,
-        "expert_weights_norm": True,
-        "expert_weights_scale": 2.5,
-    }
-    metadata |= {f"glm4moe.{key}": value for key, value in own.items()}
-    experts = {
-        "blk.1.ffn_gate_inp.weight": np.ones((4, 64), np.float32),
-        "blk.1.exp_probs_b.bias": np.zeros(4, np.float32),
-    }
-    return tiny.Tiny(metadata, base.tensors | experts)
 
 
 def write(folder, model, format="F32", name="model.gguf"):
@@ -90,6 +71,10 @@ SIZES = [
     ("chatglm1", {"head_dim": 16}),
     ("glm", {"head_dim": 16}),
     ("glm4", {}),
+    ("glm4moe", {}),
+    ("glm4moe", {"drafting": True, "dense": 2, "layers": 4, "head_norms": True}),
+    ("deepseek2", {}),
+    ("deepseek2", {"drafting": True}),
     ("llama", {}),
     ("llama", {"tied": True, "bias": True}),
 ]
@@ -101,10 +86,6 @@ def test_well_files_have_no_findings(tmp_path, architecture, sizes):
     assert report.findings == () and report.ok and report.architecture == architecture
     assert report.glm == (architecture != "llama")
     assert report.weight_bytes > 0 and report.unread == ()
-
-
-def test_a_well_moe_file(tmp_path):
-    assert doctor.examine(write(tmp_path, moe())).findings == ()
 
 
 @pytest.mark.parametrize("type", ["f32", "bf16", "q8_0"])
@@ -245,36 +226,145 @@ def test_corrections_of_the_same_key_add_up(tmp_path):
     assert doctor.examine(doctor.fix(report, tmp_path / "fixed.gguf")).findings == ()
 
 
-MOE = {
-    "softmax": ({"expert_gating_func": 1}, "gating", "error"),
-    "no gating": ({"expert_gating_func": None}, "gating", "warning"),
-    "not normalised": ({"expert_weights_norm": False}, "expert-weights", "error"),
-    "no norm": ({"expert_weights_norm": None}, "expert-weights", "error"),
-    "all turns": ({"rope.dimension_count": None}, "rotary-part", "error"),
+# name -> architecture, sizes, keys that are changed in a well mixture, check, severity
+MIXTURES = {
+    "softmax": ("glm4moe", {}, {"expert_gating_func": 1}, "gating", "error"),
+    "no gating": ("deepseek2", {}, {"expert_gating_func": None}, "gating", "warning"),
+    "not normalised": ("glm4moe", {}, {"expert_weights_norm": False}, "expert-weights", "error"),
+    "no norm": ("deepseek2", {}, {"expert_weights_norm": None}, "expert-weights", "error"),
+    "no scale": ("deepseek2", {}, {"expert_weights_scale": None}, "expert-weights", "error"),
+    "another scale": ("glm4moe", {}, {"expert_weights_scale": 1.0}, "expert-weights", "error"),
+    "all turns": ("glm4moe", {}, {"rope.dimension_count": None}, "rotary-part", "error"),
+    # A block that drafts, of which the keys say nothing; that they do not count; that they take for no layer.
+    "a draft is a layer": ("deepseek2", {"drafting": True}, {"nextn_predict_layers": None}, "drafting", "error"),
+    "none drafts": ("glm4moe", {"drafting": True}, {"nextn_predict_layers": 0}, "drafting", "error"),
+    "not counted": (
+        "deepseek2",
+        {"drafting": True},
+        {"block_count": 3, "nextn_predict_layers": None},
+        "drafting",
+        "error",
+    ),
+    "counted twice": ("glm4moe", {"drafting": True}, {"block_count": 3}, "drafting", "error"),
+    "a layer is a draft": ("glm4moe", {}, {"nextn_predict_layers": 1}, "drafting", "error"),
+    "a draft is lost": ("deepseek2", {}, {"block_count": 4, "nextn_predict_layers": 1}, "drafting", "warning"),
 }
 
 
-@pytest.mark.parametrize("case", MOE)
-def test_broken_moe_files(tmp_path, case):
-    change, check, severity = MOE[case]
-    model = moe()
-    metadata = model.metadata | {f"glm4moe.{key}": value for key, value in change.items()}
-    metadata = {key: value for key, value in metadata.items() if value is not None}
-    report = doctor.examine(write(tmp_path, tiny.Tiny(metadata, model.tensors)))
+@pytest.fixture
+def tiny_mixtures(monkeypatch):
+    """Makes the tiny mixtures of three layers published models."""
+    sizes = families.Sizes(3, 64, 4, 384)
+    known = [families.Published("Tiny", kind, sizes, rope_dim=16, base=1e4, scale=1.8) for kind in tiny.MIXTURES]
+    monkeypatch.setattr(families, "PUBLISHED", known)
+
+
+@pytest.mark.parametrize("case", MIXTURES)
+def test_broken_mixtures_are_named_and_corrected(tmp_path, tiny_mixtures, case):
+    architecture, sizes, change, check, severity = MIXTURES[case]
+    good = well(architecture, layers=3, **sizes)
+    changed = {f"{architecture}.{key}": value for key, value in change.items()}
+    report = doctor.examine(write(tmp_path, well(architecture, layers=3, metadata=changed, **sizes)))
     assert [(f.check, f.severity.value) for f in report.findings] == [(check, severity)]
     fixed = native.Gguf(doctor.fix(report, tmp_path / "fixed.gguf"))
-    for key, value in model.metadata.items():
-        if key.startswith("glm4moe."):
+    for key, value in good.metadata.items():
+        if key.startswith(f"{architecture}."):
             assert fixed.metadata[key] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
+    assert f"{architecture}.nextn_predict_layers" in fixed.metadata or not sizes
     fixed.close()
     assert doctor.examine(tmp_path / "fixed.gguf").findings == ()
 
 
-def test_a_router_without_its_bias(tmp_path):
-    model = moe()
-    del model.tensors["blk.1.exp_probs_b.bias"]
-    (finding,) = doctor.examine(write(tmp_path, model)).findings
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_a_router_without_its_bias(tmp_path, architecture):
+    (finding,) = doctor.examine(write(tmp_path, well(architecture, tensors={"blk.1.exp_probs_b.bias": None}))).findings
     assert finding.check == "router-bias" and finding.fix is None and "blk.1." in finding.where
+
+
+def test_a_layer_less_than_told_is_not_corrected_in_a_model_nobody_knows(tmp_path):
+    """Whether its last block is a layer cannot be seen."""
+    path = write(tmp_path, well("glm4moe", metadata={"glm4moe.nextn_predict_layers": 1}))
+    (finding,) = doctor.examine(path).findings
+    assert (finding.check, finding.severity.value, finding.fix) == ("drafting", "error", None)
+
+
+def test_a_block_that_drafts_alone(tmp_path):
+    model = well("deepseek2", drafting=True)
+    tensors = {name: x for name, x in model.tensors.items() if not name.startswith(("blk.0.", "blk.1."))}
+    (finding,) = doctor.examine(write(tmp_path, tiny.Tiny(model.metadata, tensors))).findings
+    assert (finding.check, finding.fix) == ("drafting-only", None) and "block 2 alone" in finding.what
+
+
+def test_a_matrix_of_importance_from_before_sigmoid(tmp_path, capsys):
+    """It stays a warning in a copy whose key is right."""
+    keys = {"quantize.imatrix.file": "x.dat", "deepseek2.expert_gating_func": None}
+    path = write(tmp_path, well("deepseek2", metadata=keys))
+    assert sorted(checks(doctor.examine(path))) == ["gating", "imatrix-gating"]
+    assert main(["doctor", str(path), "--fix", str(tmp_path / "out.gguf")]) == 1
+    assert "1 warning; --fix corrects none" in capsys.readouterr().out.splitlines()[-1]
+    keys["deepseek2.expert_gating_func"] = 2
+    assert doctor.examine(write(tmp_path, well("deepseek2", metadata=keys))).findings == ()
+
+
+def unsplit(model, beside=False):
+    """The file with its keys' and values' matrices in one, as they were in 2024; beside: with those it should have."""
+    tensors, k_b = dict(model.tensors), "attn_k_b.weight"
+    for name in [name for name in tensors if name.endswith(k_b)]:
+        names = [name, name.replace("k_b", "v_b")]
+        k, v = (tensors[n] if beside else tensors.pop(n) for n in names)
+        both = np.concatenate([row for head in zip(k, v) for row in (head[0].T, head[1])])
+        tensors[name.replace("k_b", "kv_b")] = np.ascontiguousarray(both)
+    sizes = {"head_count_kv": 4, "key_length": 32, "value_length": 32, "key_length_mla": None, "value_length_mla": None}
+    metadata = model.metadata | {f"deepseek2.attention.{key}": value for key, value in sizes.items()}
+    return tiny.Tiny({key: value for key, value in metadata.items() if value is not None}, tensors)
+
+
+@pytest.mark.parametrize("format", ["F32", "F16", "Q8_0"])
+def test_keys_and_values_in_one_matrix_are_taken_apart(tmp_path, format):
+    """Floats are moved as they are, blocks of values too; keys in blocks become F16."""
+    model = well("deepseek2", drafting=True, latent=64)
+    path = write(tmp_path, unsplit(model), format)
+    report = doctor.examine(path)
+    assert checks(report) == ["kv-b"]
+    before, after = native.Gguf(path), native.Gguf(doctor.fix(report, tmp_path / "fixed.gguf"))
+    assert {name: info.shape for name, info in after.tensors.items()} == model.shapes
+    assert after.tensors["blk.1.attn_k_b.weight"].type == ("F16" if format == "Q8_0" else format)
+    assert after.tensors["blk.1.attn_v_b.weight"].type == format
+    for i in range(3):
+        heads = before.dequantize(f"blk.{i}.attn_kv_b.weight").reshape(4, 16 + 32, 64)
+        k_b, v_b = (after.dequantize(f"blk.{i}.attn_{part}_b.weight") for part in "kv")
+        assert np.array_equal(k_b, heads[:, :16].transpose(0, 2, 1).astype(k_b.dtype if format == "F32" else "f2"))
+        assert np.array_equal(v_b, heads[:, 16:])
+    before.close(), after.close()
+    assert doctor.examine(tmp_path / "fixed.gguf").findings == ()
+
+
+def test_one_matrix_beside_the_two_is_left_out(tmp_path):
+    model = well("deepseek2")
+    report = doctor.examine(write(tmp_path, unsplit(model, beside=True)))
+    assert checks(report) == ["kv-b"] and "left out" in report.findings[0].fix
+    fixed = native.Gguf(doctor.fix(report, tmp_path / "fixed.gguf"))
+    assert {name: info.shape for name, info in fixed.tensors.items()} == model.shapes
+    fixed.close()
+    assert doctor.examine(tmp_path / "fixed.gguf").findings == ()
+
+
+def test_matrices_that_do_not_fit_are_not_taken_apart(tmp_path):
+    model = unsplit(well("deepseek2"))
+    model.tensors["blk.1.attn_kv_b.weight"] = np.ones((9, 64), np.float32)
+    report = doctor.examine(write(tmp_path, model))
+    assert "kv-b" in checks(report) and not any(finding.fix or finding.splits for finding in report.findings)
+
+
+def test_a_template_without_tools(tmp_path):
+    good = well("glm4moe")
+    tokens = [*good.metadata["tokenizer.ggml.tokens"]]
+    tokens[-1] = "<tool_call>"
+    keys = {"tokenizer.ggml.tokens": tokens}
+    (finding,) = doctor.examine(write(tmp_path, well("glm4moe", metadata=keys))).findings
+    assert (finding.check, finding.severity.value) == ("template-tools", "warning")
+    keys[T] = TEMPLATE + "{% for tool in tools %}{{ tool }}{% endfor %}"
+    assert doctor.examine(write(tmp_path, well("glm4moe", metadata=keys))).findings == ()
 
 
 # ---- what only a published model's sizes tell ---------------------------------------------------------------------
@@ -374,6 +464,9 @@ def test_the_constants_of_each_published_model(known):
         assert list(found(expert_gating_func=1)) == ["gating"]
         assert list(found(expert_gating_func=None)) == ["gating"]
         assert list(found(expert_weights_scale=7.0)) == ["expert-weights"]
+        missing = found(expert_weights_scale=None)["expert-weights"]
+        assert missing.severity == ("warning" if known.scale == 1 else "error")
+        assert missing.changes == {f"{known.architecture}.expert_weights_scale": known.scale}
         assert list(found(expert_weights_norm=None)) == ["expert-weights"]
     untied = Subject(shaped(known).metadata, {"token_embd.weight": (known.sizes.vocab, known.sizes.dim)})
     missing = [f.check for f in doctor.tensors.output(untied)]
@@ -588,6 +681,58 @@ def test_templates_say_what_the_formats_say(name, case):
     assert set(templates.TEMPLATES) < set(FORMATS)
 
 
+# What the makers' templates make of CALLS after a round with a thought: GLM-4.5's, and GLM-4.7's.
+THOUGHT = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "yes", "reasoning_content": "hm"},
+    *CALLS,
+]
+SPOKEN = {
+    "glm45": (
+        "[gMASK]<sop><|system|>\nbe brief<|user|>\nhello<|assistant|>\n<think></think>\nyes<|user|>\nthe<|assistant|>\n"
+        "<think></think>\n<tool_call>where\n<arg_key>city</arg_key>\n<arg_value>上海</arg_value>\n<arg_key>n</arg_key>\n"
+        "<arg_value>2</arg_value>\n</tool_call><|observation|>\n<tool_response>\nhere\n</tool_response><|assistant|>",
+        "\n<think></think>",
+    ),
+    "glm47": (
+        "[gMASK]<sop><|system|>be brief<|user|>hello<|assistant|></think>yes<|user|>the<|assistant|></think>"
+        "<tool_call>where<arg_key>city</arg_key><arg_value>上海</arg_value><arg_key>n</arg_key><arg_value>2</arg_value>"
+        "</tool_call><|observation|><tool_response>here</tool_response><|assistant|><think>",
+        "</think>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "own"), [("glm45", templates.GLM45), ("glm47", templates.GLM47)])
+def test_templates_of_models_that_think(name, own):
+    spoken, unthinking = SPOKEN[name]
+    variables = {"messages": THOUGHT, "tools": None, "add_generation_prompt": True}
+    assert template._run(own, variables) == spoken
+    assert template._run(own, variables | {"enable_thinking": False}).endswith(f"<|assistant|>{unthinking}")
+    offered = template._run(own, variables | {"tools": TOOLS})
+    assert '<tools>\n{"type": "function", "function": {"name": "where", ' in offered
+    assert offered.index("</tool_call><|system|>") < offered.index("be brief")
+    bare = well("glm4moe", metadata={T: own}).metadata
+    bare["tokenizer.ggml.token_type"] = np.array(bare["tokenizer.ggml.token_type"], np.int32)
+    assert dialects.of(bare, Tokenizer.from_metadata(bare), "glm4moe").name == name
+    assert list(text.prefix(Subject(bare, {}))) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "own"),
+    [("glm4moe", "GLM-4.5-Air", templates.GLM45), ("deepseek2", "GLM-4.7-Flash", templates.GLM47)],
+)
+def test_a_published_mixture_gets_its_own_template(tmp_path, monkeypatch, architecture, name, own):
+    sizes = families.Sizes(2, 64, 4, 384)
+    known = families.Published(name, architecture, sizes, rope_dim=16, base=1e4, scale=1.8)
+    monkeypatch.setattr(families, "PUBLISHED", [known])
+    for told, check in ((None, "template-missing"), ("glm4", "template-name")):
+        report = doctor.examine(write(tmp_path, well(architecture, metadata={T: told})))
+        assert checks(report) == [check] and report.findings[0].changes == {T: own}
+        assert doctor.examine(doctor.fix(report, tmp_path / "fixed.gguf")).findings == ()
+
+
 def test_a_name_in_an_edge_file_becomes_its_own_template(tmp_path):
     sizes = {"bias": False, "rope_dim": 32, "tied": True}
     report = doctor.examine(write(tmp_path, well("chatglm", metadata={T: "chatglm4"}, **sizes)))
@@ -732,12 +877,12 @@ ABSURD = [
 ]
 
 
-@pytest.mark.parametrize("architecture", ["chatglm", "chatglm1", "glm", "glm4", "llama", "glm4moe", "deepseek2"])
+@pytest.mark.parametrize(
+    "architecture", ["chatglm", "chatglm1", "glm", "glm4", "llama", "glm4moe", "deepseek2", "kv_b"]
+)
 def test_absurd_metadata_is_a_finding_at_worst(architecture):
-    if architecture in ("glm4moe", "deepseek2"):
-        base = moe()
-        values_ = {k.replace("glm4moe.", f"{architecture}."): v for k, v in base.metadata.items()}
-        base = tiny.Tiny(values_ | {"general.architecture": architecture}, base.tensors)
+    if architecture == "kv_b":
+        base, architecture = unsplit(well("deepseek2", drafting=True)), "deepseek2"
     else:
         base = well(architecture, **SIZED.get(architecture, {}))
     subject = subject_of(base)

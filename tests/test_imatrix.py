@@ -24,7 +24,7 @@ ARCHITECTURES = ["chatglm", "glm4", "llama", "chatglm1", "glm"]
 
 def matrix_of(**entries):
     """An ImportanceMatrix of name -> sums, each summed over 4 rows; `__` stands for a dot."""
-    named = {k.replace("__", "."): imatrix.Entry(np.asarray(v, float), 4) for k, v in entries.items()}
+    named = {k.replace("__", "."): imatrix.Entry(np.array([v], float), np.array([4])) for k, v in entries.items()}
     return imatrix.ImportanceMatrix(named, ["text.txt"], 2, 512)
 
 
@@ -52,10 +52,10 @@ def test_equals_the_numpy_executor(tiny_file, architecture):
                 want[name] = want.get(name, 0) + (x**2).sum(axis=0)
                 allowed[name] = allowed.get(name, 0) + (2 * x * off + off**2).sum(axis=0)
     assert set(got.entries) == set(want)
-    for name, (sums, count) in got.entries.items():
-        assert count == len(chunks) * CONTEXT
-        assert sums.shape == model.shapes[name][1:]
-        assert (np.abs(sums - want[name]) <= allowed[name]).all(), name
+    for name, (sums, counts) in got.entries.items():
+        assert counts.tolist() == [len(chunks) * CONTEXT]
+        assert sums.shape == (1, *model.shapes[name][1:])
+        assert (np.abs(sums[0] - want[name]) <= allowed[name]).all(), name
     assert (got.datasets, got.chunks, got.chunk_size) == (["text"], len(chunks), CONTEXT)
 
 
@@ -162,6 +162,27 @@ def test_the_older_form(tmp_path, end):
     assert {name: w.tolist() for name, w in got.weights().items()} == {"blk.0.ffn_up.weight": [1, 2], "b": [0.5]}
 
 
+def test_experts_are_counted_apart(tmp_path):
+    """As llama.cpp writes them; one that no token met counts as without a matrix."""
+    from gguf import GGUFReader
+
+    path, name = tmp_path / "m.gguf", "blk.1.ffn_down_exps.weight"
+    entry = imatrix.Entry(np.array([[8.0, 4], [0, 0], [6, 3]]), np.array([4, 0, 3]))
+    imatrix.write(path, imatrix.ImportanceMatrix({name: entry}, ["text.txt"], 2, 512))
+    tensors = {t.name: (t.shape.tolist(), t.data.tolist()) for t in GGUFReader(path).tensors}
+    assert tensors == {f"{name}.in_sum2": ([2, 3], entry.sums.tolist()), f"{name}.counts": ([1, 3], [[4], [0], [3]])}
+    got = imatrix.read(path)
+    assert np.array_equal(got.entries[name].sums, entry.sums) and got.entries[name].counts.tolist() == [4, 0, 3]
+    assert got.weights()[name].tolist() == [[2, 1], [1, 1], [2, 1]]
+
+
+def test_inputs_of_a_matrix_for_each_head():
+    """Of each head's columns those behind the first pass by."""
+    got = imatrix._entry(np.arange(10.0), 7, (2, 6, 3))
+    assert got.sums.tolist() == [[0, 1, 2], [5, 6, 7]] and got.counts.tolist() == [7, 7]
+    assert imatrix._entry(np.arange(4.0), 7, (6, 4)).sums.tolist() == [[0, 1, 2, 3]]
+
+
 def write_gguf(path, tensors, **metadata):
     keys = {"general.type": "imatrix", "imatrix.datasets": [], "imatrix.chunk_count": 1, "imatrix.chunk_size": 8}
     keys = {key: value for key, value in (keys | metadata).items() if value is not None}
@@ -185,7 +206,10 @@ def entry(sums=(1, 2), counts=(4,), name="w"):
         (entry(counts=(0,)), {}, "'w' was summed over 0 rows, expected at least 1"),
         (entry(counts=(-3,)), {}, r"'w.counts' is -3, expected a count"),
         (entry(counts=(np.nan,)), {}, r"'w.counts' is nan, expected a count"),
-        (entry(counts=(4, 4)), {}, r"'w' has 2 counts, expected 1"),
+        (entry((1, 2, 3), (4, 4)), {}, r"'w' has 3 sums for 2 counts, expected as many for each"),
+        (entry((1, 2, np.nan, 4), (4, 4)), {}, "'w', expert 1, column 0 is nan, expected a finite sum of squares"),
+        (entry((1, 2), (0, 0)), {}, "'w' was summed over 0 rows, expected at least 1"),
+        (entry((1, 2), (4, -1)), {}, "'w.counts' is -1, expected a count"),
         ({"w.in_sum2": np.float32([[1]])}, {}, r"'w.counts' is missing"),
         ({"w.counts": np.float32([[1]])}, {}, r"'w.in_sum2' is missing"),
         (entry() | {"x.weight": np.float32([[1]])}, {}, r"'x.weight' \(F32\), expected only F32 tensors named \*.in_"),
@@ -277,6 +301,24 @@ def test_convert_quantizes_with_it(wide, tmp_path, capsys):
     assert different == len(weights) == 4
 
 
+@pytest.mark.parametrize("form", ["apart", "in a row", "one for all"])
+def test_each_expert_is_quantized_with_its_own(tmp_path, form):
+    model = tiny.wide("glm4moe", layers=2, experts=3, expert_ffn=256)
+    path = tiny.write(tmp_path / "model.gguf", model)
+    name = "blk.1.ffn_down_exps.weight"
+    weights = np.exp(np.random.RandomState(0).randn(3, 256)).astype(np.float32)
+    given = {"apart": weights, "in a row": weights.reshape(-1), "one for all": weights[0]}[form]
+    convert(path, tmp_path / "q.gguf", "q4_0", importance={name: given}, threads=2)
+    gguf = native.Gguf(tmp_path / "q.gguf")
+    assert gguf.tensors[name].type == "Q4_0"
+    own = np.broadcast_to(given.reshape(-1, 256), (3, 256))
+    for got, x, w in zip(np.split(gguf.data(name), 3), model.tensors[name], own):
+        assert np.array_equal(got, quantize(x, "q4_0", w)) and not np.array_equal(got, quantize(x, "q4_0"))
+    gguf.close()
+    with pytest.raises(ValueError, match=f"'{name}' has 512 columns, expected 768: it is another model's"):
+        convert(path, tmp_path / "q.gguf", "q4_0", importance={name: weights[:2]})
+
+
 def test_tensors_that_it_has_nothing_for(wide, tmp_path, capsys):
     _, path, file = wide
     entries = dict(imatrix.read(file).entries)
@@ -297,7 +339,7 @@ def test_tensors_that_it_has_nothing_for(wide, tmp_path, capsys):
 )
 def test_a_matrix_that_cannot_be_used(wide, tmp_path, capsys, name, columns, type, error):
     _, path, file = wide
-    matrix = imatrix.ImportanceMatrix({name: imatrix.Entry(np.ones(columns), 1)}, [], 1, 64)
+    matrix = imatrix.ImportanceMatrix({name: imatrix.Entry(np.ones((1, columns)), np.array([1]))}, [], 1, 64)
     with pytest.raises(ValueError, match=error):
         convert(path, tmp_path / "q.gguf", type, importance=matrix.weights())
     imatrix.write(file, matrix)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import independent
@@ -448,6 +449,40 @@ def without(model, *parts, **metadata):
     return tiny.Tiny({key: value for key, value in keys.items() if value is not None}, tensors)
 
 
+FLASH = {"layers": 47, "dim": 2048, "heads": 20, "head_dim": 256, "rope_dim": 64, "q_rank": 768, "latent": 512}
+FLASH |= {"value_dim": 256, "ffn": 10240, "experts": 64, "used": 4, "expert_ffn": 1536, "vocab": 154880}
+AIR = {"layers": 46, "dim": 4096, "heads": 96, "kv_heads": 8, "head_dim": 128, "ffn": 10944}
+AIR |= {"experts": 128, "used": 8, "expert_ffn": 1408, "vocab": 151552}
+LARGE = {"layers": 92, "dim": 5120, "heads": 96, "kv_heads": 8, "head_dim": 128, "ffn": 12288, "dense": 3}
+LARGE |= {"experts": 160, "used": 8, "expert_ffn": 1536, "vocab": 151552, "head_norms": True}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "parameters", "active"),
+    [("deepseek2", FLASH, 29.94, 3.58), ("glm4moe", AIR, 106.85, 12.8), ("glm4moe", LARGE, 352.80, 32.9)],
+    ids=["GLM-4.7-Flash", "GLM-4.5-Air", "GLM-4.7"],
+)
+def test_published_models(architecture, sizes, parameters, active):
+    """In billions: all, without the drafting layer, and what one token goes through, without the embeddings."""
+    metadata, shapes = tiny.header(architecture, **sizes)
+    rec = record(metadata, shapes)
+    total = sum(math.prod(shape) for shape in shapes.values())
+    assert total / 1e9 == pytest.approx(parameters, abs=0.005)
+    idle = sum(math.prod(shape) for name, shape in shapes.items() if "_exps" in name)
+    idle *= 1 - sizes["used"] / sizes["experts"]
+    embeddings = math.prod(shapes["token_embd.weight"])
+    assert (total - idle - embeddings) / 1e9 == pytest.approx(active, abs=0.05)
+    attention = [op for op in rec.ops if "attention" in op.kind]
+    assert len(attention) == sizes["layers"] and [op.attrs["layer"] for op in attention] == [*range(sizes["layers"])]
+    assert {op.attrs["scale"] for op in attention} == {sizes["head_dim"] ** -0.5}
+    mixtures = sum(op.kind == "moe" for op in rec.ops)
+    assert mixtures == sizes["layers"] - sizes.get("dense", 1)
+    metadata, shapes = tiny.header(architecture, **sizes, drafting=True)
+    assert metadata[f"{architecture}.block_count"] == sizes["layers"] + 1
+    assert record(metadata, shapes).ops == rec.ops
+    assert draft(metadata, shapes).vocab == sizes["vocab"]
+
+
 @pytest.mark.parametrize("architecture", tiny.MIXTURES)
 def test_files_with_and_without_a_drafting_layer(architecture):
     """As llama.cpp has written them: with it, without it, with its key alone, with its tensors alone."""
@@ -602,8 +637,11 @@ def test_deepseek2_of_other_makers_runs_where_it_is_the_same():
     assert [op.kind for op in recording(other).ops] == [op.kind for op in recording(glm).ops]
     yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "rope__scaling__original_context_length": 64}
     for keys, message in (
-        ({"expert_gating_func": None}, "'deepseek2.expert_gating_func' is 1, expected 2, sigmoid"),  # DeepSeek-V2
-        ({"expert_weights_norm": None}, "'deepseek2.expert_weights_norm' is False, expected true"),
+        (
+            {"expert_gating_func": None},
+            "'deepseek2.expert_gating_func' is missing, which means 1, expected 2, sigmoid",
+        ),  # DeepSeek-V2
+        ({"expert_weights_norm": None}, "'deepseek2.expert_weights_norm' is missing, which means False, expected true"),
         ({"expert_group_count": 8}, "'deepseek2.expert_group_count' is 8"),  # DeepSeek-V3
         (yarn, "'deepseek2.rope.scaling.type' is 'yarn', expected none or linear"),  # Kimi K2
     ):
@@ -1025,6 +1063,21 @@ def test_tiny_file_of_every_format(format, tmp_path):
     if format not in FORMATS[8:]:
         coarsest = 1 / 8  # of Q4_0, which has codes up to 7/8 of a block's largest value
         assert error(matrix, model.tensors["blk.0.ffn_up.weight"]) <= coarsest
+
+
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_K"])
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_tiny_file_of_a_mixture(architecture, format, tmp_path):
+    import gguf
+
+    model = tiny.wide(architecture)
+    reader = gguf.GGUFReader(tiny.write(tmp_path / "tiny.gguf", model, format))
+    types = {t.name: t.tensor_type.name for t in reader.tensors}
+    assert {t.name: tuple(map(int, t.shape[::-1])) for t in reader.tensors} == model.shapes
+    assert types["blk.1.ffn_gate_exps.weight"] == types["blk.1.ffn_gate_shexp.weight"] == format
+    assert types["blk.1.ffn_gate_inp.weight"] == types["blk.1.exp_probs_b.bias"] == "F32"
+    narrow = [types[name] for name in types if "attn_k_b" in name]  # rows of 192
+    assert set(narrow) <= {"Q5_0" if format == "Q4_K" else format} and bool(narrow) == (architecture == "deepseek2")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -2,6 +2,7 @@
 
     model = tiny.model("chatglm", layers=3, kv_heads=1)         # metadata and f32 tensors
     tiny.write(path, tiny.model("chatglm"), format="Q4_0")      # the same as a file
+    metadata, shapes = tiny.header("chatglm", dim=4096)         # without the numbers, so of any size
 
 A tensor depends on its name, its shape and the seed alone. The numbers come from numpy's RandomState, whose
 stream is frozen, so that logits stored by tests/oracles stay true. Needs numpy; `write` needs the gguf package.
@@ -22,7 +23,6 @@ SPECIALS = {
 }
 SPECIALS |= dict.fromkeys(("glm4", "glm4moe", "deepseek2"), SPECIALS["chatglm"])
 MIXTURES = ("glm4moe", "deepseek2")
-NUMPY_ONLY = MIXTURES  # architectures that the compiled engine does not run
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
 MERGES = ["t h", "th e", "Ġ the", "i n", "e r", "h e", "l l", "o u"]
 PRE = {"chatglm": "chatglm-bpe", "glm4": "glm4", "llama": "smollm", "chatglm1": "chatglm1", "glm": "gpt-2"}
@@ -49,10 +49,18 @@ class Tiny:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
-def model(
+def model(architecture, *, seed=0, factors=None, **sizes):
+    """A random model. factors: Llama 3's, that divide the frequencies of RoPE. sizes: as `header` has them."""
+    metadata, shapes = header(architecture, **sizes)
+    tensors = {name: tensor(name, shape, seed) for name, shape in shapes.items()}
+    if factors is not None:
+        tensors["rope_freqs.weight"] = np.asarray(factors, np.float32)
+    return Tiny(metadata, tensors)
+
+
+def header(
     architecture,
     *,
-    seed=0,
     layers=2,
     dim=64,
     heads=4,
@@ -67,7 +75,6 @@ def model(
     fused=True,
     tied=False,
     prefix=0,
-    factors=None,
     head_norms=False,
     dense=1,
     experts=8,
@@ -81,10 +88,10 @@ def model(
     value_dim=32,
     metadata=None,
 ):
-    """A random model.
+    """Metadata and shapes.
 
     Defaults that depend on the architecture: kv_heads (2; chatglm1 and glm: as many as heads), rope_dim (llama: all of
-    a head; others: half), bias (chatglm and glm4moe: of q, k, v). prefix: P-Tuning tokens. factors: Llama 3's.
+    a head; others: half), bias (chatglm and glm4moe: of q, k, v). prefix: P-Tuning tokens.
     head_norms: of q and k. Mixtures: `dense` leading blocks of width `ffn`, then `experts` of width `expert_ffn`, of
     which `used` are chosen, beside `shared` ones; drafting: one more block, which drafts. deepseek2: q_rank and latent
     are the ranks of q and of keys and values, value_dim the columns of a head's value, head_dim those of its query.
@@ -160,9 +167,6 @@ def model(
         shapes["output.weight"] = (vocab, dim)
     if architecture == "glm":
         shapes["position_embd.weight"] = shapes["block_position_embd.weight"] = (context + 1, dim)
-    tensors = {name: tensor(name, shape, seed) for name, shape in shapes.items()}
-    if factors is not None:
-        tensors["rope_freqs.weight"] = np.asarray(factors, np.float32)
 
     own = {
         "block_count": layers + drafting,
@@ -208,7 +212,7 @@ def model(
     every = {"general.architecture": architecture, "general.name": f"tiny {architecture}"}
     every |= {f"{architecture}.{key}": value for key, value in own.items()}
     every |= tokenizer(architecture, vocab) | (metadata or {})
-    return Tiny({key: value for key, value in every.items() if value is not None}, tensors)
+    return {key: value for key, value in every.items() if value is not None}, shapes
 
 
 def wide(architecture, **sizes):

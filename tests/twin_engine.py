@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import twins_latent
 from twins_rows import rotate, stored_q8
 
 from glmlite import reference
 from glmlite.errors import Cancelled, FormatError
-from glmlite.program import Op, RopeTable, Value
+from glmlite.program import AXES, Op, RopeTable, Value
 
 
 def available_memory():
@@ -232,13 +233,15 @@ class Work:
         budget=1,
         next_position=(0, 0),
         position_step=(1, 0),
+        input=None,
     ):
         self.sequence, self.sampler, self.budget = sequence, sampler, budget
         self.tokens = [int(t) for t in tokens]
         self.positions = np.asarray(positions)
-        if self.positions.shape != (len(self.tokens), 2) or self.positions.dtype != np.int32:
+        if self.positions.shape != (len(self.tokens), AXES) or self.positions.dtype != np.int32:
             raise ValueError(f"positions are {self.positions.shape} {self.positions.dtype}, expected int32 (tokens, 2)")
         self.visible, self.next_position, self.position_step = visible, next_position, position_step
+        self.input = input
 
 
 class _Rope:
@@ -266,6 +269,10 @@ class RoundedKv:
     """Over a Reference: attention as with q8 pages."""
 
     def _attend(self, q, k, v, visible, scale):
+        latent = v.shape[-1]
+        if k.shape[-1] > latent:  # the values are columns of the keys: latents, turned
+            q, k = (twins_latent.kept(x.reshape(-1, x.shape[-1]), latent).reshape(x.shape) for x in (q, k))
+            return twins_latent.turned(super()._attend(q, k, k[..., :latent], visible, scale))
         q, k, v = (x.astype(np.float32) for x in (q, k, v))
         q, k, v = stored_q8(rotate(q)), stored_q8(rotate(k)), stored_q8(v)
         return super()._attend(*(x.astype(self.dtype) for x in (q, k, v)), visible, scale)

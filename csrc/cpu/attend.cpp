@@ -72,20 +72,29 @@ void Attend::plan(const Step& step) {
   for (const Shape& shape : shapes_) {
     auto& tiles = tiles_[shape.cache];
     const int64_t tile_tokens = std::max<int64_t>(1, kTileQueries / shape.group);
-    int64_t longest = 0, most = 0;
+    const int kv_heads = program_.caches[shape.cache].heads;
+    int64_t longest = 0, most = 0, groups = 0;
+    for (const Run& run : step.runs) groups += (run.end - run.begin + tile_tokens - 1) / tile_tokens * kv_heads;
+    for (const int64_t visible : step.visible) longest = std::max(longest, visible);
+    // Where a short context has fewer groups of heads than there are threads, threads share a group.
+    const int64_t parts = chunks(longest) > 1 ? 1 : std::min(shape.group, (team_.size() + groups - 1) / groups);
+    const auto heads = static_cast<int>((shape.group + parts - 1) / parts);
     for (const Run& run : step.runs) {
       for (int64_t begin = run.begin; begin < run.end; begin += tile_tokens) {
         const int64_t end = std::min(begin + tile_tokens, run.end);
         const int64_t context = *std::max_element(step.visible.begin() + begin, step.visible.begin() + end);
-        longest = std::max(longest, context);
-        most = std::max(most, end - begin);
-        for (int h = 0; h < program_.caches[shape.cache].heads; ++h) tiles.push_back({begin, end, &run, h, context});
+        for (int h = 0; h < kv_heads; ++h) {
+          const int last = static_cast<int>((h + 1) * shape.group);
+          for (int first = last - static_cast<int>(shape.group); first < last; first += heads)
+            tiles.push_back({begin, end, &run, h, first, std::min(heads, last - first), context});
+        }
+        most = std::max(most, (end - begin) * heads);
       }
     }
     // The longest first, so that no thread is left with one at the end.
     std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
     if (split_context(tiles))
-      partials = std::max(partials, tiles.size() * partial_values(shape.value_dim, most * shape.group) *
+      partials = std::max(partials, tiles.size() * partial_values(shape.value_dim, most) *
                                         static_cast<size_t>(chunks(longest)));
   }
   if (partials * sizeof(float) > partials_.size()) {
@@ -195,10 +204,10 @@ void Attend::attend(const Shape& shape, int thread) {
     while (team_.take(static_cast<int64_t>(tiles.size()), &task)) attend_tile(shape, tiles[task], scratch);
     return;
   }
-  int64_t tokens = 0;
-  for (const Tile& t : tiles) tokens = std::max(tokens, t.end - t.begin);
+  int64_t most = 0;
+  for (const Tile& t : tiles) most = std::max(most, t.queries());
   const int64_t longest = chunks(tiles[0].context);
-  const size_t stride = partial_values(shape.value_dim, tokens * shape.group);
+  const size_t stride = partial_values(shape.value_dim, most);
   const auto count = static_cast<int64_t>(tiles.size());
   // A thread takes its next task before it does one, so that it knows which keys to fetch meanwhile.
   for (bool more = team_.take(count * longest, &task); more;) {
@@ -231,13 +240,13 @@ void Attend::find_pages(const Shape& shape, const Tile& tile, int64_t chunk, con
 // (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched.
 void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
                           uint8_t* scratch) {
-  const int64_t queries = (tile.end - tile.begin) * shape.group, width = program_.values[shape.q].width;
+  const int64_t queries = tile.queries(), width = program_.values[shape.q].width;
   auto** q = reinterpret_cast<const float**>(scratch);
   auto* visible = reinterpret_cast<int64_t*>(scratch + queries * sizeof *q);
   int64_t i = 0;
   for (int64_t t = tile.begin; t < tile.end; ++t) {
-    for (int64_t g = 0; g < shape.group; ++g, ++i) {
-      q[i] = buffers_.value(shape.q) + t * width + (tile.kv_head * shape.group + g) * shape.key_dim;
+    for (int h = tile.first; h < tile.first + tile.heads; ++h, ++i) {
+      q[i] = buffers_.value(shape.q) + t * width + int64_t{h} * shape.key_dim;
       visible[i] = buffers_.step().visible[t];
     }
   }
@@ -257,7 +266,7 @@ void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, c
 }
 
 void Attend::attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch) {
-  const int64_t queries = (tile.end - tile.begin) * shape.group;
+  const int64_t queries = tile.queries();
   auto* state = reinterpret_cast<float*>(scratch);
   float* chunk = state + partial_values(shape.value_dim, max_queries(shape.group));
   scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(shape.value_dim, max_queries(shape.group)));
@@ -272,7 +281,7 @@ void Attend::attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch)
 
 // Finishes a tile from chunks that were computed before, chunk c's partial result at parts + c * stride.
 void Attend::merge_tile(const Shape& shape, const Tile& tile, float* parts, size_t stride) {
-  const int64_t queries = (tile.end - tile.begin) * shape.group;
+  const int64_t queries = tile.queries();
   for (int64_t c = 1; c < chunks(tile.context); ++c) merge(shape, queries, parts, parts + c * stride);
   finish_tile(shape, tile, parts);
 }
@@ -284,12 +293,11 @@ void Attend::merge(const Shape& shape, int64_t queries, float* state, const floa
 }
 
 void Attend::finish_tile(const Shape& shape, const Tile& tile, const float* state) {
-  const int64_t queries = (tile.end - tile.begin) * shape.group, width = program_.values[shape.out].width;
+  const int64_t queries = tile.queries(), width = program_.values[shape.out].width;
   int64_t i = 0;
   for (int64_t t = tile.begin; t < tile.end; ++t) {
-    float* y = buffers_.value(shape.out) + t * width + tile.kv_head * shape.group * shape.value_dim;
-    for (int64_t g = 0; g < shape.group; ++g, ++i) {
-      float* head = y + g * shape.value_dim;
+    for (int h = tile.first; h < tile.first + tile.heads; ++h, ++i) {
+      float* head = buffers_.value(shape.out) + t * width + int64_t{h} * shape.value_dim;
       kernels_.attend_finish(state + 2 * queries + i * shape.value_dim, state[queries + i], head, shape.value_dim);
       // The values were turned latents.
       if (shape.latent && pages_.type() == KvType::kQ8) kernels_.rotate(head, shape.value_dim);

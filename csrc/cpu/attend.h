@@ -31,12 +31,14 @@ class Attend {
   void run(const Op& op, const ops::LatentAttention& kind, int thread, std::vector<char>* bad);
 
  private:
-  // The query heads of some tokens of one sequence that share a KV head: what one call of a kernel computes.
+  // Query heads of some tokens of one sequence that share a KV head: what one call of a kernel computes.
   struct Tile {
     int64_t begin, end;  // tokens
     const Run* run;
     int kv_head;
+    int first, heads;  // the query heads [first, first + heads)
     int64_t context;  // entries that any of its tokens sees
+    int64_t queries() const { return (end - begin) * heads; }
   };
   // Where one attention's queries lie and how they share its cache.
   struct Shape {

@@ -57,7 +57,7 @@ def doctor(
     if not as_json:
         console.write(_text(report))
     copy = None
-    if fix and any(finding.changes for finding in report.findings):
+    if fix and any(finding.fix for finding in report.findings):
         out = out or doctors.beside(report.paths[0])
         if not force:
             refuse_to_overwrite(out)
@@ -75,7 +75,7 @@ def doctor(
 
 def _remaining(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
     """What is wrong with the copy: its header was read again, its weights are what they were."""
-    return [*after, *(finding for finding in before if finding.check in ("not-finite", "all-zero"))]
+    return [*after, *(finding for finding in before if finding.check in ("not-finite", "all-zero", "imatrix-gating"))]
 
 
 # ---- as text and as JSON -----------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def describe(gguf: Any, context: int | None, tensors: bool, kv_type: str = "f16"
         "bytes": gguf.nbytes,
         "architecture": _plain(gguf.metadata.get("general.architecture")),
         "parameters": parameters,
+        **_experts(gguf),
         "types": {name: {"tensors": counts[name], "bytes": types[name]} for name in types},
         "memory": _memory(gguf, nbytes, context, kv_type),
         "metadata": {key: _plain(value) for key, value in gguf.metadata.items()},
@@ -71,6 +72,33 @@ def describe(gguf: Any, context: int | None, tensors: bool, kv_type: str = "f16"
             for t in gguf.tensors.values()
         ]
     return facts
+
+
+def _experts(gguf: Any) -> dict[str, Any]:
+    """Of a mixture: how many experts there are, and the parameters that a token is multiplied with.
+
+    Those are all but the embeddings, what drafts, and the experts that are not chosen.
+    """
+    architecture = gguf.metadata.get("general.architecture")
+
+    def count(name: str) -> int | None:
+        value = gguf.metadata.get(f"{architecture}.{name}")
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+    experts, used, blocks = count("expert_count"), count("expert_used_count"), count("block_count")
+    if not experts or used is None or used > experts or blocks is None:
+        return {}
+    layers = blocks - (count("nextn_predict_layers") or 0)
+    active = 0
+    for tensor in gguf.tensors.values():
+        block = tensor.name.split(".")[1] if tensor.name.startswith("blk.") else ""
+        looked_up = tensor.name == "token_embd.weight" and "output.weight" in gguf.tensors
+        if looked_up or (block.isdecimal() and len(block) < 10 and int(block) >= layers):
+            continue
+        whole = math.prod(tensor.shape)
+        active += whole // experts * used if "_exps." in tensor.name else whole
+    shared = count("expert_shared_count") or 0
+    return {"experts": {"count": experts, "used": used, "shared": shared}, "active_parameters": active}
 
 
 def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[str, Any]:
@@ -112,6 +140,10 @@ def _text(facts: dict[str, Any]) -> str:
     rows.append(("format", f"GGUF {facts['version']}, {console.size(facts['bytes'])}"))
     rows.append(("architecture", facts["architecture"]))
     rows.append(("parameters", _count(facts["parameters"])))
+    if "experts" in facts:
+        shared = f", and {facts['experts']['shared']} beside them" if facts["experts"]["shared"] else ""
+        rows.append(("experts", f"{facts['experts']['count']}, {facts['experts']['used']} for a token{shared}"))
+        rows.append(("parameters a token", _count(facts["active_parameters"])))
     for name, item in facts["types"].items():
         rows.append((name, f"{item['tensors']} tensors, {console.size(item['bytes'])}"))
     memory = facts["memory"]

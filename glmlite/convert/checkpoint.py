@@ -30,7 +30,7 @@ from .stored import DTYPES, Stored, check_name
 
 __all__ = ["Checkpoint", "Rows"]
 
-Rows = Sequence[int] | np.ndarray  # indices along the first dimension
+Rows = Sequence[int] | np.ndarray  # indices of rows; those of several matrices in one tensor are counted through
 
 
 class Checkpoint:
@@ -78,12 +78,14 @@ class Checkpoint:
     def raw(self, name: str, rows: Rows | None = None) -> np.ndarray:
         """The rows as stored (BF16: its bits)."""
         t = self._tensors[name]
+        count = math.prod(t.shape[: max(len(t.shape) - 1, 1)])
         if t.strides is not None:
-            return self._strided(t, np.arange(t.shape[0]) if rows is None else np.asarray(rows))
+            x = self._strided(t, np.arange(count) if rows is None else np.asarray(rows))
+            return x.reshape(t.shape) if rows is None else x
         if rows is None or not t.shape:
-            return self._contiguous(t, 0, t.shape[0] if t.shape else 1).reshape(t.shape)
+            return self._contiguous(t, 0, count).reshape(t.shape)
         rows = np.asarray(rows)
-        out = np.empty((len(rows), *t.shape[1:]), DTYPES[t.dtype])
+        out = np.empty((len(rows), *_row(t)), DTYPES[t.dtype])
         # Runs of neighbours are read at once; where they are short, the rows lie close together (the pairs of a
         # rotated head), so all from the first to the last are read.
         begins = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
@@ -109,26 +111,34 @@ class Checkpoint:
         self.close()
 
     def _contiguous(self, t: Stored, first: int, count: int) -> np.ndarray:
-        row = math.prod(t.shape[1:])
+        row = math.prod(_row(t))
         data = self._bytes(t, first * row, count * row)
-        return data.reshape(count, *t.shape[1:])
+        return data.reshape(count, *_row(t))
 
     def _strided(self, t: Stored, rows: np.ndarray) -> np.ndarray:
-        """Reads all from the first to the last element of the rows: of a transposed matrix, nearly all of it."""
+        """Reads all from the first to the last element of the rows (of their matrices, where there are several): of a
+        transposed matrix, nearly all of it."""
         if not len(rows):
-            return np.empty((0, *t.shape[1:]), DTYPES[t.dtype])
-        first = int(rows.min())
-        shape = (int(rows.max()) + 1 - first, *t.shape[1:])
+            return np.empty((0, *_row(t)), DTYPES[t.dtype])
+        each = math.prod(t.shape[1:-1])
+        first = int(rows.min()) // each
+        shape = (int(rows.max()) // each + 1 - first, *t.shape[1:])
         span = 1 + sum((n - 1) * s for n, s in zip(shape, t.strides))
         size = DTYPES[t.dtype].itemsize
         data = self._bytes(t, first * t.strides[0], span)
-        return np.ndarray(shape, data.dtype, data, strides=[s * size for s in t.strides])[rows - first]
+        x = np.ndarray(shape, data.dtype, data, strides=[s * size for s in t.strides])
+        return x.reshape(-1, *_row(t))[rows - first * each]
 
     def _bytes(self, t: Stored, first: int, count: int) -> np.ndarray:
         """`count` elements from the element `first` on."""
         out = np.empty(count, DTYPES[t.dtype])
         self._files.read(t.path, t.offset + first * out.itemsize, out)
         return out
+
+
+def _row(t: Stored) -> tuple[int, ...]:
+    """The shape of one row: of a matrix's columns, or of one of a vector's values."""
+    return t.shape[1:][-1:]
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,16 @@ _FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_
 _METHODS = ("quant_method", "quantization_method", "quant_algo")
 
 
-def refuse_quantized(checkpoint: Checkpoint, config: Config) -> None:
+def refuse_quantized(checkpoint: Checkpoint, config: Config, read: Collection[str] = ()) -> None:
     """Raises FormatError for weights that are quantized in a form of others, and for a config that says so.
 
-    bitsandbytes quantizes plain weights as they are loaded: a model that was merged after such a training has them.
+    read: tensors of a quantized form that can be read. bitsandbytes quantizes plain weights as they are loaded: a model
+    that was merged after such a training has them.
     """
-    found = _quantized(checkpoint, own=bool(config.get("quantization_bit")))
+    names = [name for name in checkpoint.names if name not in read]
+    found = _quantized(checkpoint, names, own=bool(config.get("quantization_bit")))
+    if found is None and read:
+        return
     method = _method(config)
     if found is None and method is not None and "bitsandbytes" not in method[0]:
         raise FormatError(
@@ -87,9 +92,8 @@ def _named(settings: dict[str, Any], usual: str) -> str:
     return short(next((settings[key] for key in _METHODS if isinstance(settings.get(key), str)), usual))
 
 
-def _quantized(checkpoint: Checkpoint, own: bool) -> tuple[str, str] | None:
+def _quantized(checkpoint: Checkpoint, names: Sequence[str], own: bool) -> tuple[str, str] | None:
     """A tensor that no plain checkpoint has, and what has it. own: packed as ChatGLM's own int4 and int8 are."""
-    names = checkpoint.names
     for pattern, kind in _TENSORS:
         if (name := next((name for name in names if re.search(pattern, name)), None)) is not None:
             return name, kind

@@ -5,14 +5,19 @@
     convert("model-f16.gguf", "model-q4_k_m.gguf", "q4_k_m", importance=read("model.imatrix.gguf").weights())
 
 The files are llama.cpp's: GGUF with `general.type` = `imatrix`, the metadata `imatrix.datasets`, `imatrix.chunk_count`
-and `imatrix.chunk_size`, and for each matrix two f32 tensors, `<its name>.in_sum2` (1, k), the sums of squares, and
-`<its name>.counts` (1, 1), the tokens they were summed over. Its older form (`.dat`) is read, too: little-endian int32
-and f32, the number of entries, then of each the length of its name, the name, the chunks, the number of values and the
-values, which are mean squares times the chunks; at the end the chunks and the name of the text, or nothing.
+and `imatrix.chunk_size`, and for each tensor of matrices two f32 tensors, `<its name>.in_sum2` (m, k), the sums of
+squares, and `<its name>.counts` (m, 1), the rows they were summed over: m is 1, or the experts, of which each saw other
+tokens. Its older form (`.dat`) is read, too: little-endian int32 and f32, the number of entries, then of each the
+length of its name, the name, the chunks, the number of values and the values, which are mean squares times the chunks;
+at the end the chunks and the name of the text, or nothing.
+
+In both forms llama.cpp puts matrices that all tokens meet (one of each attention head) behind one another in a row:
+whoever uses it knows how many they are.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +36,14 @@ __all__ = ["Entry", "ImportanceMatrix", "collect", "read", "write"]
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
+_LARGEST = 2.0**62  # of counts
 
 
 class Entry(NamedTuple):
-    """sums: (k,) f64 of the squares of each input column of a matrix; count: of the rows that were summed."""
+    """sums: (m, k) f64 of the squares of each input column of m matrices; counts: (m,) of the rows that were summed."""
 
     sums: NDArray[np.float64]
-    count: int
+    counts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,11 @@ class ImportanceMatrix:
     chunk_size: int
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """Tensor name -> mean square of each input column, as `convert` takes it."""
-        return {name: (entry.sums / entry.count).astype(np.float32) for name, entry in self.entries.items()}
+        """Tensor name -> mean square of each input column, (k,) or (experts, k), as `convert` takes it.
+
+        An expert that no token met has 1 in all columns: it is quantized as without.
+        """
+        return {name: _means(entry) for name, entry in self.entries.items()}
 
 
 def collect(
@@ -82,6 +91,7 @@ def collect(
         *linears, head = [op for op in reader.recording.ops if op.kind == "linear"]
         if output:
             linears.append(head)
+        linears += [op for op in reader.recording.ops if op.kind == "head_linear"]
         inputs = {op.inputs["x"].id: np.zeros(op.inputs["x"].width) for op in linears}
         count = 0
 
@@ -107,7 +117,7 @@ def collect(
         for name in op.weights["w"]:
             if not np.isfinite(sums).all():
                 raise RuntimeError(f"{model}: what enters '{name}' is not finite: the weights are damaged, or overflow")
-            entries[name] = Entry(sums, count)
+            entries[name] = _entry(sums, count, reader.shapes[name])
     return ImportanceMatrix(entries, [dataset] if dataset else [], len(work), context)
 
 
@@ -120,9 +130,9 @@ def write(path: str | os.PathLike[str], matrix: ImportanceMatrix) -> None:
         "imatrix.chunk_size": matrix.chunk_size,
     }
     tensors = []
-    for name, (sums, count) in sorted(matrix.entries.items()):
-        for suffix, values in ((_SUMS, sums), (_COUNTS, [count])):
-            x = np.asarray(values, "<f4")[None]
+    for name, (sums, counts) in sorted(matrix.entries.items()):
+        for suffix, values in ((_SUMS, sums), (_COUNTS, counts[:, None])):
+            x = np.asarray(values, "<f4")
             tensors.append(writer.Entry(name + suffix, x.shape, "F32", lambda x=x: [x]))
     writer.write(Path(path), metadata, tensors)
 
@@ -135,16 +145,31 @@ def read(path: str | os.PathLike[str]) -> ImportanceMatrix:
     entries, datasets, chunks, chunk_size = _read_gguf(path) if magic == b"GGUF" else _read_dat(path)
     if not entries:
         raise FormatError(f"{path}: has no entries, expected an importance matrix")
-    for name, (sums, count) in entries.items():
-        if count < 1:
-            raise FormatError(f"{path}: '{name}' was summed over {count} rows, expected at least 1")
+    for name, (sums, counts) in entries.items():
+        if not (counts >= 0).all() or not counts.any():
+            raise FormatError(f"{path}: '{name}' was summed over {counts.min()} rows, expected at least 1")
         if not sums.size:
             raise FormatError(f"{path}: '{name}' has no columns")
         good = (sums >= 0) & (sums < np.inf)
         if not good.all():
-            at = int(np.argmin(good))
-            raise FormatError(f"{path}: '{name}', column {at} is {sums[at]:g}, expected a finite sum of squares")
+            at = np.unravel_index(np.argmin(good), sums.shape)
+            where = f"expert {at[0]}, " * (len(sums) > 1)
+            raise FormatError(
+                f"{path}: '{name}', {where}column {at[1]} is {sums[at]:g}, expected a finite sum of squares"
+            )
     return ImportanceMatrix(entries, datasets, chunks, chunk_size)
+
+
+def _entry(sums: NDArray[np.float64], count: int, shape: tuple[int, ...]) -> Entry:
+    """Of the squares of all columns that enter a matrix, or one for each head: of a head's columns the first enter."""
+    by_matrix = sums.reshape(math.prod(shape[:-2]), -1)[:, : shape[-1]]
+    return Entry(by_matrix, np.full(len(by_matrix), count))
+
+
+def _means(entry: Entry) -> NDArray[np.float32]:
+    means = (entry.sums / np.maximum(entry.counts, 1)[:, None]).astype(np.float32)
+    means[entry.counts == 0] = 1
+    return means[0] if len(means) == 1 else means
 
 
 def _read_gguf(path: Path) -> tuple[dict[str, Entry], list[str], int, int]:
@@ -173,13 +198,13 @@ def _read_gguf(path: Path) -> tuple[dict[str, Entry], list[str], int, int]:
                 raise FormatError(f"{path}: '{absent[0]}' is missing")
             counts = gguf.dequantize(base + _COUNTS).reshape(-1)
             sums = gguf.dequantize(base + _SUMS).astype(np.float64).reshape(-1)
-            if len(counts) != 1:
+            if not len(counts) or sums.size % len(counts):
                 raise FormatError(
-                    f"{path}: '{base}' has {len(counts)} counts, expected 1 (no model known here has experts)"
+                    f"{path}: '{base}' has {sums.size} sums for {len(counts)} counts, expected as many for each"
                 )
-            if not 0 <= counts[0] < 2**63:
-                raise FormatError(f"{path}: '{base}{_COUNTS}' is {counts[0]:g}, expected a count")
-            entries[base] = Entry(sums, round(float(counts[0])))
+            if not (good := (counts >= 0) & (counts < _LARGEST)).all():
+                raise FormatError(f"{path}: '{base}{_COUNTS}' is {counts[np.argmin(good)]:g}, expected a count")
+            entries[base] = Entry(sums.reshape(len(counts), -1), np.rint(counts).astype(np.int64))
     finally:
         gguf.close()
     texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in datasets]
@@ -219,7 +244,7 @@ def _read_dat(path: Path) -> tuple[dict[str, Entry], list[str], int, int]:
         sums = np.frombuffer(file.take(4 * file.number(f"'{name}'"), f"'{name}'"), "<f4").astype(np.float64)
         if name in entries:
             raise FormatError(f"{path}: '{name}' comes twice")
-        entries[name] = Entry(sums, chunks)
+        entries[name] = Entry(sums[None], np.array([chunks]))
     if file.at == len(file.data):
         return entries, [], 0, 0
     chunks = file.number("the number of chunks")

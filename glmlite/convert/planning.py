@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint
 from .files import load_json, missing
 from .foreign import refuse_quantized
 from .formats import TYPES, can_quantize, tensor_bytes
-from .sources import Adapted, Source, Tied, Unpacked
+from .sources import Adapted, Float8, Source, Tied, Unpacked
 from .text import text_metadata
 
 __all__ = ["Conversion", "plan"]
@@ -48,7 +48,7 @@ class Conversion:
         count: Counter[tuple[str, str]] = Counter()
         nbytes: Counter[tuple[str, str]] = Counter()
         for tensor, type in self.tensors:
-            role = tensor.name.removesuffix(".weight").split(".", 2)[-1] if len(tensor.shape) == 2 else "vectors"
+            role = tensor.name.removesuffix(".weight").split(".", 2)[-1] if len(tensor.shape) > 1 else "vectors"
             count[role, type] += 1
             nbytes[role, type] += tensor_bytes(tensor.shape, type)
         return [(*key, count[key], nbytes[key]) for key in count]
@@ -125,8 +125,9 @@ def _read_checkpoint(
     if not config_path.is_file():
         raise FormatError(f"{folder}: no config.json beside the weights{missing(config_path)}")
     config = Config(load_json(config_path), config_path)
-    refuse_quantized(checkpoint, config)
-    tensors: Source = Unpacked(checkpoint, config.get("quantization_bit"))
+    eights = Float8(checkpoint)
+    refuse_quantized(checkpoint, config, {*eights.scales, *eights.scales.values()})
+    tensors: Source = eights if eights.scales else Unpacked(checkpoint, config.get("quantization_bit"))
     pair = None
     if config.get("tie_word_embeddings", False):
         tied = Tied(tensors)

@@ -18,7 +18,7 @@ _DROPPED = ("split.", "general.file_type", "general.quantization_version", "gene
 def read_gguf(path: Path, opened: ExitStack) -> Contents:
     """The tensors and metadata of a GGUF file, which stays open until `opened` is closed. Raises FormatError,
     OSError."""
-    from .._native import Gguf, TensorInfo
+    from .._native import Gguf, TensorInfo, dequantize
     from ..models import record
 
     gguf = Gguf(path)
@@ -26,11 +26,12 @@ def read_gguf(path: Path, opened: ExitStack) -> Contents:
     record(gguf.metadata, {name: tuple(info.shape) for name, info in gguf.tensors.items()})
 
     def reader(info: TensorInfo) -> Callable[[int, int], np.ndarray]:
-        columns = () if len(info.shape) == 1 else (-1,)
-        return lambda begin, end: gguf.dequantize(info.name, begin, end).reshape(end - begin, *columns)
+        if len(info.shape) > 2 and info.supported:
+            return lambda begin, end: dequantize(info.type, gguf.data(info.name, begin, end))
+        return lambda begin, end: gguf.dequantize(info.name, begin, end)
 
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     tensors = [
-        Tensor(name, tuple(info.shape), reader(info), f"{info.path}: {name!r}") for name, info in gguf.tensors.items()
+        Tensor(name, tuple(info.shape), reader(info), [f"{info.path}: {name!r}"]) for name, info in gguf.tensors.items()
     ]
     return Contents(metadata, tensors)

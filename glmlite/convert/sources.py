@@ -16,7 +16,7 @@ from ..errors import FormatError
 from .checkpoint import Checkpoint, Rows
 from .files import load_json, short
 
-__all__ = ["Adapted", "Source", "Tied", "Unpacked", "prefix_table"]
+__all__ = ["Adapted", "Float8", "Source", "Tied", "Unpacked", "prefix_table", "same"]
 
 
 class Source(Protocol):
@@ -85,6 +85,69 @@ class Unpacked:
         return False
 
 
+def _e4m3() -> np.ndarray:
+    """What each byte is: a sign, four bits of exponent (bias 7), three of mantissa; no infinities, one NaN a sign."""
+    byte = np.arange(256)
+    exponent, mantissa = byte >> 3 & 15, (byte & 7) / 8
+    size = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7))
+    size[byte & 0x7F == 0x7F] = np.nan
+    return np.where(byte < 128, size, -size).astype(np.float32)
+
+
+class Float8:
+    """A checkpoint of which matrices are F8_E4M3 with scales beside them: w = q scale, in f32.
+
+    `<name>_scale` has a scale for each row, as GLM-4.5-FP8 has them, or one for all; `<name>_scale_inv` one for each
+    block of 128 rows and columns, as DeepSeek's have. Routers, norms and embeddings are plain.
+    """
+
+    BLOCK = 128
+    VALUES = _e4m3()
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self.scales: dict[str, str] = {}
+        for name in checkpoint.names:
+            shape = checkpoint.shape(name)
+            if checkpoint.dtype(name) != "F8_E4M3" or len(shape) != 2:
+                continue
+            n, k = shape
+            blocks = (-(-n // self.BLOCK), -(-k // self.BLOCK))
+            for scale, shapes in ((f"{name}_scale", [(n, 1), (n,), (1, 1), (1,), ()]), (f"{name}_scale_inv", [blocks])):
+                if scale in checkpoint and checkpoint.shape(scale) in shapes:
+                    self.scales[name] = scale
+
+    @property
+    def names(self) -> list[str]:
+        scales = set(self.scales.values())
+        return [name for name in self.checkpoint.names if name not in scales]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.checkpoint
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.shape(name)
+
+    def where(self, name: str) -> str:
+        return self.checkpoint.where(name)
+
+    def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
+        if name not in self.scales:
+            return self.checkpoint.read(name, rows)
+        scale, q = self.scales[name], self.checkpoint.raw(name, rows)
+        n, k = self.checkpoint.shape(name)
+        if scale.endswith("_inv"):
+            each = self.checkpoint.read(scale)[np.asarray(range(n) if rows is None else rows, np.intp) // self.BLOCK]
+            scales = np.repeat(each, self.BLOCK, axis=1)[:, :k]
+        else:
+            by_row = math.prod(self.checkpoint.shape(scale)) == n
+            scales = self.checkpoint.read(scale, rows if by_row else None).reshape(-1, 1)
+        return self.VALUES[q] * scales
+
+    def adapted(self, name: str) -> bool:
+        return False
+
+
 class Tied:
     """A source whose matrix of the logits is that of the embeddings, under both names: an adapter may change one.
 
@@ -109,13 +172,7 @@ class Tied:
         """Whether the checkpoint has both matrices, and they are not the same. Reads them."""
         if self.pair is None or len(set(self._stored.values())) < 2:
             return False
-        head, table = self.pair
-        (rows, *rest), shape = self.source.shape(head), self.source.shape(table)
-        if (rows, *rest) != shape:
-            return True
-        step = max(1, (1 << 20) // max(math.prod(rest), 1))
-        pieces = (range(i, min(i + step, rows)) for i in range(0, rows, step))
-        return any(not np.array_equal(self.source.read(head, p), self.source.read(table, p)) for p in pieces)
+        return not same(self.source, *self.pair)
 
     @property
     def names(self) -> list[str]:
@@ -280,6 +337,16 @@ class Adapted:
                 delta += column[:, None] * row
             w = w + np.float32(scale) * delta
         return w
+
+
+def same(source: Source, one: str, other: str) -> bool:
+    """Whether two matrices hold the same values. Reads them, piece by piece."""
+    rows, *rest = shape = source.shape(one)
+    if shape != source.shape(other):
+        return False
+    step = max(1, (1 << 20) // max(math.prod(rest), 1))
+    pieces = (range(i, min(i + step, rows)) for i in range(0, rows, step))
+    return all(np.array_equal(source.read(one, p), source.read(other, p)) for p in pieces)
 
 
 def prefix_table(source: Source, name: str = "transformer.prefix_encoder") -> np.ndarray | None:

@@ -61,6 +61,9 @@ def text_metadata(folder: Path, config: Config, architecture: str, rows: int) ->
     row = about(architecture)
     metadata = vocab.from_folder(folder, vocab_size=rows, chatglm=row.versions)
     metadata |= _special_ids(config, generation.values, metadata, rows)
+    if row.experts and "[gMASK]" in metadata["tokenizer.ggml.tokens"]:
+        # What llama.cpp's own files of these models name; configs name nothing, or what a class had by default.
+        metadata["tokenizer.ggml.bos_token_id"] = metadata["tokenizer.ggml.tokens"].index("[gMASK]")
     if row.asks_bos:
         metadata["tokenizer.ggml.add_bos_token"] = _begins_with_bos(folder, tokenizer_config, metadata)
         metadata |= _space_prefix(folder, tokenizer_config, metadata)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from .formats import can_quantize, encode
 from .planning import Conversion
 
 __all__ = ["unweighted", "work_off"]
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 19  # values that a thread has in hand; their f32 stay in a cache from step to step
 _AHEAD = 4  # pieces of each thread that may wait to be written
@@ -50,13 +52,16 @@ def work_off(
         def pieces(tensor: Tensor, kind: str) -> Iterator[np.ndarray]:
             columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
             step = max(1, _CHUNK // max(columns, 1))
-            weights = (importance or {}).get(tensor.name)
+            weights = None if importance is None else _columns(importance, tensor)
 
-            def piece(begin: int) -> np.ndarray:
-                x = tensor.read(begin, min(begin + step, tensor.shape[0]))
-                return encode(x, kind, tensor.origin or tensor.name, weights)
+            def piece(at: tuple[int, int]) -> np.ndarray:
+                matrix, begin = at
+                first = matrix * tensor.rows
+                x = tensor.read(first + begin, first + min(begin + step, tensor.rows))
+                return encode(x, kind, tensor.origin(matrix), None if weights is None else weights[matrix])
 
-            return _in_order(pool, piece, range(0, tensor.shape[0], step), _AHEAD * threads)
+            places = ((matrix, begin) for matrix in range(tensor.matrices) for begin in range(0, tensor.rows, step))
+            return _in_order(pool, piece, places, _AHEAD * threads)
 
         entries = [
             writer.Entry(tensor.name, tensor.shape, kind, partial(pieces, tensor, kind))
@@ -71,23 +76,33 @@ def unweighted(work: Conversion, importance: Mapping[str, np.ndarray]) -> list[s
 
     Raises ValueError where they have another width, or nothing for any (another model's), or nothing is quantized.
     """
-    shapes = {tensor.name: tensor.shape for tensor, kind in work.tensors if kind not in ("F32", "F16", "BF16")}
-    if not shapes:
+    quantized = [tensor for tensor, kind in work.tensors if kind not in ("F32", "F16", "BF16")]
+    if not quantized:
         raise ValueError("importance: only types that quantize have a use for it; this plan has none")
-    for name in shapes.keys() & importance.keys():
-        if np.shape(importance[name]) != shapes[name][-1:]:
-            raise ValueError(
-                f"importance: '{name}' has {np.size(importance[name])} columns, expected {shapes[name][-1]}: "
-                "it is another model's"
-            )
-    absent = [name for name in shapes if name not in importance]
-    if len(absent) == len(shapes):
+    for tensor in quantized:
+        _columns(importance, tensor)
+    absent = [tensor.name for tensor in quantized if tensor.name not in importance]
+    if len(absent) == len(quantized):
         raise ValueError(f"importance: has nothing for '{absent[0]}' or any other tensor: it is another model's")
     return absent
 
 
+def _columns(importance: Mapping[str, np.ndarray], tensor: Tensor) -> np.ndarray | None:
+    """(matrices, columns), of which one matrix may stand for all; None if there is nothing for the tensor. llama.cpp
+    writes some of its matrices behind one another. Raises ValueError for another number."""
+    if tensor.name not in importance:
+        return None
+    weights, columns = np.asarray(importance[tensor.name]), tensor.shape[-1]
+    if weights.size not in (columns, tensor.matrices * columns):
+        raise ValueError(
+            f"importance: '{tensor.name}' has {weights.size} columns, expected {tensor.matrices * columns}: "
+            "it is another model's"
+        )
+    return np.broadcast_to(weights.reshape(-1, columns), (tensor.matrices, columns))
+
+
 def _in_order(
-    pool: ThreadPoolExecutor, call: Callable[[int], np.ndarray], arguments: Iterable[int], ahead: int
+    pool: ThreadPoolExecutor, call: Callable[[T], np.ndarray], arguments: Iterable[T], ahead: int
 ) -> Iterator[np.ndarray]:
     """What `call` gives for each argument, in their order, while the pool works on the `ahead` that follow."""
     waiting: deque[Future[np.ndarray]] = deque()

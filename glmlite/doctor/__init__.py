@@ -19,12 +19,13 @@ from typing import Any
 from ..locate import model_file
 from . import constants, tensors, text, values
 from .finding import Finding, Report, Severity
-from .repair import beside, corrected, fix
+from .repair import beside, corrected, fix, split
 from .subject import Subject
 
 __all__ = ["Finding", "Report", "Severity", "beside", "examine", "fix"]
 
-_CHECKS = (*text.CHECKS, *constants.CHECKS, *tensors.CHECKS)
+# How many layers there are tells which model it is: first.
+_CHECKS = (tensors.drafting, *text.CHECKS, *constants.CHECKS, *tensors.CHECKS)
 
 
 def examine(
@@ -71,9 +72,9 @@ def look(subject: Subject) -> list[Finding]:
     for check in _CHECKS:
         found = list(check(subject))
         findings += found
-        if any(finding.changes for finding in found):
+        if any(finding.fix for finding in found):
             # Each check sees what those before it corrected, so that corrections of one key do not undo each other.
-            subject = Subject(corrected(subject.metadata, found), subject.shapes, subject.paths)
+            subject = Subject(corrected(subject.metadata, found), split(subject.shapes, found), subject.paths)
     # What reads the whole file does not tell again what is told already.
     told = {item for finding in findings for item in finding.where.split(", ")}
     return findings + [finding for check in (text.tokenizer, tensors.model) for finding in check(subject, told)]

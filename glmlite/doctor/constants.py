@@ -102,6 +102,17 @@ def router(subject: Subject) -> Iterator[Finding]:
         return
     name, right = "expert_gating_func", families.SIGMOID
     value = subject.metadata.get(subject.key(name))
+    matrix = next((key for key in subject.metadata if key.startswith("quantize.imatrix.")), None)
+    # Programs took softmax for what other makers' models, of the same architecture, do not say.
+    if matrix is not None and subject.row.glm == "by vocabulary" and subject.count(name) != right:
+        yield Finding(
+            "imatrix-gating",
+            Severity.WARNING,
+            matrix,
+            "quantized with an importance matrix, and nothing says that experts are chosen by sigmoid",
+            "If the matrix was made with experts chosen by softmax (before 21 January 2026), it weights the wrong "
+            "columns and answers are worse. A newer file is better.",
+        )
     if value is None:
         means = "Programs that do not know the model better take softmax and give worse answers."
         yield _wrong(subject, "gating", Severity.WARNING, name, "missing", right, means, "2, sigmoid")
@@ -117,12 +128,12 @@ def router(subject: Subject) -> Iterator[Finding]:
         yield _wrong(subject, "expert-weights", Severity.ERROR, name, what, True, means, "true")
     name = "expert_weights_scale"
     scale = subject.published.scale if subject.published else None
-    told = subject.number(name)
-    # A missing one is 1.
-    if scale is not None and abs((1.0 if subject.key(name) not in subject.metadata else told or 0) - scale) > _CLOSE:
+    value, told = subject.metadata.get(subject.key(name)), subject.number(name)
+    if value is None or told is None or (scale is not None and abs(told - scale) > _CLOSE):
         means = "The experts' share of the answer has the wrong size."
-        what = "missing" if subject.key(name) not in subject.metadata else brief(subject.metadata[subject.key(name)])
-        yield _wrong(subject, "expert-weights", Severity.ERROR, name, what, scale, means)
+        what = "missing, which some programs take for 1" if value is None else brief(value)
+        severity = Severity.WARNING if value is None and scale == 1 else Severity.ERROR
+        yield _wrong(subject, "expert-weights", severity, name, what, scale, means)
     routers = {n.split(".")[1] for n in subject.shapes if n.startswith("blk.") and ".ffn_gate_inp." in n}
     biased = {n.split(".")[1] for n in subject.shapes if n.startswith("blk.") and ".exp_probs_b" in n}
     if routers - biased:

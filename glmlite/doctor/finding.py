@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,13 +30,35 @@ class Severity(str, Enum):
     NOTE = "note"
 
 
+class Split(NamedTuple):
+    """How `attn_kv_b`, of each head `keys` rows and then `values` rows, becomes `attn_k_b`, transposed, and `attn_v_b`.
+
+    needed: those are not in the file already.
+    """
+
+    heads: int
+    keys: int
+    values: int
+    columns: int
+    needed: bool
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what stands in its place."""
+        if not self.needed:
+            return {}
+        return {
+            name.replace("attn_kv_b", "attn_k_b"): (self.heads, self.columns, self.keys),
+            name.replace("attn_kv_b", "attn_v_b"): (self.heads, self.values, self.columns),
+        }
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong with a file.
 
     check: its name in docs/doctor.md. where: the metadata keys or tensors. what: how it is, and how it should be.
     means: what that does to whoever uses the file. fix: what `fix` does about it, None if it cannot.
-    changes: metadata keys and their right values, None for a key that has to go.
+    changes: metadata keys and their right values, None for a key that has to go. splits: tensors that are two in one.
     """
 
     check: str
@@ -46,6 +68,7 @@ class Finding:
     means: str
     fix: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    splits: Mapping[str, Split] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

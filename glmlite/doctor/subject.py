@@ -14,6 +14,13 @@ from ..tokenizer.vocabulary import TokenType
 _LARGEST = 2**31 - 1
 
 
+def block_of(name: str) -> tuple[int, str] | None:
+    """A tensor's block and its name in it; None if it is in none."""
+    head, _, rest = name.partition(".")
+    block, _, part = rest.partition(".")
+    return (int(block), part) if head == "blk" and block.isascii() and block.isdecimal() and len(block) < 8 else None
+
+
 class Subject:
     """metadata: as `Gguf.metadata`. shapes: tensor name -> shape, numpy order."""
 
@@ -45,11 +52,19 @@ class Subject:
     @cached_property
     def published(self) -> families.Published | None:
         """The published model of these sizes."""
-        keys = ("embedding_length", "attention.head_count")
-        dim, heads = (self.count(key) for key in keys)
-        if None in (self.layers, dim, heads, self.rows):
+        return None if self.layers is None else self.recognised(self.layers)
+
+    def recognised(self, layers: int) -> families.Published | None:
+        """The published model of these sizes, were there so many layers."""
+        dim, heads = self.count("embedding_length"), self.count("attention.head_count")
+        if dim is None or heads is None or self.rows is None:
             return None
-        return families.recognise(self.architecture or "", families.Sizes(self.layers, dim, heads, self.rows))
+        return families.recognise(self.architecture or "", families.Sizes(layers, dim, heads, self.rows))
+
+    @cached_property
+    def blocks(self) -> set[int]:
+        """The numbers of the blocks that there are tensors of."""
+        return {place[0] for name in self.shapes if (place := block_of(name)) is not None}
 
     @cached_property
     def layers(self) -> int | None:
@@ -73,6 +88,11 @@ class Subject:
     def edge(self) -> bool:
         """A GLM-Edge: the only one of its architecture whose q, k and v have no bias."""
         return self.row.versions and not {"blk.0.attn_qkv.bias", "blk.0.attn_q.bias"} & self.shapes.keys()
+
+    @cached_property
+    def drafts(self) -> set[int]:
+        """The blocks that draft, by what they have for it."""
+        return {block for block in self.blocks if f"blk.{block}.nextn.eh_proj.weight" in self.shapes}
 
     # ---- keys of the architecture
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from ..errors import FormatError
-from .finding import Finding, Severity, brief
-from .subject import Subject
+from .finding import Finding, Severity, Split, brief
+from .subject import Subject, block_of
 
 _SHOWN = 3
 _INCOMPLETE = "The file does not run. It has to be downloaded or made again."
@@ -45,18 +46,89 @@ def output(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def drafting(subject: Subject) -> Iterator[Finding]:
+    """The last blocks may draft instead of being layers, which the keys have to say."""
+    told_blocks, told = subject.count("block_count"), subject.count("nextn_predict_layers") or 0
+    if not subject.glm or told_blocks is None or not subject.blocks:
+        return
+    found, drafts = max(subject.blocks) + 1, sorted(subject.drafts)
+    names = [subject.key("block_count"), subject.key("nextn_predict_layers")]
+    if subject.blocks == subject.drafts:
+        what = f"missing: the file holds block {drafts[0]} alone, which drafts"
+        means = "It runs only beside its model's file, in programs that take another file to draft with."
+        yield Finding("drafting-only", Severity.ERROR, "blk.0", what, means)
+    elif drafts and (told_blocks, told) != (found, len(drafts)) and drafts == [*range(found - len(drafts), found)]:
+        what = f"{told_blocks} blocks, {told} of which draft; there are {found}, {len(drafts)} of which has what drafts"
+        means = "A block that drafts is run as a layer, or a layer is left out: nonsense. Or the file is refused."
+        fix = f"{names[0]} = {found}, {names[1]} = {len(drafts)}"
+        changes: dict[str, Any] = {names[0]: found, names[1]: len(drafts)}
+        yield Finding("drafting", Severity.ERROR, ", ".join(names), what, means, fix, changes)
+    elif told and not drafts:
+        # Blocks that are not there are no fault of the model; one too few run are.
+        lost = found == told_blocks - told
+        known = lost or (found == told_blocks and subject.recognised(found) is not None)
+        what = f"{told_blocks} blocks, {told} of which draft; there are {found}, none of which has what drafts"
+        means = "Programs that expect a drafting layer fail." if lost else "A layer is left out: nonsense."
+        fix = f"{names[0]} = {found}, without {names[1]}" if known else None
+        changes = {names[0]: found, names[1]: None} if known else {}
+        severity = Severity.WARNING if lost else Severity.ERROR
+        yield Finding("drafting", severity, ", ".join(names), what, means, fix, changes)
+
+
+def latent(subject: Subject) -> Iterator[Finding]:
+    """GLM-4.7-Flash's matrices from and to the latent stand apart, those of the keys transposed."""
+    both = [name for name in subject.shapes if name.startswith("blk.") and name.endswith(".attn_kv_b.weight")]
+    if not both or not subject.glm:
+        return
+    split = _split(subject, both)
+    fix, changes = None, {}
+    if split is not None:
+        turned = subject.count("rope.dimension_count") or 0
+        needed = [name for name in both if name.replace("attn_kv_b", "attn_k_b") not in subject.shapes]
+        fix = "they are taken apart; keys of block formats become F16" if needed else "they are left out"
+        sizes = {
+            "head_count_kv": 1,
+            "key_length": split.columns + turned,
+            "value_length": split.columns,
+            "key_length_mla": split.keys + turned,
+            "value_length_mla": split.values,
+        }
+        changes = {subject.key(f"attention.{name}"): size for name, size in sizes.items()}
+    yield Finding(
+        "kv-b",
+        Severity.ERROR,
+        both[0],
+        f"keys and values of the latent in one matrix, in {len(both)} blocks, should be attn_k_b and attn_v_b",
+        "The file does not run here, and slowly or not at all in other programs.",
+        fix,
+        changes,
+        {name: split._replace(needed=name in needed) for name in both} if split is not None else {},
+    )
+
+
+def _split(subject: Subject, both: list[str]) -> Split | None:
+    """How the matrices are taken apart, by what the others of the block say; None if they do not fit together."""
+    block = both[0].removesuffix("attn_kv_b.weight")
+    heads, turned = subject.count("attention.head_count"), subject.count("rope.dimension_count")
+    shapes = {subject.shapes[name] for name in both}
+    q_b, output = (subject.shapes.get(f"{block}attn_{name}.weight", ()) for name in ("q_b", "output"))
+    if not heads or turned is None or len(shapes) != 1 or len(q_b) != 2 or len(output) != 2:
+        return None
+    rows, *columns = shapes.pop()
+    keys, values = q_b[0] // heads - turned, output[1] // heads
+    fits = len(columns) == 1 and rows == heads * (keys + values) and keys > 0 and values > 0
+    return Split(heads, keys, values, columns[0], True) if fits else None
+
+
 def blocks(subject: Subject) -> Iterator[Finding]:
     """Each block has what the others have, in the same shapes."""
     by_part: dict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)
     for name, shape in subject.shapes.items():
-        head, _, rest = name.partition(".")
-        block, _, part = rest.partition(".")
-        if head == "blk" and block.isascii() and block.isdecimal() and len(block) < 8:
-            by_part[part][int(block)] = shape
-    layers = subject.layers
-    if layers is None or not by_part:
+        if (place := block_of(name)) is not None:
+            by_part[place[1]][place[0]] = shape
+    layers, found = subject.layers, subject.blocks
+    if layers is None or not by_part or found == subject.drafts:
         return
-    found = {block for where in by_part.values() for block in where}
     absent = _gaps(found, layers)
     if absent[0]:
         yield Finding(
@@ -119,4 +191,4 @@ def model(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
             yield Finding(kind, Severity.ERROR, brief(where), brief(str(error)), "The file does not run here.")
 
 
-CHECKS = (architecture, embeddings, output, blocks)
+CHECKS = (architecture, embeddings, output, latent, blocks)

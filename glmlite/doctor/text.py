@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import families
 from ..chat import template as templates
-from ..chat.templates import CHATGLM3, TEMPLATES
+from ..chat.templates import CHATGLM3, GLM45, GLM47, TEMPLATES
 from ..errors import FormatError
 from ..families import GLM_SPECIALS
 from ..tokenizer.vocabulary import TokenType
@@ -26,6 +26,7 @@ _GLM_PRE = ("glm4", "chatglm-bpe")
 _PREFIX_TOKEN = re.compile(r"\[gMASK\]|<sop>|sop")
 _PREFIX_RUN = re.compile(r"(?:\[gMASK\]|<sop>)(?:\s*(?:\[gMASK\]|<sop>|sop))*")
 _PREFIX_PART = re.compile(r"\A\s*(\[gMASK\]|<sop>)?")  # half a prefix at the beginning of a template
+_PUBLISHED = {"GLM-4.5-Air": GLM45, "GLM-4.7-Flash": GLM47}
 _BOS_VARIABLE = re.compile(r"\{\{-?\s*bos_token\s*-?\}\}")
 
 
@@ -222,6 +223,13 @@ def prefix(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _own(subject: Subject) -> str | None:
+    """The model's own template, if we have it: of an architecture, or of a published model where its others differ."""
+    if subject.published is not None and subject.published.name in _PUBLISHED:
+        return _PUBLISHED[subject.published.name]
+    return TEMPLATES.get("glm-edge" if subject.edge else subject.row.chat or "")
+
+
 def template(subject: Subject) -> Iterator[Finding]:
     """A chat model's file says how it is spoken to."""
     if not subject.speaks_glm or templates.of(subject.metadata) is not None or "<|user|>" not in subject.ids:
@@ -230,7 +238,7 @@ def template(subject: Subject) -> Iterator[Finding]:
     named = isinstance(told, str) and bool(told.strip())
     byte_level = subject.family == "gpt2"
     changes: dict[str, Any] = {}
-    own = TEMPLATES.get("glm-edge" if subject.edge else subject.row.chat or "")
+    own = _own(subject)
     if byte_level and own:
         changes = {_TEMPLATE: own}
     elif named and told != "chatglm2" and subject.family == "llama" and subject.row.versions:
@@ -255,6 +263,23 @@ def template(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def template_tools(subject: Subject) -> Iterator[Finding]:
+    """A model that was trained to call tools is told of them by its template."""
+    template = templates.of(subject.metadata, tools=True)
+    if not subject.speaks_glm or "<tool_call>" not in subject.ids or template is None or "tools" in template:
+        return
+    own = _own(subject)
+    yield Finding(
+        "template-tools",
+        Severity.WARNING,
+        _TEMPLATE,
+        "the template never speaks of tools, which the vocabulary has marks for",
+        "Tools that a program offers are refused or ignored: the template was made for one program, or cut down.",
+        "the model's own is put in" if own else None,
+        {_TEMPLATE: own} if own else {},
+    )
+
+
 def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
     """Whatever else keeps a tokenizer from being made of the metadata. told: keys that have a finding already."""
     from ..models import ARCHITECTURES
@@ -271,4 +296,4 @@ def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
             yield Finding("tokenizer", Severity.ERROR, brief(where), brief(what), means)
 
 
-CHECKS = (vocabulary_size, token_types, pre_tokenizer, stop_ids, prefix, template)
+CHECKS = (vocabulary_size, token_types, pre_tokenizer, stop_ids, prefix, template, template_tools)

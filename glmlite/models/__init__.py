@@ -102,14 +102,13 @@ def _recording(metadata: Mapping[str, Any], r: Recorder, model: Any, config: Any
 
 def _check_vocabulary(r: Recorder, vocab: int) -> None:
     """The embeddings have as many rows as there are logits, and not none."""
-    tables = [op.weights["table"][0] for op in r.ops if op.kind == "embed"]
-    for table in tables:
-        rows = r.shapes[table][0]
-        if vocab == 0:
-            raise FormatError(f"'{table}' has no rows, expected one for each token")
-        if rows != vocab:
-            head = r.ops[-1].weights["w"][0]
-            raise FormatError(f"'{head}' has {vocab} rows, expected {rows} as '{table}'")
+    table = next(op.weights["table"][0] for op in r.ops if op.kind == "embed")
+    rows = r.shapes[table][0]
+    if vocab == 0:
+        raise FormatError(f"'{table}' has no rows, expected one for each token")
+    if rows != vocab:
+        head = r.ops[-1].weights["w"][0]
+        raise FormatError(f"'{head}' has {vocab} rows, expected {rows} as '{table}'")
 
 
 def _check_all_used(r: Recorder, mine: Callable[[int | None], bool]) -> None:

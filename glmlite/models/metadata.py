@@ -141,7 +141,7 @@ class Keys:
         gating = self.count("expert_gating_func", SIGMOID if glm else SOFTMAX, least=0)
         if gating != SIGMOID:
             raise self._error("expert_gating_func", gating, f"{SIGMOID}, sigmoid")
-        norm = self.metadata.get(f"{self.architecture}.expert_weights_norm", glm)
+        norm = self._get("expert_weights_norm", glm)
         if not isinstance(norm, (bool, np.bool_)) or not norm:
             raise self._error("expert_weights_norm", norm, "true")
         for name in ("expert_group_count", "expert_group_used_count"):
@@ -192,4 +192,6 @@ class Keys:
     def _error(self, name: str, value: Any, expected: str) -> FormatError:
         text = str(value) if isinstance(value, (int, float, np.number)) else type(value).__name__
         text = repr(value[:40]) if isinstance(value, str) else text
+        if f"{self.architecture}.{name}" not in self.metadata:
+            text = f"missing, which means {text}"
         return FormatError(f"metadata: '{self.architecture}.{name}' is {text}, expected {expected}")

@@ -97,14 +97,18 @@ def drafter(r: Recorder, s: Sizes, norm_eps: float, block: Callable[[Value, int,
     def own(name: str, trunk: str) -> str:
         return f"{w}{name}.weight" if r.has(f"{w}{name}.weight") else trunk
 
-    head = "output.weight" if r.has("output.weight") else "token_embd.weight"
     embedded = r.rms_norm(r.embed(own("embed_tokens", "token_embd.weight")), w + "enorm.weight", norm_eps)
     before = r.rms_norm(r.input(s.dim), w + "hnorm.weight", norm_eps)
     x = block(r.linear(r.concat(embedded, before), w + "eh_proj.weight"), s.layers, 0)
     x = r.rms_norm(x, own("shared_head_norm", "output_norm.weight"), norm_eps)
-    return r.linear(r.select(x), own("shared_head_head", head))
+    return r.linear(r.select(x), own("shared_head_head", head(r)))
 
 
 def logits(r: Recorder, x: Value) -> Value:
-    """(rows, vocab), by the embeddings where the file has no matrix for it."""
-    return r.linear(x, "output.weight" if r.has("output.weight") else "token_embd.weight")
+    """(rows, vocab)."""
+    return r.linear(x, head(r))
+
+
+def head(r: Recorder) -> str:
+    """The matrix that gives the logits: the embeddings where the file has none for it."""
+    return "output.weight" if r.has("output.weight") else "token_embd.weight"

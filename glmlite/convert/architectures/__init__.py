@@ -10,7 +10,7 @@ from ...errors import FormatError
 from ...models import record
 from ..files import short
 from ..sources import Source
-from . import chatglm, chatglm1, glm, hf, llama
+from . import chatglm, chatglm1, glm, glm4_moe, glm4_moe_lite, hf, llama
 from .parts import Builder, Config, Contents, Tensor
 
 __all__ = ["KINDS", "Config", "Contents", "Tensor", "build"]
@@ -20,6 +20,8 @@ _KINDS = {
     "ChatGLM2/3-6B, CodeGeeX2/4, GLM-4-9B": chatglm,
     "GLM-4-9B-hf, GLM-Edge, GLM-4-0414, GLM-Z1": hf,
     "GLM-large, GLM-10B": glm,
+    "GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7": glm4_moe,
+    "GLM-4.7-Flash": glm4_moe_lite,
     "Llama, Mistral": llama,
 }
 KINDS = tuple(_KINDS)
@@ -46,6 +48,6 @@ def build(source: Source, config: Config, prefix: Source | None = None) -> Conte
     try:
         record(model.metadata, shapes)
     except FormatError as error:
-        origins = [tensor.origin for tensor in model.tensors if f"'{tensor.name}'" in str(error) and tensor.origin]
+        origins = [tensor.origin(0) for tensor in model.tensors if f"'{tensor.name}'" in str(error)]
         raise FormatError(f"{'; '.join(origins) or config.path}: {error}") from None
     return model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,28 @@ class Config:
 class Tensor:
     """A tensor to be written: GGUF name, shape, and `read(begin, end)`: f32 of its rows (of its elements if a vector).
 
-    origin: for messages, where it comes from.
+    The rows of several matrices, (matrices, rows, columns), are counted through; what is read at once is of one matrix.
+    origins: for messages, where it comes from, or where each of its matrices does.
     """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
-    origin: str = ""
+    origins: Sequence[str]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a matrix; elements of a vector."""
+        return self.shape[-2] if len(self.shape) > 1 else self.shape[0]
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices it holds."""
+        return math.prod(self.shape[:-2])
+
+    def origin(self, matrix: int) -> str:
+        """For messages: where the matrix comes from."""
+        return self.origins[min(matrix, len(self.origins) - 1)]
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,60 @@ class Builder:
         self._used.add(source_name)
         if name == "token_embd.weight":
             self._embeddings = source_name
-        self.tensors.append(Tensor(name, shape, read, source.where(source_name)))
+        self.tensors.append(Tensor(name, shape, read, [source.where(source_name)]))
+
+    def take_all(self, name: str, source_names: Sequence[str]) -> None:
+        """Matrices of one shape, which the checkpoint has apart, as one tensor."""
+        source = self.source
+        for source_name in source_names:
+            if source_name not in source:
+                raise FormatError(f"{file_of(source)}: no tensor {source_name!r}, which becomes a part of {name!r}")
+            shape = source.shape(source_name)
+            if len(shape) != 2 or shape != source.shape(source_names[0]):
+                raise FormatError(f"{source.where(source_name)} is {shape}, expected a matrix, all of one shape")
+        rows, columns = source.shape(source_names[0])
+
+        def read(begin: int, end: int) -> np.ndarray:
+            at = begin // rows
+            return source.read(source_names[at], range(begin - at * rows, end - at * rows))
+
+        self._used.update(source_names)
+        origins = [source.where(source_name) for source_name in source_names]
+        self.tensors.append(Tensor(name, (len(source_names), rows, columns), read, origins))
+
+    def take_parts(
+        self, name: str, source_name: str, of: tuple[int, int], begin: int, end: int, *, transposed: bool = False
+    ) -> None:
+        """Matrices that the checkpoint has within larger ones: of each, the rows from `begin` to `end`.
+
+        of: how many matrices the checkpoint's tensor holds, one behind the other, and the rows of each.
+        transposed: the columns of those rows become rows.
+        """
+        source = self.source
+        if source_name not in source:
+            raise FormatError(f"{file_of(source)}: no tensor {source_name!r}, a part of which becomes {name!r}")
+        matrices, each = of
+        *outer, columns = source.shape(source_name) or (0,)
+        if math.prod(outer) != matrices * each or not outer:
+            expected = f"{matrices * each} rows: {matrices} times {each}"
+            raise FormatError(f"{source.where(source_name)} is {source.shape(source_name)}, expected {expected}")
+        rows = columns if transposed else end - begin
+
+        def read(first: int, last: int) -> np.ndarray:
+            at = first // rows
+            first, last = first - at * rows, last - at * rows
+            if transposed:
+                whole = source.read(source_name, range(at * each + begin, at * each + end))
+                return np.ascontiguousarray(whole[:, first:last].T)
+            return source.read(source_name, range(at * each + begin + first, at * each + begin + last))
+
+        self._used.add(source_name)
+        shape = (matrices, rows, end - begin if transposed else columns)
+        self.tensors.append(Tensor(name, shape, read, [source.where(source_name)]))
+
+    def leave(self, source_name: str) -> None:
+        """A tensor of the checkpoint that the file does without."""
+        self._used.add(source_name)
 
     def take_both(self, name: str, source_name: str, order: np.ndarray | None = None, bias: bool = False) -> None:
         """`.weight` and `.bias`; bias: it must be there, else it may be."""
@@ -132,14 +201,14 @@ class Builder:
         """
         apart = self.source.adapted(source_name) or self.source.adapted(self._embeddings)
         if config.get("tie_word_embeddings", False) and not apart:
-            self._used.add(source_name)
+            self.leave(source_name)
         else:
             self.take("output.weight", source_name)
 
     def add(self, name: str, x: np.ndarray, origin: str) -> None:
         """A small tensor that is computed. origin: for messages, from what."""
         x = np.ascontiguousarray(x, np.float32)
-        self.tensors.append(Tensor(name, x.shape, lambda begin, end: x[begin:end], origin))
+        self.tensors.append(Tensor(name, x.shape, lambda begin, end: x[begin:end], [origin]))
 
     def add_prefix(self, layers: int, kv_heads: int, head_dim: int) -> None:
         """P-Tuning v2's keys and values, if there are any (docs/formats.md)."""
@@ -177,14 +246,16 @@ def file_of(source: Source) -> str:
     return source.where(source.names[0]).rpartition(": ")[0] if source.names else "the checkpoint"
 
 
-def layers_of(source: Source, config: Config, pattern: str, *keys: str) -> int:
-    """The config's number of layers, which must be the one of the tensors. pattern: a regex with the layer's number."""
+def layers_of(source: Source, config: Config, pattern: str, *keys: str, drafting: int = 0) -> int:
+    """The config's number of layers, which must be the one of the tensors. pattern: a regex with the layer's number.
+
+    drafting: layers behind those, which the config does not count.
+    """
     found = {int(match[1]) for name in source.names if (match := re.match(pattern, name))}
-    layers = config.count(*keys, default=max(found) + 1)
-    if found != set(range(len(found))) or layers != len(found):
-        raise FormatError(
-            f"{config.path}: {keys[0]!r} is {layers}, but the checkpoint has tensors of {len(found)} layers"
-        )
+    has = len(found) - drafting
+    layers = config.count(*keys, default=max(max(found) + 1 - drafting, 1))
+    if found != set(range(len(found))) or layers != has:
+        raise FormatError(f"{config.path}: {keys[0]!r} is {layers}, but the checkpoint has tensors of {has} layers")
     return layers
 
 
