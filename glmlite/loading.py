@@ -17,7 +17,7 @@ from .errors import Cancelled, FormatError
 from .locate import model_file
 from .model import Model
 from .parameters import sampling_defaults
-from .scheduler import PREFILL_ALONE, PREFILL_GPU, Scheduler
+from .scheduler import PREFILL_ALONE, PREFILL_GPU, PREFILL_STREAMED, Scheduler
 from .tokenizer import Tokenizer
 
 __all__ = ["aload", "load"]
@@ -119,7 +119,10 @@ def load(
         "%s: loaded, %s, context %d, on %s (%s, %d threads)",
         *(file, header.recording.architecture, tokens, place.device, engine.isa, engine.threads),
     )
-    chunk = PREFILL_ALONE if place.device == "cpu" else PREFILL_GPU
+    if place.device != "cpu":
+        chunk = PREFILL_GPU
+    else:
+        chunk = PREFILL_ALONE if place.arguments.get("expert_room", -1) < 0 else PREFILL_STREAMED
     return Model(
         path=file,
         name=name,
