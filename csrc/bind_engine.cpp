@@ -186,6 +186,65 @@ void pack(const Gguf& file, const py::sequence& ops, const py::object& path, con
   held->check_unchanged();
 }
 
+// Sums of squares of the columns of some values of a step; of a mixture, of what enters each expert.
+class Squares {
+ public:
+  explicit Squares(const std::vector<int>& values) {
+    for (int value : values) sums_[value] = {};
+  }
+  Watch watch() {
+    Watch watch;
+    watch.value = [this](int value, const float* rows, int64_t count, int64_t width) {
+      const auto found = sums_.find(value);
+      if (found != sums_.end()) {
+        found->second.assign(static_cast<size_t>(width), 0.0);
+        for (int64_t r = 0; r < count; ++r) add(rows + r * width, width, found->second.data());
+      }
+    };
+    watch.expert = [this](int value, const ExpertRows& rows) {
+      if (!sums_.count(value)) return;
+      Expert& e = experts_[value][rows.expert];
+      e = {rows.count, std::vector<double>(static_cast<size_t>(rows.columns)),
+           std::vector<double>(static_cast<size_t>(rows.width))};
+      for (int64_t i = 0; i < rows.count; ++i) {
+        add(rows.x + rows.rows[i] * rows.columns, rows.columns, e.x.data());
+        add(rows.inner + i * rows.width, rows.width, e.inner.data());
+      }
+    };
+    return watch;
+  }
+  py::dict to_python() const {
+    py::dict result;
+    for (const auto& [value, sum] : sums_) {
+      const auto mixture = experts_.find(value);
+      if (mixture == experts_.end()) {
+        result[py::int_(value)] = array(sum);
+        continue;
+      }
+      py::dict experts;
+      for (const auto& [index, e] : mixture->second)
+        experts[py::int_(index)] = py::make_tuple(e.count, array(e.x), array(e.inner));
+      result[py::int_(value)] = experts;
+    }
+    return result;
+  }
+
+ private:
+  struct Expert {
+    int64_t count = 0;
+    std::vector<double> x, inner;
+  };
+  static void add(const float* row, int64_t width, double* sum) {
+    for (int64_t c = 0; c < width; ++c) sum[c] += static_cast<double>(row[c]) * row[c];
+  }
+  static py::array_t<double> array(const std::vector<double>& sum) {
+    return py::array_t<double>(static_cast<py::ssize_t>(sum.size()), sum.data());
+  }
+
+  std::map<int, std::vector<double>> sums_;
+  std::map<int, std::map<int32_t, Expert>> experts_;
+};
+
 }  // namespace
 
 std::vector<OpSpec> to_ops(const py::sequence& ops) {
@@ -366,7 +425,8 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
               int64_t rows, width;
             };
             std::map<int, Seen> seen;
-            const Watch watch = [&](int value, const float* data, int64_t count, int64_t width) {
+            Watch watch;
+            watch.value = [&](int value, const float* data, int64_t count, int64_t width) {
               seen[value] = {std::vector<float>(data, data + count * width), count, width};
             };
             {
@@ -384,24 +444,13 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
           [](Engine& e, const py::sequence& works, const std::vector<int32_t>& rows, const std::vector<int>& values,
              const CancelFlag* cancel) {
             const auto w = to_works(works);
-            std::map<int, std::vector<double>> sums;
-            for (int value : values) sums[value] = {};
-            const Watch watch = [&](int value, const float* data, int64_t count, int64_t width) {
-              const auto found = sums.find(value);
-              if (found == sums.end()) return;
-              std::vector<double>& sum = found->second;
-              sum.assign(static_cast<size_t>(width), 0.0);
-              for (int64_t r = 0; r < count; ++r, data += width)
-                for (int64_t c = 0; c < width; ++c) sum[c] += static_cast<double>(data[c]) * data[c];
-            };
+            Squares sums(values);
+            const Watch watch = sums.watch();
             {
               py::gil_scoped_release nogil;
               e.step(w, rows, cancel, &watch);
             }
-            py::dict result;
-            for (const auto& [value, sum] : sums)
-              result[py::int_(value)] = py::array_t<double>(static_cast<py::ssize_t>(sum.size()), sum.data());
-            return result;
+            return sums.to_python();
           },
           py::arg("works"), py::arg("rows"), py::arg("values"), py::arg("cancel") = nullptr)
       .def(

@@ -43,8 +43,24 @@ struct CancelFlag {
   std::atomic<bool> set{false};
 };
 
-// Called after each op with its result, rows x width. For tracing.
-using Watch = std::function<void(int value, const float* rows, int64_t count, int64_t width)>;
+// What an expert of a mixture reads in a step.
+struct ExpertRows {
+  int32_t expert;
+  int64_t count;
+  const int32_t* rows;  // which of x it has
+  const float* x;       // (rows of the step, columns)
+  int64_t columns;
+  const float* inner;  // (count, width), what enters its down
+  int64_t width;
+};
+
+// Told of a step's numbers while it runs. For tracing.
+struct Watch {
+  // After each op, its result: count x width.
+  std::function<void(int value, const float* rows, int64_t count, int64_t width)> value;
+  // Before the value of a mixture. May be empty.
+  std::function<void(int value, const ExpertRows&)> expert;
+};
 
 class Executor {
  public:

@@ -22,9 +22,12 @@ class HybridExecutor final : public Executor {
     rest.input = half.logits;
     in_second_.store(true, std::memory_order_relaxed);
     // Its input was seen as the first part's last value.
-    const Watch shifted = [&](int value, const float* rows, int64_t count, int64_t width) {
-      if (value > 0) (*watch)(value + shift_, rows, count, width);
+    Watch shifted;
+    shifted.value = [&](int value, const float* rows, int64_t count, int64_t width) {
+      if (value > 0) watch->value(value + shift_, rows, count, width);
     };
+    if (watch && watch->expert)
+      shifted.expert = [&](int value, const ExpertRows& rows) { watch->expert(value + shift_, rows); };
     return second_->run(rest, cancel, watch ? &shifted : nullptr);
   }
   void copy_page(int32_t from, int32_t to) override {

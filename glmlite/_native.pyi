@@ -301,9 +301,10 @@ class Engine:
         """A step as `step` runs it; the value of every op by its id."""
     def squares(
         self, works: Sequence[Work], rows: Sequence[int], values: Sequence[int], cancel: Cancel | None = None
-    ) -> dict[int, NDArray[np.float64]]:
+    ) -> dict[int, Any]:
         """A step as `step` runs it; of each value in `values`, by its op's id, the sums of its columns' squares,
-        (width,). An id that no op has gets none, (0,)."""
+        (width,). An id that no op has gets none, (0,). Of a `moe`, by expert that has rows: how many, and the sums of
+        what enters gate and up, (dim,), and down, (ff,)."""
     def scratch_bytes(self) -> int:
         """Bytes of activations and scratch held now."""
     def progress(self) -> float:

@@ -304,6 +304,9 @@ def test_a_matrix_of_importance_from_before_sigmoid(tmp_path, capsys):
     assert "1 warning; --fix corrects none" in capsys.readouterr().out.splitlines()[-1]
     keys["deepseek2.expert_gating_func"] = 2
     assert doctor.examine(write(tmp_path, well("deepseek2", metadata=keys))).findings == ()
+    # Nobody took this architecture's experts for chosen by softmax.
+    keys = {"quantize.imatrix.file": "x.dat", "glm4moe.expert_gating_func": None}
+    assert checks(doctor.examine(write(tmp_path, well("glm4moe", metadata=keys)))) == ["gating"]
 
 
 def unsplit(model, beside=False):

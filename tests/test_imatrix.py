@@ -80,6 +80,34 @@ def test_equals_the_values_of_the_same_engine(tmp_path, format):
     assert np.array_equal(q, k) and np.array_equal(gate, up) and not np.array_equal(q, gate)
 
 
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_an_expert_has_what_its_own_rows_bring(tmp_path, architecture):
+    """Of each expert the rows that its router sent it, and what they become between its matrices."""
+    model = tiny.model(architecture, layers=3)
+    path = tiny.write(tmp_path / "m.gguf", model)
+    got = imatrix.collect(path, TEXT, context=CONTEXT, chunks=1)
+    (tokens, *_), *_ = chunks_of(model)
+    with glmlite.load(path, context=CONTEXT) as loaded:
+        sequence = loaded.debug.engine.new_sequence()
+        positions = np.stack([np.arange(CONTEXT), np.zeros(CONTEXT)], 1).astype(np.int32)
+        values = loaded.debug.engine.trace([native.Work(sequence, tokens, positions)], [])
+    mixtures = [op for op in record(model.metadata, model.shapes).ops if op.kind == "moe"]
+    assert len(mixtures) == 2
+    for op in mixtures:
+        x = values[op.inputs["x"].id].astype(np.float64)
+        chosen = values[op.inputs["routing"].id][:, : op.attrs["used"]]
+        (gate, up), (down,) = (op.weights[slot] for slot in ("gate_up", "down"))
+        for expert in range(len(model.tensors[down])):
+            rows = x[(chosen == expert).any(axis=1)]
+            before = [rows @ model.tensors[name][expert].T.astype(np.float64) for name in (gate, up)]
+            inner = before[0] / (1 + np.exp(-before[0])) * before[1]
+            for name, entering in ((gate, rows), (up, rows), (down, inner)):
+                sums, counts = got.entries[name]
+                assert counts[expert] == len(rows)
+                np.testing.assert_allclose(sums[expert], np.square(entering).sum(axis=0), rtol=1e-4, atol=1e-9)
+        assert got.entries[gate].counts.sum() == CONTEXT * op.attrs["used"]
+
+
 def test_fused_tensors_have_their_own_names(tiny_file):
     got = imatrix.collect(tiny_file("chatglm"), TEXT, context=CONTEXT, chunks=1)
     names = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")

@@ -32,7 +32,7 @@ def chunks_of(model, context=CONTEXT, text=TEXT, prefix=True):
     ids = Tokenizer.from_metadata(model.metadata).encode(text, special=False)
     name = model.metadata["general.architecture"]
     found = []
-    if name in CAUSAL:
+    if name in (*CAUSAL, *tiny.MIXTURES):
         begin = [tiny.token_id(model, t) for t in ("[gMASK]", "<sop>")] if prefix and name != "llama" else []
         ids = begin + ids
         while len(ids) >= context:

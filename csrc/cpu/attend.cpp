@@ -94,8 +94,8 @@ void Attend::plan(const Step& step) {
     // The longest first, so that no thread is left with one at the end.
     std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
     if (split_context(tiles))
-      partials = std::max(partials, tiles.size() * partial_values(shape.value_dim, most) *
-                                        static_cast<size_t>(chunks(longest)));
+      partials = std::max(partials,
+                          tiles.size() * partial_values(shape.value_dim, most) * static_cast<size_t>(chunks(longest)));
   }
   if (partials * sizeof(float) > partials_.size()) {
     partials_.reset();

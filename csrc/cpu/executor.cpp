@@ -180,7 +180,10 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
       products_.wait_after(op.out, thread);
       if (leave_after.load(std::memory_order_relaxed) == op.out) return;
       if (watch) {
-        if (thread == 0) (*watch)(op.out, buffers_.value(op.out), buffers_.rows(op.out), op.width);
+        if (thread == 0) {
+          if (const auto* moe = op.as<ops::Moe>(); moe && watch->expert) mixture_.tell(op, *moe, watch->expert);
+          watch->value(op.out, buffers_.value(op.out), buffers_.rows(op.out), op.width);
+        }
         team_.barrier();
       }
     }

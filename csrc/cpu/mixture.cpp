@@ -208,7 +208,7 @@ void Mixture::round_inner(const ops::Moe& kind, const Plan& plan, const Experts&
 }
 
 void Mixture::multiply(const Op& op, const ops::Moe& kind, const Plan& plan, const Experts& experts, int thread) {
-  const int64_t k = program_.values[kind.x].width, panels = kind.inner / kLanes;
+  const int64_t k = program_.values[kind.x].width, panels = (kind.inner + kLanes - 1) / kLanes;
   const bool single = buffers_.rows(op.out) == 1, rounds = is_quantized(program_.weights[kind.down]);
   Activations x{};
   if (single) x = buffers_.activations(kind.x, thread);
@@ -216,7 +216,7 @@ void Mixture::multiply(const Op& op, const ops::Moe& kind, const Plan& plan, con
     const int32_t first = plan.first[expert];
     const Activations act = single ? x : part(rows_.x, rows_.x_blocks, k, first);
     const Packed gate = weights_.expert(kind.gate_up[0], expert), up = weights_.expert(kind.gate_up.back(), expert);
-    products_.gated(gate, up, kind.gate_up.size() == 1 ? panels : 0, act, plan.rows_of(expert), begin, end,
+    products_.gated(gate, up, kind.gate_up.size() == 1 ? panels : 0, kind.inner, act, plan.rows_of(expert), begin, end,
                     rows_.inner + first * kind.inner, kind.inner, thread);
   });
   products_.wait_after(op.out, thread);

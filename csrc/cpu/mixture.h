@@ -23,6 +23,16 @@ class Mixture {
   // Each is run by all threads of the team.
   void route(const Op& op, const ops::Route& kind, int thread);
   void run(const Op& op, const ops::Moe& kind, int thread);
+  // After `run`, what it had of each expert.
+  template <class Fn>
+  void tell(const Op& op, const ops::Moe& kind, const Fn& fn) const {
+    const Plan& plan = plans_[0];
+    for (const int32_t expert : plan.busy) {
+      const int32_t first = plan.first[expert];
+      fn(op.out, ExpertRows{expert, plan.rows_of(expert), plan.rows.data() + first, buffers_.value(kind.x),
+                            program_.values[kind.x].width, rows_.inner + first * kind.inner, kind.inner});
+    }
+  }
 
  private:
   // The rows of a step by expert. A slot is a row and one of its experts; slots of an expert lie together, rows

@@ -147,14 +147,14 @@ void Products::linear_swiglu(const Op& op, const ops::Linear& kind, const Op& ne
   });
 }
 
-void Products::gated(const Packed& gate, const Packed& up, int64_t up_begin, const Activations& act, int64_t rows,
-                     int64_t from, int64_t to, float* y, int64_t stride, int thread) const {
+void Products::gated(const Packed& gate, const Packed& up, int64_t up_begin, int64_t n, const Activations& act,
+                     int64_t rows, int64_t from, int64_t to, float* y, int64_t stride, int thread) const {
   float* piece = this->piece(thread);
   each_piece(rows, from, to, [&](int64_t begin, int64_t end) {
-    const int64_t columns = (end - begin) * kLanes;
-    const auto product = [&](const Packed& w, int64_t first, float* to) {
+    const int64_t columns = std::min(end * kLanes, n) - begin * kLanes;
+    const auto product = [&](const Packed& w, int64_t first, float* y) {
       kernels_.linear[static_cast<int>(w.format)](
-          arguments(w, act, rows, first, first + end - begin, to - first * kLanes, 2 * columns, thread));
+          arguments(w, act, rows, first, first + end - begin, y - first * kLanes, 2 * columns, thread));
     };
     product(gate, begin, piece);
     product(up, up_begin + begin, piece + columns);

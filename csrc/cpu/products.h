@@ -34,9 +34,9 @@ class Products {
   // y[t * stride + c].
   LinearArgs arguments(const Packed& w, const Activations& act, int64_t rows, int64_t begin, int64_t end, float* y,
                        int64_t stride, int thread) const;
-  // silu(gate . x) * (up . x) for rows [16 begin, 16 end) of both matrices, of which `up` begins at panel up_begin of
-  // its own: column c goes to y[t * stride + c]. In pieces that stay in the cache.
-  void gated(const Packed& gate, const Packed& up, int64_t up_begin, const Activations& act, int64_t rows,
+  // silu(gate . x) * (up . x) for panels [begin, end) of gate, of which the first n rows count, and as many of up, from
+  // its panel up_begin on: column c goes to y[t * stride + c]. In pieces that stay in the cache.
+  void gated(const Packed& gate, const Packed& up, int64_t up_begin, int64_t n, const Activations& act, int64_t rows,
              int64_t begin, int64_t end, float* y, int64_t stride, int thread) const;
 
   // Panels of a matrix that a thread begins with. It reads memory fastest in long stretches, but all wait for the last

@@ -107,6 +107,19 @@ inline bool any(Mask16 m) { return _mm256_movemask_ps(_mm256_or_ps(m.lo, m.hi)) 
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
   return {_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi)};
 }
+template <int kApart>
+inline F32x16 swap_lanes(F32x16 x) {
+  switch (kApart) {
+    case 1:
+      return {_mm256_permute_ps(x.lo, 0xb1), _mm256_permute_ps(x.hi, 0xb1)};
+    case 2:
+      return {_mm256_permute_ps(x.lo, 0x4e), _mm256_permute_ps(x.hi, 0x4e)};
+    case 4:
+      return {_mm256_permute2f128_ps(x.lo, x.lo, 1), _mm256_permute2f128_ps(x.hi, x.hi, 1)};
+    default:
+      return {x.hi, x.lo};
+  }
+}
 
 inline float sum_lanes(F32x16 x) {
   __m256 y = _mm256_add_ps(x.lo, x.hi);

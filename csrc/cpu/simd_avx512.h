@@ -53,6 +53,19 @@ inline Mask16 less(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CM
 inline Mask16 is_nan(F32x16 x) { return _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q); }
 inline bool any(Mask16 m) { return m != 0; }
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+template <int kApart>
+inline F32x16 swap_lanes(F32x16 x) {
+  switch (kApart) {
+    case 1:
+      return {_mm512_permute_ps(x.v, 0xb1)};
+    case 2:
+      return {_mm512_permute_ps(x.v, 0x4e)};
+    case 4:
+      return {_mm512_shuffle_f32x4(x.v, x.v, 0xb1)};
+    default:
+      return {_mm512_shuffle_f32x4(x.v, x.v, 0x4e)};
+  }
+}
 
 inline float sum_lanes(F32x16 x) {
   __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));

@@ -127,6 +127,13 @@ inline F32x16 scale2(F32x16 x, F32x16 n) {
     return vmulq_f32(vmulq_f32(x.v[i], vreinterpretq_f32_s32(a)), vreinterpretq_f32_s32(b));
   });
 }
+template <int kApart>
+inline F32x16 swap_lanes(F32x16 x) {
+  return each([&](int i) {
+    const float32x4_t y = x.v[i ^ kApart / 4];
+    return kApart == 1 ? vrev64q_f32(y) : kApart == 2 ? vextq_f32(y, y, 2) : y;
+  });
+}
 
 inline float sum_lanes(F32x16 x) {
   float32x4_t y = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));

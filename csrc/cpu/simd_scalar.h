@@ -153,6 +153,11 @@ inline bool any(Mask16 m) {
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
   return each([&](int l) { return m.lane[l] ? a.v[l] : b.v[l]; });
 }
+// Lane l of x to lane l ^ kApart, a power of two below 16.
+template <int kApart>
+inline F32x16 swap_lanes(F32x16 x) {
+  return each([&](int l) { return x.v[l ^ kApart]; });
+}
 
 // The 16 lanes as a tree: l with l + 8, then l + 4, l + 2, l + 1. max_lanes likewise, as max(l, l + 8) and so on.
 inline float sum_lanes(F32x16 x) {

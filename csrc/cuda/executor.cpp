@@ -614,7 +614,7 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch, const A
       check(cudaMemcpyAsync(host.data(), value(op.out), host.size() * sizeof(float), cudaMemcpyDeviceToHost, *stream_),
             "a value");
       check(cudaStreamSynchronize(*stream_), op.text.c_str());
-      (*watch)(op.out, host.data(), rows, op.width);
+      watch->value(op.out, host.data(), rows, op.width);
     }
     if (cancel && cancel->set.load(std::memory_order_relaxed)) {
       check(cudaStreamSynchronize(*stream_), "a cancelled step");

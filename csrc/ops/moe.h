@@ -4,7 +4,7 @@
 namespace glmlite::ops {
 
 constexpr int kMostExperts = 1 << 16;  // so that an index is exact in f32
-constexpr int kExpertRows = 16;        // of gate and of up: devices gate whole panels
+constexpr int kPanelRows = 16;         // devices pack so many rows together
 
 // Which experts a row goes to, and what each counts: `used` indices, ascending, then their weights.
 struct Route {
@@ -66,12 +66,11 @@ struct Moe {
     if (op.gate_up.size() == 2) {
       const auto second = s.sizes(op.gate_up[1]);
       if (second.count != first.count || second.n != first.n) s.bad("gate and up differ");
-    } else if (first.n % 2) {
-      s.bad("gate and up do not split");
+    } else if (first.n % (2 * kPanelRows)) {
+      s.damaged(op.gate_up[0], "has " + std::to_string(first.n) +
+                                   " rows for gate and up together, expected a multiple of " +
+                                   std::to_string(2 * kPanelRows));
     }
-    if (op.inner % kExpertRows)
-      s.damaged(op.gate_up[0], "has experts of " + std::to_string(op.inner) + " rows, expected a multiple of " +
-                                   std::to_string(kExpertRows));
     const auto down = s.experts("down", op.count, s.width(), op.inner);
     if (down.size() != 1) s.bad("needs one weight for down");
     op.down = down[0];

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from .. import evaluate
 from ..errors import Cancelled, FormatError
+from ..program import Op
 from . import writer
 
 __all__ = ["Entry", "ImportanceMatrix", "collect", "read", "write"]
@@ -93,22 +94,27 @@ def collect(
             linears.append(head)
         linears += [op for op in reader.recording.ops if op.kind == "head_linear"]
         inputs = {op.inputs["x"].id: np.zeros(op.inputs["x"].width) for op in linears}
+        mixtures = {op.out.id: _Experts(op, reader.shapes) for op in reader.recording.ops if op.kind == "moe"}
         count = 0
 
         def report(done: int) -> None:
             if progress is not None and progress(done, len(work) * context) is False:
                 raise Cancelled("imatrix: cancelled")
 
+        watched = [*inputs, *mixtures]
         for chunk in work:
             most = reader.rows_at_a_time if output else evaluate.STEP
             for begin, end, step in reader.steps(chunk._replace(first=0), most):
                 rows = list(range(end - begin)) if output else []
                 sums = reader.run(
-                    lambda cancel, step=step, rows=rows: reader.engine.squares([step], rows, list(inputs), cancel),
+                    lambda cancel, step=step, rows=rows: reader.engine.squares([step], rows, watched, cancel),
                     lambda part, at=count + begin, size=end - begin: report(at + int(part * size)),
                 )
                 for value, columns in sums.items():
-                    inputs[value] += columns
+                    if value in mixtures:
+                        mixtures[value].add(columns)
+                    else:
+                        inputs[value] += columns
             count += len(chunk.tokens)
             report(count)
     entries = {}
@@ -118,7 +124,28 @@ def collect(
             if not np.isfinite(sums).all():
                 raise RuntimeError(f"{model}: what enters '{name}' is not finite: the weights are damaged, or overflow")
             entries[name] = _entry(sums, count, reader.shapes[name])
+    for mixture in mixtures.values():
+        entries |= mixture.entries()
     return ImportanceMatrix(entries, [dataset] if dataset else [], len(work), context)
+
+
+class _Experts:
+    """What enters the experts of one `moe`, each of which has other rows."""
+
+    def __init__(self, op: Op, shapes: Mapping[str, tuple[int, ...]]):
+        self._names = op.weights["gate_up"], op.weights["down"]
+        experts, _, inner = shapes[op.weights["down"][0]]
+        self._sums = np.zeros((experts, op.inputs["x"].width)), np.zeros((experts, inner))
+        self._counts = np.zeros(experts)
+
+    def add(self, experts: Mapping[int, tuple[int, NDArray[np.float64], NDArray[np.float64]]]) -> None:
+        for expert, (count, *columns) in experts.items():
+            self._counts[expert] += count
+            for sums, of in zip(self._sums, columns):
+                sums[expert] += of
+
+    def entries(self) -> dict[str, Entry]:
+        return {name: Entry(sums, self._counts) for names, sums in zip(self._names, self._sums) for name in names}
 
 
 def write(path: str | os.PathLike[str], matrix: ImportanceMatrix) -> None:

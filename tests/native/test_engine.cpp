@@ -267,9 +267,11 @@ TEST(a_program_in_two_parts) {
     const int count = at == 0 ? 70 : 1 + at % 2 * 9;
     std::map<int, std::vector<float>> values[2];
     const auto watch = [&](int engine) -> Watch {
-      return [&, engine](int value, const float* rows, int64_t count, int64_t width) {
+      Watch w;
+      w.value = [&, engine](int value, const float* rows, int64_t count, int64_t width) {
         CHECK(values[engine].emplace(value, std::vector<float>(rows, rows + count * width)).second);
       };
+      return w;
     };
     const Watch watches[2] = {watch(0), watch(1)};
     const auto x = one->step({work(a, count, at)}, {0, count - 1}, nullptr, &watches[0]);
