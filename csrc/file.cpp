@@ -97,8 +97,8 @@ void Mapping::reset() {
   if (data_) UnmapViewOfFile(data_);
 }
 
-void Mapping::read_ahead() const {
-  WIN32_MEMORY_RANGE_ENTRY range{const_cast<uint8_t*>(data_), size_};
+void Mapping::read_ahead(size_t offset, size_t bytes) const {
+  WIN32_MEMORY_RANGE_ENTRY range{const_cast<uint8_t*>(data_) + offset, bytes};
   PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
 }
 
@@ -204,7 +204,9 @@ void Mapping::reset() {
   if (data_) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
-void Mapping::read_ahead() const { madvise(const_cast<uint8_t*>(data_), size_, MADV_WILLNEED); }
+void Mapping::read_ahead(size_t offset, size_t bytes) const {
+  madvise(const_cast<uint8_t*>(data_) + offset, bytes, MADV_WILLNEED);
+}
 
 Output::Output(int descriptor, const std::string& path) : path_(path), handle_(descriptor) {}
 

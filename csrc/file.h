@@ -76,8 +76,9 @@ class Mapping {
     return *this;
   }
   const uint8_t* data() const { return data_; }
-  // Has the system read all of it ahead: a wish.
-  void read_ahead() const;
+  size_t size() const { return size_; }
+  // Has the system read these ahead, from a whole page on: a wish.
+  void read_ahead(size_t offset, size_t bytes) const;
 
  private:
   void reset();

@@ -166,7 +166,7 @@ void PackedWeights::map(const Program& program, const PackedFile& file) {
   check(program, file);
   mapping_ = Mapping(file.file());
   for (const int i : plan_.order()) lies_at(program, i, mapping_.data() + PackedFile::kBegin + plan_.at(i).offset);
-  if (plan_.bytes() < available_memory()) mapping_.read_ahead();
+  if (plan_.bytes() < available_memory()) ahead_ = std::make_unique<ReadAhead>(mapping_);
 }
 
 void PackedWeights::stream(const Program& program, const PackedFile& file, size_t room, Team& team,

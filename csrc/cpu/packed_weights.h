@@ -88,6 +88,7 @@ class PackedWeights {
   std::vector<size_t> group_strides_;
   Memory memory_;
   Mapping mapping_;
+  std::unique_ptr<ReadAhead> ahead_;
   std::unique_ptr<ExpertSlots> slots_;
   std::vector<Packed> matrices_;  // of experts, the first
   std::vector<const float*> vectors_;

@@ -1,10 +1,13 @@
 #include "read_threads.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "team.h"
 
 namespace glmlite {
+
+static constexpr size_t kAhead = 128 << 10;
 
 ReadThreads::ReadThreads(const File& file, int threads, Done done)
     : file_(file), done_(std::move(done)), process_(this_process()) {
@@ -31,6 +34,11 @@ void ReadThreads::end() {
   }
   wake_.notify_all();
   for (auto& thread : threads_) thread.join();
+}
+
+void ReadThreads::reserve(size_t parts) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  parts_.reserve(parts);
 }
 
 void ReadThreads::read(const std::vector<Part>& parts) {
@@ -60,6 +68,22 @@ void ReadThreads::work() {
     } catch (...) { failure = std::current_exception(); }
     done_(part.tag, failure);
   }
+}
+
+// In pieces: of what it is asked for at once, Linux may read only its first 128 KB.
+ReadAhead::ReadAhead(const Mapping& mapping)
+    : process_(this_process()), thread_([this, &mapping] {
+        for (size_t at = 0; at < mapping.size() && !quit_.load(std::memory_order_relaxed); at += kAhead)
+          mapping.read_ahead(at, std::min(kAhead, mapping.size() - at));
+      }) {}
+
+ReadAhead::~ReadAhead() {
+  if (this_process() != process_) {
+    new std::thread(std::move(thread_));
+    return;
+  }
+  quit_ = true;
+  thread_.join();
 }
 
 }  // namespace glmlite

@@ -1,5 +1,6 @@
-// Threads that read parts of a file at once: a disk gives most where much is asked of it at a time.
+// Threads that read files beside those that compute.
 #pragma once
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -15,6 +16,7 @@ namespace glmlite {
 constexpr int kReadThreads = 8;
 constexpr uint64_t kReadBytes = 1 << 20;  // that a thread reads at a time
 
+// Read parts of a file at once: a disk gives most where much is asked of it at a time.
 class ReadThreads {
  public:
   struct Part {
@@ -33,7 +35,7 @@ class ReadThreads {
 
   // Allocates nothing while at most as many parts as were reserved are asked for before all have been read.
   void read(const std::vector<Part>& parts);
-  void reserve(size_t parts) { parts_.reserve(parts); }
+  void reserve(size_t parts);
 
  private:
   void work();
@@ -48,6 +50,21 @@ class ReadThreads {
   size_t next_ = 0;  // of parts_
   bool quit_ = false;
   std::vector<std::thread> threads_;
+};
+
+// Has the system read a mapped file from its beginning to its end, so that who needs it soon need not wait for each
+// page.
+class ReadAhead {
+ public:
+  explicit ReadAhead(const Mapping& mapping);
+  ~ReadAhead();
+  ReadAhead(const ReadAhead&) = delete;
+  ReadAhead& operator=(const ReadAhead&) = delete;
+
+ private:
+  const int64_t process_;  // that started it
+  std::atomic<bool> quit_{false};
+  std::thread thread_;
 };
 
 }  // namespace glmlite
