@@ -123,7 +123,7 @@ void Mixture::route(const Op& op, const ops::Route& kind, int thread) {
   } else {
     products_.share_panels(thread, gate.panel_count(),
                            [&](int64_t begin, int64_t end) { scores(act, rows, begin, end, rows_.logits); });
-    products_.wait_after(op.out, thread);
+    products_.wait_after(op.out - 1, thread);  // nothing is routed yet
   }
   auto* order = reinterpret_cast<int32_t*>(own(thread));
   auto* biased = reinterpret_cast<float*>(order + gate.n);
