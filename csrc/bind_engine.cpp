@@ -3,10 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 
 #include "bind.h"
 #include "bind_isa.h"
+#include "cpu/measure.h"
 #include "engine.h"
 #include "errors.h"
 #include "memory.h"
@@ -124,27 +127,63 @@ py::array_t<float> to_rows(const std::vector<float>& values, size_t rows, int64_
   return y;
 }
 
-std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens,
-                                    const std::string& kv_type, int threads, const std::string& isa,
-                                    const py::object& progress, int device, int gpu_layers, ExecutorFactory make) {
-  const std::vector<OpSpec> specs = to_ops(ops);
-  EngineOptions options;
-  options.device = device;
-  options.gpu_layers = gpu_layers;
-  options.make = make;
-  options.kv_tokens = kv_tokens;
-  options.kv_type = kv_type_named(kv_type.c_str());
-  options.threads = threads;
-  options.isa = kernels_named(isa).name;
-  const LoadProgress report = [&](uint64_t done, uint64_t total) {
+// Called without the GIL.
+LoadProgress to_progress(const py::object& progress) {
+  return [&progress](uint64_t done, uint64_t total) {
     py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C stops a load
     if (progress.is_none()) return true;
     const py::object more = progress(done, total);
     return more.is_none() || more.cast<bool>();
   };
+}
+
+std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens,
+                                    const std::string& kv_type, int threads, const std::string& isa,
+                                    const py::object& progress, int device, int gpu_layers,
+                                    std::shared_ptr<const PackedFile> packed, int64_t expert_room,
+                                    ExecutorFactory make) {
+  const std::vector<OpSpec> specs = to_ops(ops);
+  EngineOptions options;
+  options.device = device;
+  options.gpu_layers = gpu_layers;
+  options.packed = std::move(packed);
+  options.expert_room = expert_room;
+  options.make = make;
+  options.kv_tokens = kv_tokens;
+  options.kv_type = kv_type_named(kv_type.c_str());
+  options.threads = threads;
+  options.isa = kernels_named(isa).name;
+  const LoadProgress report = to_progress(progress);
   py::gil_scoped_release nogil;
   return std::make_unique<Engine>(file, specs, options, report);
+}
+
+std::array<uint8_t, 32> to_key(const py::bytes& bytes) {
+  const std::string text = bytes;
+  std::array<uint8_t, 32> key;
+  if (text.size() != key.size())
+    throw py::value_error("key: " + std::to_string(text.size()) + " bytes, expected " + std::to_string(key.size()));
+  std::copy(text.begin(), text.end(), key.begin());
+  return key;
+}
+
+std::shared_ptr<PackedFile> open_packed(const Gguf& file, const py::sequence& ops, const py::object& path,
+                                        const py::bytes& key) {
+  const auto held = file.contents();
+  return std::make_shared<PackedFile>(encode_path(path), cpu_packed_identity(Program(file, to_ops(ops)), to_key(key)));
+}
+
+void pack(const Gguf& file, const py::sequence& ops, const py::object& path, const py::bytes& key, int descriptor,
+          int threads, const py::object& progress) {
+  const auto held = file.contents();
+  const Program program(file, to_ops(ops));
+  const PackedFile::Identity identity = cpu_packed_identity(program, to_key(key));
+  const Output output(descriptor, encode_path(path));
+  const LoadProgress report = to_progress(progress);
+  py::gil_scoped_release nogil;
+  cpu_pack(program, identity, output, threads, report);
+  held->check_unchanged();
 }
 
 // Sums of squares of the columns of some values of a step; of a mixture, of what enters each expert.
@@ -240,8 +279,32 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
       },
       py::arg("gguf"), py::arg("ops"), py::arg("kv_type") = "f16",
       "Bytes that a page of the KV cache, `Engine.page_tokens` tokens, takes in all layers on the CPU.");
+  m.def(
+      "weight_bytes",
+      [](const Gguf& file, const py::sequence& ops) {
+        const auto held = file.contents();
+        const PackedBytes bytes = cpu_weight_bytes(Program(file, to_ops(ops)));
+        return py::make_tuple(bytes.all, bytes.experts);
+      },
+      py::arg("gguf"), py::arg("ops"), "Bytes of the weights as the CPU packs them, and how many are experts'.");
   m.def("available_memory", &available_memory,
         "Bytes that this process can still have without swapping, as far as the system tells.");
+
+  m.def(
+      "read_speed",
+      [](const py::object& path, double seconds) {
+        const std::string name = encode_path(path);
+        py::gil_scoped_release nogil;
+        return read_speed(name, seconds);
+      },
+      py::arg("path"), py::arg("seconds") = 1.0, "Bytes a second that many reads at once take from the file's disk.");
+
+  py::class_<PackedFile, std::shared_ptr<PackedFile>>(m, "PackedFile", py::module_local(),
+                                                      "Weights on disk as the CPU's kernels read them.")
+      .def(py::init(&open_packed), py::arg("gguf"), py::arg("ops"), py::arg("path"), py::arg("key"));
+  m.def("pack", &pack, py::arg("gguf"), py::arg("ops"), py::arg("path"), py::arg("key"), py::arg("descriptor"),
+        py::kw_only(), py::arg("threads") = 0, py::arg("progress") = py::none(),
+        "Writes a PackedFile into a file that is open for writing.");
 
   py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "Cancel", py::module_local(),
                                                       "A flag that any thread may set; seen between ops.")
@@ -317,14 +380,15 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
            py::arg("input") = py::none());
 
   py::class_<Engine>(m, "Engine", py::module_local(), "A program with its packed weights and KV cache.")
-      .def(
-          py::init([make](const Gguf& file, const py::sequence& ops, int64_t kv_tokens, const std::string& kv_type,
-                          int threads, const std::string& isa, const py::object& progress, int device, int gpu_layers) {
-            return make_engine(file, ops, kv_tokens, kv_type, threads, isa, progress, device, gpu_layers, make);
-          }),
-          py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("kv_tokens"), py::arg("kv_type") = "f16",
-          py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none(), py::arg("device") = -1,
-          py::arg("gpu_layers") = -1)
+      .def(py::init([make](const Gguf& file, const py::sequence& ops, int64_t kv_tokens, const std::string& kv_type,
+                           int threads, const std::string& isa, const py::object& progress, int device, int gpu_layers,
+                           std::shared_ptr<PackedFile> packed, int64_t expert_room) {
+             return make_engine(file, ops, kv_tokens, kv_type, threads, isa, progress, device, gpu_layers,
+                                std::move(packed), expert_room, make);
+           }),
+           py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("kv_tokens"), py::arg("kv_type") = "f16",
+           py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none(), py::arg("device") = -1,
+           py::arg("gpu_layers") = -1, py::arg("packed") = py::none(), py::arg("expert_room") = -1)
       .def_property_readonly("threads", [](const Engine& e) { return e.info().threads; })
       .def_property_readonly("isa", [](const Engine& e) { return e.info().isa; })
       .def_property_readonly("vocab", [](const Engine& e) { return e.info().vocab; })

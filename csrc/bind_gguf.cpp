@@ -20,6 +20,18 @@ namespace py = pybind11;
 
 namespace glmlite {
 
+py::object decode_path(const std::string& path) {
+  PyObject* text = PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size()));
+  if (text == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(text);
+}
+
+std::string encode_path(const py::object& path) {
+  PyObject* bytes = nullptr;
+  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) throw py::error_already_set();
+  return std::string(py::reinterpret_steal<py::bytes>(bytes));
+}
+
 namespace {
 
 using Contents = Gguf::Contents;
@@ -35,19 +47,6 @@ struct TensorInfo {
   py::object path;
   uint64_t offset;
 };
-
-// Paths cross the seam as os.fsencode and os.fsdecode have them: any bytes on Linux, UTF-8 on Windows.
-py::object decode_path(const std::string& path) {
-  PyObject* text = PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size()));
-  if (text == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(text);
-}
-
-std::string encode_path(const py::object& path) {
-  PyObject* bytes = nullptr;
-  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) throw py::error_already_set();
-  return std::string(py::reinterpret_steal<py::bytes>(bytes));
-}
 
 std::unique_ptr<Gguf> open_gguf(const py::object& path, const py::object& check) {
   std::string encoded = encode_path(path);

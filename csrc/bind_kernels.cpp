@@ -89,7 +89,8 @@ class PackedMatrix {
     py::gil_scoped_release release;
     team_.run([&](int thread) {
       const int64_t begin = count() * thread / team_.size(), end = count() * (thread + 1) / team_.size();
-      pack_panels(format_, from + begin * kLanes * row_bytes, n_, k_, begin, end, panels_.data());
+      pack_panels(format_, from + begin * kLanes * row_bytes, n_, k_, begin, end,
+                  panels_.data() + packed_bytes(format_, begin * kLanes, k_));
     });
   }
 

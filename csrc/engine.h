@@ -29,8 +29,10 @@ struct EngineOptions {
   KvType kv_type = KvType::kF16;
   int threads = 0;
   std::string isa;
-  int device = -1;      // as in ExecutorOptions
-  int gpu_layers = -1;  // likewise
+  int device = -1;                           // as in ExecutorOptions
+  int gpu_layers = -1;                       // likewise
+  std::shared_ptr<const PackedFile> packed;  // likewise
+  int64_t expert_room = -1;                  // likewise
   ExecutorFactory make = make_cpu_executor;
 };
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "packed_file.h"
 #include "program.h"
 #include "sampling.h"
 
@@ -90,6 +91,10 @@ struct ExecutorOptions {
   int device = -1;      // index of a GPU; -1: none
   int gpu_layers = -1;  // how many of the last layers, and all that follows them, run on it; -1, or more than there
                         // are: all, and what comes before them
+  // Of the CPU: its weights as a file has them, instead of packing them; null: none.
+  std::shared_ptr<const PackedFile> packed;
+  int64_t expert_room = -1;  // bytes of memory for the mixtures' experts, which are read from `packed` as they are
+                             // needed; -1: the file is mapped
 };
 
 // Makes an executor for a device. The file that the program's tensors are in stays open until it returns. Throws
@@ -102,6 +107,18 @@ std::unique_ptr<Executor> make_cpu_executor(Program program, const ExecutorOptio
 
 // Bytes of a page of the KV cache, in all layers.
 size_t cpu_page_bytes(const Program& program, KvType type);
+
+// Of a program's weights as the CPU packs them.
+struct PackedBytes {
+  size_t all, experts;  // experts: of mixtures, which are in `all`
+};
+PackedBytes cpu_weight_bytes(const Program& program);
+// key: of what its tensors hold.
+PackedFile::Identity cpu_packed_identity(const Program& program, const std::array<uint8_t, 32>& key);
+// Packs a program's weights into a file, with so many threads, 0: the physical cores. Needs little memory. Throws as an
+// ExecutorFactory.
+void cpu_pack(const Program& program, const PackedFile::Identity& identity, const Output& output, int threads,
+              const LoadProgress& progress);
 
 // Runs the two parts of Program::split, one after the other; `first_ops`: ops of the first. One copy of the residual
 // rows goes across per step.

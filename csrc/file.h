@@ -1,5 +1,6 @@
-// A file that is read, never mapped: what another program does to it meanwhile (shortens, rewrites or removes it, or
-// pulls out the disk) is an exception here, not a signal. All that files need of the operating system is in file.cpp.
+// Files that are read, mapped and written: all that they need of the operating system is in file.cpp. A model's file is
+// read, never mapped: what another program does to it meanwhile (shortens, rewrites or removes it, or pulls out the
+// disk) is an exception here, not a signal.
 #pragma once
 #include <cstdint>
 #include <stdexcept>
@@ -23,9 +24,15 @@ struct FileError : std::runtime_error {
 
 class File {
  public:
+  enum class Reads {
+    kCached,
+    kDirect  // past the system's cache, where it can: in whole kDirectUnits, of the file and of memory
+  };
+  static constexpr uint64_t kDirectUnit = 4096;
+
   // Throws FileError if the file is missing, unreadable or anything but a regular file. Never waits for a FIFO's
   // writer.
-  explicit File(const std::string& path);
+  explicit File(const std::string& path, Reads reads = Reads::kCached);
   ~File();
   File(const File&) = delete;
   File& operator=(const File&) = delete;
@@ -50,8 +57,47 @@ class File {
   State state() const;
 
   const std::string path_;
+  const Reads reads_;
   intptr_t handle_ = -1;  // a descriptor; on Windows a HANDLE
   State state_{};
+  friend class Mapping;
+};
+
+// A file's bytes as memory that nobody writes to, shared by all processes that map it. It outlives the File. To cut the
+// file meanwhile ends the process: only files of our own making are mapped.
+class Mapping {
+ public:
+  Mapping() = default;
+  explicit Mapping(const File& file);  // Throws FileError, OutOfMemory
+  ~Mapping() { reset(); }
+  Mapping(Mapping&& other) noexcept { swap(other); }
+  Mapping& operator=(Mapping&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  const uint8_t* data() const { return data_; }
+  // Has the system read all of it ahead: a wish.
+  void read_ahead() const;
+
+ private:
+  void reset();
+  void swap(Mapping& other) noexcept;
+  const uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// A file that the caller has opened for writing, and closes. Any number of threads may write. Throws FileError.
+class Output {
+ public:
+  Output(int descriptor, const std::string& path);  // path: for messages
+  // So many bytes, zeros where nothing is written; where the system can tell that its disk is too full, at once.
+  void resize(uint64_t bytes) const;
+  void write(uint64_t offset, uint64_t bytes, const void* from) const;
+  void sync() const;  // until it would survive the machine
+
+ private:
+  const std::string path_;
+  const intptr_t handle_;
 };
 
 }  // namespace glmlite

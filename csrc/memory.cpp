@@ -79,19 +79,55 @@ void trim_heap() {
 }
 
 #ifdef __linux__
-static size_t number_in(const char* path) {
+static size_t number_in(const std::string& path) {
   std::ifstream file(path);
   size_t value;
   return file >> value ? value : SIZE_MAX;  // cgroup writes "max" where there is no limit
 }
 
 // The number in the line that begins with `key`, or `missing`.
-static size_t number_of(const char* path, const std::string& key, size_t missing) {
+static size_t number_of(const std::string& path, const std::string& key, size_t missing) {
   std::ifstream file(path);
   std::string name, rest;
   for (size_t value; file >> name >> value; std::getline(file, rest))
     if (name == key) return value;
   return missing;
+}
+
+// What a control group leaves of its limit. What is cached of files counts as used, but is given up before anything
+// fails.
+static size_t left_by(const std::string& folder, const char* limit_name, const char* used_name, const char* total) {
+  const size_t limit = number_in(folder + limit_name), current = number_in(folder + used_name);
+  if (limit == SIZE_MAX || current == SIZE_MAX) return SIZE_MAX;
+  const std::string stat = folder + "memory.stat", prefix = total;
+  const size_t cached = number_of(stat, prefix + "inactive_file", 0) + number_of(stat, prefix + "active_file", 0);
+  const size_t used = current - std::min(current, cached);
+  return limit > used ? limit - used : 0;
+}
+
+// The least that is left by a group that this process is in, or one around it: of version 2, "0::/path", or of version
+// 1, "4:memory:/path".
+static size_t left_by_groups() {
+  std::ifstream groups("/proc/self/cgroup");
+  size_t least = SIZE_MAX;
+  for (std::string line; std::getline(groups, line);) {
+    const size_t colon = line.find(':'), second = line.find(':', colon + 1);
+    if (colon == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(colon + 1, second - colon - 1);
+    if (!controllers.empty() && controllers != "memory") continue;
+    std::string path = line.substr(second + 1);
+    if (path == "/") path.clear();
+    while (true) {  // "/a/b", "/a", ""
+      least = std::min(least, controllers.empty()
+                                  ? left_by("/sys/fs/cgroup" + path + "/", "memory.max", "memory.current", "")
+                                  : left_by("/sys/fs/cgroup/memory" + path + "/", "memory.limit_in_bytes",
+                                            "memory.usage_in_bytes", "total_"));
+      if (path.empty()) break;
+      const size_t slash = path.rfind('/');
+      path.resize(slash == std::string::npos ? 0 : slash);
+    }
+  }
+  return least;
 }
 #endif
 
@@ -110,14 +146,7 @@ size_t available_memory() {
 #elif defined(__linux__)
   const size_t kilobytes = number_of("/proc/meminfo", "MemAvailable:", SIZE_MAX);
   const size_t free = kilobytes == SIZE_MAX ? SIZE_MAX : kilobytes * 1024;
-  const size_t limit = number_in("/sys/fs/cgroup/memory.max");
-  const size_t current = number_in("/sys/fs/cgroup/memory.current");
-  if (limit == SIZE_MAX || current == SIZE_MAX) return free;
-  // What is cached of files counts as used, but is given up before anything fails.
-  const char* stat = "/sys/fs/cgroup/memory.stat";
-  const size_t cached = number_of(stat, "inactive_file", 0) + number_of(stat, "active_file", 0);
-  const size_t used = current - std::min(current, cached);
-  return std::min(free, limit > used ? limit - used : 0);
+  return std::min(free, left_by_groups());
 #else
   return SIZE_MAX;
 #endif

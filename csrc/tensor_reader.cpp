@@ -33,11 +33,11 @@ void TensorReader::run(const std::function<void(int)>& work) {
   if (failure_) std::rethrow_exception(failure_);
 }
 
-void TensorReader::read(int thread, const Tensor& t, uint64_t begin, uint64_t bytes, uint8_t* to) {
+void TensorReader::read(int thread, const File& file, uint64_t offset, uint64_t bytes, uint8_t* to) {
   for (uint64_t at = 0; at < bytes; at += kAtOnce) {
     if (failed_.load(std::memory_order_relaxed)) throw Ended();
     const uint64_t count = std::min(kAtOnce, bytes - at);
-    t.read(begin + at, count, to + at);
+    file.read(offset + at, count, to + at);
     done_.fetch_add(count, std::memory_order_relaxed);
     if (thread == 0 && std::chrono::steady_clock::now() - reported_ >= kBetweenReports) report();
   }

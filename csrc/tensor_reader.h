@@ -20,9 +20,13 @@ class TensorReader {
   // is thrown here, the first of several.
   void run(const std::function<void(int)>& work);
 
-  // Inside `run`: bytes [begin, begin + bytes) of a tensor. The caller of `run`, thread 0, reports progress while it
-  // reads, at most every 20 ms. Throws FileError, Cancelled, and what `progress` throws.
-  void read(int thread, const Tensor& t, uint64_t begin, uint64_t bytes, uint8_t* to);
+  // Inside `run`: bytes [offset, offset + bytes) of a file, or [begin, begin + bytes) of a tensor. The caller of `run`,
+  // thread 0, reports progress while it reads, at most every 20 ms. Throws FileError, Cancelled, and what `progress`
+  // throws.
+  void read(int thread, const File& file, uint64_t offset, uint64_t bytes, uint8_t* to);
+  void read(int thread, const Tensor& t, uint64_t begin, uint64_t bytes, uint8_t* to) {
+    read(thread, *t.file, t.offset + begin, bytes, to);
+  }
 
   // What has been read so far, to `progress`. Throws Cancelled, and what `progress` throws.
   void report();

@@ -42,4 +42,26 @@ WeightPlan::WeightPlan(const Program& program, size_t alignment, size_t (*packed
   }
 }
 
+uint64_t WeightPlan::fingerprint(const Program& program) const {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  const auto add = [&](const void* data, size_t count) {
+    for (size_t i = 0; i < count; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001b3;
+  };
+  const auto number = [&](uint64_t value) {
+    uint8_t bytes[8];
+    for (int i = 0; i < 8; ++i) bytes[i] = static_cast<uint8_t>(value >> 8 * i);
+    add(bytes, sizeof bytes);
+  };
+  for (const int i : order_) {
+    const Weight& w = program.weights[i];
+    add(w.tensor->name.c_str(), w.tensor->name.size() + 1);
+    for (const int64_t of :
+         {static_cast<int64_t>(w.role), static_cast<int64_t>(format_info(w.format).gguf_type), w.count, w.n, w.k})
+      number(static_cast<uint64_t>(of));
+    number(places_[i].offset);
+    number(places_[i].stride);
+  }
+  return hash;
+}
+
 }  // namespace glmlite

@@ -21,6 +21,8 @@ class WeightPlan {
   size_t bytes() const { return bytes_; }
   // Those to load, as they lie in the file: of all but the prefix.
   const std::vector<int>& order() const { return order_; }
+  // Of which tensors lie where: the same number for the same layout. For a program whose tensors are there.
+  uint64_t fingerprint(const Program& program) const;
 
  private:
   std::vector<Place> places_;  // by weight

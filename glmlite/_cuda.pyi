@@ -6,11 +6,13 @@ from typing import TypedDict
 from ._native import Cancel as Cancel
 from ._native import Engine as Engine
 from ._native import Gguf as Gguf
+from ._native import PackedFile as PackedFile
 from ._native import Sample as Sample
 from ._native import Sampler as Sampler
 from ._native import TensorInfo as TensorInfo
 from ._native import Work as Work
 from ._native import available_memory as available_memory
+from ._native import pack as pack
 
 __version__: str
 

@@ -202,6 +202,35 @@ AXES: int  # of a position
 def page_bytes(gguf: Gguf, ops: Sequence[tuple[Any, ...]], kv_type: str = "f16") -> int:
     """Bytes of a page of the KV cache, `Engine.page_tokens` tokens, in all layers on the CPU."""
 
+def weight_bytes(gguf: Gguf, ops: Sequence[tuple[Any, ...]]) -> tuple[int, int]:
+    """Bytes of the weights as the CPU packs them, and how many of those are experts' that a mixture chooses among."""
+
+class PackedFile:
+    """Weights on disk as the CPU's kernels read them, opened. key: 32 bytes, of what the tensors hold.
+
+    Raises OSError; FormatError if it is of other weights, of another version, or cut short.
+    """
+
+    def __init__(
+        self, gguf: Gguf, ops: Sequence[tuple[Any, ...]], path: str | bytes | PathLike[str], key: bytes
+    ) -> None: ...
+
+def pack(
+    gguf: Gguf,
+    ops: Sequence[tuple[Any, ...]],
+    path: str | bytes | PathLike[str],
+    key: bytes,
+    descriptor: int,
+    *,
+    threads: int = 0,
+    progress: Callable[[int, int], Any] | None = None,
+) -> None:
+    """Writes a PackedFile into a new file, open for writing; path: its name, for messages. progress: as Engine's."""
+
+def read_speed(path: str | bytes | PathLike[str], seconds: float = 1.0) -> float:
+    """Bytes a second that many reads at once take from a file past the system's cache, measured now for so many seconds
+    at most; 0 where the file is too small to tell."""
+
 class Engine:
     """A program with its packed weights and KV cache. One call computes at a time; calls from other threads wait.
 
@@ -210,6 +239,8 @@ class Engine:
     `page_tokens`. kv_type: "f16" or "q8", what keys and values are rounded to in it. threads: 0 = as many as the
     machine's physical cores allow. isa: "" = default.
     progress(done_bytes, total_bytes), every 20 ms or so -> False cancels the load.
+    packed: take the weights from it, mapped; with expert_room, bytes of memory, the experts of its mixtures are read
+    when they are needed, as many as fit stay, and all else is read into memory.
     device: index of a GPU, -1: none; gpu_layers: how many of the last layers run on it, -1: all. Both are for `_cuda`,
     whose Engine is otherwise the same.
     """
@@ -228,6 +259,8 @@ class Engine:
         progress: Callable[[int, int], Any] | None = None,
         device: int = -1,
         gpu_layers: int = -1,
+        packed: PackedFile | None = None,
+        expert_room: int = -1,
     ) -> None: ...
     threads: int
     isa: str  # of the CPU's kernels; of a GPU its name

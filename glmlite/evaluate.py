@@ -103,6 +103,7 @@ def perplexity(
     prefix: bool = True,
     kv_type: str = "f16",
     threads: int | None = None,
+    packed: bool | None = None,
     loading: Callable[[float], Any] | None = None,
     progress: Callable[[int, int, Perplexity | None], Any] | None = None,
 ) -> Perplexity:
@@ -112,7 +113,8 @@ def perplexity(
         are in memory; of their logits, what some tokens have.
     context: tokens of a chunk. chunks: only the first so many. prefix: begin each chunk as the model's texts begin;
         False: with the text, as llama.cpp does for ChatGLM and GLM-4.
-    kv_type, threads, loading: as `kv_type`, `threads` and `progress` of `glmlite.load`. The model of `against` has f16.
+    kv_type, threads, packed, loading: as `kv_type`, `threads`, `packed` and `progress` of `glmlite.load`. The model of
+        `against` has f16.
     progress: called with the tokens read, those to read, and the figures of the chunks that are done (None before the
         first); returning False cancels (Cancelled).
 
@@ -120,10 +122,12 @@ def perplexity(
     long a context, vocabularies that differ) and RuntimeError (numbers that are not finite).
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(Reader(model, context, kv_type=kv_type, threads=threads, loading=loading))
+        reader = stack.enter_context(
+            Reader(model, context, kv_type=kv_type, threads=threads, packed=packed, loading=loading)
+        )
         readers = [reader]
         if against is not None:
-            other = stack.enter_context(Reader(against, context, threads=threads, loading=loading))
+            other = stack.enter_context(Reader(against, context, threads=threads, packed=packed, loading=loading))
             _check_vocabularies(reader, other)
             readers.append(other)
         work = reader.chunks(text, chunks, prefix)
@@ -162,13 +166,21 @@ class Reader:
         kv_type: str = "f16",
         threads: int | None = None,
         device: str = "cpu",
+        packed: bool | None = None,
         loading: Callable[[float], Any] | None = None,
     ):
         if context < LEAST_CONTEXT:
             raise ValueError(f"context is {context}, expected at least {LEAST_CONTEXT}")
         self.context = context
         self.model = load(
-            path, context=context, parallel=1, kv_type=kv_type, threads=threads, device=device, progress=loading
+            path,
+            context=context,
+            parallel=1,
+            kv_type=kv_type,
+            threads=threads,
+            device=device,
+            packed=packed,
+            progress=loading,
         )
         if self.model.context < context:
             self.model.close()

@@ -32,6 +32,7 @@ _KINDS = (
     (b"invalid username or password", "a message of a server, not the file: the download went wrong"),
     (b"access to model", "a message of a server, not the file: the download went wrong"),
     (b"gguf", "a GGUF file"),
+    (b"glmpack", "a model's packed weights; the model is the .gguf file that they were made of"),
     (b"ggml", "a ggml file from before GGUF, which is not read"),
     (b"lmgg", "a ggml file from before GGUF, which is not read"),
     (b"fmgg", "a ggml file from before GGUF, which is not read"),

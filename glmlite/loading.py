@@ -8,15 +8,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec
 
-from . import builtin, models, placement
+from . import builtin, models, packed, placement
 from .cancel import Cancel
 from .errors import Cancelled, FormatError
 from .locate import model_file
 from .model import Model
 from .parameters import sampling_defaults
-from .scheduler import PREFILL_ALONE, PREFILL_GPU, Scheduler
+from .scheduler import PREFILL_ALONE, PREFILL_GPU, PREFILL_STREAMED, Scheduler
 from .tokenizer import Tokenizer
 
 __all__ = ["aload", "load"]
@@ -43,6 +44,7 @@ def load(
     threads: int | None = None,
     device: str = "auto",
     gpu_layers: int | None = None,
+    packed: bool | None = None,
     progress: Callable[[float], object] | None = None,
     cancel: Cancel | None = None,
 ) -> Model:
@@ -64,6 +66,10 @@ def load(
         fits into its memory, otherwise the CPU; the log says which, and why.
     gpu_layers: run only so many of the model's layers on the GPU, the last ones and the output, and the others on the
         CPU. Default: all.
+    packed: on the CPU, take the weights from a file of them as the engine reads them, which is as large as the model
+        and made the first time: beside it, `model.gguf.packed`, or in your cache folder where that cannot be written.
+        Then a load is done at once, processes share the memory, and of a model that memory does not hold the disk gives
+        what is missed; the log says at what speed. Answers are the same. Default: where the model does not fit.
     progress: called with 0 to 1 while loading; returning False cancels (Cancelled). What it raises ends the load.
     cancel: ends the load, from any thread (Cancelled).
 
@@ -92,15 +98,16 @@ def load(
             header = Header.read(gguf, report)
             ops = placement.native_ops(header.recording.ops, gguf.dequantize)
             room = Room(context, kv_tokens, kv_type, header, native.Engine.page_tokens)
-            place, tokens, cache = _place(native, device, gpu_layers, gguf, ops, room)
+            gpu = _on_gpu(native, device, gpu_layers, gguf, ops, room)
             report(HEADER)
+            place, tokens, cache = gpu or _on_cpu(native, packed, gguf, ops, header, room, threads or 0, report)
             engine = native.Engine(
                 gguf,
                 ops,
                 kv_tokens=cache,
                 kv_type=kv_type,
                 threads=threads or 0,
-                progress=lambda done, total: report(HEADER + (1 - HEADER) * (done / total if total else 1.0)),
+                progress=report.part(1.0),
                 **place.arguments,
             )
     except FormatError as error:
@@ -112,7 +119,10 @@ def load(
         "%s: loaded, %s, context %d, on %s (%s, %d threads)",
         *(file, header.recording.architecture, tokens, place.device, engine.isa, engine.threads),
     )
-    chunk = PREFILL_ALONE if place is placement.CPU else PREFILL_GPU
+    if place.device != "cpu":
+        chunk = PREFILL_GPU
+    else:
+        chunk = PREFILL_ALONE if place.arguments.get("expert_room", -1) < 0 else PREFILL_STREAMED
     return Model(
         path=file,
         name=name,
@@ -165,6 +175,11 @@ class Report:
         if time.monotonic() - self._told >= 0.02:
             self(self._done)
 
+    def part(self, end: float) -> Callable[[int, int], None]:
+        """A function of (done, total) for what makes the load as good as `end` done."""
+        begin = self._done
+        return lambda done, total: self(begin + (end - begin) * (done / total if total else 1.0))
+
     def __call__(self, done: float) -> None:
         """Raises Cancelled."""
         self._done = done
@@ -215,38 +230,66 @@ class Room:
         self._context = context
         self._kv_tokens = kv_tokens
         self._trained = header.recording.context
-        self._page = page
+        self.page = page
         # A sequence begins in the prefix's last page, of which it needs a copy.
         self._prefix = placement.prefix_tokens(header.recording.ops, header.shapes.__getitem__) % page
 
     def sizes(self, page_bytes: int, fixed: int, free: int) -> tuple[int, int]:
         """Tokens of context and, in whole pages of so many bytes, of the cache, which lies beside `fixed` bytes in
         `free` bytes."""
-        tokens = _context(self._context, self._trained, fixed, -(-page_bytes // self._page), free)
+        tokens = _context(self._context, self._trained, fixed, -(-page_bytes // self.page), free)
         if self._kv_tokens is not None and self._kv_tokens < tokens:
             raise ValueError(f"kv_tokens is {self._kv_tokens}, a context of {tokens} needs at least as many")
-        return tokens, -(-((self._kv_tokens or tokens) + self._prefix) // self._page) * self._page
+        return tokens, -(-((self._kv_tokens or tokens) + self._prefix) // self.page) * self.page
 
 
-def _place(
+def _on_gpu(
     native: Any, device: str, gpu_layers: int | None, gguf: Any, ops: list[tuple[Any, ...]], room: Room
+) -> tuple[placement.Placement, int, int] | None:
+    """Where the model runs, the tokens of its context and of its cache; None: on the CPU."""
+    if not hasattr(native, "memory_needed") or gpu_layers == 0:
+        return None
+    try:
+        gpu = placement.Gpu(native, device, gpu_layers, gguf, ops, room.kv_type)
+        need = gpu.need(LEAST_CONTEXT)
+    except (RuntimeError, ValueError) as error:  # a GPU that gives no memory, a shape without kernels
+        if device != "auto":
+            raise
+        log.info("device 'auto': the CPU, because %s", error)
+        return None
+    tokens, cache = room.sizes(need["page"], need["total"] - need["kv"], gpu.free)
+    place = gpu.place(cache)
+    return None if place is placement.CPU else (place, tokens, cache)
+
+
+def _on_cpu(
+    native: Any,
+    pack: bool | None,
+    gguf: Any,
+    ops: list[tuple[Any, ...]],
+    header: Header,
+    room: Room,
+    threads: int,
+    report: Report,
 ) -> tuple[placement.Placement, int, int]:
-    """Where the model runs, the tokens of its context and of its cache."""
-    if hasattr(native, "memory_needed") and gpu_layers != 0:
-        try:
-            gpu = placement.Gpu(native, device, gpu_layers, gguf, ops, room.kv_type)
-            need = gpu.need(LEAST_CONTEXT)
-        except (RuntimeError, ValueError) as error:  # a GPU that gives no memory, a shape without kernels
-            if device != "auto":
-                raise
-            log.info("device 'auto': the CPU, because %s", error)
-        else:
-            tokens, cache = room.sizes(need["page"], need["total"] - need["kv"], gpu.free)
-            place = gpu.place(cache)
-            if place is not placement.CPU:
-                return place, tokens, cache
+    """The same on the CPU, with the packed weights where they are asked for, or needed (None)."""
     page_bytes = native.page_bytes(gguf, ops, room.kv_type)
-    return placement.CPU, *room.sizes(page_bytes, gguf.nbytes, native.available_memory())
+    weights, experts = native.weight_bytes(gguf, ops)
+
+    def sizes(fixed: int) -> tuple[int, int, packed.Budget]:
+        free = native.available_memory()
+        tokens, cache = room.sizes(page_bytes, fixed, free)
+        return tokens, cache, packed.Budget(weights, experts, cache // room.page * page_bytes, free)
+
+    tokens, cache, budget = sizes(weights)
+    if pack is False or (pack is None and budget.fits):
+        return placement.CPU, tokens, cache
+    tokens, cache, budget = sizes(weights - experts if experts else 0)
+    if not budget.fits:
+        packed.warn(native, Path(os.fsdecode(gguf.paths[0])), budget, header.recording.ops, gguf.tensors)
+    file = packed.opened(native, gguf, ops, threads, report.part(0.9), report.again)
+    budget = budget._replace(free=native.available_memory())
+    return placement.Placement("cpu", {"packed": file, "expert_room": budget.expert_room}), tokens, cache
 
 
 def _context(asked: int | None, trained: int, fixed: int, per_token: int, free: int) -> int:

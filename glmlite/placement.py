@@ -70,7 +70,7 @@ class Placement(NamedTuple):
     is told of it."""
 
     device: str
-    arguments: dict[str, int]
+    arguments: dict[str, Any]
 
 
 CPU = Placement("cpu", {})

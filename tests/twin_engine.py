@@ -37,6 +37,10 @@ def page_bytes(gguf, ops, kv_type="f16"):
     return Engine.page_tokens * sum(2 * a["kv_heads"] * ROW_BYTES[kv_type](a["head_dim"]) for a in attributes)
 
 
+def weight_bytes(gguf, ops):
+    return gguf.nbytes, 0
+
+
 class TensorInfo(NamedTuple):
     name: str
     type: str

@@ -48,10 +48,20 @@ class CpuExecutor final : public Executor {
         products_(program_, kernels_, weights_, buffers_, team_),
         attend_(program_, kernels_, weights_, buffers_, pages_, products_, team_),
         mixture_(program_, kernels_, weights_, buffers_, products_, team_) {
-    const size_t need = weights_.bytes() + pages_.bytes();
+    const bool streams = options.packed && options.expert_room >= 0;
+    const auto room = static_cast<size_t>(options.expert_room);
+    const size_t weights = streams ? weights_.stream_bytes(room) : options.packed ? 0 : weights_.bytes();
+    const size_t need = weights + pages_.bytes();
     if (need > available_memory()) throw OutOfMemory("weights and KV cache", need);
     pages_.allocate();
-    weights_.load(program_, team_, progress);
+    if (streams) {
+      weights_.stream(program_, *options.packed, room, team_, progress);
+    } else if (options.packed) {
+      weights_.map(program_, *options.packed);
+      if (progress && !progress(weights, weights)) throw Cancelled("the load was cancelled");
+    } else {
+      weights_.load(program_, team_, progress);
+    }
     prefix_ = program_.prefix_values();
     for (Weight& w : program_.weights) w.tensor = nullptr;  // the file may go
   }
@@ -59,7 +69,7 @@ class CpuExecutor final : public Executor {
   StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) override;
   void copy_page(int32_t from, int32_t to) override { pages_.copy(from, to); }
   void write_prefix(const std::vector<int32_t>& pages) override;
-  size_t weight_bytes() const override { return weights_.bytes(); }
+  size_t weight_bytes() const override { return weights_.held(); }
   size_t kv_bytes() const override { return pages_.bytes(); }
   size_t scratch_bytes() const override { return buffers_.bytes() + attend_.bytes() + mixture_.bytes(); }
   int threads() const override { return team_.size(); }
@@ -163,7 +173,8 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
       }
       if (buffers_.rows(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
-        if (cancel && cancel->set.load(std::memory_order_relaxed)) leave_after.store(op.out, std::memory_order_relaxed);
+        if ((cancel && cancel->set.load(std::memory_order_relaxed)) || weights_.failed())
+          leave_after.store(op.out, std::memory_order_relaxed);
         done_.fetch_add(1, std::memory_order_relaxed);
       }
       products_.wait_after(op.out, thread);
@@ -182,6 +193,7 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
     });
   });
   buffers_.end();
+  weights_.rethrow();
   if (leave_after.load() >= 0) throw Cancelled("the step was cancelled");
   const auto bad = std::find(bad_.begin(), bad_.end(), 1);
   return {buffers_.value(last), {}, bad == bad_.end() ? -1 : bad - bad_.begin()};
@@ -300,6 +312,21 @@ void CpuExecutor::make(const Op& op, const ops::Moe& kind, int thread) {
 }
 
 }  // namespace
+
+PackedBytes cpu_weight_bytes(const Program& program) {
+  const PackedWeights weights(program);
+  return {weights.bytes(), weights.expert_bytes()};
+}
+
+PackedFile::Identity cpu_packed_identity(const Program& program, const std::array<uint8_t, 32>& key) {
+  return PackedWeights(program).identity(program, key);
+}
+
+void cpu_pack(const Program& program, const PackedFile::Identity& identity, const Output& output, int threads,
+              const LoadProgress& progress) {
+  Team team(threads > 0 ? threads : default_threads());
+  PackedWeights(program).write(program, identity, output, team, progress);
+}
 
 size_t cpu_page_bytes(const Program& program, KvType type) { return KvPages::page_bytes(program.caches, type); }
 

@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
 #include "../memory.h"
 #include "inline.h"
 #include "kernels.h"
+#include "read_threads.h"
 #include "team.h"
 
 namespace glmlite {
@@ -95,6 +98,33 @@ double machine_clock() {
     best = std::min(best, elapsed.count());
   }
   return double{kRounds} * kChain * kCycles / best / 1e9;
+}
+
+double read_speed(const std::string& path, double seconds) {
+  constexpr uint64_t kParts = 64;
+  const File file(path, File::Reads::kDirect);
+  const uint64_t step = file.size() / kParts / File::kDirectUnit * File::kDirectUnit,
+                 bytes = std::min(step, kReadBytes);
+  if (bytes == 0) return 0;
+  const Memory memory(static_cast<size_t>(bytes * kParts), "measuring the disk");
+  std::vector<ReadThreads::Part> parts;
+  for (uint64_t i = 0; i < kParts; ++i) parts.push_back({i * step, bytes, memory.data() + i * bytes, 0});
+  std::mutex mutex;
+  std::condition_variable all;
+  uint64_t done = 0;
+  std::exception_ptr failed;
+  const auto start = std::chrono::steady_clock::now();
+  ReadThreads threads(file, kReadThreads, [&](int64_t, std::exception_ptr failure) {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (failure) failed = std::move(failure);
+    if (++done == kParts || failed) all.notify_all();
+  });
+  threads.read(parts);
+  std::unique_lock<std::mutex> lock(mutex);
+  all.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return done == kParts || failed; });
+  if (failed) std::rethrow_exception(failed);
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(done * bytes) / elapsed.count();
 }
 
 }  // namespace glmlite

@@ -1,5 +1,6 @@
 // What this machine can do at best, measured now: the yardsticks of a benchmark.
 #pragma once
+#include <string>
 
 namespace glmlite {
 
@@ -15,5 +16,9 @@ double machine_f32_peak(int threads, const char* isa);
 
 // GHz of the core that this thread runs on: of a chain of multiplications, three cycles each on x86-64 and most others.
 double machine_clock();
+
+// Bytes a second that ReadThreads take from a file past the system's cache, of 64 MB from all over it, or of as many as
+// come in so many seconds; 0 where it is too small to tell. Throws FileError.
+double read_speed(const std::string& path, double seconds);
 
 }  // namespace glmlite

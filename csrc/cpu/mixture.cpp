@@ -165,21 +165,20 @@ Activations Mixture::part(const float* x, const uint8_t* blocks, int64_t k, int6
 }
 
 template <class Work>
-void Mixture::share(const Plan& plan, int64_t panels, int thread, Work work) {
-  const auto busy = static_cast<int64_t>(plan.busy.size());
+void Mixture::share(const Experts& experts, int64_t panels, int thread, Work work) {
   if (buffers_.tokens() > kMemoryBoundRows) {
     const int64_t parts = (panels + kTaskPanels - 1) / kTaskPanels;
-    for (int64_t task; team_.take(busy * parts, &task);) {
+    for (int64_t task; team_.take(experts.size() * parts, &task);) {
       const int64_t begin = task % parts * kTaskPanels;
-      work(plan.busy[task / parts], begin, std::min(begin + kTaskPanels, panels));
+      work(experts.begin[task / parts], begin, std::min(begin + kTaskPanels, panels));
     }
     return;
   }
-  products_.share_panels(thread, busy * panels, [&](int64_t from, int64_t to) {
+  products_.share_panels(thread, experts.size() * panels, [&](int64_t from, int64_t to) {
     for (int64_t begin = from, end; begin < to; begin = end) {
       const int64_t index = begin / panels;
       end = std::min(to, (index + 1) * panels);
-      work(plan.busy[index], begin - index * panels, end - index * panels);
+      work(experts.begin[index], begin - index * panels, end - index * panels);
     }
   });
 }
@@ -199,25 +198,21 @@ void Mixture::gather(const ops::Moe& kind, const Plan& plan, int thread) {
   }
 }
 
-void Mixture::round_inner(const ops::Moe& kind, const Plan& plan) {
-  for (int64_t task; team_.take(static_cast<int64_t>(plan.busy.size()), &task);) {
-    const int32_t expert = plan.busy[task], first = plan.first[expert];
+void Mixture::round_inner(const ops::Moe& kind, const Plan& plan, const Experts& experts) {
+  for (int64_t task; team_.take(experts.size(), &task);) {
+    const int32_t expert = experts.begin[task], first = plan.first[expert];
     const int64_t count = plan.rows_of(expert);
     kernels_.quantize(rows_.inner + first * kind.inner, kind.inner, 0, count, count,
                       rows_.inner_blocks + act_bytes(kind.inner, first));
   }
 }
 
-void Mixture::run(const Op& op, const ops::Moe& kind, int thread) {
-  const Plan& plan = this->plan(kind, thread);
+void Mixture::multiply(const Op& op, const ops::Moe& kind, const Plan& plan, const Experts& experts, int thread) {
   const int64_t k = program_.values[kind.x].width, panels = (kind.inner + kLanes - 1) / kLanes;
   const bool single = buffers_.rows(op.out) == 1, rounds = is_quantized(program_.weights[kind.down]);
-  Activations x = buffers_.activations(kind.x, thread);
-  if (!single) {
-    gather(kind, plan, thread);
-    products_.wait_after(op.out, thread);
-  }
-  share(plan, panels, thread, [&](int32_t expert, int64_t begin, int64_t end) {
+  Activations x{};
+  if (single) x = buffers_.activations(kind.x, thread);
+  share(experts, panels, thread, [&](int32_t expert, int64_t begin, int64_t end) {
     const int32_t first = plan.first[expert];
     const Activations act = single ? x : part(rows_.x, rows_.x_blocks, k, first);
     const Packed gate = weights_.expert(kind.gate_up[0], expert), up = weights_.expert(kind.gate_up.back(), expert);
@@ -229,14 +224,16 @@ void Mixture::run(const Op& op, const ops::Moe& kind, int thread) {
   const uint8_t* blocks = rows_.inner_blocks;
   if (rounds && single) {
     uint8_t* mine = own(thread);
-    for (int slot = 0; slot < kind.used; ++slot)
+    for (const int32_t* expert = experts.begin; expert < experts.end; ++expert) {
+      const int32_t slot = plan.first[*expert];
       kernels_.quantize(rows_.inner + slot * kind.inner, kind.inner, 0, 1, 1, mine + act_bytes(kind.inner, slot));
+    }
     blocks = mine;
   } else if (rounds) {
-    round_inner(kind, plan);
+    round_inner(kind, plan, experts);
     products_.wait_after(op.out, thread);
   }
-  share(plan, (op.width + kLanes - 1) / kLanes, thread, [&](int32_t expert, int64_t begin, int64_t end) {
+  share(experts, (op.width + kLanes - 1) / kLanes, thread, [&](int32_t expert, int64_t begin, int64_t end) {
     const int32_t first = plan.first[expert];
     const Packed down = weights_.expert(kind.down, expert);
     kernels_.linear[static_cast<int>(down.format)](
@@ -244,6 +241,25 @@ void Mixture::run(const Op& op, const ops::Moe& kind, int thread) {
                             rows_.y + first * op.width, op.width, thread));
   });
   products_.wait_after(op.out, thread);
+}
+
+void Mixture::run(const Op& op, const ops::Moe& kind, int thread) {
+  const Plan& plan = this->plan(kind, thread);
+  ExpertSlots* slots = weights_.slots();
+  if (slots && thread == 0) slots->begin(weights_.group(kind.down), plan.busy);
+  const bool gathers = buffers_.rows(op.out) > 1;
+  if (gathers) gather(kind, plan, thread);
+  if (gathers || slots) products_.wait_after(op.out, thread);
+  if (slots) {
+    for (int round = 0; round < slots->rounds(); ++round) {
+      const ExpertSlots::Round experts = slots->round(round);
+      slots->wait(round);
+      multiply(op, kind, plan, {experts.begin, experts.end}, thread);
+      if (thread == 0) slots->finish(round);
+    }
+  } else {
+    multiply(op, kind, plan, {plan.busy.data(), plan.busy.data() + plan.busy.size()}, thread);
+  }
   combine(op, kind, plan, thread);
 }
 

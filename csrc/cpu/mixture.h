@@ -44,6 +44,11 @@ class Mixture {
     std::vector<int32_t> busy;   // the experts that have rows
     int64_t rows_of(int32_t expert) const { return first[expert + 1] - first[expert]; }
   };
+  // Some of the experts that have rows.
+  struct Experts {
+    const int32_t *begin, *end;
+    int64_t size() const { return end - begin; }
+  };
   // What the threads share of a step.
   struct Rows {
     float* logits = nullptr;  // of a route: (tokens, experts)
@@ -61,11 +66,12 @@ class Mixture {
   // What lies by slot, from slot `first` on.
   static Activations part(const float* x, const uint8_t* blocks, int64_t k, int64_t first);
   void gather(const ops::Moe& kind, const Plan& plan, int thread);
-  void round_inner(const ops::Moe& kind, const Plan& plan);
-  // Calls work(expert, begin, end) for parts of `panels` of each expert that has rows, until the team has done them
-  // all.
+  void round_inner(const ops::Moe& kind, const Plan& plan, const Experts& experts);
+  // The experts' products with their rows.
+  void multiply(const Op& op, const ops::Moe& kind, const Plan& plan, const Experts& experts, int thread);
+  // Calls work(expert, begin, end) for parts of `panels` of each expert, until the team has done them all.
   template <class Work>
-  void share(const Plan& plan, int64_t panels, int thread, Work work);
+  void share(const Experts& experts, int64_t panels, int thread, Work work);
   void combine(const Op& op, const ops::Moe& kind, const Plan& plan, int thread);
 
   const Program& program_;

@@ -227,7 +227,7 @@ void pack_panels(Format format, const uint8_t* rows, int64_t n, int64_t k, int64
     const int64_t left = n - p * kLanes;
     const int count = static_cast<int>(left < kLanes ? left : kLanes);
     const uint8_t* from = rows + (p - panel_begin) * kLanes * row_bytes;
-    uint8_t* to = panels + p * panel_size;
+    uint8_t* to = panels + (p - panel_begin) * panel_size;
     memset(to, 0, static_cast<size_t>(panel_size));
     kPackers[static_cast<size_t>(format)](from, k, count, to);
   }

@@ -23,14 +23,6 @@ void pause() {
 #endif
 }
 
-int64_t this_process() {
-#ifdef _WIN32
-  return 0;  // there is no fork
-#else
-  return getpid();
-#endif
-}
-
 // Long enough for the gap between two steps, short enough not to heat an idle laptop: some 50 microseconds.
 constexpr int kSpins = 2000;
 
@@ -50,6 +42,14 @@ void spin_until(Done done, Ahead* ahead = nullptr) {
 }
 
 }  // namespace
+
+int64_t this_process() {
+#ifdef _WIN32
+  return 0;
+#else
+  return getpid();
+#endif
+}
 
 Team::Team(int threads) : size_(threads), process_(this_process()) {
   try {

@@ -58,6 +58,9 @@ class Team {
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
+// The number of this process, by which a fork of it is told; 0 where there are none.
+int64_t this_process();
+
 // Threads that are worth starting: the physical cores that this process may use, one per core, within its CPU quota.
 // $GLMLITE_THREADS overrides; a value that is not a number of 1 to 1024 throws std::invalid_argument.
 int default_threads();

@@ -841,6 +841,7 @@ std::unique_ptr<Executor> make_executor(Program program, const ExecutorOptions& 
   cpu.device = -1;
   if (options.device < 0 || (split && options.gpu_layers == 0))
     return make_cpu_executor(std::move(program), cpu, progress);
+  if (options.packed) throw std::invalid_argument("packed: weights for the CPU alone, and layers on a GPU");
 
   const DeviceInfo device = use_device(options.device);
   const Need need = memory_needed(program, options.pages, options.kv_type, options.gpu_layers);

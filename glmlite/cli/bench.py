@@ -10,14 +10,13 @@ import numpy as np
 import typer
 
 from ..models.layout import in_order, place
+from ..packed import MATRICES
 from ..placement import gpu_index, kv_bytes_per_token
 from . import console, running
 from .cache import last_level_bytes
-from .options import Device, GpuLayers, Json, KvType, Loading, ModelName, Threads
+from .options import Device, GpuLayers, Json, KvType, Loading, ModelName, Packed, Threads
 
 CHUNK = 512  # tokens of the prompt in one step
-# The slots whose weights a token is multiplied with, by kind of op.
-MATRICES = {"linear": ("w",), "head_linear": ("w",), "route": ("gate",), "moe": ("gate_up", "down")}
 
 
 def bench(
@@ -32,6 +31,7 @@ def bench(
     threads: Threads = None,
     device: Device = None,
     gpu_layers: GpuLayers = None,
+    packed: Packed = None,
     as_json: Json = False,
 ) -> None:
     """Measure reading a prompt and generating, each on its own, without sampling's or the tokenizer's help.
@@ -51,7 +51,9 @@ def bench(
     if not prompt and not generate:
         raise typer.BadParameter("nothing to measure: --prompt and --generate are 0")
     context = depth + max(prompt, 1) + generate + 1
-    loading = Loading(context=context, kv_type=kv_type, threads=threads, device=device, gpu_layers=gpu_layers)
+    loading = Loading(
+        context=context, kv_type=kv_type, threads=threads, device=device, gpu_layers=gpu_layers, packed=packed
+    )
     with running.opened(model, loading) as opened:
         if opened.context < context:
             raise ValueError(f"{model}: {context} tokens to measure, the model was trained for {opened.context}")

@@ -56,6 +56,15 @@ GpuLayers = Annotated[
         show_default=False,
     ),
 ]
+Packed = Annotated[
+    bool | None,
+    typer.Option(
+        "--packed/--no-packed",
+        help="Take the weights from MODEL.packed, made the first time: starts at once, needs less memory "
+        "[default: where the model does not fit].",
+        show_default=False,
+    ),
+]
 Text = Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file; - reads what is piped in.")]
 Chunk = Annotated[int, typer.Option("--context", "-c", min=16, metavar="N", help="Tokens of a chunk.")]
 Chunks = Annotated[
@@ -87,6 +96,7 @@ class Loading(Group):
     threads: Threads = None
     device: Device = None
     gpu_layers: GpuLayers = None
+    packed: Packed = None
 
 
 @dataclass

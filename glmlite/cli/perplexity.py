@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console, running
-from .options import Chunk, Chunks, Json, KvType, ModelName, Text, Threads, find
+from .options import Chunk, Chunks, Json, KvType, ModelName, Packed, Text, Threads, find
 
 
 def perplexity(
@@ -28,6 +28,7 @@ def perplexity(
     ] = True,
     kv_type: KvType = "f16",
     threads: Threads = None,
+    packed: Packed = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well a model predicts a text, and how far its predictions are from another model's.
@@ -71,6 +72,7 @@ def perplexity(
                 prefix=prefix,
                 kv_type=kv_type,
                 threads=threads,
+                packed=packed,
                 loading=lambda done: loading(done, 1),
                 progress=show,
             )

@@ -158,14 +158,14 @@ def _load(path: Path, *, parallel: int, kv_tokens: int | None, options: dict[str
 
     from ..loading import DEFAULT_CONTEXT
 
-    room = kv_tokens or parallel * options.get("context", DEFAULT_CONTEXT)
+    room = parallel * options.get("context", DEFAULT_CONTEXT)
     with console.progress(f"loading {path.stem}") as progress:
         told = {"progress": lambda done: progress(done, 1), "cancel": cancel, "parallel": parallel, **options}
+        if kv_tokens is not None:
+            return glmlite.load(path, kv_tokens=kv_tokens, **told)
         try:
-            return glmlite.load(path, kv_tokens=room, **told)
+            return glmlite.load(path, kv_tokens=room, **{"packed": False, **told})
         except MemoryError:
-            if kv_tokens is not None:
-                raise
             return glmlite.load(path, **told)
 
 

@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 Turns = list[Any]
 
-LOAD = ("context", "parallel", "max_queue", "kv_tokens", "kv_type", "threads", "gpu_layers", "progress", "cancel")
+LOAD = (
+    *("context", "parallel", "max_queue", "kv_tokens", "kv_type", "threads", "gpu_layers", "packed", "progress"),
+    "cancel",
+)
 
 # What the makers' `chat` asks for by itself, where the file recommends nothing: (max_length, top_p, temperature).
 CHAT = {"chatglm": (2048, 0.7, 0.95)}
@@ -92,10 +95,10 @@ class AutoModelForCausalLM:
     ) -> HFModel:
         """A GGUF file's model (default: the built-in one); a path as `glmlite.load` takes it.
 
-        context, parallel, max_queue, kv_tokens, kv_type, threads, gpu_layers, progress, cancel: as `glmlite.load`;
-        device_map (or device): "cpu", "cuda", "cuda:1", or anything else: its `device` "auto". Arguments that mean
-        nothing here (trust_remote_code, torch_dtype, ...) are taken, those that would change the result are refused by
-        name.
+        context, parallel, max_queue, kv_tokens, kv_type, threads, gpu_layers, packed, progress, cancel: as
+        `glmlite.load`; device_map (or device): "cpu", "cuda", "cuda:1", or anything else: its `device` "auto".
+        Arguments that mean nothing here (trust_remote_code, torch_dtype, ...) are taken, those that would change the
+        result are refused by name.
         """
         if config is not None and not isinstance(config, Config):
             raise ValueError(f"config is a {type(config).__name__}, expected one of glmlite.AutoConfig")
