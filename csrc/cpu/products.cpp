@@ -70,7 +70,7 @@ Ahead Products::beginning(const Op& product, int done, int thread) const {
     return ahead(weights_.expert(kind->w, first / w.panel_count()), first % w.panel_count(), first_panels(panels));
   }
   const auto* moe = product.as<ops::Moe>();
-  if (moe && buffers_.tokens() == 1 && done >= moe->routing) {
+  if (moe && buffers_.tokens() == 1 && done >= moe->routing && !weights_.slots()) {
     const int64_t panels = weights_.matrix(moe->gate_up[0]).panel_count() / (moe->gate_up.size() == 1 ? 2 : 1);
     const int64_t first = thread * first_panels(moe->used * panels);
     const auto expert = static_cast<int64_t>(buffers_.value(moe->routing)[first / panels]);
