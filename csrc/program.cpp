@@ -28,22 +28,6 @@ OpKind read_kind(const OpSpec& spec, Slots& slots) {
   }
 }
 
-// Calls fn(id) for each reference to a value, or to a weight.
-template <class Fn>
-void renumber_inputs(Op& op, Fn fn) {
-  const auto filled = [&](int& id) {
-    if (id >= 0) fn(id);
-  };
-  std::visit([&](auto& kind) { kind.each_input(kind, filled); }, op.kind);
-}
-template <class Fn>
-void renumber_weights(Op& op, Fn fn) {
-  const auto filled = [&](int& index) {
-    if (index >= 0) fn(index);
-  };
-  std::visit([&](auto& kind) { kind.each_weight(kind, filled); }, op.kind);
-}
-
 // The op's index among the caches, or -1.
 int* cache_of(Op& op) {
   if (auto* attention = std::get_if<ops::Attention>(&op.kind)) return &attention->cache;
@@ -141,7 +125,7 @@ std::pair<Program, Program> Program::split(int layers) const {
   for (ValueInfo& v : second.values) v.last_use -= shift;
   for (Op& op : second.ops) {
     op.out -= shift;
-    renumber_inputs(op, [&](int& id) { id -= shift; });
+    each_input(op, [&](int& id) { id -= shift; });
     if (int* cache = cache_of(op)) *cache -= first_layers;
   }
   Op input{};
@@ -158,7 +142,7 @@ void Program::keep_used_weights() {
   std::vector<int> place(weights.size(), -1);
   std::vector<Weight> kept;
   for (Op& op : ops) {
-    renumber_weights(op, [&](int& index) {
+    each_weight(op, [&](int& index) {
       if (place[index] < 0) {
         place[index] = static_cast<int>(kept.size());
         kept.push_back(weights[index]);

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -45,22 +47,32 @@ struct Op {
   }
 };
 
-// Calls fn(id) for each value that the op reads.
-template <class Fn>
-void each_input(const Op& op, Fn fn) {
-  const auto filled = [&](int id) {
-    if (id >= 0) fn(id);
+// Calls fn(reference) for each of the members, numbers or lists of numbers, that are not -1.
+template <class Kind, class Members, class Fn>
+void each_member(Kind& kind, const Members& members, Fn fn) {
+  const auto filled = [&](auto& number) {
+    if (number >= 0) fn(number);
   };
-  std::visit([&](const auto& kind) { kind.each_input(kind, filled); }, op.kind);
+  const auto visit = [&](auto& member) {
+    if constexpr (std::is_integral_v<std::decay_t<decltype(member)>>) {
+      filled(member);
+    } else {
+      for (auto& number : member) filled(number);
+    }
+  };
+  std::apply([&](auto... member) { (visit(kind.*member), ...); }, members);
 }
 
-// Calls fn(index) for each of the op's weights.
-template <class Fn>
-void each_weight(const Op& op, Fn fn) {
-  const auto filled = [&](int index) {
-    if (index >= 0) fn(index);
-  };
-  std::visit([&](const auto& kind) { kind.each_weight(kind, filled); }, op.kind);
+// Calls fn(id) for each value that the op reads; of an op that is not const, with a reference.
+template <class AnyOp, class Fn>
+void each_input(AnyOp& op, Fn fn) {
+  std::visit([&](auto& kind) { each_member(kind, kind.inputs(), fn); }, op.kind);
+}
+
+// Likewise, for the index of each of its weights.
+template <class AnyOp, class Fn>
+void each_weight(AnyOp& op, Fn fn) {
+  std::visit([&](auto& kind) { each_member(kind, kind.weights(), fn); }, op.kind);
 }
 
 struct ValueInfo {

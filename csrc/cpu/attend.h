@@ -37,7 +37,7 @@ class Attend {
     const Run* run;
     int kv_head;
     int first, heads;  // the query heads [first, first + heads)
-    int64_t context;  // entries that any of its tokens sees
+    int64_t context;   // entries that any of its tokens sees
     int64_t queries() const { return (end - begin) * heads; }
   };
   // Where one attention's queries lie and how they share its cache.

@@ -123,7 +123,7 @@ void Mixture::route(const Op& op, const ops::Route& kind, int thread) {
   } else {
     products_.share_panels(thread, gate.panel_count(),
                            [&](int64_t begin, int64_t end) { scores(act, rows, begin, end, rows_.logits); });
-    products_.wait_after(op.out, thread);
+    products_.wait_after(op.out - 1, thread);  // nothing is routed yet
   }
   auto* order = reinterpret_cast<int32_t*>(own(thread));
   auto* biased = reinterpret_cast<float*>(order + gate.n);
@@ -219,7 +219,10 @@ void Mixture::multiply(const Op& op, const ops::Moe& kind, const Plan& plan, con
     products_.gated(gate, up, kind.gate_up.size() == 1 ? panels : 0, kind.inner, act, plan.rows_of(expert), begin, end,
                     rows_.inner + first * kind.inner, kind.inner, thread);
   });
-  products_.wait_after(op.out, thread);
+  const int64_t down_panels = (op.width + kLanes - 1) / kLanes;
+  const int64_t begins = thread * products_.first_panels((experts.end - experts.begin) * down_panels);
+  products_.wait(Products::ahead(weights_.expert(kind.down, experts.begin[begins / down_panels]), begins % down_panels,
+                                 down_panels));
 
   const uint8_t* blocks = rows_.inner_blocks;
   if (rounds && single) {
@@ -233,7 +236,7 @@ void Mixture::multiply(const Op& op, const ops::Moe& kind, const Plan& plan, con
     round_inner(kind, plan, experts);
     products_.wait_after(op.out, thread);
   }
-  share(experts, (op.width + kLanes - 1) / kLanes, thread, [&](int32_t expert, int64_t begin, int64_t end) {
+  share(experts, down_panels, thread, [&](int32_t expert, int64_t begin, int64_t end) {
     const int32_t first = plan.first[expert];
     const Packed down = weights_.expert(kind.down, expert);
     kernels_.linear[static_cast<int>(down.format)](

@@ -21,9 +21,12 @@ Products::Products(const Program& program, const CpuKernels& kernels, const Pack
       buffers_(buffers),
       team_(team),
       next_weights_(static_cast<size_t>(team.size())),
-      next_linear_(program.ops.size() + 1, -1) {
-  for (size_t i = program.ops.size(); i-- > 0;)
-    next_linear_[i] = program.ops[i].is<ops::Linear>() ? static_cast<int>(i) : next_linear_[i + 1];
+      next_product_(program.ops.size() + 1, -1) {
+  for (size_t i = program.ops.size(); i-- > 0;) {
+    const Op& op = program.ops[i];
+    const bool product = op.is<ops::Linear>() || op.is<ops::HeadLinear>() || op.is<ops::Moe>();
+    next_product_[i] = product ? static_cast<int>(i) : next_product_[i + 1];
+  }
 }
 
 size_t Products::scratch_bytes(int64_t tokens) const {
@@ -44,31 +47,51 @@ int64_t Products::panels_of(const ops::Linear& kind) const {
   return panels;
 }
 
+Ahead Products::ahead(const Packed& w, int64_t first, int64_t count) {
+  const size_t size = packed_bytes(w.format, w.n, w.k), bytes = size / static_cast<size_t>(w.panel_count());
+  const uint8_t* begin = w.panels + static_cast<size_t>(first) * bytes;
+  return {begin, std::min(w.panels + size, begin + std::min(static_cast<size_t>(count) * bytes, kAheadBytes))};
+}
+
+// What a thread begins the product with, as far as that is known after op `done`.
+Ahead Products::beginning(const Op& product, int done, int thread) const {
+  if (const auto* kind = product.as<ops::Linear>()) {
+    const int64_t panels = panels_of(*kind) / (buffers_.with_next(product.out) == Pair::kGated ? 2 : 1);
+    int64_t first = thread * first_panels(panels);
+    for (const int index : kind->w) {
+      const Packed& w = weights_.matrix(index);
+      if (first < w.panel_count()) return ahead(w, first, first_panels(panels));
+      first -= w.panel_count();
+    }
+  }
+  if (const auto* kind = product.as<ops::HeadLinear>()) {
+    const Packed& w = weights_.matrix(kind->w);
+    const int64_t panels = program_.weights[kind->w].count * w.panel_count(), first = thread * first_panels(panels);
+    return ahead(weights_.expert(kind->w, first / w.panel_count()), first % w.panel_count(), first_panels(panels));
+  }
+  const auto* moe = product.as<ops::Moe>();
+  if (moe && buffers_.tokens() == 1 && done >= moe->routing && !weights_.slots()) {
+    const int64_t panels = weights_.matrix(moe->gate_up[0]).panel_count() / (moe->gate_up.size() == 1 ? 2 : 1);
+    const int64_t first = thread * first_panels(moe->used * panels);
+    const auto expert = static_cast<int64_t>(buffers_.value(moe->routing)[first / panels]);
+    return ahead(weights_.expert(moe->gate_up[0], expert), first % panels, panels);
+  }
+  return {};
+}
+
 void Products::wait_after(int op, int thread) {
   if (buffers_.tokens() > kMemoryBoundRows) return team_.barrier();
   NextWeights& next = next_weights_[thread];
-  const int linear = next_linear_[op + 1];
-  if (next.op != linear) {
+  const int product = next_product_[op + 1];
+  if (next.op != product) {
     next = {};
-    next.op = linear;
-    if (linear >= 0) {
-      const auto& kind = *program_.ops[linear].as<ops::Linear>();
-      const int64_t panels = panels_of(kind) / (buffers_.with_next(linear) == Pair::kGated ? 2 : 1);
-      int64_t first = thread * first_panels(panels);
-      for (const int index : kind.w) {
-        const Packed& w = weights_.matrix(index);
-        if (first < w.panel_count()) {
-          const size_t size = packed_bytes(w.format, w.n, w.k), bytes = size / w.panel_count();
-          next.begin = w.panels + first * bytes;
-          next.end = std::min(w.panels + size, next.begin + std::min(first_panels(panels) * bytes, kAheadBytes));
-          break;
-        }
-        first -= w.panel_count();
-      }
-    }
+    if (product >= 0) static_cast<Ahead&>(next) = beginning(program_.ops[product], op, thread);
+    if (next.begin) next.op = product;
   }
   team_.barrier(&next);
 }
+
+void Products::wait(Ahead next) { team_.barrier(buffers_.tokens() > kMemoryBoundRows ? nullptr : &next); }
 
 LinearArgs Products::arguments(const Packed& w, const Activations& act, int64_t rows, int64_t begin, int64_t end,
                                float* y, int64_t stride, int thread) const {

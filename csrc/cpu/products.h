@@ -54,8 +54,12 @@ class Products {
       work(shared + task * small, std::min(shared + (task + 1) * small, panels));
   }
 
-  // A barrier, after an op or in it. A thread that waits fetches the first weights of the next product.
+  // A barrier, after an op or in it. A thread that waits fetches the weights that it begins the next product with.
   void wait_after(int op, int thread);
+  // A barrier at which a thread that waits fetches these, as far as there is time.
+  void wait(Ahead next);
+  // Panels of a matrix from the first on, so many or what a thread's cache has room for.
+  static Ahead ahead(const Packed& w, int64_t first, int64_t count);
 
  private:
   template <class Work>
@@ -73,12 +77,14 @@ class Products {
   const StepBuffers& buffers_;
   Team& team_;
 
-  // What each thread fetches while it waits for others: the first weights of the next linear.
+  Ahead beginning(const Op& product, int done, int thread) const;
+
+  // What each thread fetches while it waits for others: the weights that it begins the next product with.
   struct alignas(64) NextWeights : Ahead {
     int op = -1;
   };
   std::vector<NextWeights> next_weights_;
-  std::vector<int> next_linear_;  // by op: the first linear from it on, or -1; one more at the end
+  std::vector<int> next_product_;  // by op: the first product from it on, or -1; one more at the end
 };
 
 }  // namespace glmlite

@@ -25,6 +25,8 @@ struct Attention {
   int cache = -1;  // index into Program::caches
   int rope = -1;   // index into Program::ropes
 
+  static auto inputs() { return std::make_tuple(&Attention::qkv); }
+  static auto weights() { return std::make_tuple(&Attention::q_norm, &Attention::k_norm, &Attention::prefix); }
   static Attention read(Slots& s) {
     Attention op;
     op.qkv = s.input("qkv");
@@ -43,16 +45,6 @@ struct Attention {
     op.cache = s.cache({op.kv_heads, op.head_dim, op.head_dim, false});
     return op;
   }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.qkv);
-  }
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    fn(op.q_norm);
-    fn(op.k_norm);
-    for (auto& w : op.prefix) fn(w);
-  }
 };
 
 // Multi-head latent attention (DeepSeek-V2, 2024), absorbed: all heads share one key of `latent` columns, normed, and
@@ -68,6 +60,8 @@ struct LatentAttention {
   int cache = -1;
   int rope = -1;
 
+  static auto inputs() { return std::make_tuple(&LatentAttention::q, &LatentAttention::kv); }
+  static auto weights() { return std::make_tuple(&LatentAttention::w); }
   static LatentAttention read(Slots& s) {
     LatentAttention op;
     op.q = s.input("q");
@@ -89,15 +83,6 @@ struct LatentAttention {
     op.rope = s.rope(op.turning);
     op.cache = s.cache({1, op.latent + op.turning, op.latent, true});
     return op;
-  }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.q);
-    fn(op.kv);
-  }
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    fn(op.w);
   }
 };
 

@@ -9,6 +9,8 @@ struct Embed {
   int table = -1;
   std::vector<int> positions;  // by axis
 
+  static auto inputs() { return std::make_tuple(); }
+  static auto weights() { return std::make_tuple(&Embed::table, &Embed::positions); }
   static Embed read(Slots& s) {
     Embed op;
     op.table = s.matrix("table", -1, s.width());
@@ -16,22 +18,15 @@ struct Embed {
     if (op.positions.size() > kAxes) s.bad("more position tables than axes");
     return op;
   }
-  template <class Self, class Fn>
-  static void each_input(Self&, Fn) {}
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    fn(op.table);
-    for (auto& w : op.positions) fn(w);
-  }
 };
 
 // Rows that the step is given: what another program, or another part of this one, made.
-struct Input : NoWeights {
+struct Input {
   static constexpr const char* kName = "input";
 
+  static auto inputs() { return std::make_tuple(); }
+  static auto weights() { return std::make_tuple(); }
   static Input read(Slots&) { return {}; }
-  template <class Self, class Fn>
-  static void each_input(Self&, Fn) {}
 };
 
 }  // namespace glmlite::ops

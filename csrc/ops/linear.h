@@ -10,6 +10,8 @@ struct Linear {
   std::vector<int> w, bias;  // bias: none, or one per matrix
   float alpha = 1;
 
+  static auto inputs() { return std::make_tuple(&Linear::x, &Linear::add); }
+  static auto weights() { return std::make_tuple(&Linear::w, &Linear::bias); }
   static Linear read(Slots& s) {
     Linear op;
     op.x = s.input("x");
@@ -27,16 +29,6 @@ struct Linear {
     s.name(op.w[0]);
     return op;
   }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-    fn(op.add);
-  }
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    for (auto& w : op.w) fn(w);
-    for (auto& b : op.bias) fn(b);
-  }
 };
 
 // One matrix for each head: of a head's columns the first k are multiplied with it, the last `keep` stay as they are.
@@ -46,6 +38,8 @@ struct HeadLinear {
   int w = -1;  // experts: one per head
   int keep = 0;
 
+  static auto inputs() { return std::make_tuple(&HeadLinear::x); }
+  static auto weights() { return std::make_tuple(&HeadLinear::w); }
   static HeadLinear read(Slots& s) {
     HeadLinear op;
     op.x = s.input("x");
@@ -58,14 +52,6 @@ struct HeadLinear {
     s.width(heads * (n + op.keep));
     s.name(op.w);
     return op;
-  }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-  }
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    fn(op.w);
   }
 };
 

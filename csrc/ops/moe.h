@@ -14,6 +14,8 @@ struct Route {
   int used = 0;
   float scale = 1;
 
+  static auto inputs() { return std::make_tuple(&Route::x); }
+  static auto weights() { return std::make_tuple(&Route::gate, &Route::bias); }
   static Route read(Slots& s) {
     Route op;
     op.x = s.input("x");
@@ -28,15 +30,6 @@ struct Route {
     s.name(op.gate);
     return op;
   }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-  }
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    fn(op.gate);
-    fn(op.bias);
-  }
 };
 
 // add + the sum over a row's experts, ascending, of weight * down . swiglu(gate . x, up . x).
@@ -48,6 +41,8 @@ struct Moe {
   int used = 0;
   int64_t count = 0, inner = 0;  // experts; rows of gate, and of up
 
+  static auto inputs() { return std::make_tuple(&Moe::x, &Moe::routing, &Moe::add); }
+  static auto weights() { return std::make_tuple(&Moe::gate_up, &Moe::down); }
   static Moe read(Slots& s) {
     Moe op;
     op.x = s.input("x");
@@ -78,17 +73,6 @@ struct Moe {
     s.multiplies(op.x, op.gate_up);
     s.name(op.gate_up[0]);
     return op;
-  }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-    fn(op.routing);
-    fn(op.add);
-  }
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    for (auto& w : op.gate_up) fn(w);
-    fn(op.down);
   }
 };
 

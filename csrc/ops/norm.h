@@ -9,6 +9,8 @@ struct RmsNorm {
   int w = -1;
   float eps = 0;
 
+  static auto inputs() { return std::make_tuple(&RmsNorm::x, &RmsNorm::add); }
+  static auto weights() { return std::make_tuple(&RmsNorm::w); }
   static RmsNorm read(Slots& s) {
     RmsNorm op;
     op.x = s.input("x");
@@ -18,15 +20,6 @@ struct RmsNorm {
     op.eps = static_cast<float>(s.number("eps", 0, 1));
     return op;
   }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-    fn(op.add);
-  }
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    fn(op.w);
-  }
 };
 
 struct LayerNorm {
@@ -35,6 +28,8 @@ struct LayerNorm {
   int w = -1, bias = -1;
   float eps = 0;
 
+  static auto inputs() { return std::make_tuple(&LayerNorm::x); }
+  static auto weights() { return std::make_tuple(&LayerNorm::w, &LayerNorm::bias); }
   static LayerNorm read(Slots& s) {
     LayerNorm op;
     op.x = s.input("x");
@@ -43,15 +38,6 @@ struct LayerNorm {
     op.bias = s.vector("b", s.width());
     op.eps = static_cast<float>(s.number("eps", 0, 1));
     return op;
-  }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-  }
-  template <class Self, class Fn>
-  static void each_weight(Self& op, Fn fn) {
-    fn(op.w);
-    fn(op.bias);
   }
 };
 

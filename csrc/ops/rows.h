@@ -4,10 +4,12 @@
 namespace glmlite::ops {
 
 // silu(gate) * up of [gate | up].
-struct Swiglu : NoWeights {
+struct Swiglu {
   static constexpr const char* kName = "swiglu";
   int x = -1;
 
+  static auto inputs() { return std::make_tuple(&Swiglu::x); }
+  static auto weights() { return std::make_tuple(); }
   static Swiglu read(Slots& s) {
     Swiglu op;
     op.x = s.input("x");
@@ -15,61 +17,50 @@ struct Swiglu : NoWeights {
     s.width(s.columns(op.x) / 2);
     return op;
   }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-  }
 };
 
-struct Gelu : NoWeights {
+struct Gelu {
   static constexpr const char* kName = "gelu";
   int x = -1;
 
+  static auto inputs() { return std::make_tuple(&Gelu::x); }
+  static auto weights() { return std::make_tuple(); }
   static Gelu read(Slots& s) {
     Gelu op;
     op.x = s.input("x");
     s.width(s.columns(op.x));
     return op;
   }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-  }
 };
 
 // The rows of the tokens whose logits are wanted.
-struct Select : NoWeights {
+struct Select {
   static constexpr const char* kName = "select";
   int x = -1;
 
+  static auto inputs() { return std::make_tuple(&Select::x); }
+  static auto weights() { return std::make_tuple(); }
   static Select read(Slots& s) {
     Select op;
     op.x = s.input("x");
     s.width(s.columns(op.x));
     return op;
   }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-  }
 };
 
 // [x | y]
-struct Concat : NoWeights {
+struct Concat {
   static constexpr const char* kName = "concat";
   int x = -1, y = -1;
 
+  static auto inputs() { return std::make_tuple(&Concat::x, &Concat::y); }
+  static auto weights() { return std::make_tuple(); }
   static Concat read(Slots& s) {
     Concat op;
     op.x = s.input("x");
     op.y = s.input("y");
     s.width(s.columns(op.x) + s.columns(op.y));
     return op;
-  }
-  template <class Self, class Fn>
-  static void each_input(Self& op, Fn fn) {
-    fn(op.x);
-    fn(op.y);
   }
 };
 

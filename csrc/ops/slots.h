@@ -1,8 +1,11 @@
 // What an op's file in this folder reads a recorded op with: each slot is asked for once, and checked as it is given.
+// A kind of op says its name (kName), which of its members are values that it reads (inputs) and which are weights, or
+// lists of weights (weights), and how it is read.
 #pragma once
 #include <cstdint>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -74,12 +77,6 @@ class Slots {
   Program& program_;
   std::set<std::string> asked_{"rope_factors"};  // Python divides the frequencies by them
   std::string text_ = spec_.kind + " %" + std::to_string(spec_.out);
-};
-
-// For kinds of op without weights.
-struct NoWeights {
-  template <class Self, class Fn>
-  static void each_weight(Self&, Fn) {}
 };
 
 }  // namespace glmlite
