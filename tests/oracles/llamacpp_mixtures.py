@@ -20,7 +20,8 @@ sys.path[:0] = [str(TESTS), str(TESTS / "oracles")]
 from llamacpp import LlamaCpp, Ours, divergence  # noqa: E402
 
 TOKENS = 256
-EXPERTS = ["--layers", "3", "--dim", "512", "--heads", "8", "--ffn", "1024", "--experts", "16", "--used", "4", "--expert-ffn", "256"]
+EXPERTS = ["--layers", "3", "--dim", "512", "--heads", "8", "--ffn", "1024"]
+EXPERTS += ["--experts", "16", "--used", "4", "--expert-ffn", "256"]
 SHAPES = {
     "glm-4.5-air": [*EXPERTS, "--kv-heads", "2", "--head-dim", "64", "--rope-dim", "32"],
     "glm-4.7-flash": [*EXPERTS, "--q-rank", "256"],
