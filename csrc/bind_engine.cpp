@@ -141,14 +141,14 @@ LoadProgress to_progress(const py::object& progress) {
 std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens,
                                     const std::string& kv_type, int threads, const std::string& isa,
                                     const py::object& progress, int device, int gpu_layers,
-                                    std::shared_ptr<const PackedFile> packed, int64_t expert_room,
+                                    std::shared_ptr<const PackedFile> packed, int64_t weight_room,
                                     ExecutorFactory make) {
   const std::vector<OpSpec> specs = to_ops(ops);
   EngineOptions options;
   options.device = device;
   options.gpu_layers = gpu_layers;
   options.packed = std::move(packed);
-  options.expert_room = expert_room;
+  options.weight_room = weight_room;
   options.make = make;
   options.kv_tokens = kv_tokens;
   options.kv_type = kv_type_named(kv_type.c_str());
@@ -382,13 +382,13 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
   py::class_<Engine>(m, "Engine", py::module_local(), "A program with its packed weights and KV cache.")
       .def(py::init([make](const Gguf& file, const py::sequence& ops, int64_t kv_tokens, const std::string& kv_type,
                            int threads, const std::string& isa, const py::object& progress, int device, int gpu_layers,
-                           std::shared_ptr<PackedFile> packed, int64_t expert_room) {
+                           std::shared_ptr<PackedFile> packed, int64_t weight_room) {
              return make_engine(file, ops, kv_tokens, kv_type, threads, isa, progress, device, gpu_layers,
-                                std::move(packed), expert_room, make);
+                                std::move(packed), weight_room, make);
            }),
            py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("kv_tokens"), py::arg("kv_type") = "f16",
            py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none(), py::arg("device") = -1,
-           py::arg("gpu_layers") = -1, py::arg("packed") = py::none(), py::arg("expert_room") = -1)
+           py::arg("gpu_layers") = -1, py::arg("packed") = py::none(), py::arg("weight_room") = -1)
       .def_property_readonly("threads", [](const Engine& e) { return e.info().threads; })
       .def_property_readonly("isa", [](const Engine& e) { return e.info().isa; })
       .def_property_readonly("vocab", [](const Engine& e) { return e.info().vocab; })

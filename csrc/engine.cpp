@@ -61,7 +61,7 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   trim_heap();  // what reading the file's metadata left, before the weights come on top of it
   executor_ = options.make(std::move(program),
                            {total, options.kv_type, options.threads, options.isa, options.device, options.gpu_layers,
-                            options.packed, options.expert_room},
+                            options.packed, options.weight_room},
                            progress);
   held->check_unchanged();
   table_ = std::make_unique<PageTable>(total, kPageTokens);

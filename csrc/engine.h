@@ -32,7 +32,7 @@ struct EngineOptions {
   int device = -1;                           // as in ExecutorOptions
   int gpu_layers = -1;                       // likewise
   std::shared_ptr<const PackedFile> packed;  // likewise
-  int64_t expert_room = -1;                  // likewise
+  int64_t weight_room = -1;                  // likewise
   ExecutorFactory make = make_cpu_executor;
 };
 

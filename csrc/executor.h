@@ -93,8 +93,8 @@ struct ExecutorOptions {
                         // are: all, and what comes before them
   // Of the CPU: its weights as a file has them, instead of packing them; null: none.
   std::shared_ptr<const PackedFile> packed;
-  int64_t expert_room = -1;  // bytes of memory for the mixtures' experts, which are read from `packed` as they are
-                             // needed; -1: the file is mapped
+  int64_t weight_room = -1;  // bytes of memory for weights, of which the others are read from `packed` when they are
+                             // needed; -1: it is mapped
 };
 
 // Makes an executor for a device. The file that the program's tensors are in stays open until it returns. Throws

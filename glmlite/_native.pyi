@@ -239,8 +239,8 @@ class Engine:
     `page_tokens`. kv_type: "f16" or "q8", what keys and values are rounded to in it. threads: 0 = as many as the
     machine's physical cores allow. isa: "" = default.
     progress(done_bytes, total_bytes), every 20 ms or so -> False cancels the load.
-    packed: take the weights from it, mapped; with expert_room, bytes of memory, the experts of its mixtures are read
-    when they are needed, as many as fit stay, and all else is read into memory.
+    packed: take the weights from it, mapped; with weight_room, bytes of memory, only as many are read into memory; of a
+    mixture, where all else fits, the experts that were used last.
     device: index of a GPU, -1: none; gpu_layers: how many of the last layers run on it, -1: all. Both are for `_cuda`,
     whose Engine is otherwise the same.
     """
@@ -260,7 +260,7 @@ class Engine:
         device: int = -1,
         gpu_layers: int = -1,
         packed: PackedFile | None = None,
-        expert_room: int = -1,
+        weight_room: int = -1,
     ) -> None: ...
     threads: int
     isa: str  # of the CPU's kernels; of a GPU its name

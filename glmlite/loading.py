@@ -122,7 +122,7 @@ def load(
     if place.device != "cpu":
         chunk = PREFILL_GPU
     else:
-        chunk = PREFILL_ALONE if place.arguments.get("expert_room", -1) < 0 else PREFILL_STREAMED
+        chunk = PREFILL_ALONE if place.arguments.get("weight_room", -1) < 0 else PREFILL_STREAMED
     return Model(
         path=file,
         name=name,
@@ -289,7 +289,7 @@ def _on_cpu(
         packed.warn(native, Path(os.fsdecode(gguf.paths[0])), budget, header.recording.ops, gguf.tensors)
     file = packed.opened(native, gguf, ops, threads, report.part(0.9), report.again)
     budget = budget._replace(free=native.available_memory())
-    return placement.Placement("cpu", {"packed": file, "expert_room": budget.expert_room}), tokens, cache
+    return placement.Placement("cpu", {"packed": file, "weight_room": budget.room}), tokens, cache
 
 
 def _context(asked: int | None, trained: int, fixed: int, per_token: int, free: int) -> int:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MATRICES = {"linear": ("w",), "head_linear": ("w",), "route": ("gate",), "moe": ("gate_up", "down")}
 
 _RESERVE = 8  # a part of what is free that is left to activations, and to other programs
-_LEAST_EXPERTS = 32  # with room for a smaller part of the experts the file is mapped, which needs no room
+_LEAST_EXPERTS = 32  # with room for a smaller part of the experts the engine maps them all
 _NOT_THERE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))
 _making = threading.Lock()  # a process has one name for a file that it makes
@@ -46,18 +46,18 @@ class Budget(NamedTuple):
         return self.weights + self.cache <= self.free
 
     @property
-    def expert_room(self) -> int:
-        """For the experts that are kept in memory, all else beside them; -1: the file is better mapped as a whole."""
-        room = self.free - self.free // _RESERVE - self.cache - (self.weights - self.experts)
-        return -1 if self.fits or not self.experts or room < self.experts // _LEAST_EXPERTS else room
+    def room(self) -> int:
+        """For weights in memory; -1: for all of them, so that the file is mapped."""
+        return -1 if self.fits else max(0, self.free - self.free // _RESERVE - self.cache)
 
     def missed(self, dense: float, experts: float) -> float:
         """Bytes that a token reads from the disk at least, of those that it needs of dense weights and of experts."""
         if self.fits:
             return 0.0
-        if (room := self.expert_room) >= 0:
-            return experts * max(0.0, 1 - room / self.experts)
-        return (dense + experts) * (1 - max(0, self.free - self.cache) / self.weights)
+        kept = self.room - (self.weights - self.experts)  # of experts, as the engine has it
+        if self.experts and kept >= self.experts // _LEAST_EXPERTS:
+            return experts * max(0.0, 1 - kept / self.experts)
+        return (dense + experts) * (1 - self.room / self.weights)
 
 
 def weights_per_token(ops: Iterable[Op], tensors: Mapping[str, Any]) -> tuple[float, float]:

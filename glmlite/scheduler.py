@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 PREFILL_ALONE = 256  # tokens of prompts in a call: large enough to share the unpacking of weights
 PREFILL_GPU = 512  # on a GPU: a larger step keeps all of it busy
-PREFILL_STREAMED = 1024  # with experts on a disk: a call of many tokens needs nearly all, and reads those it lacks
+PREFILL_STREAMED = 1024  # with weights on a disk: each call reads what memory lacks of them
 PREFILL_SHARED = 64  # when others wait for their next token meanwhile
 PREFILL_LEAST = 16  # of one request, when several share the call
 WORTH_WAITING = 64  # tokens of a beginning that another request is about to read: less is read twice

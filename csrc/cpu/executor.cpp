@@ -48,17 +48,17 @@ class CpuExecutor final : public Executor {
         products_(program_, kernels_, weights_, buffers_, team_),
         attend_(program_, kernels_, weights_, buffers_, pages_, products_, team_),
         mixture_(program_, kernels_, weights_, buffers_, products_, team_) {
-    const bool streams = options.packed && options.expert_room >= 0;
-    const auto room = static_cast<size_t>(options.expert_room);
-    const size_t weights = streams ? weights_.stream_bytes(room) : options.packed ? 0 : weights_.bytes();
-    const size_t need = weights + pages_.bytes();
+    const bool streams = options.packed && options.weight_room >= 0;
+    const size_t room = std::min(static_cast<size_t>(options.weight_room), weights_.bytes());
+    const size_t need = (streams ? room : options.packed ? 0 : weights_.bytes()) + pages_.bytes();
     if (need > available_memory()) throw OutOfMemory("weights and KV cache", need);
     pages_.allocate();
     if (streams) {
       weights_.stream(program_, *options.packed, room, team_, progress);
     } else if (options.packed) {
       weights_.map(program_, *options.packed);
-      if (progress && !progress(weights, weights)) throw Cancelled("the load was cancelled");
+      if (const size_t all = weights_.bytes(); progress && !progress(all, all))
+        throw Cancelled("the load was cancelled");
     } else {
       weights_.load(program_, team_, progress);
     }

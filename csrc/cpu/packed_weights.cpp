@@ -15,6 +15,9 @@ namespace {
 
 constexpr uint64_t kTaskBytes = 2 << 20;  // of the file: what a thread reads and packs at a time
 
+// With room for a smaller part of the experts they had better be mapped, as the system then keeps what it can.
+constexpr size_t kLeastExperts = 32;
+
 size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 uint64_t bytes_of_tensors(const Program& program, const WeightPlan& plan) {
@@ -44,7 +47,7 @@ PackedWeights::PackedWeights(const Program& program)
     const Weight& w = program.weights[i];
     const WeightPlan::Place& place = plan_.at(i);
     if (w.role != Role::kExperts || w.group < 0) {
-      dense_bytes_ += align64(place.stride * static_cast<size_t>(w.count));
+      dense_bytes_ += bytes_of(program, i);
       continue;
     }
     const auto [found, is_new] = indices.emplace(w.group, static_cast<int>(group_begins_.size()));
@@ -59,6 +62,11 @@ PackedWeights::PackedWeights(const Program& program)
       begin = std::min(begin, place.offset);
     }
   }
+}
+
+// As it lies in memory of its own.
+size_t PackedWeights::bytes_of(const Program& program, int weight) const {
+  return align64(plan_.at(weight).stride * static_cast<size_t>(program.weights[weight].count));
 }
 
 PackedFile::Identity PackedWeights::identity(const Program& program, const std::array<uint8_t, 32>& key) const {
@@ -169,41 +177,64 @@ void PackedWeights::map(const Program& program, const PackedFile& file) {
   if (plan_.bytes() < available_memory()) ahead_ = std::make_unique<ReadAhead>(mapping_);
 }
 
-void PackedWeights::stream(const Program& program, const PackedFile& file, size_t room, Team& team,
-                           const LoadProgress& progress) {
-  check(program, file);
-  if (group_begins_.empty()) throw std::invalid_argument("expert_room: the program has no experts to choose among");
+// Into memory of their own.
+void PackedWeights::read(const Program& program, const std::vector<int>& weights, const PackedFile& file, Team& team,
+                         const LoadProgress& progress) {
   struct Piece {
-    size_t from, bytes;
-    uint8_t* to;
+    size_t from, bytes, to;
   };
   std::vector<Piece> pieces;
-  memory_ = Memory(dense_bytes_, "weights");
-  uint8_t* to = memory_.data();
-  for (const int i : plan_.order()) {
-    if (groups_[i] >= 0) {
-      lies_at(program, i, nullptr);  // wherever its slot is
-      continue;
-    }
-    lies_at(program, i, to);
-    const size_t bytes = plan_.at(i).stride * static_cast<size_t>(program.weights[i].count);
+  size_t size = 0;
+  for (const int i : weights) {
+    const size_t bytes = bytes_of(program, i);
     for (size_t at = 0; at < bytes; at += kTaskBytes)
-      pieces.push_back({plan_.at(i).offset + at, std::min<size_t>(kTaskBytes, bytes - at), to + at});
-    to += align64(bytes);
+      pieces.push_back({plan_.at(i).offset + at, std::min<size_t>(kTaskBytes, bytes - at), size + at});
+    size += bytes;
   }
-  TensorReader reader(team, dense_bytes_, progress);
+  memory_ = Memory(size, "weights");
+  size = 0;
+  for (const int i : weights) {
+    lies_at(program, i, memory_.data() + size);
+    size += bytes_of(program, i);
+  }
+  TensorReader reader(team, size, progress);
   reader.report();
   reader.run([&](int thread) {
     for (int64_t i; team.take(static_cast<int64_t>(pieces.size()), &i);) {
       const Piece& piece = pieces[static_cast<size_t>(i)];
-      reader.read(thread, file.file(), PackedFile::kBegin + piece.from, piece.bytes, piece.to);
+      reader.read(thread, file.file(), PackedFile::kBegin + piece.from, piece.bytes, memory_.data() + piece.to);
     }
   });
   reader.report();
-  std::vector<ExpertSlots::Group> groups;
-  for (size_t g = 0; g < group_begins_.size(); ++g)
-    groups.push_back({PackedFile::kBegin + group_begins_[g], group_strides_[g], group_counts_[g]});
-  slots_ = std::make_unique<ExpertSlots>(file, groups, room);
+}
+
+void PackedWeights::stream(const Program& program, const PackedFile& file, size_t room, Team& team,
+                           const LoadProgress& progress) {
+  check(program, file);
+  std::vector<int> chosen;
+  if (expert_bytes_ > 0 && room >= dense_bytes_ + expert_bytes_ / kLeastExperts) {
+    for (const int i : plan_.order())
+      if (groups_[i] < 0) chosen.push_back(i);
+    read(program, chosen, file, team, progress);
+    for (const int i : plan_.order())
+      if (groups_[i] >= 0) lies_at(program, i, nullptr);  // wherever its slot is
+    std::vector<ExpertSlots::Group> groups;
+    for (size_t g = 0; g < group_begins_.size(); ++g)
+      groups.push_back({PackedFile::kBegin + group_begins_[g], group_strides_[g], group_counts_[g]});
+    slots_ = std::make_unique<ExpertSlots>(file, groups, room - dense_bytes_);
+    return;
+  }
+  map(program, file);
+  std::vector<bool> multiplied(program.weights.size());  // of an embedding's table a step reads some rows
+  for (const Op& op : program.ops)
+    if (!op.is<ops::Embed>()) each_weight(op, [&](int i) { multiplied[i] = true; });
+  for (const int i : plan_.order()) {
+    const size_t bytes = bytes_of(program, i);
+    if (groups_[i] >= 0 || !multiplied[i] || bytes > room) continue;
+    chosen.push_back(i);
+    room -= bytes;
+  }
+  read(program, chosen, file, team, progress);
 }
 
 }  // namespace glmlite

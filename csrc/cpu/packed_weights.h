@@ -31,8 +31,6 @@ class PackedWeights {
   size_t bytes() const { return plan_.bytes(); }
   // Of those that a mixture chooses among.
   size_t expert_bytes() const { return expert_bytes_; }
-  // Of memory that `stream` takes at most.
-  size_t stream_bytes(size_t room) const { return dense_bytes_ + room; }
   // The program is the one that this was made with, here and below.
   PackedFile::Identity identity(const Program& program, const std::array<uint8_t, 32>& key) const;
 
@@ -41,8 +39,9 @@ class PackedWeights {
   void load(const Program& program, Team& team, const LoadProgress& progress);
   // Takes them as they lie in a file. Throws FileError; std::invalid_argument if it is another program's.
   void map(const Program& program, const PackedFile& file);
-  // Reads all but the experts of mixtures into memory, and those when they are asked for, to keep as many as fit into
-  // `room` bytes. Throws likewise, and OutOfMemory, Cancelled.
+  // Reads as many as fit into `room` bytes of memory. Where that is all but the experts of mixtures, the rest of it is
+  // for experts, which are read when they are asked for; if not, the others lie in the mapped file. Throws likewise,
+  // and OutOfMemory, Cancelled.
   void stream(const Program& program, const PackedFile& file, size_t room, Team& team, const LoadProgress& progress);
 
   // Bytes that are in memory, or mapped.
@@ -77,6 +76,9 @@ class PackedWeights {
   void pack(const Program& program, const std::vector<Task>& tasks, Team& team, const LoadProgress& progress, Room room,
             Done done) const;
   void check(const Program& program, const PackedFile& file) const;
+  void read(const Program& program, const std::vector<int>& weights, const PackedFile& file, Team& team,
+            const LoadProgress& progress);
+  size_t bytes_of(const Program& program, int weight) const;
   void lies_at(const Program& program, int weight, const uint8_t* at);
   size_t within(int weight) const { return plan_.at(weight).offset - group_begins_[groups_[weight]]; }
 
