@@ -23,7 +23,7 @@ LAYERS = [
     ["model"],
     ["infill"],
     ["generate"],
-    ["budget", "locate", "parameters", "scheduler"],
+    ["budget", "locate", "packed", "parameters", "scheduler"],
     ["constrain", "delivery", "sequences"],
     ["builtin", "cancel", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
