@@ -246,11 +246,11 @@ TEST(a_program_in_two_parts) {
   const ModelFile file;
   const Gguf gguf(file.path());
   const Program whole(gguf, program());
-  CHECK(whole.caches == 2);
+  CHECK(whole.layers() == 2);
   const auto [first, second] = whole.split(1);
-  CHECK(first.caches == 1 && second.caches == 1);
+  CHECK(first.layers() == 1 && second.layers() == 1);
   CHECK(first.vocab == kDim && second.vocab == kVocab);
-  CHECK(second.ops[0].kind == OpKind::kInput && second.ops[1].kind == OpKind::kRmsNorm);
+  CHECK(second.ops[0].is<ops::Input>() && second.ops[1].is<ops::RmsNorm>());
   CHECK(first.ops.size() == 9 && first.ops.size() - 1 + second.ops.size() == whole.ops.size());
   for (int layers : {0, 2}) {
     bool refused = false;
