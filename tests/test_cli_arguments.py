@@ -199,6 +199,8 @@ def asked(monkeypatch):
         ("-ngl 3 --device GPU", {"gpu_layers": 3, "device": "cuda"}, {}),
         ("--n-gpu-layers 0 --device CPU", {"gpu_layers": 0, "device": "cpu"}, {}),
         ("--device cuda1", {"device": "cuda:1"}, {}),
+        ("--packed", {"packed": True}, {}),
+        ("--no-packed", {"packed": False}, {}),
         ("-ctk Q8_0", {"kv_type": "q8"}, {}),
         ("--kv-type F16", {"kv_type": "f16"}, {}),
         ("--kv-bits 8", {"kv_type": "q8"}, {}),
