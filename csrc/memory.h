@@ -45,6 +45,9 @@ class Memory {
   size_t mapped_size_ = 0;
 };
 
+// The multiple of 64, which a Memory is aligned to, from `bytes` on.
+inline size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 // Gives back what the C library's heap keeps for later allocations: 30 MB after GLM-4's tokenizer was made.
 void trim_heap();
 

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "step_buffers.h"
-
 namespace glmlite {
 
 namespace {

@@ -18,8 +18,6 @@ constexpr uint64_t kTaskBytes = 2 << 20;  // of the file: what a thread reads an
 // With room for a smaller part of the experts they had better be mapped, as the system then keeps what it can.
 constexpr size_t kLeastExperts = 32;
 
-size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
 uint64_t bytes_of_tensors(const Program& program, const WeightPlan& plan) {
   uint64_t total = 0;
   for (const int i : plan.order()) total += program.weights[i].tensor->bytes;

@@ -26,19 +26,16 @@ Products::Products(const Program& program, const CpuKernels& kernels, const Pack
     const Op& op = program.ops[i];
     const bool product = op.is<ops::Linear>() || op.is<ops::HeadLinear>() || op.is<ops::Moe>();
     next_product_[i] = product ? static_cast<int>(i) : next_product_[i + 1];
+    if (const auto* kind = op.as<ops::HeadLinear>())
+      head_columns_ = std::max(head_columns_, program.weights[kind->w].k);
   }
 }
 
 size_t Products::scratch_bytes(int64_t tokens) const {
-  size_t bytes = static_cast<size_t>(std::max(kPieceValues, 2 * kLanes * tokens)) * sizeof(float);
-  for (const Op& op : program_.ops) {
-    if (const auto* kind = op.as<ops::HeadLinear>()) {
-      const int64_t k = program_.weights[kind->w].k;
-      bytes = std::max(
-          bytes, align64(static_cast<size_t>(tokens * k) * sizeof(float)) + static_cast<size_t>(act_bytes(k, tokens)));
-    }
-  }
-  return align64(linear_scratch_bytes(tokens)) + bytes;
+  const size_t piece = static_cast<size_t>(std::max(kPieceValues, 2 * kLanes * tokens)) * sizeof(float);
+  const size_t head = align64(static_cast<size_t>(tokens * head_columns_) * sizeof(float)) +
+                      static_cast<size_t>(act_bytes(head_columns_, tokens));
+  return align64(linear_scratch_bytes(tokens)) + std::max(piece, head);
 }
 
 int64_t Products::panels_of(const ops::Linear& kind) const {

@@ -84,6 +84,7 @@ class Products {
     int op = -1;
   };
   std::vector<NextWeights> next_weights_;
+  int64_t head_columns_ = 0;       // that a head_linear multiplies, the most of any
   std::vector<int> next_product_;  // by op: the first product from it on, or -1; one more at the end
 };
 

@@ -14,8 +14,6 @@
 
 namespace glmlite {
 
-inline size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
 class StepBuffers {
  public:
   StepBuffers(const Program& program, const Fusion& fusion, const CpuKernels& kernels, Team& team);

@@ -1,3 +1,4 @@
+// Attention, and what it keeps of a token.
 #pragma once
 #include "slots.h"
 

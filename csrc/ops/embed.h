@@ -1,3 +1,4 @@
+// Ops that a program begins with.
 #pragma once
 #include "slots.h"
 

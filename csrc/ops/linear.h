@@ -1,3 +1,4 @@
+// Products with matrices.
 #pragma once
 #include "slots.h"
 

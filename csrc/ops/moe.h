@@ -1,10 +1,11 @@
+// Mixtures of experts: the choice, and the experts.
 #pragma once
 #include "slots.h"
 
 namespace glmlite::ops {
 
-constexpr int kMostExperts = 1 << 16;  // so that an index is exact in f32
-constexpr int kPanelRows = 16;         // devices pack so many rows together
+constexpr int kMostExperts = (1 << 24) - 1;  // so that an index is exact in f32
+constexpr int kPanelRows = 16;               // devices pack so many rows together
 
 // Which experts a row goes to, and what each counts: `used` indices, ascending, then their weights.
 struct Route {
@@ -23,7 +24,8 @@ struct Route {
     const int64_t experts = s.sizes(op.gate).n;
     op.bias = s.optional_vector("bias", experts);
     op.used = s.count("used", 1, kMostExperts);
-    if (op.used > experts || experts > kMostExperts) s.bad("more experts than there are");
+    if (op.used > experts || experts > kMostExperts)
+      s.bad("chooses " + std::to_string(op.used) + " of " + std::to_string(experts) + " experts");
     op.scale = static_cast<float>(s.number("scale", 0, 1e6));
     s.width(2 * op.used);
     s.multiplies(op.x, {op.gate});

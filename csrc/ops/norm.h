@@ -1,8 +1,10 @@
+// Norms of rows.
 #pragma once
 #include "slots.h"
 
 namespace glmlite::ops {
 
+// x / sqrt(mean(x^2) + eps) * w + add
 struct RmsNorm {
   static constexpr const char* kName = "rms_norm";
   int x = -1, add = -1;
@@ -22,6 +24,7 @@ struct RmsNorm {
   }
 };
 
+// (x - mean) / sqrt(var + eps) * w + bias
 struct LayerNorm {
   static constexpr const char* kName = "layer_norm";
   int x = -1;

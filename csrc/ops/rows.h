@@ -1,3 +1,4 @@
+// Ops without weights, row by row.
 #pragma once
 #include "slots.h"
 
@@ -19,6 +20,7 @@ struct Swiglu {
   }
 };
 
+// 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
 struct Gelu {
   static constexpr const char* kName = "gelu";
   int x = -1;
