@@ -16,14 +16,12 @@ from typing import Any, NamedTuple
 from . import samples
 from .errors import FormatError
 from .files import replacing
+from .placement import matrices_of_a_token
 from .program import Op
 
 __all__ = ["Budget", "content_key", "opened", "weights_per_token"]
 
 log = logging.getLogger(__name__)
-
-# The slots whose weights a token is multiplied with, by kind of op.
-MATRICES = {"linear": ("w",), "head_linear": ("w",), "route": ("gate",), "moe": ("gate_up", "down")}
 
 _RESERVE = 8  # a part of what is free that is left to activations, and to other programs
 _LEAST_EXPERTS = 32  # with room for a smaller part of the experts the engine maps them all
@@ -61,16 +59,13 @@ class Budget(NamedTuple):
 
 
 def weights_per_token(ops: Iterable[Op], tensors: Mapping[str, Any]) -> tuple[float, float]:
-    """Bytes of the matrices that a token is multiplied with: of those all are, and of experts. The embedding's table is
-    looked up; of experts a token has those that it is sent to."""
+    """Bytes of the matrices that a token is multiplied with: of those that all are, and of experts."""
     dense = experts = 0.0
-    for op in ops:
-        for slot in MATRICES.get(op.kind, ()):
-            for name in op.weights.get(slot, ()):
-                if op.kind == "moe":
-                    experts += tensors[name].nbytes * op.attrs["used"] / tensors[name].shape[0]
-                else:
-                    dense += tensors[name].nbytes
+    for op, tensor, share in matrices_of_a_token(ops, tensors):
+        if op.kind == "moe":
+            experts += share * tensor.nbytes
+        else:
+            dense += tensor.nbytes
     return dense, experts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,9 @@ import numpy as np
 from .program import Op, Rope
 
 log = logging.getLogger(__name__)
+
+# The slots whose weights rows are multiplied with, by kind of op.
+MATRICES = {"linear": ("w",), "head_linear": ("w",), "route": ("gate",), "moe": ("gate_up", "down")}
 
 
 def backend(device: str) -> ModuleType:
@@ -147,6 +150,18 @@ def _attribute(value: Any, tensor: Callable[[str], np.ndarray]) -> Any:
     if not isinstance(value, Rope):
         return value
     return value.table(None if value.factors is None else tensor(value.factors))._asdict()
+
+
+def matrices_of_a_token(ops: Iterable[Op], tensors: Mapping[str, Any]) -> Iterator[tuple[Op, Any, float]]:
+    """The matrices that a token is multiplied with: the op, the tensor (`tensors` by name), and how much of it.
+
+    The embedding's table is looked up, not multiplied; of experts a token has those that it is sent to.
+    """
+    for op in ops:
+        for slot in MATRICES.get(op.kind, ()):
+            for name in op.weights.get(slot, ()):
+                tensor = tensors[name]
+                yield op, tensor, op.attrs["used"] / tensor.shape[0] if op.kind == "moe" else 1.0
 
 
 def kv_bytes_per_token(gguf: Any, ops: Sequence[Op], kv_type: str = "f16") -> int:

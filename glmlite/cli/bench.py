@@ -10,8 +10,7 @@ import numpy as np
 import typer
 
 from ..models.layout import in_order, place
-from ..packed import MATRICES
-from ..placement import gpu_index, kv_bytes_per_token
+from ..placement import gpu_index, kv_bytes_per_token, matrices_of_a_token
 from . import console, running
 from .cache import last_level_bytes
 from .options import Device, GpuLayers, Json, KvType, Loading, ModelName, Packed, Threads
@@ -146,25 +145,19 @@ def machine(model: Any) -> Limits:
 
 
 def cost_per_token(gguf: Any, kv_type: str = "f16") -> Cost:
-    """Counted over the matrices of the program; the embedding's table is looked up, not multiplied, and of experts a
-    token reads those that it is sent to.
+    """Counted over the matrices that a token is multiplied with.
 
     Reading multiplies no token with what comes after `select`: the output's matrix is for rows whose logits are wanted.
     """
     from ..models import record
 
     nbytes = operations = 0.0
-    selected = False
     tensors = gguf.tensors
     ops = record(gguf.metadata, {name: tensor.shape for name, tensor in tensors.items()}).ops
-    for op in ops:
-        selected |= op.kind == "select"
-        for slot in MATRICES.get(op.kind, ()):
-            for name in op.weights.get(slot, ()):
-                shape = tensors[name].shape
-                share = op.attrs["used"] / shape[0] if op.kind == "moe" else 1.0
-                nbytes += share * tensors[name].nbytes
-                operations += 0 if selected else 2 * share * math.prod(shape)
+    select = next((op.out.id for op in ops if op.kind == "select"), math.inf)
+    for op, tensor, share in matrices_of_a_token(ops, tensors):
+        nbytes += share * tensor.nbytes
+        operations += 0 if op.out.id > select else 2 * share * math.prod(tensor.shape)
     return Cost(round(nbytes), round(operations), kv_bytes_per_token(gguf, ops, kv_type))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from ..program import Recorder, Rope, Shapes, Value
 from .layout import causal as layout
 from .metadata import Experts, Keys
-from .parts import Sizes, decoder, drafter, feed_forward, qkv
+from .parts import Sizes, attention, decoder, drafter, feed_forward, qkv
 
 __all__ = ["Config", "block", "draft", "layout", "record"]
 
@@ -50,21 +50,11 @@ class Config:
 def block(r: Recorder, c: Config, x: Value, i: int, layer: int) -> Value:
     """Block i; layer: of the cache."""
     w = f"blk.{i}."
-    s = c.sizes
 
     heads = qkv(r, r.rms_norm(x, w + "attn_norm.weight", c.norm_eps), w)
     normed = r.has(w + "attn_q_norm.weight") or r.has(w + "attn_k_norm.weight")
-    att = r.attention(
-        heads,
-        layer=layer,
-        heads=s.heads,
-        kv_heads=s.kv_heads,
-        head_dim=s.head_dim,
-        rope=c.rope,
-        q_norm=w + "attn_q_norm.weight" if normed else None,
-        k_norm=w + "attn_k_norm.weight" if normed else None,
-        norm_eps=c.norm_eps,
-    )
+    norms = {"q_norm": w + "attn_q_norm.weight", "k_norm": w + "attn_k_norm.weight"} if normed else {}
+    att = attention(r, c.sizes, heads, layer, rope=c.rope, norm_eps=c.norm_eps, **norms)
     h = r.linear(att, w + "attn_output.weight", add=x)
 
     norm = r.rms_norm(h, w + "post_attention_norm.weight", c.norm_eps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..program import Recorder, Rope, Value
 from .metadata import Experts, Keys
@@ -45,10 +46,14 @@ def prefix(r: Recorder, w: str) -> tuple[str, str] | None:
 
 
 def attention(
-    r: Recorder, s: Sizes, qkv: Value, i: int, *, rope: Rope | None, prefix: tuple[str, str] | None = None
+    r: Recorder, s: Sizes, qkv: Value, i: int, *, rope: Rope | None, prefix: tuple[str, str] | None = None, **norms: Any
 ) -> Value:
-    """Attention of layer `i`: qkv (T, (heads + 2 kv_heads) * head_dim) -> (T, heads * head_dim)."""
-    return r.attention(qkv, layer=i, heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, rope=rope, prefix=prefix)
+    """Attention of layer `i`: qkv (T, (heads + 2 kv_heads) * head_dim) -> (T, heads * head_dim).
+
+    norms: of the heads of q and k, as `Recorder.attention` has them.
+    """
+    sizes = {"heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim}
+    return r.attention(qkv, i, rope=rope, prefix=prefix, **sizes, **norms)
 
 
 def feed_forward(r: Recorder, e: Experts, x: Value, i: int, *, biased: bool, add: Value) -> Value:
