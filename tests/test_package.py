@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import json
 import pkgutil
 import re
 import subprocess
@@ -40,46 +39,6 @@ def test_the_commands_load_no_more_than_they_say():
     loaded = set(python("from glmlite.cli import app" + LOADED))
     assert "typer" in loaded
     assert not loaded & {"torch", "transformers", "gguf", "numba", "jinja2"}
-
-
-# What `pip install glmlite` brings, without what these packages require for uses of their own.
-CORE = {"glmlite", "numpy", "tokenizers", "sentencepiece", "jinja2", "markupsafe"}
-# The extra `cli`, as if it were not installed.
-WITHOUT_CLI = "import sys; sys.modules.update(dict.fromkeys(['typer', 'click', 'rich', 'prompt_toolkit']))\n"
-
-WITHOUT_NETWORK = """
-import asyncio, glmlite, tokenizers, sentencepiece
-from glmlite.serve import app, stdio
-with glmlite.load() as model, open(0, "rb", 0, closefd=False) as requests, open(1, "wb", 0, closefd=False) as answers:
-    asyncio.run(stdio.serve(app(model), requests, answers))
-print(*{name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names, file=sys.stderr)
-"""
-
-
-def test_a_program_that_answers_needs_the_core_alone():
-    """It loads, chats and is a sidecar on stdin and stdout."""
-    asked = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
-    line = json.dumps({"id": 1, "path": "/v1/chat/completions", "body": asked}).encode() + b"\n"
-    code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n" + WITHOUT_CLI + WITHOUT_NETWORK
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe) as process:
-        process.stdin.write(line)
-        process.stdin.flush()
-        answer = json.loads(process.stdout.readline() or "{}")
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err.decode()
-    assert "Paris" in answer["body"]["choices"][0]["message"]["content"]
-    blocked = {"typer", "click", "rich", "prompt_toolkit"}
-    own = {name for name in err.decode().split() if not name.startswith(("_", "sitecustomize"))}
-    assert own - blocked == CORE
-
-
-@pytest.mark.parametrize("start", ["glmlite.cli.main(['--help'])", "runpy.run_module('glmlite', run_name='__main__')"])
-def test_without_the_extra_the_command_says_what_to_install(start):
-    code = f"sys.path.insert(0, {str(PACKAGE.parent)!r}); import runpy, glmlite.cli; sys.exit({start})"
-    done = subprocess.run([sys.executable, "-c", WITHOUT_CLI + code], capture_output=True, text=True)
-    message = "glmlite: the commands need typer: pip install 'glmlite[cli]'\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
 
 
 TOOLS = ("glmlite.convert", "glmlite.doctor", "glmlite.quantize")  # what makes and mends files
