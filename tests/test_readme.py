@@ -68,7 +68,7 @@ def test_the_readme_is_short():
         lines = (ROOT / name).read_text("utf-8").splitlines()
         assert len(lines) < 100
     first_screen = "\n".join((ROOT / "README.md").read_text("utf-8").splitlines()[:25])
-    assert "pip install ." in first_screen
+    assert "pip install '.[cli]'" in first_screen
     assert "```python" in first_screen
 
 
