@@ -14,7 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     128 + the number of the signal that told it to end."""
     import typer
 
-    from . import console, ending
+    from .. import ending
+    from . import console
     from .app import app
 
     usage_error = typer.BadParameter.__base__  # click's UsageError, wherever this version of typer has click
