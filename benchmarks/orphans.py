@@ -5,9 +5,9 @@
 
 Each cycle starts a small program, which starts the sidecar (`python -m glmlite.serve`, or the program given) and talks
 to it over stdio or HTTP. SIGKILL ends that program at a random moment: while the sidecar starts, loads or packs, reads
-a prompt, answers, stops an answer, or waits in a write to a pipe that nobody reads. Then, within `--seconds`, no process
-and no zombie may be left, and no file that was not there before in the folders of temporary files, of the cache and of
-the model, but for a packed file that is whole. Exit status 1 and a line for each thing that is left. Linux only.
+a prompt, answers, stops an answer, or waits in a write to a pipe that nobody reads. Then, within `--seconds`, no
+process and no zombie may be left, and no file that was not there before in the folders of temporary files, of the cache
+and of the model, but for a packed file that is whole. Exit status 1 and a line for each thing that is left. Linux only.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 # What the parent does, and for how many seconds at most it is left alive then.
 PHASES = {"start": 0.7, "load": 0.7, "prompt": 0.5, "answer": 0.5, "stop": 0.1, "deaf": 0.5}
-PROMPT = "Tell me of the sea, the wind and the ships. " * 30
+PROMPT = "Tell me of the sea, the wind and the ships. "
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -91,8 +91,8 @@ def body(text, tokens):
     return {"messages": messages, "stream": True, "ignore_eos": True, "max_tokens": tokens}
 
 
-def parent(kind, command):
-    """The program that starts a sidecar, and never ends it."""
+def parent(kind, sentences, command):
+    """The program that starts a sidecar, and never ends it. sentences: of a prompt."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     say("start")
     process = subprocess.Popen([*command, kind.option], **pipes)
@@ -104,7 +104,7 @@ def parent(kind, command):
     sidecar = kind(process, event)
     while True:
         say("prompt")
-        sidecar.ask(body(PROMPT, 200))
+        sidecar.ask(body(PROMPT * sentences, 200))
         say("answer")
         time.sleep(0.2)
         say("stop")
@@ -132,12 +132,12 @@ def children():
     return psutil.Process().children(recursive=True)
 
 
-def cycle(command, folder, kind, phase, delay, seconds):
+def cycle(command, folder, kind, sentences, phase, delay, seconds):
     """Seconds until all is gone after a kill so long after the beginning of a phase, and what was left."""
     before = files(folder)
     environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "XDG_CACHE_HOME": str(folder / "cache")}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    arguments = [sys.executable, __file__, "--parent", kind, *command]
+    arguments = [sys.executable, __file__, "--parent", kind, str(sentences), *command]
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.strip() == phase:
@@ -164,6 +164,7 @@ def main():
     parser.add_argument("model", type=Path)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--sentences", type=int, default=30, help="of a prompt, 12 tokens each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sidecar", nargs="+", default=[sys.executable, "-m", "glmlite.serve"])
     arguments = parser.parse_args()
@@ -185,7 +186,7 @@ def main():
             if packed and draw.random() < 0.5:
                 model.with_name("model.gguf.packed").unlink(missing_ok=True)
             command = [*arguments.sidecar, str(model), "--context", "1024", *packed]
-            took, left = cycle(command, folder, kind, phase, delay, arguments.seconds)
+            took, left = cycle(command, folder, kind, arguments.sentences, phase, delay, arguments.seconds)
             taken.append(took)
             done[f"{phase}{' packed' if packed else ''}"] += 1
             problems += bool(left)
@@ -201,6 +202,6 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--parent"]:
-        parent({"stdio": Stdio, "http": Http}[sys.argv[2]], sys.argv[3:])
+        parent({"stdio": Stdio, "http": Http}[sys.argv[2]], int(sys.argv[3]), sys.argv[4:])
     else:
         main()

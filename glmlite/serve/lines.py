@@ -49,8 +49,11 @@ class Reader:
         if line is not None and len(line) > self._limit:
             line = b"a line of more than %d bytes" % self._limit  # to parse it says what is wrong
         if line is None or line.strip():
-            with suppress(RuntimeError):  # the loop has ended
-                asyncio.run_coroutine_threadsafe(self._lines.put(line), self._loop).result()
+            putting = self._lines.put(line)
+            try:
+                asyncio.run_coroutine_threadsafe(putting, self._loop).result()
+            except RuntimeError:  # the loop has ended
+                putting.close()
 
 
 class Writer:
