@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 from . import builtin, models, packed, placement
 from .cancel import Cancel
 from .errors import Cancelled, FormatError
 from .locate import model_file
 from .model import Model
+from .packed import content_key
 from .parameters import sampling_defaults
-from .scheduler import PREFILL_ALONE, PREFILL_GPU, PREFILL_STREAMED, Scheduler
+from .scheduler import PREFILL_ALONE, PREFILL_GPU, PREFILL_STREAMED, Idle, Scheduler
 from .tokenizer import Tokenizer
 
 __all__ = ["aload", "load"]
@@ -45,6 +46,7 @@ def load(
     device: str = "auto",
     gpu_layers: int | None = None,
     packed: bool | None = None,
+    idle_unload: float | None = None,
     progress: Callable[[float], object] | None = None,
     cancel: Cancel | None = None,
 ) -> Model:
@@ -70,10 +72,14 @@ def load(
         and made the first time: beside it, `model.gguf.packed`, or in your cache folder where that cannot be written.
         Then a load is done at once, processes share the memory, and of a model that memory does not hold the disk gives
         what is missed; the log says at what speed. Answers are the same. Default: where the model does not fit.
+    idle_unload: seconds after which a model that nobody used gives back its weights and its cache. The next request
+        waits until they are loaded again, from the same file, and reads its prompt from the beginning; what cannot be
+        loaded then is what the request fails with. Default: never.
     progress: called with 0 to 1 while loading; returning False cancels (Cancelled). What it raises ends the load.
     cancel: ends the load, from any thread (Cancelled).
 
-    `progress` is called at once with 0, then every 20 to 50 ms, and `cancel` is heard as often.
+    `progress` is called at once with 0, then every 20 to 50 ms, and `cancel` is heard as often. Both are for the loads
+    after `idle_unload`, too, which call `progress` on the engine's thread; so does a cancel of the requests that wait.
 
     Raises FileNotFoundError, OSError (the file cannot be read, or was changed meanwhile), FormatError (not a model we
     run: what, and where in the file), ValueError (arguments), MemoryError (with the numbers), RuntimeError (the device
@@ -87,31 +93,22 @@ def load(
     _check("gpu_layers", gpu_layers, none=True, least=0)
     if gpu_layers and device == "cpu":
         raise ValueError(f"gpu_layers is {gpu_layers} and device 'cpu', expected another device or no gpu_layers")
+    if idle_unload is not None and not idle_unload > 0:
+        raise ValueError(f"idle_unload is {idle_unload}, expected seconds, more than 0, or None")
     report = Report(progress, cancel)
     report(0.0)
     native = placement.backend(device)
     file = model_file(path)
-    gguf = native.Gguf(file, report.again)  # its errors name the file
-    try:
-        with closing(gguf):
-            report(0.2 * HEADER)
-            header = Header.read(gguf, report)
-            ops = placement.native_ops(header.recording.ops, gguf.dequantize)
-            room = Room(context, kv_tokens, kv_type, header, native.Engine.page_tokens)
-            gpu = _on_gpu(native, device, gpu_layers, gguf, ops, room)
-            report(HEADER)
-            place, tokens, cache = gpu or _on_cpu(native, packed, gguf, ops, header, room, threads or 0, report)
-            engine = native.Engine(
-                gguf,
-                ops,
-                kv_tokens=cache,
-                kv_type=kv_type,
-                threads=threads or 0,
-                progress=report.part(1.0),
-                **place.arguments,
-            )
-    except FormatError as error:
-        raise FormatError(f"{file}: {error}") from error
+    asked = Asked(native, context, kv_tokens, kv_type, threads, device, gpu_layers, packed)
+    with _opened(native, file, report) as gguf:
+        header = Header.read(gguf, report)
+        engine, place, tokens = asked.engine(gguf, header, report)
+        idle = None
+        if idle_unload is not None:
+            gpu_layers = 0 if place.device == "cpu" else gpu_layers
+            same = replace(asked, context=tokens, gpu_layers=gpu_layers)
+            again = Again(file.absolute(), content_key(gguf), header, same, place.device)
+            idle = Idle(idle_unload, lambda threads, check: again.engine(threads, Report(progress, cancel, check)))
     name = str(header.metadata.get("general.name") or file.stem)
     if builtin.is_it(file):
         builtin.announce()
@@ -133,8 +130,7 @@ def load(
         context=tokens,
         device=place.device,
         native=native,
-        engine=engine,
-        scheduler=Scheduler(native, engine, parallel=parallel, name=name, chunk=chunk, max_queue=max_queue),
+        scheduler=Scheduler(native, engine, parallel=parallel, name=name, chunk=chunk, max_queue=max_queue, idle=idle),
     )
 
 
@@ -164,9 +160,16 @@ aload = _for_coroutines(load)
 class Report:
     """Tells how far a load is, and ends it where that is asked for."""
 
-    def __init__(self, progress: Callable[[float], object] | None, cancel: Cancel | None):
+    def __init__(
+        self,
+        progress: Callable[[float], object] | None,
+        cancel: Cancel | None,
+        check: Callable[[], object] | None = None,
+    ):
+        """check: called with each report; what it raises ends the load, too."""
         self._progress = progress
         self._cancel = cancel
+        self._check = check
         self._done = 0.0
         self._told = 0.0
 
@@ -188,6 +191,20 @@ class Report:
             raise Cancelled("load: cancelled")
         if self._cancel is not None:
             self._cancel.check("load")
+        if self._check is not None:
+            self._check()
+
+
+@contextmanager
+def _opened(native: Any, file: Path, report: Report) -> Iterator[Any]:
+    """A file, whose name stands in the errors of what is made of it."""
+    gguf = native.Gguf(file, report.again)  # its errors name the file
+    try:
+        with closing(gguf):
+            report(0.2 * HEADER)
+            yield gguf
+    except FormatError as error:
+        raise FormatError(f"{file}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -214,6 +231,62 @@ class Header:
         for key in OF_THE_TOKENIZER:
             _forget(metadata.pop(f"tokenizer.ggml.{key}", None))
         return cls(metadata, shapes, gguf.nbytes, recording, tokenizer, defaults)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `load` was asked for, of an engine of this module."""
+
+    native: Any
+    context: int | None
+    kv_tokens: int | None
+    kv_type: str
+    threads: int | None
+    device: str
+    gpu_layers: int | None
+    packed: bool | None
+
+    def engine(self, gguf: Any, header: Header, report: Report) -> tuple[Any, placement.Placement, int]:
+        """An engine with a file's weights, where it runs, and the tokens of its context."""
+        native, threads = self.native, self.threads or 0
+        ops = placement.native_ops(header.recording.ops, gguf.dequantize)
+        room = Room(self.context, self.kv_tokens, self.kv_type, header, native.Engine.page_tokens)
+        gpu = _on_gpu(native, self.device, self.gpu_layers, gguf, ops, room)
+        report(HEADER)
+        place, tokens, cache = gpu or _on_cpu(native, self.packed, gguf, ops, header, room, threads, report)
+        engine = native.Engine(
+            gguf,
+            ops,
+            kv_tokens=cache,
+            kv_type=self.kv_type,
+            threads=threads,
+            progress=report.part(1.0),
+            **place.arguments,
+        )
+        return engine, place, tokens
+
+
+class Again(NamedTuple):
+    """What is needed to make an engine of a file as the one before. key: of what its tensors hold."""
+
+    file: Path
+    key: bytes
+    header: Header
+    asked: Asked
+    device: str
+
+    def engine(self, threads: int, report: Report) -> Any:
+        """Raises as `load` does, and FormatError where the file has other tensors."""
+        report(0.0)
+        with _opened(self.asked.native, self.file, report) as gguf:
+            if content_key(gguf) != self.key:
+                raise FormatError("its tensors are not those that were loaded at first")
+            engine, place, _ = replace(self.asked, threads=threads).engine(gguf, self.header, report)
+        if place.device != self.device:
+            engine.close()
+            raise MemoryError(f"{self.file}: ran on {self.device}, which has no room for it at the moment")
+        log.info("%s: loaded again", self.file)
+        return engine
 
 
 def _forget(values: Any) -> None:

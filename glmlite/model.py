@@ -62,7 +62,6 @@ class Model:
         context: int,
         device: str,
         native: Any,
-        engine: Any,
         scheduler: Scheduler,
     ):
         self.path = path
@@ -76,7 +75,6 @@ class Model:
         self._layout = recording.layout
         self._defaults = defaults
         self._native = native
-        self._engine = engine
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
         self._vocabulary = Vocabulary(tokenizer, recording.vocab)
@@ -84,7 +82,7 @@ class Model:
         self._close = weakref.finalize(self, scheduler.close)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"context {self.context}"
+        state = "closed" if self.closed else f"context {self.context}" + ("" if self.loaded else ", unloaded")
         return f"<glmlite.Model {self.name!r}, {self.architecture}, {state}>"
 
     @cached_property
@@ -113,6 +111,10 @@ class Model:
     def parallel(self) -> int:
         """Requests that run at the same time."""
         return self._scheduler.parallel
+
+    @property
+    def _engine(self) -> Any:
+        return self._scheduler.engine
 
     @property
     def debug(self) -> Debug:
@@ -446,10 +448,15 @@ class Model:
         return self._scheduler.status()
 
     def memory(self) -> dict[str, int]:
-        """Bytes held for "weights" and "kv", the cache; nothing once closed."""
-        if self.closed:
+        """Bytes held for "weights" and "kv", the cache; nothing once closed, or unloaded because it was idle."""
+        if not self.loaded:
             return {"weights": 0, "kv": 0}
         return {"weights": self._engine.weight_bytes, "kv": self._engine.kv_bytes}
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights are there. With `idle_unload` they go when nobody uses them, and come when next asked."""
+        return self._scheduler.loaded
 
     @property
     def closed(self) -> bool:

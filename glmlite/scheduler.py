@@ -23,6 +23,9 @@ A request that is constrained (`glmlite.constrain`) writes one token a call, of 
 others in the call do so, too. Tokens that the constraint forces are not drawn: they enter together before the next one.
 The constraint hears of a token when the call has ended well, so it is never ahead of the engine.
 
+An engine that nobody used for long may give its memory back (`Idle`); the next request has it made again, and waits in
+the queue meanwhile, so a cancel ends that wait, too.
+
 Only the engine thread touches the engine. Other threads append to the queue and set flags.
 """
 
@@ -34,7 +37,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -219,11 +222,26 @@ class Turn(NamedTuple):
         )
 
 
+class Idle(NamedTuple):
+    """When an engine that nobody uses is closed, and how it is made again.
+
+    seconds: without a request. load(threads, check): an engine as the one before, which had so many threads; it calls
+    `check` every 20 to 50 ms, and what that raises ends it.
+    """
+
+    seconds: float
+    load: Callable[[int, Callable[[], object]], Any]
+
+
+class _NobodyWaits(Exception):
+    """Ends a load whose requests were all cancelled."""
+
+
 class Scheduler:
     """Runs requests on `engine` until `close`, at most `parallel` of them at a time.
 
     native: the engine's module; chunk: tokens of prompts in a call that writes nothing; max_queue: how many requests
-    more than `parallel` are taken, None: any number.
+    more than `parallel` are taken, None: any number. idle: None: the engine stays.
     """
 
     def __init__(
@@ -235,6 +253,7 @@ class Scheduler:
         name: str = "model",
         chunk: int = PREFILL_ALONE,
         max_queue: int | None = None,
+        idle: Idle | None = None,
     ):
         self.native = native
         self.engine = engine
@@ -248,6 +267,9 @@ class Scheduler:
         self._active: list[Request] = []  # in order of admission
         self._totals = dict.fromkeys(TOTALS, 0)
         self._kv_free = engine.kv_free()
+        self._idle = idle
+        self._used = 0.0  # when the engine was last needed
+        self._loaded = True
         self._closing = False
         self._interrupt: Any = None
         self._pid = os.getpid()
@@ -312,6 +334,11 @@ class Scheduler:
     def closed(self) -> bool:
         return self._closing
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the engine holds its memory."""
+        return self._loaded and not self._closing
+
     def reading(self, request: Request) -> tuple[int, int]:
         """(tokens of the prompt that were read, of how many), within a call too."""
         begin, count = request.reading
@@ -342,22 +369,66 @@ class Scheduler:
         try:
             while self._wait():
                 try:
-                    self._round()
-                    self._kv_free = self.engine.kv_free()
+                    if self._load():
+                        self._round()
+                        self._kv_free = self.engine.kv_free()
                 except Exception as error:  # our own mistake: these requests fail, the thread and later ones go on
                     log.exception("%s: scheduler", self.name)
                     self._give_up(error)
         finally:
             self._closing = True
             self._give_up(Closed(f"{self.name}: the model was closed while this request ran or waited"))
-            self.engine.close()
+            if self._loaded:
+                self.engine.close()
 
     def _wait(self) -> bool:
-        """For something to do; False: to close."""
+        """For something to do; False: to close. Meanwhile an engine that is idle for long gives its memory back."""
+        self._used = time.monotonic()
+        while True:
+            with self._changed:
+                if self._closing or self._queue or self._active:
+                    return not self._closing
+                left = self._seconds_left()
+                if left is None or left > 0:
+                    self._changed.wait(left)
+                    continue
+            self._unload()
+
+    def _seconds_left(self) -> float | None:
+        """Until an engine that nobody needs is closed; None: it stays, or is closed."""
+        if self._idle is None or not self._loaded:
+            return None
+        return self._used + self._idle.seconds - time.monotonic()
+
+    def _unload(self) -> None:
+        log.info("%s: idle, its memory is given back", self.name)
+        self._loaded = False
+        self.pool.kept.clear()  # they go with the cache
+        self.engine.close()
+        self._kv_free = self.engine.kv_tokens
+
+    def _load(self) -> bool:
+        """Makes an engine again that was closed because it was idle. False: there is none, and whoever waited for it
+        knows."""
+        if self._loaded:
+            return True
+        assert self._idle is not None
+        try:
+            engine = self._idle.load(self.engine.threads, self._check_waiting)
+        except _NobodyWaits:
+            return False
+        except Exception as error:
+            self._give_up(error)
+            return False
+        self.engine, self.pool = engine, Pool(engine)
+        self._loaded = True
+        return True
+
+    def _check_waiting(self) -> None:
         with self._changed:
-            while not (self._closing or self._queue or self._active):
-                self._changed.wait()
-            return not self._closing
+            self._drop_cancelled()
+            if self._closing or not self._queue:
+                raise _NobodyWaits
 
     def _give_up(self, error: Exception) -> None:
         """Fails every request and frees every sequence."""

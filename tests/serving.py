@@ -140,6 +140,7 @@ class Scripted:
     context = 100
     parallel = 4
     fills_blanks = False
+    loaded = True
     defaults = {"temperature": 0.8, "top_p": 0.8}  # noqa: RUF012  nobody writes to it
 
     def __init__(self, script=None, *, template="{{ messages }}{{ tools }}{{ enable_thinking }}", cached=0, limit=None):

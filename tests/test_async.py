@@ -24,16 +24,16 @@ def idle(model):
 
 def slow(model, seconds=0.02):
     """Makes each call of the engine last, that a test can come between; returns the calls' starts."""
-    calls, run = [], model._engine.run
+    calls, engine = [], model._engine
 
     class Slow:
         def __getattr__(self, name):
-            return getattr(model._engine, name)
+            return getattr(engine, name)
 
         def run(self, *arguments, **options):
             calls.append(time.monotonic())
             time.sleep(seconds)
-            return run(*arguments, **options)
+            return engine.run(*arguments, **options)
 
     model._scheduler.engine = Slow()
     return calls

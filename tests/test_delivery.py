@@ -25,19 +25,19 @@ def until(condition, seconds=10.0):
 
 def hold(model):
     """Makes the engine wait before its next call until what this returns is set."""
-    go, run = threading.Event(), model._engine.run
+    engine, go = model._engine, threading.Event()
 
     class Held:
         once = False  # each call waits anew
 
         def __getattr__(self, name):
-            return getattr(model._engine, name)
+            return getattr(engine, name)
 
         def run(self, *arguments, **options):
             assert go.wait(20)
             if self.once:
                 go.clear()
-            return run(*arguments, **options)
+            return engine.run(*arguments, **options)
 
     model._scheduler.engine = Held()
     return go

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import glmlite
-from glmlite.cli import ending, main
+from glmlite import ending
+from glmlite.cli import main
 from glmlite.files import refuse_to_overwrite, replacing
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals, and locks that a kill gives back")

@@ -438,8 +438,8 @@ class Folder:
         self.models[path.stem] = model
         return model
 
-    def app(self, **options):
-        return app(Pool.folder(self.path, self.load, **options))
+    def app(self):
+        return app(Pool.folder(self.path, self.load))
 
 
 def test_models_of_a_folder_are_loaded_when_asked_for_once(tmp_path):
@@ -465,23 +465,6 @@ def test_models_of_a_folder_are_loaded_when_asked_for_once(tmp_path):
     asyncio.run(main())
 
 
-def test_an_idle_model_goes_and_a_used_one_stays(tmp_path):
-    folder = Folder(tmp_path, ["a.gguf", "b.gguf"], 0)
-
-    async def main():
-        application = folder.app(idle=0.1)
-        await asked(application, CHAT, {**HI, "model": "a"})
-        lease = await application.service.pool.lease("b")
-        await asyncio.sleep(0.4)
-        assert folder.models["a"].closed and not folder.models["b"].closed
-        lease.release()
-        assert (await asked(application, CHAT, {**HI, "model": "a"})).status == 200
-        assert folder.loads == ["a", "b", "a"]
-        await application.close()
-
-    asyncio.run(main())
-
-
 def test_memory_that_is_short_is_taken_from_the_least_recently_used(tmp_path, monkeypatch):
     folder = Folder(tmp_path, ["a.gguf", "b.gguf", "c.gguf"], 0)
 
@@ -492,6 +475,23 @@ def test_memory_that_is_short_is_taken_from_the_least_recently_used(tmp_path, mo
         monkeypatch.setattr("glmlite._native.available_memory", lambda: 0 if not folder.models["a"].closed else 1 << 40)
         await asked(application, CHAT, {**HI, "model": "c"})
         assert [folder.models[name].closed for name in "abc"] == [True, False, False]
+        await application.close()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_gave_its_memory_back_finds_room_again(tmp_path, monkeypatch):
+    folder = Folder(tmp_path, ["a.gguf", "b.gguf"], 0)
+
+    async def main():
+        application = folder.app()
+        for name in "ab":
+            await asked(application, CHAT, {**HI, "model": name})
+        folder.models["a"].loaded = False
+        monkeypatch.setattr("glmlite._native.available_memory", lambda: 0 if not folder.models["b"].closed else 1 << 40)
+        await asked(application, CHAT, {**HI, "model": "a"})
+        assert [folder.models[name].closed for name in "ab"] == [False, True]
+        assert folder.loads == ["a", "b"]
         await application.close()
 
     asyncio.run(main())

@@ -18,6 +18,7 @@ from serving import Scripted, Wait
 
 import glmlite
 from glmlite.serve import Settings, app, stdio
+from glmlite.serve.lines import Writer
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'glmlite[serve]'")
 
@@ -199,7 +200,9 @@ def test_lines_of_json():
             process.stdin.flush()
 
         def hear():
-            return json.loads(process.stdout.readline())
+            while "id" not in (line := json.loads(process.stdout.readline())):
+                pass
+            return line
 
         tell({"id": "a", "path": CHAT, "body": body(temperature=0, max_tokens=4)})
         answer = hear()
@@ -258,7 +261,7 @@ def test_lines_come_in_any_pieces():
                 return real(count)
 
             pieces.read = read
-            await stdio.serve(app(Scripted(), Settings(body_bytes=1000)), pieces, out)
+            await stdio.serve(app(Scripted(), Settings(body_bytes=1000)), pieces, Writer(out))
 
         asyncio.run(main())
         answers = {str(each["id"]): each for each in map(json.loads, out.data.splitlines())}

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import console, ending
+from .. import ending
+from . import console
 
 __all__ = ["main"]
 

@@ -101,10 +101,12 @@ def progress(title: str, rate: bool = False) -> Iterator[Callable[..., None]]:
     )
     task = bar.add_task(title, total=None)
     begin = time.monotonic()
-    started = False
+    started = ended = False
 
     def show(done: float, total: float, title: str = title) -> None:
         nonlocal started
+        if ended:  # what it belongs to is over
+            return
         if not started and time.monotonic() - begin > 0.5:
             bar.start()
             started = True
@@ -116,4 +118,5 @@ def progress(title: str, rate: bool = False) -> Iterator[Callable[..., None]]:
     try:
         yield show
     finally:
+        ended = True
         bar.stop()

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from .. import ending
 from ..files import refuse_to_overwrite
-from . import console, ending
+from . import console
 
 
 def convert(

@@ -3,13 +3,16 @@
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
+from ..options import Device, GpuLayers, Group, KvType, Loading, Option, Packed, Serving, Threads
 from . import console
+
+__all__ = ["Device", "GpuLayers", "KvType", "Loading", "Packed", "Serving", "Threads"]
 
 _MODEL = "A GGUF file, smollm2 (the sample model, downloaded once) or builtin (a small one that is always there)."
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
@@ -24,47 +27,6 @@ Think = Annotated[
 ]
 File = Annotated[Path | None, typer.Option("--file", "-f", help="Read it from a UTF-8 file.", show_default=False)]
 Stats = Annotated[bool, typer.Option("--stats", help="Say on stderr how fast it was.")]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        "-t",
-        min=1,
-        metavar="N",
-        help="Threads to compute with [default: the physical cores].",
-        show_default=False,
-    ),
-]
-KV_TYPE = "What the cache of the context keeps: f16, or q8, which takes half the memory [default: f16]."
-KvType = Annotated[str, typer.Option("--kv-type", metavar="TYPE", help=KV_TYPE, show_default=False)]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="WHERE",
-        help="Where to run: cpu, cuda, cuda:1, or auto: a GPU if one can be used and the model fits [default: auto].",
-        show_default=False,
-    ),
-]
-GpuLayers = Annotated[
-    int | None,
-    typer.Option(
-        "--gpu-layers",
-        min=0,
-        metavar="N",
-        help="Run only the last N layers on the GPU, the others on the CPU [default: all].",
-        show_default=False,
-    ),
-]
-Packed = Annotated[
-    bool | None,
-    typer.Option(
-        "--packed/--no-packed",
-        help="Take the weights from MODEL.packed, made the first time: starts at once, needs less memory "
-        "[default: where the model does not fit].",
-        show_default=False,
-    ),
-]
 Text = Annotated[Path, typer.Argument(metavar="TEXT", help="A UTF-8 text file; - reads what is piped in.")]
 Chunk = Annotated[int, typer.Option("--context", "-c", min=16, metavar="N", help="Tokens of a chunk.")]
 Chunks = Annotated[
@@ -74,29 +36,8 @@ Chunks = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-class Group:
-    """A group of options; the ones given are the keyword arguments of a function of the API."""
-
-    def given(self) -> dict[str, Any]:
-        """The options that were given; what was not is the API's to choose."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, [])}
-
-
 def _option(text: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=text, show_default=False, **settings)
-
-
-@dataclass
-class Loading(Group):
-    context: Annotated[
-        int | None,
-        _option("Tokens of context to make room for [default: at most 4096].", "--context", "-c", min=1, metavar="N"),
-    ] = None
-    kv_type: Annotated[str | None, _option(KV_TYPE, "--kv-type", metavar="TYPE")] = None
-    threads: Threads = None
-    device: Device = None
-    gpu_layers: GpuLayers = None
-    packed: Packed = None
 
 
 @dataclass
@@ -163,6 +104,7 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
                 parameters.append(inspect.Parameter(field.name, kind, default=field.default, annotation=field.type))
         else:
             parameters.append(parameter.replace(kind=kind))
+    parameters = [p.replace(annotation=_for_typer(p.annotation, p.default)) for p in parameters]
 
     def spread(**values: Any) -> Any:
         for name, group in groups.items():
@@ -175,6 +117,18 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     spread.__signature__ = inspect.Signature(parameters)
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return spread
+
+
+def _for_typer(annotation: Any, default: Any) -> Any:
+    """An annotation with typer's option in the place of ours."""
+    kind, *rest = get_args(annotation)
+    if not rest or not isinstance(rest[0], Option):
+        return annotation
+    option: Option = rest[0]
+    shown = default is not None and "[default" not in option.help
+    bounds = {name: value for name in ("min", "max") if (value := getattr(option, name)) is not None}
+    given = typer.Option(*option.names, help=option.help, metavar=option.metavar, show_default=shown, **bounds)
+    return Annotated[kind, given]
 
 
 def find(model: str) -> str | Path:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from . import ending
+from .. import ending
 
 PASTE_SECONDS = 0.02  # nobody types on so soon after Enter, but a terminal that pastes does
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"

@@ -261,7 +261,7 @@ async def tags(service: Service, body: Mapping[str, Any]) -> Reply:
 async def ps(service: Service, body: Mapping[str, Any]) -> Reply:
     running = []
     for entry in service.pool.entries():
-        each = await facts.of(service, entry) if entry.model is not None else None
+        each = await facts.of(service, entry) if entry.model is not None and entry.model.loaded else None
         if each is not None:
             extra = {"expires_at": "0001-01-01T00:00:00Z", "size_vram": 0, "context_length": each.context}
             running.append(_listed(each) | extra)

@@ -1,7 +1,8 @@
 """The models that are served, by name: one that is there, or files that are loaded when they are asked for.
 
 Used on the event loop; loading and closing run on threads. A load is done once, however many wait for it. A model that
-nobody uses goes when it has been idle for long, or when another needs its memory: the least recently used first.
+nobody uses goes when another needs its memory: the least recently used first. One that gives its memory back by itself
+(`idle_unload` of `glmlite.load`) finds room in the same way when it is asked for again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ __all__ = ["Lease", "Pool"]
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 300.0
 SPARE = 1.15  # times a file's bytes: its weights as they are packed, a cache and buffers
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _FIRST_PART = re.compile(r"-00001-of-\d{5}$")
@@ -70,8 +70,7 @@ class Lease:
 class Pool:
     """See the module. strict: a name that is none of a single model's is refused, too.
 
-    load: as `glmlite.load`, of a path, with `cancel`. idle: seconds after which a model that can be loaded again goes;
-    None: never.
+    load: as `glmlite.load`, of a path, with `cancel`.
     """
 
     def __init__(
@@ -80,16 +79,13 @@ class Pool:
         *,
         folder: Path | None = None,
         load: Load | None = None,
-        idle: float | None = IDLE_SECONDS,
         strict: bool = False,
     ):
         self._entries = {entry.name: entry for entry in entries}
         self._folder = folder
         self._load = load
-        self._idle = idle
         self._strict = strict
         self._cancel = Cancel()
-        self._sweeper: asyncio.Task[None] | None = None
         self._room = asyncio.Lock()
         self._started = False
         self.closed = False
@@ -107,12 +103,12 @@ class Pool:
     def file(cls, path: Path, load: Load, *, strict: bool = False, waits: bool = False) -> Pool:
         """One file, which `start` loads. Until then requests wait, or are told to come again."""
         entry = Entry(name_of(path), path, eager=True, waits=waits, created=_created(path))
-        return cls([entry], load=load, idle=None, strict=strict)
+        return cls([entry], load=load, strict=strict)
 
     @classmethod
-    def folder(cls, folder: Path, load: Load, *, idle: float | None = IDLE_SECONDS) -> Pool:
+    def folder(cls, folder: Path, load: Load) -> Pool:
         """The GGUF files below a folder, each loaded when it is asked for. Files may come and go."""
-        return cls([], folder=folder, load=load, idle=idle)
+        return cls([], folder=folder, load=load)
 
     # ---- names
 
@@ -178,6 +174,9 @@ class Pool:
                 await asyncio.wait([entry.loading])
                 if entry.problem is not None:
                     raise refusal_of(entry.problem) or Refused(500, f"{entry.name}: {entry.problem}")
+            if entry.path is not None and not entry.model.loaded:
+                async with self._room:
+                    await self._make_room(_bytes(entry.path) * SPARE)
             lease = Lease(entry, entry.model)
             return lease
         finally:
@@ -185,15 +184,10 @@ class Pool:
                 entry.users -= 1
 
     def start(self) -> None:
-        """Begins what runs beside requests, and the load of a model that is to be there from the beginning.
-
-        May be called again.
-        """
+        """Begins the load of a model that is to be there from the beginning. May be called again."""
         if self._started:
             return
         self._started = True
-        if self._idle is not None:
-            self._sweeper = asyncio.create_task(self._sweep(self._idle))
         for entry in self._entries.values():
             if entry.eager and entry.model is None:
                 self._begin(entry)
@@ -264,23 +258,10 @@ class Pool:
             log.info("%s: unloaded", entry.name)
             await asyncio.to_thread(model.close)
 
-    async def _sweep(self, idle: float) -> None:
-        """Unloads what has been idle for so long."""
-        while True:
-            await asyncio.sleep(min(idle / 4, 15))
-            now = time.monotonic()
-            for entry in list(self._entries.values()):
-                if entry.path and entry.model and not entry.eager and not entry.users and now - entry.used > idle:
-                    await self._close(entry)
-
     async def close(self) -> None:
         """Ends loads and closes the models that were loaded here, so that what runs on them fails."""
         self.closed = True
         self._cancel.cancel()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._sweeper
         own = [entry for entry in self._entries.values() if entry.path is not None]
         loading = [entry.loading for entry in own if entry.loading is not None]
         await asyncio.gather(*(self._close(entry) for entry in own), *loading)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any
 
@@ -36,10 +36,18 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def run(app: App, sockets: list[socket.socket], ready: Callable[[], object]) -> None:
-    """Serves until a signal ends it, or the model cannot be loaded, whose error it raises.
+def run(
+    app: App,
+    sockets: list[socket.socket],
+    ready: Callable[[], object],
+    ended: Callable[[], Awaitable[None]] | None = None,
+    ending: Callable[[], object] | None = None,
+) -> None:
+    """Serves until a signal ends it, what `ended` returns is over, or the model cannot be loaded, whose error it
+    raises.
 
-    ready: called once the model that is served is there. Raises ImportError where uvicorn is not installed.
+    ready: called once the model that is served is there. ending: called when the end begins. Raises ImportError where
+    uvicorn is not installed.
     """
     uvicorn = _uvicorn()
     config = uvicorn.Config(
@@ -59,7 +67,9 @@ def run(app: App, sockets: list[socket.socket], ready: Callable[[], object]) -> 
     class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets=sockets)
-            self.loaded = asyncio.create_task(self.load())
+            self.tasks = [asyncio.create_task(self.load())]
+            if ended is not None:
+                self.tasks.append(asyncio.create_task(self.until(ended())))
 
         async def load(self) -> None:
             try:
@@ -70,7 +80,13 @@ def run(app: App, sockets: list[socket.socket], ready: Callable[[], object]) -> 
             else:
                 ready()
 
+        async def until(self, over: Awaitable[None]) -> None:
+            await over
+            self.should_exit = True
+
         async def shutdown(self, sockets: Any = None) -> None:
+            if ending is not None:
+                ending()
             await app.close()
             await super().shutdown(sockets=sockets)
 

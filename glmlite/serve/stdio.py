@@ -5,6 +5,7 @@
     {"id": 1, "status": 200, "body": {...}}                      an answer that comes whole
     {"id": 1, "status": 200, "event": {...}}                     a part of a stream, and after the last
     {"id": 1, "status": 200, "done": true}
+    {"type": "ready", ...}                                       lines without an id: see `sidecar`
 
 An `id` is a number or a string; one that still runs is not taken again. The end of the input ends all.
 """
@@ -13,10 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
-import threading
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import suppress
 from functools import partial
 from typing import IO, Any
 from urllib.parse import unquote
@@ -24,42 +22,67 @@ from urllib.parse import unquote
 from .app import App
 from .errors import Refused, openai
 from .http import Gone, dump, parse
+from .lines import Reader, Writer
+from .sidecar import LOOKS_SECONDS, Parent
 
 __all__ = ["serve"]
 
 
-async def serve(app: App, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Until `requests` ends, or nobody reads `answers` any more. Neither stream may have a buffer of Python's."""
-    limit = app.service.settings.body_bytes
-    lines = Reader(requests, limit)
-    writer = Writer(answers)
+async def serve(app: App, requests: IO[bytes], writer: Writer, parent: Parent | None = None) -> None:
+    """Until `requests` ends, nobody reads what `writer` writes any more, or `parent` is gone, which is told when the
+    model is there. Raises what its load failed with."""
     running: dict[Any, Exchange] = {}
-    app.service.pool.start()
+    loading = asyncio.ensure_future(app.service.pool.ready())
+    ends = [
+        asyncio.ensure_future(_take(app, Reader(requests, app.service.settings.body_bytes), writer, running)),
+        asyncio.ensure_future(_broken(writer)),
+        *([] if parent is None else [asyncio.ensure_future(parent.gone())]),
+    ]
     try:
-        while (line := await lines.next()) is not None and not writer.broken:
-            name: Any = None
-            try:
-                asked = parse(line)
-                name = asked.get("id")
-                if isinstance(name, bool) or not isinstance(name, int | str):
-                    raise Refused(400, "id: missing, expected a number or a string", param="id")
-                if asked.get("cancel") is True:
-                    if name in running:
-                        running[name].gone.set()
-                    continue
-                if name in running:
-                    raise Refused(409, f"id: {name!r} still runs", param="id")
-                exchange = Exchange(app, name, asked, writer)
-            except Refused as refused:
-                await writer.write({"id": name, "status": refused.status, "body": openai(refused)})
-                continue
-            running[name] = exchange
-            exchange.ended = partial(running.pop, name, None)
+        await asyncio.wait([loading, *ends], return_when=asyncio.FIRST_COMPLETED)
+        if not any(end.done() for end in ends):
+            loading.result()
+            if parent is not None:
+                parent.ready()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        if parent is not None:
+            parent.ending()
+        for task in [loading, *ends]:
+            task.cancel()
         for exchange in list(running.values()):
             exchange.task.cancel()
-        await asyncio.gather(*(exchange.task for exchange in running.values()), return_exceptions=True)
+        tasks = [loading, *ends, *(exchange.task for exchange in running.values())]
+        await asyncio.gather(*tasks, return_exceptions=True)
         await app.close()
+
+
+async def _take(app: App, lines: Reader, writer: Writer, running: dict[Any, Exchange]) -> None:
+    """Begins what lines ask for. It waits for none of it, so it hears of the end of the input whatever else waits."""
+    while (line := await lines.next()) is not None:
+        name: Any = None
+        try:
+            asked = parse(line)
+            name = asked.get("id")
+            if isinstance(name, bool) or not isinstance(name, int | str):
+                raise Refused(400, "id: missing, expected a number or a string", param="id")
+            if asked.get("cancel") is True:
+                if name in running:
+                    running[name].gone.set()
+                continue
+            if name in running:
+                raise Refused(409, f"id: {name!r} still runs", param="id")
+            exchange = Exchange(app, name, asked, writer)
+        except Refused as refused:
+            writer.tell(dump({"id": name, "status": refused.status, "body": openai(refused)}))
+            continue
+        running[name] = exchange
+        exchange.ended = partial(running.pop, name, None)
+
+
+async def _broken(writer: Writer) -> None:
+    while not writer.broken:
+        await asyncio.sleep(LOOKS_SECONDS)
 
 
 class Exchange:
@@ -142,78 +165,3 @@ def _value(data: bytes) -> Any:
         return json.loads(data)
     except ValueError:
         return data.decode("utf-8", "replace")
-
-
-class Reader:
-    """Lines of a stream that can only be waited for on a thread.
-
-    The stream has no buffer of Python's: the lock of one, held by a thread that waits, is fatal when Python ends.
-    """
-
-    def __init__(self, stream: IO[bytes], limit: int):
-        self._stream = stream
-        self._limit = limit
-        self._loop = asyncio.get_running_loop()
-        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue(16)
-        threading.Thread(target=self._read, name="glmlite stdin", daemon=True).start()
-
-    async def next(self) -> bytes | None:
-        """None at the end."""
-        return await self._lines.get()
-
-    def _read(self) -> None:
-        parts: list[bytes] = []  # of the line that is coming
-        size = 0
-        with suppress(OSError, ValueError):  # the stream is closed
-            while data := self._stream.read(1 << 16):
-                first, *lines = data.split(b"\n")
-                for line in lines:
-                    self._put(b"".join([*parts, first]))
-                    parts, size, first = [], 0, line
-                if size <= self._limit:  # the rest of a line that is too long is not kept
-                    parts.append(first)
-                    size += len(first)
-            self._put(b"".join(parts))
-        self._put(None)
-
-    def _put(self, line: bytes | None) -> None:
-        if line is not None and len(line) > self._limit:
-            line = b"a line of more than %d bytes" % self._limit  # to parse it says what is wrong
-        if line is None or line.strip():
-            with suppress(RuntimeError):  # the loop has ended
-                asyncio.run_coroutine_threadsafe(self._lines.put(line), self._loop).result()
-
-
-class Writer:
-    """Writes lines on a thread of its own, one after another; whoever writes waits until it is done."""
-
-    def __init__(self, stream: IO[bytes]):
-        self.broken = False
-        self._stream = stream
-        self._loop = asyncio.get_running_loop()
-        self._work: queue.SimpleQueue[tuple[bytes, asyncio.Future[None]]] = queue.SimpleQueue()
-        threading.Thread(target=self._write, name="glmlite stdout", daemon=True).start()
-
-    async def write(self, value: Any) -> None:
-        """Raises Gone where nobody reads."""
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._work.put((dump(value) + b"\n", done))
-        await done
-        if self.broken:
-            raise Gone
-
-    def _write(self) -> None:
-        while True:
-            line, done = self._work.get()
-            try:
-                while line:  # a stream without a buffer may take a part
-                    line = line[self._stream.write(line) :]
-            except (OSError, ValueError):
-                self.broken = True
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(_finish, done)
-
-
-def _finish(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
