@@ -6,7 +6,7 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-__all__ = ["VERSION", "find_modules"]
+__all__ = ["VERSION", "find_modules", "is_frozen"]
 
 VERSION = "0.1.0"  # pyproject.toml and CMakeLists.txt read it here
 
@@ -22,6 +22,12 @@ def find_modules(package: list[str]) -> None:
         if (entry / f"glmlite-{VERSION}.dist-info").is_dir() and _has_modules(installed):
             package.append(str(installed))
             return
+
+
+def is_frozen() -> bool:
+    """Whether this is part of a program that PyInstaller, Nuitka or the like made: `sys.executable` is that program
+    then, and no Python."""
+    return bool(getattr(sys, "frozen", False)) or "__compiled__" in globals()
 
 
 def _has_modules(folder: Path) -> bool:
