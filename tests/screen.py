@@ -17,7 +17,7 @@ def missing():
 class Screen:
     def __init__(self):
         self._server = subprocess.Popen(
-            ["Xvfb", "-displayfd", "1", "-screen", "0", "800x600x24", "-nolisten", "tcp"],
+            ["Xvfb", "-displayfd", "1", "-screen", "0", "800x600x24", "-noreset", "-nolisten", "tcp"],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -36,11 +36,14 @@ class Screen:
         self.close()
 
     def window(self, program):
-        """The window of a process that was started on this screen, or of its child, once it is there."""
-        return wait_for(lambda: self._windows(), lambda found: found, program)[-1]
+        """The window on this screen once it is there, of a process that was started."""
+        return self.windows(1, program)[0]
 
-    def _windows(self):
-        return [w for w in self._xdotool("search", "--onlyvisible", "--name", ".", check=False).split()]
+    def windows(self, count, program):
+        def there():
+            return self._xdotool("search", "--onlyvisible", "--name", ".", check=False).split()
+
+        return wait_for(there, lambda found: len(found) == count, program)
 
     def title(self, window):
         return self._xdotool("getwindowname", window, check=False).strip()
@@ -64,7 +67,10 @@ class Screen:
 
     def _xdotool(self, *arguments, check=True):
         done = subprocess.run(
-            ["xdotool", *arguments], env={"DISPLAY": self.display, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+            ["xdotool", *arguments],
+            env={"DISPLAY": self.display, "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
         )
         assert not check or done.returncode == 0, done.stderr
         return done.stdout
