@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -24,10 +25,18 @@ def find_modules(package: list[str]) -> None:
             return
 
 
+_PYTHON = re.compile(r"(python|pypy)w?[\d.]*[dt]*(_d)?(\.exe)?", re.I)
+
+
 def is_frozen() -> bool:
-    """Whether this is part of a program that PyInstaller, Nuitka or the like made: `sys.executable` is that program
-    then, and no Python."""
-    return bool(getattr(sys, "frozen", False)) or "__compiled__" in globals()
+    """Whether this is part of a program with a Python inside: `sys.executable` is that program then, and no Python.
+
+    PyInstaller and its like set `sys.frozen`, Nuitka `__compiled__` in what it compiled; by the name of the program
+    Briefcase is told, and an application that embeds Python.
+    """
+    if getattr(sys, "frozen", False) or "__compiled__" in globals():
+        return True
+    return _PYTHON.fullmatch(Path(sys.executable or "").name) is None
 
 
 def _has_modules(folder: Path) -> bool:

@@ -19,7 +19,7 @@ import screen
 import test_desktop
 from screen import wait_for
 
-from glmlite import _native, _pyinstaller, builtin, samples
+from glmlite import _native, _package, _pyinstaller, builtin, samples
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(_native.__file__).parent  # the installed one, where there is one
@@ -33,6 +33,21 @@ endless = test_desktop.endless
 @pytest.fixture
 def frozen(monkeypatch):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("executable", "expected"),
+    [
+        *(
+            (name, False)
+            for name in ("python", "python3", "python3.13t", "Python", "pythonw.exe", "pypy3", "python_d.exe")
+        ),
+        *((name, True) for name in ("glmconsole", "Chat.exe", "Python Tutor", "blender", "", None)),
+    ],
+)
+def test_a_program_is_told_by_its_name(monkeypatch, executable, expected):
+    monkeypatch.setattr(sys, "executable", executable and f"/opt/app/{executable}")
+    assert _package.is_frozen() == expected
 
 
 def test_no_built_in_model(frozen, monkeypatch, tmp_path):
