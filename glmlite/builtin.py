@@ -7,6 +7,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+from ._package import is_frozen
+
 __all__ = ["NAME", "NOTE", "announce", "is_it", "path"]
 
 NAME = "builtin"  # in place of a path, in the commands
@@ -22,6 +24,11 @@ log = logging.getLogger(__name__)
 def path() -> Path:
     """The file. Raises FileNotFoundError where there is none."""
     if not _FILE.is_file():
+        if is_frozen():
+            raise FileNotFoundError(
+                f"{_FILE}: this program was made without the built-in model; choose the .gguf file of another, or tell "
+                "who made the program (glmlite's docs/embedding.md says how to put it in)"
+            )
         raise FileNotFoundError(f"{_FILE}: the built-in model is missing; examples/builtin_model/make.py makes it")
     return _FILE
 

