@@ -13,6 +13,7 @@
 #include "bind_isa.h"
 #include "cpu/measure.h"
 #include "cpu/pack.h"
+#include "cpu/cores.h"
 #include "cpu/team.h"
 #include "dequantize.h"
 #include "memory.h"
