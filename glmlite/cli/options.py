@@ -31,7 +31,16 @@ Threads = Annotated[
         "-t",
         min=1,
         metavar="N",
-        help="Threads to compute with [default: the physical cores].",
+        help="Threads to compute with [default: the fast physical cores].",
+        show_default=False,
+    ),
+]
+Priority = Annotated[
+    str | None,
+    typer.Option(
+        "--priority",
+        metavar="HOW",
+        help="normal, or background: let other programs go first [default: normal].",
         show_default=False,
     ),
 ]
@@ -94,6 +103,7 @@ class Loading(Group):
     ] = None
     kv_type: Annotated[str | None, _option(KV_TYPE, "--kv-type", metavar="TYPE")] = None
     threads: Threads = None
+    priority: Priority = None
     device: Device = None
     gpu_layers: GpuLayers = None
     packed: Packed = None
