@@ -51,13 +51,7 @@ def bench(
         raise typer.BadParameter("nothing to measure: --prompt and --generate are 0")
     context = depth + max(prompt, 1) + generate + 1
     loading = Loading(
-        context=context,
-        kv_type=kv_type,
-        threads=threads,
-        adaptive=threads is None,
-        device=device,
-        gpu_layers=gpu_layers,
-        packed=packed,
+        context=context, kv_type=kv_type, threads=threads, device=device, gpu_layers=gpu_layers, packed=packed
     )
     with running.opened(model, loading) as opened:
         if opened.context < context:
