@@ -11,9 +11,9 @@
 
 #include "bind.h"
 #include "bind_isa.h"
+#include "cpu/cores.h"
 #include "cpu/measure.h"
 #include "cpu/pack.h"
-#include "cpu/cores.h"
 #include "cpu/team.h"
 #include "dequantize.h"
 #include "memory.h"
