@@ -139,8 +139,8 @@ LoadProgress to_progress(const py::object& progress) {
 }
 
 std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, int64_t kv_tokens,
-                                    const std::string& kv_type, int threads, const std::string& isa,
-                                    const py::object& progress, int device, int gpu_layers,
+                                    const std::string& kv_type, int threads, bool adaptive, bool background,
+                                    const std::string& isa, const py::object& progress, int device, int gpu_layers,
                                     std::shared_ptr<const PackedFile> packed, int64_t weight_room,
                                     ExecutorFactory make) {
   const std::vector<OpSpec> specs = to_ops(ops);
@@ -153,6 +153,8 @@ std::unique_ptr<Engine> make_engine(const Gguf& file, const py::sequence& ops, i
   options.kv_tokens = kv_tokens;
   options.kv_type = kv_type_named(kv_type.c_str());
   options.threads = threads;
+  options.adaptive = adaptive;
+  options.priority = background ? Priority::kBackground : Priority::kNormal;
   options.isa = kernels_named(isa).name;
   const LoadProgress report = to_progress(progress);
   py::gil_scoped_release nogil;
@@ -175,14 +177,14 @@ std::shared_ptr<PackedFile> open_packed(const Gguf& file, const py::sequence& op
 }
 
 void pack(const Gguf& file, const py::sequence& ops, const py::object& path, const py::bytes& key, int descriptor,
-          int threads, const py::object& progress) {
+          int threads, bool background, const py::object& progress) {
   const auto held = file.contents();
   const Program program(file, to_ops(ops));
   const PackedFile::Identity identity = cpu_packed_identity(program, to_key(key));
   const Output output(descriptor, encode_path(path));
   const LoadProgress report = to_progress(progress);
   py::gil_scoped_release nogil;
-  cpu_pack(program, identity, output, threads, report);
+  cpu_pack(program, identity, output, threads, background ? Priority::kBackground : Priority::kNormal, report);
   held->check_unchanged();
 }
 
@@ -303,7 +305,7 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
                                                       "Weights on disk as the CPU's kernels read them.")
       .def(py::init(&open_packed), py::arg("gguf"), py::arg("ops"), py::arg("path"), py::arg("key"));
   m.def("pack", &pack, py::arg("gguf"), py::arg("ops"), py::arg("path"), py::arg("key"), py::arg("descriptor"),
-        py::kw_only(), py::arg("threads") = 0, py::arg("progress") = py::none(),
+        py::kw_only(), py::arg("threads") = 0, py::arg("background") = false, py::arg("progress") = py::none(),
         "Writes a PackedFile into a file that is open for writing.");
 
   py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "Cancel", py::module_local(),
@@ -381,15 +383,18 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
 
   py::class_<Engine>(m, "Engine", py::module_local(), "A program with its packed weights and KV cache.")
       .def(py::init([make](const Gguf& file, const py::sequence& ops, int64_t kv_tokens, const std::string& kv_type,
-                           int threads, const std::string& isa, const py::object& progress, int device, int gpu_layers,
-                           std::shared_ptr<PackedFile> packed, int64_t weight_room) {
-             return make_engine(file, ops, kv_tokens, kv_type, threads, isa, progress, device, gpu_layers,
-                                std::move(packed), weight_room, make);
+                           int threads, bool adaptive, bool background, const std::string& isa,
+                           const py::object& progress, int device, int gpu_layers, std::shared_ptr<PackedFile> packed,
+                           int64_t weight_room) {
+             return make_engine(file, ops, kv_tokens, kv_type, threads, adaptive, background, isa, progress, device,
+                                gpu_layers, std::move(packed), weight_room, make);
            }),
            py::arg("gguf"), py::arg("ops"), py::kw_only(), py::arg("kv_tokens"), py::arg("kv_type") = "f16",
-           py::arg("threads") = 0, py::arg("isa") = "", py::arg("progress") = py::none(), py::arg("device") = -1,
-           py::arg("gpu_layers") = -1, py::arg("packed") = py::none(), py::arg("weight_room") = -1)
-      .def_property_readonly("threads", [](const Engine& e) { return e.info().threads; })
+           py::arg("threads") = 0, py::arg("adaptive") = false, py::arg("background") = false, py::arg("isa") = "",
+           py::arg("progress") = py::none(), py::arg("device") = -1, py::arg("gpu_layers") = -1,
+           py::arg("packed") = py::none(), py::arg("weight_room") = -1)
+      .def_property("threads", &Engine::threads, &Engine::set_threads)
+      .def_property_readonly("threads_now", &Engine::threads_now)
       .def_property_readonly("isa", [](const Engine& e) { return e.info().isa; })
       .def_property_readonly("vocab", [](const Engine& e) { return e.info().vocab; })
       .def_property_readonly("prefix", [](const Engine& e) { return e.info().prefix; })

@@ -11,6 +11,7 @@
 
 #include "bind.h"
 #include "bind_isa.h"
+#include "cpu/cores.h"
 #include "cpu/measure.h"
 #include "cpu/pack.h"
 #include "cpu/team.h"

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/cores.h"
 #include "errors.h"
 #include "memory.h"
 
@@ -49,7 +50,7 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   Program program(file, ops);
   if (options.kv_tokens < 1 || options.kv_tokens > (int64_t{1} << 40))
     throw std::invalid_argument("kv_tokens: " + std::to_string(options.kv_tokens) + ", expected 1 or more");
-  if (options.threads < 0 || options.threads > 1024)
+  if (options.threads < 0 || options.threads > kMostThreads)
     throw std::invalid_argument("threads: " + std::to_string(options.threads) + ", expected 1 to 1024, or 0");
   tokens_ = program.tokens;
   std::copy(std::begin(program.axis_limit), std::end(program.axis_limit), axis_limit_);
@@ -60,8 +61,8 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   const int64_t total = pages.total;
   trim_heap();  // what reading the file's metadata left, before the weights come on top of it
   executor_ = options.make(std::move(program),
-                           {total, options.kv_type, options.threads, options.isa, options.device, options.gpu_layers,
-                            options.packed, options.weight_room},
+                           {total, options.kv_type, options.threads, options.adaptive, options.priority, options.isa,
+                            options.device, options.gpu_layers, options.packed, options.weight_room},
                            progress);
   held->check_unchanged();
   table_ = std::make_unique<PageTable>(total, kPageTokens);
@@ -72,12 +73,7 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
     table_->extend(base_, prefix);
     executor_->write_prefix(table_->at(base_).pages);
   }
-  info_ = {vocab,
-           prefix,
-           pages.tokens * kPageTokens,
-           executor_->weight_bytes(),
-           executor_->kv_bytes(),
-           executor_->threads(),
+  info_ = {vocab,           prefix, pages.tokens * kPageTokens, executor_->weight_bytes(), executor_->kv_bytes(),
            executor_->isa()};
 }
 
@@ -133,6 +129,24 @@ size_t Engine::scratch_bytes() {
 double Engine::progress() const {
   const std::shared_ptr<Executor> executor = std::atomic_load(&executor_);
   return executor ? executor->progress() : 0;
+}
+
+int Engine::threads() const {
+  const std::shared_ptr<Executor> executor = std::atomic_load(&executor_);
+  return executor ? executor->threads() : 0;
+}
+
+int Engine::threads_now() const {
+  const std::shared_ptr<Executor> executor = std::atomic_load(&executor_);
+  return executor ? executor->threads_now() : 0;
+}
+
+void Engine::set_threads(int threads) {
+  const std::shared_ptr<Executor> executor = std::atomic_load(&executor_);
+  if (!executor) throw std::invalid_argument("the engine is closed");
+  if (threads < 1 || threads > kMostThreads)
+    throw std::invalid_argument("threads: " + std::to_string(threads) + ", expected 1 to 1024");
+  executor->set_threads(threads);
 }
 
 void Engine::close() {

@@ -27,7 +27,9 @@ struct Work {
 struct EngineOptions {
   int64_t kv_tokens = 0;
   KvType kv_type = KvType::kF16;
-  int threads = 0;
+  int threads = 0;                        // as in ExecutorOptions
+  bool adaptive = false;                  // likewise
+  Priority priority = Priority::kNormal;  // likewise
   std::string isa;
   int device = -1;                           // as in ExecutorOptions
   int gpu_layers = -1;                       // likewise
@@ -65,12 +67,16 @@ class Engine {
   struct Info {
     int64_t vocab, prefix, kv_tokens;
     size_t weight_bytes, kv_bytes;
-    int threads;
     std::string isa;
   };
   const Info& info() const { return info_; }
   size_t scratch_bytes();
   double progress() const;  // of the step in progress; safe while one runs
+  // As an Executor's, and from any thread as well; 0 once closed.
+  int threads() const;
+  int threads_now() const;
+  // 1 to 1024: of the next steps, at most. Throws std::invalid_argument.
+  void set_threads(int threads);
 
  private:
   // Restores lengths (and samplers) unless `keep` is called.

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/this_thread.h"
 #include "packed_file.h"
 #include "program.h"
 #include "sampling.h"
@@ -74,7 +75,11 @@ class Executor {
   virtual size_t weight_bytes() const = 0;
   virtual size_t kv_bytes() const = 0;
   virtual size_t scratch_bytes() const = 0;
+  // Of a step, at most. Both are for any thread, at any time; a new number counts from the next step on. `set_threads`
+  // throws std::invalid_argument where steps have no threads.
   virtual int threads() const = 0;
+  virtual void set_threads(int threads) = 0;
+  virtual int threads_now() const = 0;  // that the step in progress, or the last one, has
   virtual const char* isa() const = 0;
   // Ops of the step in progress that are done, of all.
   virtual double progress() const = 0;
@@ -86,9 +91,11 @@ using LoadProgress = std::function<bool(uint64_t done, uint64_t total)>;
 struct ExecutorOptions {
   int64_t pages = 0;  // of the KV cache
   KvType kv_type = KvType::kF16;
-  int threads = 0;      // 0: the physical cores
-  std::string isa;      // of the CPU's kernels; "": the best there is
-  int device = -1;      // index of a GPU; -1: none
+  int threads = 0;                        // of a step; 0: default_threads()
+  bool adaptive = false;                  // steps have fewer threads while others keep the cores busy
+  Priority priority = Priority::kNormal;  // of what computes on the CPU
+  std::string isa;                        // of the CPU's kernels; "": the best there is
+  int device = -1;                        // index of a GPU; -1: none
   int gpu_layers = -1;  // how many of the last layers, and all that follows them, run on it; -1, or more than there
                         // are: all, and what comes before them
   // Of the CPU: its weights as a file has them, instead of packing them; null: none.
@@ -115,10 +122,10 @@ struct PackedBytes {
 PackedBytes cpu_weight_bytes(const Program& program);
 // key: of what its tensors hold.
 PackedFile::Identity cpu_packed_identity(const Program& program, const std::array<uint8_t, 32>& key);
-// Packs a program's weights into a file, with so many threads, 0: the physical cores. Needs little memory. Throws as an
+// Packs a program's weights into a file, with so many threads, 0: default_threads(). Needs little memory. Throws as an
 // ExecutorFactory.
 void cpu_pack(const Program& program, const PackedFile::Identity& identity, const Output& output, int threads,
-              const LoadProgress& progress);
+              Priority priority, const LoadProgress& progress);
 
 // Runs the two parts of Program::split, one after the other; `first_ops`: ops of the first. One copy of the residual
 // rows goes across per step.

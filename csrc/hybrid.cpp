@@ -42,6 +42,8 @@ class HybridExecutor final : public Executor {
   size_t kv_bytes() const override { return first_->kv_bytes() + second_->kv_bytes(); }
   size_t scratch_bytes() const override { return first_->scratch_bytes() + second_->scratch_bytes(); }
   int threads() const override { return first_->threads(); }
+  void set_threads(int threads) override { first_->set_threads(threads); }
+  int threads_now() const override { return first_->threads_now(); }
   const char* isa() const override { return isa_.c_str(); }
   double progress() const override {
     return in_second_.load(std::memory_order_relaxed) ? share_ + (1 - share_) * second_->progress()

@@ -20,16 +20,20 @@ TensorReader::TensorReader(Team& team, uint64_t total, const LoadProgress& progr
     : team_(team), total_(total), progress_(progress), reported_(std::chrono::steady_clock::now()) {}
 
 void TensorReader::run(const std::function<void(int)>& work) {
-  team_.run([&](int thread) {
+  const auto guarded = [this](const auto& part) {
     try {
-      work(thread);
+      part();
     } catch (const Ended&) {
     } catch (...) {
       std::lock_guard<std::mutex> lock(mutex_);
       if (!failure_) failure_ = std::current_exception();
       failed_ = true;
     }
-  });
+  };
+  team_.run([&](int thread) { guarded([&] { work(thread); }); },
+            [&] {
+              if (!failed_.load(std::memory_order_relaxed)) guarded([&] { report(); });
+            });
   if (failure_) std::rethrow_exception(failure_);
 }
 
@@ -39,7 +43,8 @@ void TensorReader::read(int thread, const File& file, uint64_t offset, uint64_t 
     const uint64_t count = std::min(kAtOnce, bytes - at);
     file.read(offset + at, count, to + at);
     done_.fetch_add(count, std::memory_order_relaxed);
-    if (thread == 0 && std::chrono::steady_clock::now() - reported_ >= kBetweenReports) report();
+    if (thread == 0 && team_.caller_works() && std::chrono::steady_clock::now() - reported_ >= kBetweenReports)
+      report();
   }
 }
 

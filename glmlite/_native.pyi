@@ -223,9 +223,11 @@ def pack(
     descriptor: int,
     *,
     threads: int = 0,
+    background: bool = False,
     progress: Callable[[int, int], Any] | None = None,
 ) -> None:
-    """Writes a PackedFile into a new file, open for writing; path: its name, for messages. progress: as Engine's."""
+    """Writes a PackedFile into a new file, open for writing; path: its name, for messages. threads, background,
+    progress: as Engine's."""
 
 def read_speed(path: str | bytes | PathLike[str], seconds: float = 1.0) -> float:
     """Bytes a second that many reads at once take from a file past the system's cache, measured now for so many seconds
@@ -236,8 +238,9 @@ class Engine:
 
     ops: (kind, out id, width, {slot: value id}, {slot: [tensor names]}, {slot: attribute}) per op, see
     `glmlite.placement.native_ops`. kv_tokens: capacity of the cache in tokens over all sequences, in whole pages of
-    `page_tokens`. kv_type: "f16" or "q8", what keys and values are rounded to in it. threads: 0 = as many as the
-    machine's physical cores allow. isa: "" = default.
+    `page_tokens`. kv_type: "f16" or "q8", what keys and values are rounded to in it. threads: of a step, 0 =
+    `default_threads()`; adaptive: fewer while others keep the cores busy; background: with low priority. isa: "" =
+    default.
     progress(done_bytes, total_bytes), every 20 ms or so -> False cancels the load.
     packed: take the weights from it, mapped; with weight_room, bytes of memory, only as many are read into memory; of a
     mixture, where all else fits, the experts that were used last.
@@ -255,6 +258,8 @@ class Engine:
         kv_tokens: int,
         kv_type: str = "f16",
         threads: int = 0,
+        adaptive: bool = False,
+        background: bool = False,
         isa: str = "",
         progress: Callable[[int, int], Any] | None = None,
         device: int = -1,
@@ -262,7 +267,10 @@ class Engine:
         packed: PackedFile | None = None,
         weight_room: int = -1,
     ) -> None: ...
-    threads: int
+    threads: int  # of a step, at most; may be set at any time, and counts from the next step on; 0 once closed
+    @property
+    def threads_now(self) -> int:
+        """That the step in progress, or the last one, has."""
     isa: str  # of the CPU's kernels; of a GPU its name
     vocab: int  # width of the logits
     prefix: int  # cached entries that stand before every sequence (P-Tuning)

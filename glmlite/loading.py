@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
 LEAST_CONTEXT = 512
+PRIORITIES = ("normal", "background")
 # Metadata that nothing needs once the tokenizer is made: GLM-4's 318,088 merges take 30 MB.
 OF_THE_TOKENIZER = ("merges", "scores", "precompiled_charsmap")
 HEADER = 0.1  # what reading the header and making the tokenizer count in the progress of a load
@@ -43,6 +44,8 @@ def load(
     kv_tokens: int | None = None,
     kv_type: str = "f16",
     threads: int | None = None,
+    adaptive: bool = True,
+    priority: str = "normal",
     device: str = "auto",
     gpu_layers: int | None = None,
     packed: bool | None = None,
@@ -63,7 +66,13 @@ def load(
         request that finds no room waits, or starts over later, so give `parallel * context` to serve several long ones.
     kv_type: "f16", or "q8", which takes half the memory, reads a long context faster and is as good as exact:
         keys (turned by a Hadamard matrix) and values in 8 bits, with one scale per token and head.
-    threads: of the engine; default: the machine's physical cores.
+    threads: that a step has at most, 1 to 1024; `Model.threads` changes it later. Default: one for each physical core
+        that this process may use and that is a fast one, within the quota of a container. The answers do not depend on
+        it.
+    adaptive: steps have fewer threads while other programs keep the cores busy, which is faster then. False: always
+        all of them.
+    priority: "normal", or "background": what computes, also while loading, does so when others leave a core free. Not
+        your threads, nor those that call you.
     device: "cpu", "cuda" (the first GPU), "cuda:1", or "auto": the first GPU if this build can use one and the model
         fits into its memory, otherwise the CPU; the log says which, and why.
     gpu_layers: run only so many of the model's layers on the GPU, the last ones and the output, and the others on the
@@ -91,6 +100,8 @@ def load(
     _check("kv_tokens", kv_tokens, none=True)
     _check("threads", threads, none=True)
     _check("gpu_layers", gpu_layers, none=True, least=0)
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority is {priority!r}, expected one of: {', '.join(PRIORITIES)}")
     if gpu_layers and device == "cpu":
         raise ValueError(f"gpu_layers is {gpu_layers} and device 'cpu', expected another device or no gpu_layers")
     if idle_unload is not None and not idle_unload > 0:
@@ -99,7 +110,7 @@ def load(
     report(0.0)
     native = placement.backend(device)
     file = model_file(path)
-    asked = Asked(native, context, kv_tokens, kv_type, threads, device, gpu_layers, packed)
+    asked = Asked(native, context, kv_tokens, kv_type, threads, adaptive, priority, device, gpu_layers, packed)
     with _opened(native, file, report) as gguf:
         header = Header.read(gguf, report)
         engine, place, tokens = asked.engine(gguf, header, report)
@@ -242,25 +253,29 @@ class Asked:
     kv_tokens: int | None
     kv_type: str
     threads: int | None
+    adaptive: bool
+    priority: str
     device: str
     gpu_layers: int | None
     packed: bool | None
 
     def engine(self, gguf: Any, header: Header, report: Report) -> tuple[Any, placement.Placement, int]:
         """An engine with a file's weights, where it runs, and the tokens of its context."""
-        native, threads = self.native, self.threads or 0
+        native = self.native
+        computing = {"threads": self.threads or 0, "background": self.priority == "background"}
         ops = placement.native_ops(header.recording.ops, gguf.dequantize)
         room = Room(self.context, self.kv_tokens, self.kv_type, header, native.Engine.page_tokens)
         gpu = _on_gpu(native, self.device, self.gpu_layers, gguf, ops, room)
         report(HEADER)
-        place, tokens, cache = gpu or _on_cpu(native, self.packed, gguf, ops, header, room, threads, report)
+        place, tokens, cache = gpu or _on_cpu(native, self.packed, gguf, ops, header, room, computing, report)
         engine = native.Engine(
             gguf,
             ops,
             kv_tokens=cache,
             kv_type=self.kv_type,
-            threads=threads,
+            adaptive=self.adaptive,
             progress=report.part(1.0),
+            **computing,
             **place.arguments,
         )
         return engine, place, tokens
@@ -342,7 +357,7 @@ def _on_cpu(
     ops: list[tuple[Any, ...]],
     header: Header,
     room: Room,
-    threads: int,
+    computing: Mapping[str, Any],
     report: Report,
 ) -> tuple[placement.Placement, int, int]:
     """The same on the CPU, with the packed weights where they are asked for, or needed (None)."""
@@ -360,7 +375,7 @@ def _on_cpu(
     tokens, cache, budget = sizes(weights - experts if experts else 0)
     if not budget.fits:
         packed.warn(native, Path(os.fsdecode(gguf.paths[0])), budget, header.recording.ops, gguf.tensors)
-    file = packed.opened(native, gguf, ops, threads, report.part(0.9), report.again)
+    file = packed.opened(native, gguf, ops, computing, report.part(0.9), report.again)
     budget = budget._replace(free=native.available_memory())
     return placement.Placement("cpu", {"packed": file, "weight_room": budget.room}), tokens, cache
 

@@ -17,7 +17,7 @@ from .budget import Budget
 from .cancel import Cancel
 from .chat.reply import Reply
 from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
-from .errors import ContextOverflow
+from .errors import Closed, ContextOverflow
 from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
 from .infill import Infill, Infiller
@@ -115,6 +115,22 @@ class Model:
     @property
     def _engine(self) -> Any:
         return self._scheduler.engine
+
+    @property
+    def threads(self) -> int:
+        """Threads that a step on the CPU has at most; 0 once closed. May be set, by any thread and at any time, to 1 to
+        1024, and counts from the next step on: nothing is loaded again, and answers stay the same.
+
+        Setting it raises TypeError, ValueError (another number, or a model that is on a GPU alone) and Closed.
+        """
+        return self._engine.threads
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        check_integer("threads", threads, 1)
+        if self.closed:
+            raise Closed(f"{self.name}: the model is closed")
+        self._engine.threads = threads
 
     @property
     def debug(self) -> Debug:

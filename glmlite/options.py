@@ -6,7 +6,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
-__all__ = ["Device", "GpuLayers", "Group", "KvType", "Loading", "Option", "Packed", "Serving", "Threads", "options_of"]
+__all__ = [
+    "Device",
+    "GpuLayers",
+    "Group",
+    "KvType",
+    "Loading",
+    "Option",
+    "Packed",
+    "Priority",
+    "Serving",
+    "Threads",
+    "options_of",
+]
 
 
 class Option(NamedTuple):
@@ -41,7 +53,11 @@ KV_TYPE = Option(
 )
 Threads = Annotated[
     int | None,
-    Option("Threads to compute with [default: the physical cores].", ("--threads", "-t"), "N", min=1),
+    Option("Threads to compute with [default: the fast physical cores].", ("--threads", "-t"), "N", min=1),
+]
+Priority = Annotated[
+    str | None,
+    Option("normal, or background: let other programs go first [default: normal].", ("--priority",), "HOW"),
 ]
 KvType = Annotated[str, KV_TYPE]
 Device = Annotated[
@@ -78,6 +94,7 @@ class Loading(Group):
     ] = None
     kv_type: Annotated[str | None, KV_TYPE] = None
     threads: Threads = None
+    priority: Priority = None
     device: Device = None
     gpu_layers: GpuLayers = None
     packed: Packed = None

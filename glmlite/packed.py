@@ -106,12 +106,17 @@ def places(gguf: Any, key: bytes) -> list[Path]:
 
 
 def opened(
-    native: Any, gguf: Any, ops: Any, threads: int, progress: Callable[[int, int], object], again: Callable[[], object]
+    native: Any,
+    gguf: Any,
+    ops: Any,
+    computing: Mapping[str, Any],
+    progress: Callable[[int, int], object],
+    again: Callable[[], object],
 ) -> Any:
     """The packed weights of a file, made if they are not there: beside the model, or in the user's cache folder where
     that cannot be written.
 
-    ops: `placement.native_ops`. progress(done, total): while it is made, in bytes; again(): while another load makes
+    ops: `placement.native_ops`. computing: `threads` and `background` of `_native.pack`. progress(done, total): while it is made, in bytes; again(): while another load makes
     it. What they raise ends it. Raises OSError, FormatError.
     """
     key = content_key(gguf)
@@ -124,7 +129,7 @@ def opened(
                 return native.PackedFile(gguf, ops, path, key)
         for path in there:
             try:
-                return _made(native, gguf, ops, path, key, threads, progress)
+                return _made(native, gguf, ops, path, key, computing, progress)
             except OSError as error:
                 if path == there[-1] or error.errno not in _NOT_THERE:
                     raise
@@ -134,7 +139,13 @@ def opened(
 
 
 def _made(
-    native: Any, gguf: Any, ops: Any, path: Path, key: bytes, threads: int, progress: Callable[[int, int], object]
+    native: Any,
+    gguf: Any,
+    ops: Any,
+    path: Path,
+    key: bytes,
+    computing: Mapping[str, Any],
+    progress: Callable[[int, int], object],
 ) -> Any:
     with suppress(OSError):  # of another model or version, and as large as what is to come
         path.unlink()
@@ -143,7 +154,7 @@ def _made(
     log.info("packing the weights into %s, once", path)
     try:
         with replacing(path, 0) as file:
-            native.pack(gguf, ops, path, key, file.fileno(), threads=threads, progress=progress)
+            native.pack(gguf, ops, path, key, file.fileno(), progress=progress, **computing)
     except OSError as error:
         with suppress(OSError, FormatError):  # another process was faster, and Windows replaces no file in use
             return native.PackedFile(gguf, ops, path, key)

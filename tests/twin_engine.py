@@ -289,7 +289,9 @@ class Engine:
     page_tokens = 64
     delay = 0.0  # seconds a token takes at least, for tests that need a slow engine
 
-    def __init__(self, gguf, ops, *, kv_tokens, kv_type="f16", threads=0, isa="", progress=None):
+    def __init__(
+        self, gguf, ops, *, kv_tokens, kv_type="f16", threads=0, adaptive=False, background=False, isa="", progress=None
+    ):
         if kv_tokens % self.page_tokens:
             raise ValueError(f"kv_tokens is {kv_tokens}, expected whole pages of {self.page_tokens}")
         ops = list(_ops(ops))

@@ -15,7 +15,9 @@ import glmlite
 
 def loads() -> None:
     model: glmlite.Model = glmlite.load()
-    glmlite.load("~/model.gguf", context=8192, parallel=2, kv_tokens=16384, kv_type="q8", threads=4)
+    glmlite.load(
+        "~/model.gguf", context=8192, parallel=2, kv_tokens=16384, kv_type="q8", threads=4, priority="background"
+    )
     glmlite.load(Path("model.gguf"), device="cuda:1", gpu_layers=20, progress=lambda done: done < 0.5)
     glmlite.load("model.gguf", parallel=8, max_queue=32)
     glmlite.load(b"model.gguf", progress=print, cancel=glmlite.Cancel())

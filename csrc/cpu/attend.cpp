@@ -68,6 +68,7 @@ void Attend::resize(int64_t tokens) {
 
 void Attend::plan(const Step& step) {
   tiles_.assign(shapes_.size(), {});
+  splits_.assign(shapes_.size(), false);
   size_t partials = 0;
   for (const Shape& shape : shapes_) {
     auto& tiles = tiles_[shape.cache];
@@ -93,7 +94,9 @@ void Attend::plan(const Step& step) {
     }
     // The longest first, so that no thread is left with one at the end.
     std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
-    if (split_context(tiles))
+    splits_[shape.cache] =
+        team_.size() > 1 && tiles.size() < 4 * static_cast<size_t>(team_.size()) && chunks(tiles[0].context) > 1;
+    if (splits_[shape.cache])
       partials = std::max(partials,
                           tiles.size() * partial_values(shape.value_dim, most) * static_cast<size_t>(chunks(longest)));
   }
@@ -101,10 +104,6 @@ void Attend::plan(const Step& step) {
     partials_.reset();
     partials_ = Memory(partials * sizeof(float), "attention over a long context");
   }
-}
-
-bool Attend::split_context(const std::vector<Tile>& tiles) const {
-  return team_.size() > 1 && tiles.size() < 4 * static_cast<size_t>(team_.size()) && chunks(tiles[0].context) > 1;
 }
 
 // cos and sin of every rotary pair at every token's position. Angles in f64, so that long positions keep their bits.
@@ -200,7 +199,7 @@ void Attend::attend(const Shape& shape, int thread) {
   const auto& tiles = tiles_[shape.cache];
   uint8_t* scratch = buffers_.scratch(thread);
   int64_t task;
-  if (!split_context(tiles)) {
+  if (!splits_[shape.cache]) {
     while (team_.take(static_cast<int64_t>(tiles.size()), &task)) attend_tile(shape, tiles[task], scratch);
     return;
   }

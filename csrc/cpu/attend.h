@@ -66,8 +66,6 @@ class Attend {
   void merge(const Shape& shape, int64_t queries, float* state, const float* chunk);
   void finish_tile(const Shape& shape, const Tile& tile, const float* state);
 
-  // Whether chunks of a context, not only tiles, are spread over the threads. The result is the same either way.
-  bool split_context(const std::vector<Tile>& tiles) const;
   RopePairs pairs(int rope) const;
 
   const Program& program_;
@@ -80,7 +78,10 @@ class Attend {
 
   std::vector<Shape> shapes_;             // by cache
   std::vector<std::vector<Tile>> tiles_;  // likewise
-  Memory turns_;                          // cos and sin of each rope table: (T, pairs) each
+  // Likewise: whether chunks of a context, not only tiles, are spread over the threads. The result is the same either
+  // way, but it may not change in the middle of a step.
+  std::vector<bool> splits_;
+  Memory turns_;  // cos and sin of each rope table: (T, pairs) each
   std::vector<float*> cos_, sin_;
   Memory partials_;  // of attention split over the context
 };

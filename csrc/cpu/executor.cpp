@@ -2,13 +2,18 @@
 #include "../executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
+#include <system_error>
 
 #include "../errors.h"
 #include "attend.h"
+#include "cores.h"
 #include "kv_pages.h"
 #include "mixture.h"
+#include "pace.h"
 #include "packed_weights.h"
 #include "products.h"
 #include "step_buffers.h"
@@ -17,6 +22,8 @@
 namespace glmlite {
 
 namespace {
+
+constexpr std::chrono::milliseconds kTurn{10};  // a step goes on with so many threads for at least this
 
 bool all_finite(const float* x, int64_t n) {
   uint32_t bad = 0;  // integers, so that the compiler may vectorise the loop
@@ -40,7 +47,8 @@ class CpuExecutor final : public Executor {
   CpuExecutor(Program program, const ExecutorOptions& options, const LoadProgress& progress)
       : program_(std::move(program)),
         kernels_(cpu_kernels(options.isa.c_str())),
-        team_(options.threads > 0 ? options.threads : default_threads()),
+        team_(options.threads > 0 ? options.threads : default_threads(), options.priority),
+        threads_(team_.threads()),
         fusion_(program_, [&](Pair pair, const Op& op, const Op& next) { return takes(program_, pair, op, next); }),
         weights_(program_),
         pages_(program_.caches, options.kv_type, options.pages, kernels_),
@@ -62,6 +70,9 @@ class CpuExecutor final : public Executor {
     } else {
       weights_.load(program_, team_, progress);
     }
+    // A team that waits for a disk cannot tell that from waiting for a core.
+    adaptive_ = options.adaptive && !streams;
+    begin_pace();
     prefix_ = program_.prefix_values();
     for (Weight& w : program_.weights) w.tensor = nullptr;  // the file may go
   }
@@ -72,14 +83,19 @@ class CpuExecutor final : public Executor {
   size_t weight_bytes() const override { return weights_.held(); }
   size_t kv_bytes() const override { return pages_.bytes(); }
   size_t scratch_bytes() const override { return buffers_.bytes() + attend_.bytes() + mixture_.bytes(); }
-  int threads() const override { return team_.size(); }
+  int threads() const override { return threads_.load(std::memory_order_relaxed); }
+  void set_threads(int threads) override { threads_.store(threads, std::memory_order_relaxed); }
+  int threads_now() const override { return threads_now_.load(std::memory_order_relaxed); }
   const char* isa() const override { return kernels_.name; }
   double progress() const override {
     return static_cast<double>(done_.load(std::memory_order_relaxed)) / static_cast<double>(program_.ops.size());
   }
 
  private:
+  void begin_pace();
   void reserve(const Step& step);
+  // Runs the ops of a step from `first` on, and returns where it left off: for a cancel, or to have other threads.
+  size_t run_from(size_t first, const CancelFlag* cancel, const Watch* watch);
 
   // Each is run by all threads of the team; barriers are where they need one, and one after each op. They make the rows
   // of the op's value, but do not round them where parts of a row are written by several threads.
@@ -107,6 +123,10 @@ class CpuExecutor final : public Executor {
   Program program_;
   const CpuKernels& kernels_;
   Team team_;
+  std::atomic<int> threads_;         // of the next step, at most
+  std::atomic<int> threads_now_{1};  // of what runs
+  bool adaptive_ = false;
+  std::optional<Pace> pace_;
   const Fusion fusion_;
   PackedWeights weights_;
   KvPages pages_;
@@ -119,6 +139,7 @@ class CpuExecutor final : public Executor {
 
   // The step in progress.
   std::vector<char> bad_;  // by token: a key, value or logit is not finite
+  bool cancelled_ = false;
   std::atomic<int> done_{0};
 };
 
@@ -137,8 +158,27 @@ void CpuExecutor::write_prefix(const std::vector<int32_t>& pages) {
   prefix_ = {};
 }
 
-// Makes room for a step: all that may fail for want of memory fails here, before anything is computed.
+void CpuExecutor::begin_pace() {
+  pace_.reset();
+  if (adaptive_ && team_.threads() > 1 && core_ticks() > 0) pace_.emplace(team_.threads());
+  team_.measure(pace_.has_value());
+}
+
+// Makes room for a step: all that may fail for want of memory or threads fails here, before anything is computed.
 void CpuExecutor::reserve(const Step& step) {
+  if (const int threads = threads_.load(std::memory_order_relaxed); threads != team_.threads()) {
+    capacity_ = 0;
+    try {
+      team_.resize(threads);
+    } catch (const std::system_error& error) {
+      int asked = threads;
+      threads_.compare_exchange_strong(asked, team_.threads());
+      throw std::runtime_error("threads: " + std::to_string(threads) + " are more than the system gives (" +
+                               error.what() + "); there are still " + std::to_string(team_.threads()));
+    }
+    begin_pace();
+  }
+  if (pace_) team_.take_part(pace_->threads());
   const auto tokens = static_cast<int64_t>(step.tokens.size());
   if (tokens > capacity_) {
     const int64_t capacity = (tokens + 15) / 16 * 16;
@@ -149,6 +189,7 @@ void CpuExecutor::reserve(const Step& step) {
     buffers_.resize(capacity, scratch);
     attend_.resize(capacity);
     mixture_.resize(capacity);
+    products_.resize();
     capacity_ = capacity;  // not before all is there
   }
   attend_.plan(step);
@@ -158,27 +199,56 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
   reserve(step);
   buffers_.begin(step, watch == nullptr);
   bad_.assign(step.tokens.size(), 0);
+  cancelled_ = false;
   done_.store(0, std::memory_order_relaxed);
+  for (size_t next = 0; next < program_.ops.size() && !cancelled_;) {
+    if (pace_) team_.take_part(pace_->threads());
+    threads_now_.store(team_.size(), std::memory_order_relaxed);
+    const int64_t ticks = pace_ ? clock_ticks() : 0;
+    const auto begin = std::chrono::steady_clock::now();
+    next = run_from(next, cancel, watch);
+    if (!pace_) continue;
+    const auto end = std::chrono::steady_clock::now();
+    const double took = std::chrono::duration<double>(end - begin).count();
+    const auto worked = static_cast<double>(team_.worked()) / static_cast<double>(clock_ticks() - ticks + 1);
+    pace_->ran(std::chrono::duration<double>(end.time_since_epoch()).count(), took, took * worked);
+  }
+  buffers_.end();
+  weights_.rethrow();
+  if (cancelled_) throw Cancelled("the step was cancelled");
+  const auto bad = std::find(bad_.begin(), bad_.end(), 1);
+  return {buffers_.value(program_.ops.back().out), {}, bad == bad_.end() ? -1 : bad - bad_.begin()};
+}
+
+size_t CpuExecutor::run_from(size_t first, const CancelFlag* cancel, const Watch* watch) {
   const int last = program_.ops.back().out;
+  const auto begin = std::chrono::steady_clock::now();
+  // Whether it is time for another number of threads. Where the machine is quiet, not even the clock is read.
+  const auto turns = [&] {
+    return pace_ && (team_.waited() || team_.size() < team_.threads()) &&
+           std::chrono::steady_clock::now() - begin > kTurn;
+  };
   // The op after which all threads leave. Thread 0 sets it before a barrier; a slower thread compares with its own op,
   // so that it does not matter if thread 0 is already one op further.
   std::atomic<int> leave_after{-1};
   team_.run([&](int thread) {
-    attend_.make_turns(thread);
-    products_.wait_after(-1, thread);
-    for (const Op& op : program_.ops) {
+    if (first == 0) {
+      attend_.make_turns(thread);
+      products_.wait_after(-1, thread);
+    }
+    for (size_t i = first; i < program_.ops.size(); ++i) {
+      const Op& op = program_.ops[i];
       if (nothing_left(op)) {
         if (thread == 0) done_.fetch_add(1, std::memory_order_relaxed);
         continue;
       }
       if (buffers_.rows(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
-        if ((cancel && cancel->set.load(std::memory_order_relaxed)) || weights_.failed())
-          leave_after.store(op.out, std::memory_order_relaxed);
+        cancelled_ = (cancel && cancel->set.load(std::memory_order_relaxed)) || weights_.failed();
+        if (cancelled_ || (op.out != last && turns())) leave_after.store(op.out, std::memory_order_relaxed);
         done_.fetch_add(1, std::memory_order_relaxed);
       }
       products_.wait_after(op.out, thread);
-      if (leave_after.load(std::memory_order_relaxed) == op.out) return;
       if (watch) {
         if (thread == 0) {
           if (const auto* moe = op.as<ops::Moe>(); moe && watch->expert) mixture_.tell(op, *moe, watch->expert);
@@ -186,17 +256,15 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
         }
         team_.barrier();
       }
+      if (leave_after.load(std::memory_order_relaxed) == op.out) return;
     }
     buffers_.each_row(thread, buffers_.rows(last), [&](int64_t r) {
       if (!all_finite(buffers_.value(last) + r * program_.vocab, program_.vocab))
-        bad_[program_.selects() ? step.rows[r] : r] = 1;
+        bad_[program_.selects() ? buffers_.step().rows[r] : r] = 1;
     });
   });
-  buffers_.end();
-  weights_.rethrow();
-  if (leave_after.load() >= 0) throw Cancelled("the step was cancelled");
-  const auto bad = std::find(bad_.begin(), bad_.end(), 1);
-  return {buffers_.value(last), {}, bad == bad_.end() ? -1 : bad - bad_.begin()};
+  const int left = leave_after.load();
+  return left < 0 ? program_.ops.size() : static_cast<size_t>(left) + 1;
 }
 
 void CpuExecutor::run_op(const Op& op, int thread) {
@@ -323,8 +391,8 @@ PackedFile::Identity cpu_packed_identity(const Program& program, const std::arra
 }
 
 void cpu_pack(const Program& program, const PackedFile::Identity& identity, const Output& output, int threads,
-              const LoadProgress& progress) {
-  Team team(threads > 0 ? threads : default_threads());
+              Priority priority, const LoadProgress& progress) {
+  Team team(threads > 0 ? threads : default_threads(), priority);
   PackedWeights(program).write(program, identity, output, team, progress);
 }
 

@@ -37,13 +37,7 @@ void choose(const float* scores, const float* bias, int64_t experts, int used, f
 
 Mixture::Mixture(const Program& program, const CpuKernels& kernels, const PackedWeights& weights,
                  const StepBuffers& buffers, Products& products, Team& team)
-    : program_(program),
-      kernels_(kernels),
-      weights_(weights),
-      buffers_(buffers),
-      products_(products),
-      team_(team),
-      plans_(static_cast<size_t>(team.size())) {
+    : program_(program), kernels_(kernels), weights_(weights), buffers_(buffers), products_(products), team_(team) {
   for (const Op& op : program.ops) {
     if (const auto* route = op.as<ops::Route>()) routed_ = std::max(routed_, program.weights[route->gate].n);
     if (const auto* moe = op.as<ops::Moe>()) {
@@ -88,6 +82,7 @@ void Mixture::resize(int64_t tokens) {
   memory_ = Memory(bytes, "the experts' rows of a step of " + std::to_string(tokens) + " tokens");
   rows_ = rows_at(memory_.data(), tokens, nullptr);
   const auto slots = static_cast<size_t>(tokens * used_);
+  plans_.resize(static_cast<size_t>(team_.threads()));
   for (Plan& p : plans_) {  // so that nothing is allocated while threads run
     p.first.resize(static_cast<size_t>(experts_) + 1);
     p.rows.resize(slots);

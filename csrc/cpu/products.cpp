@@ -20,7 +20,6 @@ Products::Products(const Program& program, const CpuKernels& kernels, const Pack
       weights_(weights),
       buffers_(buffers),
       team_(team),
-      next_weights_(static_cast<size_t>(team.size())),
       next_product_(program.ops.size() + 1, -1) {
   for (size_t i = program.ops.size(); i-- > 0;) {
     const Op& op = program.ops[i];

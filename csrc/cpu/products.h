@@ -19,6 +19,8 @@ class Products {
   Products(const Program& program, const CpuKernels& kernels, const PackedWeights& weights, const StepBuffers& buffers,
            Team& team);
 
+  // Makes room for all threads of the team.
+  void resize() { next_weights_.assign(static_cast<size_t>(team_.threads()), {}); }
   // Bytes of a thread's scratch that a step of so many tokens wants.
   size_t scratch_bytes(int64_t tokens) const;
 

@@ -30,7 +30,7 @@ void StepBuffers::resize(int64_t tokens, size_t scratch) {
   own_row_ = align64(scratch);
   scratch_per_thread_ = own_row_ + row_bytes_;
   scratch_.reset();
-  scratch_ = Memory(scratch_per_thread_ * static_cast<size_t>(team_.size()), "scratch");
+  scratch_ = Memory(scratch_per_thread_ * static_cast<size_t>(team_.threads()), "scratch");
 }
 
 void StepBuffers::begin(const Step& step, bool fused) {

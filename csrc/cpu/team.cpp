@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <chrono>
 #include <stdexcept>
 
 #include "inline.h"
@@ -25,21 +26,8 @@ void pause() {
 
 // Long enough for the gap between two steps, short enough not to heat an idle laptop: some 50 microseconds.
 constexpr int kSpins = 2000;
-
-// Spins for `done`, then gives the core to whoever needs it (there may be more threads than cores).
-template <class Done>
-void spin_until(Done done, Ahead* ahead = nullptr) {
-  while (ahead && ahead->begin < ahead->end && !done()) {
-    GLMLITE_PREFETCH(ahead->begin);
-    ahead->begin += 64;
-  }
-  for (int i = 0; !done(); ++i) {
-    if (i < kSpins)
-      pause();
-    else
-      std::this_thread::yield();
-  }
-}
+constexpr int kSizeBits = 16;
+constexpr std::chrono::milliseconds kMeanwhile{20};
 
 }  // namespace
 
@@ -51,63 +39,134 @@ int64_t this_process() {
 #endif
 }
 
-Team::Team(int threads) : size_(threads), process_(this_process()) {
-  try {
-    for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i] { worker(i); });
-  } catch (...) {  // the system has no more threads to give: end those we have
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      quit_ = true;
-    }
-    wake_.notify_all();
-    for (auto& thread : threads_) thread.join();
-    throw;
-  }
+Team::Team(int threads, Priority priority)
+    : process_(this_process()), priority_(priority), first_(priority == Priority::kBackground ? 0 : 1) {
+  threads_ = first_;  // those that need no worker
+  resize(threads);
 }
 
 Team::~Team() {
   if (this_process() != process_) {  // nobody to join: the handles are left behind
-    new std::vector<std::thread>(std::move(threads_));
+    new std::deque<Worker>(std::move(workers_));
     return;
   }
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    quit_ = true;
-  }
-  wake_.notify_all();
-  for (auto& thread : threads_) thread.join();
+  while (!workers_.empty()) end_last();
 }
 
-void Team::run(const std::function<void(int)>& work) {
+void Team::check_process() const {
   if (this_process() != process_)
     throw std::runtime_error("this process was forked from the one that loaded the model; load it here again");
-  next_.store(0, std::memory_order_relaxed);
-  if (size_ > 1) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    work_ = &work;
-    running_.store(size_ - 1, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
-    wake_.notify_all();
-  }
-  work(0);
-  spin_until([this] { return running_.load(std::memory_order_acquire) == 0; });
 }
 
-void Team::worker(int thread) {
-  uint64_t seen = 0;
+void Team::resize(int threads) {
+  check_process();
+  const int before = threads_;
+  while (threads_ > threads) {
+    end_last();
+    --threads_;
+  }
+  try {
+    for (; threads_ < threads; ++threads_) start(threads_);
+  } catch (...) {
+    for (; threads_ > before; --threads_) end_last();
+    throw;
+  }
+  size_ = threads_;
+}
+
+void Team::start(int thread) {
+  Worker& worker = workers_.emplace_back();
+  try {
+    const uint64_t seen = call_.load(std::memory_order_relaxed);
+    worker.thread = std::thread([this, &worker, thread, seen] { work_off(worker, thread, seen); });
+  } catch (...) {
+    workers_.pop_back();
+    throw;
+  }
+}
+
+void Team::end_last() {
+  Worker& worker = workers_.back();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    worker.quit = true;
+    worker.wake.notify_one();
+  }
+  worker.thread.join();
+  workers_.pop_back();
+}
+
+// Spins for `done`, then gives the core to whoever needs it (there may be more threads than cores).
+template <class Done>
+void Team::spin_until(Done done, Ahead* ahead) {
+  while (ahead && ahead->begin < ahead->end && !done()) {
+    GLMLITE_PREFETCH(ahead->begin);
+    ahead->begin += 64;
+  }
+  for (int i = 0; i < kSpins; ++i) {
+    if (done()) return;
+    pause();
+  }
+  waited_.store(true, std::memory_order_relaxed);
+  const int64_t begin = measured_ ? core_ticks() : 0;
+  while (!done()) std::this_thread::yield();
+  if (measured_) worked_.fetch_sub(core_ticks() - begin, std::memory_order_relaxed);
+}
+
+void Team::do_part(int thread) {
+  const int64_t begin = measured_ ? core_ticks() : 0;
+  (*work_)(thread);
+  if (measured_) worked_.fetch_add(core_ticks() - begin, std::memory_order_relaxed);
+}
+
+void Team::run(const std::function<void(int)>& work, const std::function<void()>& meanwhile) {
+  check_process();
+  next_.store(0, std::memory_order_relaxed);
+  worked_.store(0, std::memory_order_relaxed);
+  waited_.store(false, std::memory_order_relaxed);
+  work_ = &work;
+  const int workers = size_ - first_;
+  if (workers > 0) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    running_.store(workers, std::memory_order_relaxed);
+    const uint64_t runs = (call_.load(std::memory_order_relaxed) >> kSizeBits) + 1;
+    call_.store(runs << kSizeBits | static_cast<uint64_t>(size_), std::memory_order_release);
+    for (int i = 0; i < workers; ++i) workers_[static_cast<size_t>(i)].wake.notify_one();
+  }
+  const auto done = [this] { return running_.load(std::memory_order_acquire) == 0; };
+  if (caller_works()) {
+    do_part(0);
+    return spin_until(done);
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (!meanwhile) return done_.wait(lock, done);
+  while (!done_.wait_for(lock, kMeanwhile, done)) {
+    lock.unlock();
+    meanwhile();
+    lock.lock();
+  }
+}
+
+void Team::work_off(Worker& self, int thread, uint64_t seen) {
+  if (priority_ == Priority::kBackground) lower_priority();
+  const auto called = [&] {
+    const uint64_t call = call_.load(std::memory_order_acquire);
+    return self.quit.load(std::memory_order_relaxed) ||
+           (call != seen && thread < static_cast<int>(call & ((1u << kSizeBits) - 1)));
+  };
   while (true) {
-    const auto called = [&] {
-      return quit_.load(std::memory_order_relaxed) || generation_.load(std::memory_order_acquire) != seen;
-    };
     for (int i = 0; i < kSpins && !called(); ++i) pause();
     if (!called()) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, called);
+      self.wake.wait(lock, called);
     }
-    if (quit_.load(std::memory_order_relaxed)) return;
-    seen = generation_.load(std::memory_order_acquire);
-    (*work_)(thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    if (self.quit.load(std::memory_order_relaxed)) return;
+    seen = call_.load(std::memory_order_acquire);
+    do_part(thread);
+    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1 && !caller_works()) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      done_.notify_one();
+    }
   }
 }
 

@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "../cpu/cores.h"
 #include "../cpu/team.h"
 #include "../dequantize.h"
 #include "../errors.h"
@@ -116,6 +117,8 @@ class CudaExecutor final : public Executor {
   size_t kv_bytes() const override { return plan_.kv_bytes; }
   size_t scratch_bytes() const override { return scratch_memory_.size(); }
   int threads() const override { return 1; }
+  void set_threads(int) override { throw std::invalid_argument("threads: the model runs on " + name_ + " alone"); }
+  int threads_now() const override { return 1; }
   const char* isa() const override { return name_.c_str(); }
   double progress() const override {
     return static_cast<double>(done_.load(std::memory_order_relaxed)) / static_cast<double>(program_.ops.size());

@@ -106,7 +106,7 @@ REFUSED = {
     "--seed": (r"-\d+", "leave it out for a seed that is drawn"),
     "--max-tokens": (r"0|-\d+", "leave it out: the model stops by itself"),
     "--context": (r"0|-\d+", "leave it out for the model's own, at most 4096"),
-    "--threads": (r"0|-\d+", "leave it out for the physical cores"),
+    "--threads": (r"0|-\d+", "leave it out for the fast physical cores"),
     "--gpu-layers": (r"-\d+|all|auto|max", "leave it out for all layers"),
     "--top-k": (r"-\d+", "0 takes all tokens"),
 }

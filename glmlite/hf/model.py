@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 Turns = list[Any]
 
 LOAD = (
-    *("context", "parallel", "max_queue", "kv_tokens", "kv_type", "threads", "gpu_layers", "packed"),
-    *("idle_unload", "progress", "cancel"),
+    *("context", "parallel", "max_queue", "kv_tokens", "kv_type", "threads", "adaptive", "priority"),
+    *("gpu_layers", "packed", "idle_unload", "progress", "cancel"),
 )
 
 # What the makers' `chat` asks for by itself, where the file recommends nothing: (max_length, top_p, temperature).
@@ -95,8 +95,9 @@ class AutoModelForCausalLM:
     ) -> HFModel:
         """A GGUF file's model (default: the built-in one); a path as `glmlite.load` takes it.
 
-        context, parallel, max_queue, kv_tokens, kv_type, threads, gpu_layers, packed, idle_unload, progress, cancel:
-        as `glmlite.load`; device_map (or device): "cpu", "cuda", "cuda:1", or anything else: its `device` "auto".
+        context, parallel, max_queue, kv_tokens, kv_type, threads, adaptive, priority, gpu_layers, packed, idle_unload,
+        progress, cancel: as `glmlite.load`; device_map (or device): "cpu", "cuda", "cuda:1", or anything else: its
+        `device` "auto".
         Arguments that mean nothing here (trust_remote_code, torch_dtype, ...) are taken, those that would change the
         result are refused by name.
         """

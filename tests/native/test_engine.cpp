@@ -191,6 +191,55 @@ TEST(many_threads_share_an_engine) {
   CHECK(engine->kv_free() == engine->info().kv_tokens);
 }
 
+TEST(the_number_of_threads_is_set_while_steps_run) {
+  const ModelFile file;
+  for (const bool halves : {false, true}) {
+    auto engine = open(file, 2, 1024, halves ? make_halves : make_cpu_executor);
+    const auto alone = generate(*engine, 3, 40);
+    std::atomic<bool> done{false};
+    std::thread other([&] {
+      for (int i = 0; !done; ++i) {
+        engine->set_threads(1 + i % 5);
+        CHECK(engine->threads() >= 1 && engine->threads() <= 5 && engine->threads_now() >= 1);
+        std::this_thread::yield();
+      }
+    });
+    for (int i = 0; i < 20; ++i) CHECK(same(generate(*engine, 3, 40), alone));
+    done = true;
+    other.join();
+    engine->set_threads(3);
+    CHECK(engine->threads() == 3);
+    CHECK(same(generate(*engine, 3, 40), alone));
+    CHECK(engine->threads_now() == 3);
+    for (const int bad : {0, -1, 1025})
+      CHECK_THROWS(std::invalid_argument, "expected 1 to 1024", (engine->set_threads(bad), 0));
+    engine->close();
+    CHECK(engine->threads() == 0);
+    CHECK_THROWS(std::invalid_argument, "closed", (engine->set_threads(1), 0));
+  }
+}
+
+// More threads than cores: the team finds that it waits, and the numbers stay the same.
+TEST(an_adaptive_team_in_the_background) {
+  const ModelFile file;
+  const Gguf gguf(file.path());
+  auto fixed = open(file, 1);
+  const auto wanted = fixed->step({work(fixed->new_sequence(), 900)}, {899}, nullptr);
+  for (const Priority priority : {Priority::kNormal, Priority::kBackground}) {
+    EngineOptions options;
+    options.threads = static_cast<int>(std::thread::hardware_concurrency()) + 3;
+    options.kv_tokens = 1024;
+    options.adaptive = true;
+    options.priority = priority;
+    Engine engine(gguf, program(), options, LoadProgress());
+    for (int i = 0; i < 10; ++i) {
+      const int sequence = engine.new_sequence();
+      CHECK(engine.step({work(sequence, 900)}, {899}, nullptr) == wanted);
+      engine.free(sequence);
+    }
+  }
+}
+
 TEST(cancelled_from_another_thread) {
   const ModelFile file;
   auto engine = open(file, 3);

@@ -1,11 +1,12 @@
 // The thread team: that work is done once, barriers hold, and no access races (under ThreadSanitizer).
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <thread>
+#include <vector>
 
 #include "check.h"
 #include "cpu/team.h"
+#include "cpu/this_thread.h"
 
 using namespace glmlite;
 
@@ -60,17 +61,89 @@ TEST(a_team_sleeps_and_wakes) {
   CHECK(calls == 10);
 }
 
-TEST(threads_from_the_environment) {
-#ifndef _WIN32
-  setenv("GLMLITE_THREADS", "3", 1);
-  CHECK(default_threads() == 3);
-  for (const char* bad : {"0", "-1", "two", "3x", "2000"}) {
-    setenv("GLMLITE_THREADS", bad, 1);
-    CHECK_THROWS(std::invalid_argument, "expected a number of 1 to 1024", default_threads());
+// Parts of a run, of which each is done once by another thread, with a barrier between; the sum of the threads.
+static int parts(Team& team) {
+  std::vector<int> seen(team.size(), 0);
+  std::vector<std::thread::id> who(team.size());
+  std::atomic<int> sum{0};
+  team.run([&](int thread) {
+    ++seen[thread];
+    who[thread] = std::this_thread::get_id();
+    team.barrier();
+    for (int count : seen) sum += count;
+  });
+  for (int i = 0; i < team.size(); ++i) {
+    CHECK(seen[i] == 1);
+    CHECK((who[i] == std::this_thread::get_id()) == (i == 0 && team.caller_works()));
+    for (int j = 0; j < i; ++j) CHECK(who[i] != who[j]);
   }
-  unsetenv("GLMLITE_THREADS");
-#endif
-  CHECK(default_threads() >= 1);
+  return sum;
+}
+
+TEST(the_number_of_threads_changes_between_runs) {
+  for (const Priority priority : {Priority::kNormal, Priority::kBackground}) {
+    Team team(2, priority);
+    for (const int threads : {2, 1, 5, 3, 3, 8, 1, 2}) {
+      team.resize(threads);
+      CHECK(team.threads() == threads && team.size() == threads);
+      CHECK(parts(team) == threads * threads);
+      for (int some = 1; some <= threads; ++some) {
+        team.take_part(some);
+        for (int round = 0; round < 20; ++round) CHECK(parts(team) == some * some);
+        CHECK(team.threads() == threads);
+      }
+    }
+  }
+}
+
+TEST(those_who_take_no_part_sleep_and_come_back) {
+  Team team(4);
+  for (int i = 0; i < 200; ++i) {
+    team.take_part(1 + i % 4);
+    if (i % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    CHECK(parts(team) == (1 + i % 4) * (1 + i % 4));
+  }
+}
+
+TEST(a_caller_that_does_not_work_is_called_meanwhile) {
+  Team team(2, Priority::kBackground);
+  CHECK(!team.caller_works());
+  int calls = 0;
+  std::atomic<bool> go{false};
+  team.run(
+      [&](int) {
+        while (!go) std::this_thread::yield();
+      },
+      [&] { go = ++calls == 3; });
+  CHECK(calls == 3);
+}
+
+TEST(what_a_run_worked) {
+  Team team(2);
+  if (core_ticks() == 0) return;  // this system does not tell
+  const auto work = [](int64_t ticks) {
+    for (const int64_t end = core_ticks() + ticks; core_ticks() < end;) {}
+  };
+  const int64_t begin = core_ticks();
+  work(1);
+  const int64_t before = clock_ticks();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const int64_t ticks = clock_ticks() - before;  // of 20 ms
+  CHECK(core_ticks() > begin);
+  team.run([&](int) { work(ticks); });
+  CHECK(team.worked() == 0);
+  team.measure(true);
+  team.run([&](int) { work(ticks); });
+  CHECK(team.worked() >= 2 * ticks);
+  // One waits for the other at the barrier, and that does not count.
+  int64_t worked = 0;
+  team.run([&](int thread) {
+    for (; thread == 1 && !team.waited(); worked += ticks) work(ticks);
+    if (thread == 1) work(4 * ticks);
+    team.barrier();
+  });
+  worked += 4 * ticks;
+  CHECK(team.worked() >= worked && team.worked() < worked + 2 * ticks);
 }
 
 RUN_TESTS()
