@@ -1,5 +1,5 @@
 # The library glmlite_core.
-file(GLOB core_sources CONFIGURE_DEPENDS csrc/*.cpp csrc/ops/*.cpp csrc/cpu/*.cpp)
+file(GLOB core_sources CONFIGURE_DEPENDS csrc/*.cpp csrc/ops/*.cpp csrc/cpu/*.cpp csrc/text/*.cpp)
 list(FILTER core_sources EXCLUDE REGEX "/bind[a-z_]*\\.cpp$|/kernels_[a-z0-9_]+\\.cpp$")
 add_library(glmlite_core OBJECT ${core_sources})
 target_include_directories(glmlite_core PUBLIC csrc)
