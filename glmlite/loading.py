@@ -275,6 +275,7 @@ def _on_cpu(
     """The same on the CPU, with the packed weights where they are asked for, or needed (None)."""
     page_bytes = native.page_bytes(gguf, ops, room.kv_type)
     weights, experts = native.weight_bytes(gguf, ops)
+    inside = native.packed_in(gguf, ops)  # what `glmlite export` has made has its weights packed
 
     def sizes(fixed: int) -> tuple[int, int, packed.Budget]:
         free = native.available_memory()
@@ -282,12 +283,12 @@ def _on_cpu(
         return tokens, cache, packed.Budget(weights, experts, cache // room.page * page_bytes, free)
 
     tokens, cache, budget = sizes(weights)
-    if pack is False or (pack is None and budget.fits):
+    if inside is None and (pack is False or (pack is None and budget.fits)):
         return placement.CPU, tokens, cache
     tokens, cache, budget = sizes(weights - experts if experts else 0)
     if not budget.fits:
         packed.warn(native, Path(os.fsdecode(gguf.paths[0])), budget, header.recording.ops, gguf.tensors)
-    file = packed.opened(native, gguf, ops, threads, report.part(0.9), report.again)
+    file = inside or packed.opened(native, gguf, ops, threads, report.part(0.9), report.again)
     budget = budget._replace(free=native.available_memory())
     return placement.Placement("cpu", {"packed": file, "weight_room": budget.room}), tokens, cache
 

@@ -173,7 +173,7 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
       }
       if (buffers_.rows(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
-        if ((cancel && cancel->set.load(std::memory_order_relaxed)) || weights_.failed())
+        if ((cancel && cancel->is_set()) || weights_.failed())
           leave_after.store(op.out, std::memory_order_relaxed);
         done_.fetch_add(1, std::memory_order_relaxed);
       }
@@ -322,10 +322,9 @@ PackedFile::Identity cpu_packed_identity(const Program& program, const std::arra
   return PackedWeights(program).identity(program, key);
 }
 
-void cpu_pack(const Program& program, const PackedFile::Identity& identity, const Output& output, int threads,
-              const LoadProgress& progress) {
+void cpu_pack(const Program& program, const Output& output, uint64_t begin, int threads, const LoadProgress& progress) {
   Team team(threads > 0 ? threads : default_threads());
-  PackedWeights(program).write(program, identity, output, team, progress);
+  PackedWeights(program).write(program, output, begin, team, progress);
 }
 
 size_t cpu_page_bytes(const Program& program, KvType type) { return KvPages::page_bytes(program.caches, type); }
