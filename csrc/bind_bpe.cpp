@@ -1,5 +1,6 @@
-// The Python class Bpe.
+// The Python class Bpe, and for tests those of csrc/text.
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <cstring>
 #include <memory>
@@ -11,6 +12,10 @@
 #include "bind.h"
 #include "bind_check.h"
 #include "bpe.h"
+#include "gguf.h"
+#include "text/tokenizer.h"
+#include "text/utf8.h"
+#include "text/words.h"
 
 namespace py = pybind11;
 
@@ -102,6 +107,42 @@ py::list pieces(const Bpe& bpe) {
   return list;
 }
 
+py::array_t<int32_t> to_array(const std::vector<int32_t>& ids) {
+  return py::array_t<int32_t>(static_cast<py::ssize_t>(ids.size()), ids.data());
+}
+
+py::array_t<int32_t> encode_bytes(const Tokenizer& tokenizer, const py::bytes& text, bool special) {
+  std::vector<int32_t> ids;
+  {
+    const auto bytes = static_cast<std::string_view>(text);
+    py::gil_scoped_release release;
+    tokenizer.encode(bytes, special, ids);
+  }
+  return to_array(ids);
+}
+
+// Where each word ends, in bytes.
+py::array_t<int32_t> cut(const Words& words, const py::bytes& text) {
+  const std::string whole = replaced(static_cast<std::string_view>(text));
+  std::vector<int32_t> ends;
+  words.cut(whole, [&](std::string_view word) {
+    ends.push_back(static_cast<int32_t>(word.data() + word.size() - whole.data()));
+  });
+  return to_array(ends);
+}
+
+py::bytes push(TextStream& stream, int32_t id) {
+  std::string text;
+  stream.push(id, text);
+  return py::bytes(text);
+}
+
+py::bytes finish(TextStream& stream) {
+  std::string text;
+  stream.finish(text);
+  return py::bytes(text);
+}
+
 }  // namespace
 
 void bind_bpe(py::module_& m) {
@@ -110,6 +151,29 @@ void bind_bpe(py::module_& m) {
            py::arg("whole_words"), py::arg("check") = py::none())
       .def("encode", &encode, py::arg("text"), py::arg("ends"))
       .def("pieces", &pieces);
+
+  py::class_<Tokenizer>(m, "TextTokenizer")
+      .def(py::init(
+               [](const std::string& path) { return std::make_unique<Tokenizer>(Gguf(path).contents()->metadata); }),
+           py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def("encode", &encode_bytes, py::arg("text"), py::kw_only(), py::arg("special"))
+      .def(
+          "begin", [](const Tokenizer& t, const std::vector<int32_t>& ids) { return t.begin(ids); }, py::arg("ids"))
+      .def(
+          "stream", [](const Tokenizer& t, bool skip) { return TextStream(t, skip); }, py::kw_only(),
+          py::arg("skip_special"), py::keep_alive<0, 1>())
+      .def(
+          "piece", [](const Tokenizer& t, int32_t id) { return py::bytes(std::string(t.piece(id))); }, py::arg("id"))
+      .def("is_special", &Tokenizer::is_special, py::arg("id"))
+      .def("find", &Tokenizer::find, py::arg("text"))
+      .def_property_readonly("size", &Tokenizer::size)
+      .def_property_readonly("ends", &Tokenizer::ends)
+      .def_property_readonly("prefix", &Tokenizer::prefix);
+  py::class_<Words>(m, "Words")
+      .def(py::init<const std::vector<uint32_t>&, const std::vector<int32_t>&>(), py::arg("classes"),
+           py::arg("automata"))
+      .def("cut", &cut, py::arg("text"));
+  py::class_<TextStream>(m, "TextStream").def("push", &push, py::arg("id")).def("finish", &finish);
 }
 
 }  // namespace glmlite

@@ -112,6 +112,41 @@ class Bpe:
     def pieces(self) -> list[bytes]:
         """What each token stands for."""
 
+class Words:
+    """Where text is cut into words, for tests: see csrc/text/words.h. Raises FormatError."""
+
+    def __init__(self, classes: NDArray[np.uint32], automata: NDArray[np.int32]) -> None: ...
+    def cut(self, text: bytes) -> NDArray[np.int32]:
+        """Where each word ends, in bytes."""
+
+class TextTokenizer:
+    """The tokenizer of the C API, for tests: from a GGUF file that has the tables of glmlite.tokenizer.tables.
+
+    Raises FormatError, OSError. size: ids are 0 to size - 1. ends, prefix: as the tables have them.
+    """
+
+    def __init__(self, path: str) -> None: ...
+    def encode(self, text: bytes, *, special: bool) -> NDArray[np.int32]:
+        """Bytes that are no UTF-8 count as U+FFFD. special: special tokens in the text count as such."""
+    def begin(self, ids: list[int]) -> list[int]: ...
+    def stream(self, *, skip_special: bool) -> TextStream: ...
+    def piece(self, id: int) -> bytes: ...
+    def is_special(self, id: int) -> bool: ...
+    def find(self, text: str) -> int:
+        """The id of the token with this text; -1: none."""
+    @property
+    def size(self) -> int: ...
+    @property
+    def ends(self) -> list[int]: ...
+    @property
+    def prefix(self) -> list[int]: ...
+
+class TextStream:
+    """The text of ids as they come, of whole characters in UTF-8."""
+
+    def push(self, id: int) -> bytes: ...
+    def finish(self) -> bytes: ...
+
 # ---- running -----------------------------------------------------------------------------------------------------
 
 class Cancel:

@@ -125,6 +125,19 @@ _SLICE = 1024
 _MARGIN = 16
 
 
+def pre_of(metadata: Metadata, vocabulary: Vocabulary) -> str:
+    """How the vocabulary's text is cut into words: a key of PATTERNS. Raises FormatError for another."""
+    pre = metadata.text("tokenizer.ggml.pre", "glm4" if vocabulary.is_glm else "default")
+    if pre not in PATTERNS:
+        raise FormatError(f"tokenizer.ggml.pre: '{pre}' is not known; known: {', '.join(sorted(PATTERNS))}")
+    return pre
+
+
+def patterns(pre: str) -> list[str]:
+    """PATTERNS as they are searched for."""
+    return [_FASTER.get(pattern, pattern) for pattern in PATTERNS[pre]]
+
+
 class ByteBPE:
     """Plain text to ids: the tokenizers library cuts it into words, the engine merges their bytes.
 
@@ -135,9 +148,7 @@ class ByteBPE:
     def __init__(self, metadata: Metadata, vocabulary: Vocabulary):
         from .. import _native
 
-        pre = metadata.text("tokenizer.ggml.pre", "glm4" if vocabulary.is_glm else "default")
-        if pre not in PATTERNS:
-            raise FormatError(f"tokenizer.ggml.pre: '{pre}' is not known; known: {', '.join(sorted(PATTERNS))}")
+        pre = pre_of(metadata, vocabulary)
         types = np.array(vocabulary.types)
         kinds = np.where(np.isin(types, (TokenType.NORMAL, TokenType.BYTE)), 0, 1 + (types == TokenType.UNUSED))
         merges = metadata.strings("tokenizer.ggml.merges")
@@ -145,8 +156,7 @@ class ByteBPE:
         self._bpe = _native.Bpe(
             vocabulary.tokens, kinds.astype(np.uint8), merges, whole_words=whole, check=metadata.check
         )
-        patterns = [_FASTER.get(pattern, pattern) for pattern in PATTERNS[pre]]
-        self._words = Sequence([Split(tokenizers.Regex(pattern), "isolated") for pattern in patterns])
+        self._words = Sequence([Split(tokenizers.Regex(pattern), "isolated") for pattern in patterns(pre)])
         self._long_words = tokenizers.Tokenizer(WordLevel({"": 0}, unk_token=""))
         self._long_words.pre_tokenizer = self._words
         self.decoding = Decoding(

@@ -18,9 +18,9 @@ class SpecialSplitter:
     """
 
     def __init__(self, ids: Mapping[str, int]):
-        self._ids = dict(ids)
+        self.ids = dict(ids)
         lengths: dict[str, set[int]] = {}
-        for text in self._ids:
+        for text in self.ids:
             lengths.setdefault(text[0], set()).add(len(text))
         self._lengths = {first: sorted(sizes, reverse=True) for first, sizes in lengths.items()}
         firsts = "".join(map(re.escape, self._lengths))
@@ -37,7 +37,7 @@ class SpecialSplitter:
                 continue
             if begin < at:
                 yield text[begin:at]
-            yield self._ids[found]
+            yield self.ids[found]
             begin = at = at + len(found)
         if begin < len(text):
             yield text[begin:]
@@ -45,6 +45,6 @@ class SpecialSplitter:
     def _match(self, text: str, at: int) -> str | None:
         for length in self._lengths[text[at]]:
             token = text[at : at + length]
-            if token in self._ids and (not token.isalnum() or text.endswith(_MASKS, 0, at)):
+            if token in self.ids and (not token.isalnum() or text.endswith(_MASKS, 0, at)):
                 return token
         return None

@@ -16,6 +16,7 @@ import struct
 
 import numpy as np
 import sentencepiece
+from numpy.typing import NDArray
 
 from ..errors import FormatError
 from .stream import Decoding
@@ -34,18 +35,7 @@ class SentencePiece:
     def __init__(self, metadata: Metadata, vocabulary: Vocabulary):
         model = metadata.text("tokenizer.ggml.model")
         unigram = model == "t5"
-        dummy_prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)
-        extra_whitespaces = metadata.flag("tokenizer.ggml.remove_extra_whitespaces", unigram)
-        charsmap = metadata.data("tokenizer.ggml.precompiled_charsmap")
-        check_charsmap(charsmap)
-        scores = metadata.numbers("tokenizer.ggml.scores", "fiu", len(vocabulary.tokens))
-        if scores is None:
-            raise FormatError("tokenizer.ggml.scores: missing, expected a number for each token")
-        with np.errstate(over="ignore"):
-            scores = scores.astype(np.float32)
-        if not np.isfinite(scores).all():
-            at = int(np.flatnonzero(~np.isfinite(scores))[0])
-            raise FormatError(f"tokenizer.ggml.scores: value {at} is {scores[at]}, expected a finite number")
+        dummy_prefix, extra_whitespaces, charsmap, scores = settings(metadata, vocabulary)
         _check(vocabulary)
 
         normalizer = (
@@ -81,6 +71,27 @@ class SentencePiece:
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
+
+
+def settings(metadata: Metadata, vocabulary: Vocabulary) -> tuple[bool, bool, bytes, NDArray[np.float32]]:
+    """(a blank is put before a text, extra blanks are removed, the character map or b"", the score of each token).
+
+    Raises FormatError, naming the key.
+    """
+    unigram = metadata.text("tokenizer.ggml.model") == "t5"
+    dummy_prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    extra_whitespaces = metadata.flag("tokenizer.ggml.remove_extra_whitespaces", unigram)
+    charsmap = metadata.data("tokenizer.ggml.precompiled_charsmap")
+    check_charsmap(charsmap)
+    numbers = metadata.numbers("tokenizer.ggml.scores", "fiu", len(vocabulary.tokens))
+    if numbers is None:
+        raise FormatError("tokenizer.ggml.scores: missing, expected a number for each token")
+    with np.errstate(over="ignore"):
+        scores = numbers.astype(np.float32)
+    if not np.isfinite(scores).all():
+        at = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise FormatError(f"tokenizer.ggml.scores: value {at} is {scores[at]}, expected a finite number")
+    return dummy_prefix, extra_whitespaces, charsmap, scores
 
 
 def check_charsmap(data: bytes) -> None:
