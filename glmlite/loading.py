@@ -50,7 +50,7 @@ def load(
 ) -> Model:
     """Load a GGUF file; without a path the built-in model, a small demonstration.
 
-    path: a file (`~` is your home folder); "builtin": the built-in model; "smollm2": the sample model, which is
+    path: a GGUF file, or one that `glmlite export` has made of it (`~` is your home folder); "builtin": the built-in model; "smollm2": the sample model, which is
         downloaded when it is asked for the first time.
     context: tokens that one request may have, prompt and answer. Default: what the model was trained for, at most
         4096, and halved (not below 512) until the cache fits what the machine has free besides the weights. More than
@@ -248,6 +248,10 @@ def _on_gpu(
 ) -> tuple[placement.Placement, int, int] | None:
     """Where the model runs, the tokens of its context and of its cache; None: on the CPU."""
     if not hasattr(native, "memory_needed") or gpu_layers == 0:
+        return None
+    if "glmlite.export.version" in gguf.metadata:
+        if device != "auto":
+            raise ValueError(f"device is {device!r}, expected 'cpu': an exported file has its weights packed for that")
         return None
     try:
         gpu = placement.Gpu(native, device, gpu_layers, gguf, ops, room.kv_type)

@@ -113,27 +113,18 @@ const Turns::Between& Turns::between(const std::string& before, const std::strin
 
 // A message's text in the parts that are encoded by themselves, so that no control token is spelled in any of them.
 std::vector<std::string> Turns::broken(std::string_view text) const {
+  std::string said(text);
+  for (size_t at; (at = said.find(kBreak)) != std::string::npos;) said.erase(at, sizeof kBreak - 1);
   std::vector<std::string> parts(1);
-  for (size_t at = 0; at < text.size();) {
-    if (text.substr(at, sizeof kBreak - 1) == kBreak) {
-      at += sizeof kBreak - 1;
-      continue;
-    }
-    size_t bytes = 1;
-    if (text[at] == '<' || text[at] == '[') {
-      const auto found = std::find_if(control_.begin(), control_.end(), [&](const std::string& token) {
-        return text.substr(at, token.size()) == token;
-      });
-      if (found != control_.end()) {
-        parts.back() += text[at];
-        parts.emplace_back();
-        bytes = found->size();
-        parts.back() += text.substr(at + 1, bytes - 1);
-        at += bytes;
-        continue;
-      }
-    }
-    parts.back() += text[at++];
+  for (size_t at = 0; at < said.size();) {
+    const bool opens = said[at] == '<' || said[at] == '[';
+    const auto found = std::find_if(control_.begin(), control_.end(), [&](const std::string& token) {
+      return opens && said.compare(at, token.size(), token) == 0;
+    });
+    parts.back() += said[at++];
+    if (found == control_.end()) continue;
+    parts.push_back(said.substr(at, found->size() - 1));
+    at += found->size() - 1;
   }
   return parts;
 }

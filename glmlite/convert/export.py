@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,13 +28,21 @@ from ..tokenizer import Tokenizer
 from ..tokenizer.tables import tables
 from . import turns, writer
 
-__all__ = ["export"]
+__all__ = ["Exported", "export"]
 
 VERSION = 1  # of the keys; csrc/exported.h has the same number
 _UNPACKED = ("prefix", "rope_factors")  # slots whose tensors are read as they are stored
 _ALIGNMENT = 4096
+_I8 = 24  # GGUF's number of the type
 _DROPPED = ("split.", "general.alignment", "glmlite.")
 _KEPT = ("glmlite.chat_format",)
+
+
+class Exported(NamedTuple):
+    """What was written. chat_refused: why the C API does not chat with the model; None: it does."""
+
+    path: Path
+    chat_refused: str | None
 
 
 def export(
@@ -43,8 +51,8 @@ def export(
     *,
     threads: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
-) -> Path:
-    """Write a GGUF file's model for the C API, and for `glmlite.load`. Returns `out`.
+) -> Exported:
+    """Write a GGUF file's model for the C API, and for `glmlite.load`.
 
     source: as `glmlite.load` takes it. progress: called with the bytes read and those in all; returning False cancels
     (Cancelled). The file is as large as the model, and the same on all machines.
@@ -63,7 +71,7 @@ def export(
 
     with closing(_native.Gguf(file)) as gguf:
         try:
-            head, raw, ops = _described(_native, gguf)
+            head, raw, ops, refused = _described(_native, gguf)
         except FormatError as error:
             raise FormatError(f"{file}: {error}") from error
         begin = len(head) + sum(-(-len(data) // _ALIGNMENT) * _ALIGNMENT for data in raw)
@@ -79,12 +87,12 @@ def export(
                 _native.pack_at(gguf, ops, out, target.fileno(), begin, threads=threads or 0, progress=report)
         except FormatError as error:
             raise FormatError(f"{file}: {error}") from error
-    return out
+    return Exported(out, refused)
 
 
-def _described(native: Any, gguf: Any) -> tuple[bytes, list[bytes], list[tuple[Any, ...]]]:
-    """All that stands before the packed weights: the head of the file, and the tensors that are not packed; and the
-    program."""
+def _described(native: Any, gguf: Any) -> tuple[bytes, list[bytes], list[tuple[Any, ...]], str | None]:
+    """All that stands before the packed weights: the head of the file, and the tensors that are not packed; the
+    program; and why it does not chat."""
     if "glmlite.export.version" in gguf.metadata:
         raise FormatError("is exported already, expected the .gguf file that it was made of")
     metadata = {k: v for k, v in gguf.metadata.items() if k in _KEPT or not k.startswith(_DROPPED)}
@@ -119,10 +127,7 @@ def _described(native: Any, gguf: Any) -> tuple[bytes, list[bytes], list[tuple[A
     raw = [gguf.data(info.name).tobytes() for info in unpacked]
     entries = [writer.Entry(i.name, tuple(i.shape), i.type, lambda: (), (i.type_id, i.nbytes)) for i in unpacked]
     entries.append(writer.Entry("glmlite.packed", (nbytes,), "I8", lambda: (), (_I8, nbytes)))
-    return writer.head(metadata, entries, _ALIGNMENT), raw, ops
-
-
-_I8 = 24  # GGUF's number of the type
+    return writer.head(metadata, entries, _ALIGNMENT), raw, ops, keys.get("glmlite.chat.refused")
 
 
 def _names(ops: Iterable[Op], unpacked: bool) -> Iterable[str]:
