@@ -43,7 +43,8 @@ void describe(const Keys& keys, uint64_t file_bytes, Gguf::Contents& contents) {
     tensor.known = format_from_gguf(tensor.type, &tensor.format);
     tensor.offset = i;  // they are packed in this order
     const std::string subject = "tensor '" + printable(tensor.name) + "' ";
-    if (!tensor.known) throw FormatError(subject + "is of type " + std::to_string(tensor.type) + ", which is not packed");
+    if (!tensor.known)
+      throw FormatError(subject + "is of type " + std::to_string(tensor.type) + ", which is not packed");
     if (dims[i] < 1 || dims[i] > 4 || dims[i] > sizes.size() - at)
       throw FormatError(subject + "has " + std::to_string(dims[i]) + " dimensions, expected 1 to 4, and as many sizes");
     for (uint32_t d = 0; d < dims[i]; ++d, ++at) {
@@ -113,7 +114,8 @@ std::vector<OpSpec> exported_program(const Metadata& metadata) {
     }
   };
   const auto inputs = keys.numbers<int32_t>(at + "inputs.values");
-  rows("inputs", inputs.size(), [&](OpSpec& spec, const std::string& slot, size_t i) { spec.inputs[slot] = inputs[i]; });
+  rows("inputs", inputs.size(),
+       [&](OpSpec& spec, const std::string& slot, size_t i) { spec.inputs[slot] = inputs[i]; });
   const auto weights = keys.texts(at + "weights.values");
   rows("weights", weights.size(),
        [&](OpSpec& spec, const std::string& slot, size_t i) { spec.weights[slot].push_back(weights[i]); });
@@ -134,9 +136,11 @@ std::vector<OpSpec> exported_program(const Metadata& metadata) {
   const auto which = keys.numbers<int32_t>(at + "rope.values");
   rows("rope", which.size(), [&](OpSpec& spec, const std::string&, size_t i) {
     const auto n = static_cast<size_t>(which[i]);
-    if (which[i] < 0 || n >= ends.size()) throw FormatError(at + "rope.values: there is no rope " + std::to_string(which[i]));
+    if (which[i] < 0 || n >= ends.size())
+      throw FormatError(at + "rope.values: there is no rope " + std::to_string(which[i]));
     const size_t begin = n == 0 ? 0 : ends[n - 1], end = ends[n];
-    if (begin > end || end > first.size()) throw FormatError(at + "ropes.ends: rope " + std::to_string(n) + " ends early");
+    if (begin > end || end > first.size())
+      throw FormatError(at + "ropes.ends: rope " + std::to_string(n) + " ends early");
     const auto part = [&](const auto& all) {
       return std::decay_t<decltype(all)>(all.begin() + static_cast<std::ptrdiff_t>(begin),
                                          all.begin() + static_cast<std::ptrdiff_t>(end));

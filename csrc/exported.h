@@ -1,5 +1,5 @@
-// What `glmlite export` writes (glmlite/convert/export.py): a GGUF file that has a model's weights packed, in a tensor of
-// bytes, and in its metadata the program that runs them. Tensors that are not packed (a prefix, factors of RoPE) are
+// What `glmlite export` writes (glmlite/convert/export.py): a GGUF file that has a model's weights packed, in a tensor
+// of bytes, and in its metadata the program that runs them. Tensors that are not packed (a prefix, factors of RoPE) are
 // tensors of it as of any file.
 #pragma once
 #include <string>

@@ -100,8 +100,8 @@ class Gguf {
     std::map<std::string, size_t> index;  // tensor name -> its place in `tensors`
     // Of a file that has its matrices packed (csrc/exported.h): those are among `tensors`, and lie here.
     std::shared_ptr<const PackedFile> packed;
-    uint64_t bytes() const;               // of all parts
-    void check_unchanged() const;         // of all parts, see File
+    uint64_t bytes() const;        // of all parts
+    void check_unchanged() const;  // of all parts, see File
   };
 
   // `path` may be any part of a split file; all parts are opened. Throws FormatError and FileError.
@@ -122,8 +122,8 @@ class Gguf {
   std::shared_ptr<const Contents> contents_;
 };
 
-// Bytes of a tensor of a type that gguf_type_info has. Throws std::invalid_argument, saying what is wrong with its shape,
-// or that they are more than `most`.
+// Bytes of a tensor of a type that gguf_type_info has. Throws std::invalid_argument, saying what is wrong with its
+// shape, or that they are more than `most`.
 uint64_t tensor_bytes(const std::vector<int64_t>& shape, uint32_t type, uint64_t most);
 
 // `text` as it can stand in a message: UTF-8 on one line, other bytes as \xNN, cut after `limit` bytes.

@@ -26,8 +26,8 @@ constexpr ValueType type_of<double>() {
 }
 
 const char* name_of(ValueType type) {
-  static const char* const kNames[] = {"uint8",   "int8", "uint16", "int16", "uint32", "int32",  "float32",
-                                       "a bool",  "text", "arrays", "uint64", "int64", "float64"};
+  static const char* const kNames[] = {"uint8",  "int8", "uint16", "int16",  "uint32", "int32",  "float32",
+                                       "a bool", "text", "arrays", "uint64", "int64",  "float64"};
   return kNames[static_cast<uint32_t>(type)];
 }
 
@@ -51,7 +51,8 @@ uint64_t Keys::integer(const std::string& key, uint64_t most) const {
       value.type == ValueType::kString || value.type == ValueType::kBool)
     wrong(key, value, "an integer");
   std::memcpy(&number, value.bytes.data(), value.bytes.size());
-  if (number > most) throw FormatError(key + ": is " + std::to_string(number) + ", expected 0 to " + std::to_string(most));
+  if (number > most)
+    throw FormatError(key + ": is " + std::to_string(number) + ", expected 0 to " + std::to_string(most));
   return number;
 }
 
@@ -82,7 +83,8 @@ std::vector<std::string> Keys::texts(const std::string& key) const {
 template <class T>
 std::vector<T> Keys::numbers(const std::string& key) const {
   const Value& value = find(key);
-  if (!value.is_array || value.type != type_of<T>()) wrong(key, value, std::string("an array of ") + name_of(type_of<T>()));
+  if (!value.is_array || value.type != type_of<T>())
+    wrong(key, value, std::string("an array of ") + name_of(type_of<T>()));
   std::vector<T> numbers(value.bytes.size() / sizeof(T));
   if (!numbers.empty()) std::memcpy(numbers.data(), value.bytes.data(), numbers.size() * sizeof(T));
   return numbers;

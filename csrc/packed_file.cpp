@@ -26,7 +26,8 @@ PackedFile::PackedFile(const std::string& path, const Identity& identity, File::
     : identity_(identity), begin_(kHeaderBytes), file_(path, reads) {
   if (file_.size() != kHeaderBytes + identity.bytes)
     throw FormatError(path + ": has " + std::to_string(file_.size()) + " bytes, expected " +
-                      std::to_string(kHeaderBytes + identity.bytes) + ": packed weights of another model, or cut short");
+                      std::to_string(kHeaderBytes + identity.bytes) +
+                      ": packed weights of another model, or cut short");
   alignas(File::kDirectUnit) std::array<uint8_t, kHeaderBytes> found;
   file_.read(0, kHeaderBytes, found.data());
   if (found != header(identity))

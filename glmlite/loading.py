@@ -50,8 +50,8 @@ def load(
 ) -> Model:
     """Load a GGUF file; without a path the built-in model, a small demonstration.
 
-    path: a GGUF file, or one that `glmlite export` has made of it (`~` is your home folder); "builtin": the built-in model; "smollm2": the sample model, which is
-        downloaded when it is asked for the first time.
+    path: a GGUF file, or one that `glmlite export` has made of it (`~` is your home folder); "builtin": the built-in
+        model; "smollm2": the sample model, which is downloaded when it is asked for the first time.
     context: tokens that one request may have, prompt and answer. Default: what the model was trained for, at most
         4096, and halved (not below 512) until the cache fits what the machine has free besides the weights. More than
         the model was trained for is cut to that, with a warning in the log; `Model.context` tells what came out.

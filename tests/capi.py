@@ -223,8 +223,6 @@ def run(command, stdin=""):
     """The output of a program that is linked with the library."""
     where = str(Path(library_path()).parent)
     name = {"darwin": "DYLD_LIBRARY_PATH", "win32": "PATH"}.get(sys.platform, "LD_LIBRARY_PATH")
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, encoding="utf-8", env={**os.environ, name: where}
-    )
+    done = subprocess.run(command, input=stdin, capture_output=True, encoding="utf-8", env={**os.environ, name: where})
     assert done.returncode == 0, done.stderr
     return done.stdout

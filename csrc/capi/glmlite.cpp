@@ -70,9 +70,11 @@ glmlite_status guarded(glmlite_error* error, Fn fn) noexcept {
     return fail(error, GLMLITE_ERROR_UNSUPPORTED, e.what());
   } catch (const std::invalid_argument& e) {
     return fail(error, GLMLITE_ERROR_ARGUMENT, e.what());
-  } catch (const std::bad_alloc& e) { return fail(error, GLMLITE_ERROR_MEMORY, e.what()); } catch (const std::exception& e) {
-    return fail(error, GLMLITE_ERROR_FAILED, e.what());
-  } catch (...) { return fail(error, GLMLITE_ERROR_FAILED, "an exception of a callback's"); }
+  } catch (const std::bad_alloc& e) {
+    return fail(error, GLMLITE_ERROR_MEMORY, e.what());
+  } catch (const std::exception& e) { return fail(error, GLMLITE_ERROR_FAILED, e.what()); } catch (...) {
+    return fail(error, GLMLITE_ERROR_FAILED, "an exception of a callback's");
+  }
 }
 
 void need(const void* pointer, const char* name) {
@@ -146,8 +148,8 @@ template <class Values, class T>
 void give(const Values& values, T* to, size_t capacity, size_t* count) {
   *count = values.size();
   if (values.size() > capacity)
-    throw Failure(GLMLITE_ERROR_BUFFER, "capacity: is " + std::to_string(capacity) + ", expected " +
-                                            std::to_string(values.size()));
+    throw Failure(GLMLITE_ERROR_BUFFER,
+                  "capacity: is " + std::to_string(capacity) + ", expected " + std::to_string(values.size()));
   if (!values.empty()) {
     need(to, "the buffer");
     std::copy(values.begin(), values.end(), to);

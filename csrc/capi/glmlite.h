@@ -3,11 +3,11 @@
  * Every function that can fail returns a glmlite_status and, where `error` is not NULL, says in it what is wrong. None
  * ends the process, prints, or lets an exception out. NULL where something is needed is GLMLITE_ERROR_ARGUMENT.
  *
- * Threads: any thread may call anything at any time, but for four rules. A handle is closed or freed by one thread while
- * no other calls something with that handle; a session may outlive its model, and be in a call when that is closed. The
- * sessions of a model run one after another: a call waits for its turn. A callback is called by the thread that made the
- * call; it must not free what that call was given, and must not run the same model. After fork() a child opens its
- * models anew.
+ * Threads: any thread may call anything at any time, but for four rules. A handle is closed or freed by one thread
+ * while no other calls something with that handle; a session may outlive its model, and be in a call when that is
+ * closed. The sessions of a model run one after another: a call waits for its turn. A callback is called by the thread
+ * that made the call; it must not free what that call was given, and must not run the same model. After fork() a child
+ * opens its models anew.
  *
  * Text is UTF-8, paths too on Windows; elsewhere they are the system's bytes. Text that goes in has a length: no NUL
  * ends it.
@@ -40,9 +40,9 @@ extern "C" {
 
 typedef enum glmlite_status {
   GLMLITE_OK = 0,
-  GLMLITE_ERROR_ARGUMENT = 1,    /* the call is wrong */
-  GLMLITE_ERROR_FILE = 2,        /* the system refuses the file */
-  GLMLITE_ERROR_FORMAT = 3,      /* the file is not what it should be */
+  GLMLITE_ERROR_ARGUMENT = 1, /* the call is wrong */
+  GLMLITE_ERROR_FILE = 2,     /* the system refuses the file */
+  GLMLITE_ERROR_FORMAT = 3,   /* the file is not what it should be */
   GLMLITE_ERROR_MEMORY = 4,
   GLMLITE_ERROR_CANCELLED = 5,   /* the load was; an answer that was ends with GLMLITE_END_CANCELLED */
   GLMLITE_ERROR_CLOSED = 6,      /* the session's model was closed, before the call or while it ran */
@@ -87,29 +87,32 @@ GLMLITE_API void glmlite_cancel_free(glmlite_cancel* cancel);
 
 typedef struct glmlite_options {
   size_t size;
-  int32_t threads;    /* to compute with; 0: the physical cores */
-  int32_t context;    /* tokens of a prompt and its answer; 0: up to 4096, as memory allows; at most what it was made for */
-  int32_t kv_q8;      /* 1: keys and values in 8 bits, half the memory of 16 */
-  int32_t kv_tokens;  /* room of the cache that all sessions share; 0: as the context */
+  int32_t threads; /* to compute with; 0: the physical cores */
+  int32_t
+      context;   /* tokens of a prompt and its answer; 0: up to 4096, as memory allows; at most what it was made for */
+  int32_t kv_q8; /* 1: keys and values in 8 bits, half the memory of 16 */
+  int32_t kv_tokens;               /* room of the cache that all sessions share; 0: as the context */
   glmlite_on_progress on_progress; /* of the load, or NULL */
   void* user;                      /* given to it */
   const glmlite_cancel* cancel;    /* ends the load, or NULL */
 } glmlite_options;
 
-/* options: NULL for the defaults. Weights are mapped: processes share them, and the file must not be changed meanwhile. */
+/* options: NULL for the defaults. Weights are mapped: processes share them, and the file must not be changed meanwhile.
+ */
 GLMLITE_API glmlite_status glmlite_open(const char* path, const glmlite_options* options, glmlite_model** model,
                                         glmlite_error* error);
-/* Gives the memory back; calls of its sessions that run end with GLMLITE_ERROR_CLOSED. The sessions stay yours to free. */
+/* Gives the memory back; calls of its sessions that run end with GLMLITE_ERROR_CLOSED. The sessions stay yours to free.
+ */
 GLMLITE_API void glmlite_close(glmlite_model* model);
 
 typedef struct glmlite_info {
   size_t size;
-  const char* name;         /* these two live as long as the model */
+  const char* name; /* these two live as long as the model */
   const char* architecture;
-  int32_t vocabulary;       /* token ids are below */
+  int32_t vocabulary; /* token ids are below */
   int32_t context;
   int32_t threads;
-  int32_t chats;            /* 1: glmlite_chat and glmlite_render are for this model */
+  int32_t chats; /* 1: glmlite_chat and glmlite_render are for this model */
   uint64_t weight_bytes, kv_bytes;
 } glmlite_info;
 
@@ -151,19 +154,19 @@ GLMLITE_API void glmlite_session_free(glmlite_session* session);
 
 typedef struct glmlite_params {
   size_t size;
-  int32_t max_tokens; /* 0: until the model stops or the context is full */
-  int32_t ignore_eos; /* 1: the model's own end tokens do not end it */
-  uint64_t seed;      /* fixes the answer, as in Python, for any number of threads and on every machine */
-  double temperature; /* 0: the most likely token */
-  double top_p;       /* 1: off */
-  double min_p;       /* 0: off */
+  int32_t max_tokens;        /* 0: until the model stops or the context is full */
+  int32_t ignore_eos;        /* 1: the model's own end tokens do not end it */
+  uint64_t seed;             /* fixes the answer, as in Python, for any number of threads and on every machine */
+  double temperature;        /* 0: the most likely token */
+  double top_p;              /* 1: off */
+  double min_p;              /* 0: off */
   double repetition_penalty; /* 1: off */
   double presence_penalty, frequency_penalty;
-  int32_t top_k;             /* 0: off */
-  int32_t penalty_window;    /* tokens that penalties look back */
-  const int32_t* stop_ids;   /* tokens that end it besides the model's own */
+  int32_t top_k;           /* 0: off */
+  int32_t penalty_window;  /* tokens that penalties look back */
+  const int32_t* stop_ids; /* tokens that end it besides the model's own */
   size_t stop_count;
-  glmlite_on_token on_token; /* or NULL; and likewise */
+  glmlite_on_token on_token;       /* or NULL; and likewise */
   glmlite_on_progress on_progress; /* of the prompt, in tokens */
   void* user;                      /* given to both */
   const glmlite_cancel* cancel;    /* ends it */
@@ -173,16 +176,16 @@ typedef struct glmlite_params {
 GLMLITE_API glmlite_status glmlite_get_params(const glmlite_model* model, glmlite_params* params, glmlite_error* error);
 
 typedef enum glmlite_end {
-  GLMLITE_END_STOP = 1,      /* an end token */
-  GLMLITE_END_LENGTH = 2,    /* max_tokens, or the context is full */
-  GLMLITE_END_CALLBACK = 3,  /* on_token said so */
+  GLMLITE_END_STOP = 1,     /* an end token */
+  GLMLITE_END_LENGTH = 2,   /* max_tokens, or the context is full */
+  GLMLITE_END_CALLBACK = 3, /* on_token said so */
   GLMLITE_END_CANCELLED = 4
 } glmlite_end;
 
 typedef struct glmlite_result {
   size_t size;
-  int32_t end;        /* a glmlite_end */
-  int32_t stop_token; /* the end token, which is no part of the answer, or -1 */
+  int32_t end;                          /* a glmlite_end */
+  int32_t stop_token;                   /* the end token, which is no part of the answer, or -1 */
   int32_t prompt_tokens, reused_tokens; /* reused: of the prompt, not read because the session had them */
   int32_t generated_tokens;
   int32_t reserved;
@@ -191,13 +194,11 @@ typedef struct glmlite_result {
 
 /* Goes on with a prompt of token ids. params: NULL for those of glmlite_get_params. result: or NULL; set its size. */
 GLMLITE_API glmlite_status glmlite_generate(glmlite_session* session, const int32_t* tokens, size_t token_count,
-                                            const glmlite_params* params, glmlite_result* result,
-                                            glmlite_error* error);
+                                            const glmlite_params* params, glmlite_result* result, glmlite_error* error);
 /* Answers a conversation: what glmlite_render makes of it, with the end tokens of a chat, and without the white space
  * that a model may begin with. For the next turn, add the answer and the next message, and call it again. */
-GLMLITE_API glmlite_status glmlite_chat(glmlite_session* session, const glmlite_message* messages,
-                                        size_t message_count, const glmlite_params* params, glmlite_result* result,
-                                        glmlite_error* error);
+GLMLITE_API glmlite_status glmlite_chat(glmlite_session* session, const glmlite_message* messages, size_t message_count,
+                                        const glmlite_params* params, glmlite_result* result, glmlite_error* error);
 
 #ifdef __cplusplus
 }

@@ -80,7 +80,9 @@ Hosted::Hosted(const std::string& path, const HostedOptions& options) {
       try {
         known.set(names[i], values[i]);
         Sampler{known};
-      } catch (const std::invalid_argument& error) { throw FormatError(std::string("glmlite.sampling: ") + error.what()); }
+      } catch (const std::invalid_argument& error) {
+        throw FormatError(std::string("glmlite.sampling: ") + error.what());
+      }
       sampling.emplace_back(names[i], values[i]);
     }
     turns_ = std::make_unique<Turns>(metadata, program.vocab);

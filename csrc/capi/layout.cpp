@@ -72,10 +72,10 @@ Layout Prompts::infilling(const std::vector<int32_t>& ids) const {
     }
   }
   if (starts.empty() || masks.size() < starts.size())
-    throw std::invalid_argument("prompt: has " + std::to_string(masks.size()) + " masks and " +
-                                std::to_string(starts.size()) +
-                                " tokens that start a piece, expected at least one and no more than masks: tokenize with "
-                                "GLMLITE_PROMPT");
+    throw std::invalid_argument(
+        "prompt: has " + std::to_string(masks.size()) + " masks and " + std::to_string(starts.size()) +
+        " tokens that start a piece, expected at least one and no more than masks: tokenize with "
+        "GLMLITE_PROMPT");
   Layout layout;
   layout.context = starts[0];
   for (size_t i = 0; i < ids.size(); ++i) layout.positions.push_back({static_cast<int32_t>(i), 0});

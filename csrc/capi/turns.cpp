@@ -80,7 +80,8 @@ Turns::Turns(const Metadata& metadata, int64_t vocabulary) {
   const auto check = [&](const std::string& key, const std::vector<int32_t>& ids) {
     for (const int32_t id : ids)
       if (id < 0 || id >= vocabulary)
-        throw FormatError(key + ": token id " + std::to_string(id) + ", the vocabulary has " + std::to_string(vocabulary));
+        throw FormatError(key + ": token id " + std::to_string(id) + ", the vocabulary has " +
+                          std::to_string(vocabulary));
   };
   check(at + "end_ids", ends_);
   check(at + "marks", marks_);
@@ -106,9 +107,10 @@ Turns::Turns(const Metadata& metadata, int64_t vocabulary) {
 const Turns::Between& Turns::between(const std::string& before, const std::string& after) const {
   const auto found = between_.find({before, after});
   if (found != between_.end()) return found->second;
-  throw std::domain_error(after == kAnswer    ? "messages: the last is of the role '" + before + "', which this model does not answer"
-                          : before == kStart ? "messages: the first is of the role '" + after + "', which this model does not take"
-                                              : "messages: '" + after + "' after '" + before + "', which this model does not take");
+  throw std::domain_error(
+      after == kAnswer   ? "messages: the last is of the role '" + before + "', which this model does not answer"
+      : before == kStart ? "messages: the first is of the role '" + after + "', which this model does not take"
+                         : "messages: '" + after + "' after '" + before + "', which this model does not take");
 }
 
 // A message's text in the parts that are encoded by themselves, so that no control token is spelled in any of them.

@@ -173,8 +173,7 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
       }
       if (buffers_.rows(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
-        if ((cancel && cancel->is_set()) || weights_.failed())
-          leave_after.store(op.out, std::memory_order_relaxed);
+        if ((cancel && cancel->is_set()) || weights_.failed()) leave_after.store(op.out, std::memory_order_relaxed);
         done_.fetch_add(1, std::memory_order_relaxed);
       }
       products_.wait_after(op.out, thread);

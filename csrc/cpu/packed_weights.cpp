@@ -155,9 +155,7 @@ void PackedWeights::write(const Program& program, const Output& output, uint64_t
   pack(
       program, tasks, team, progress,
       [&](int thread, const Task&) { return buffers.data() + align64(most) * static_cast<size_t>(thread); },
-      [&](const Task& task, const uint8_t* from) {
-        output.write(begin + task.packed_offset, task.packed_size, from);
-      });
+      [&](const Task& task, const uint8_t* from) { output.write(begin + task.packed_offset, task.packed_size, from); });
 }
 
 void PackedWeights::check(const Program& program, const PackedFile& file) const {

@@ -131,7 +131,9 @@ def _described(native: Any, gguf: Any) -> tuple[bytes, list[bytes], list[tuple[A
 
 
 def _names(ops: Iterable[Op], unpacked: bool) -> Iterable[str]:
-    return (name for op in ops for slot, names in op.weights.items() for name in names if (slot in _UNPACKED) is unpacked)
+    return (
+        name for op in ops for slot, names in op.weights.items() for name in names if (slot in _UNPACKED) is unpacked
+    )
 
 
 def _program(ops: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
