@@ -184,8 +184,32 @@ void pack(const Gguf& file, const py::sequence& ops, const py::object& path, con
   const Output output(descriptor, encode_path(path));
   const LoadProgress report = to_progress(progress);
   py::gil_scoped_release nogil;
-  cpu_pack(program, identity, output, threads, background ? Priority::kBackground : Priority::kNormal, report);
+  cpu_pack(program, output, PackedFile::kHeaderBytes, threads,
+           background ? Priority::kBackground : Priority::kNormal, report);
+  const auto header = PackedFile::header(identity);
+  output.write(0, header.size(), header.data());
+  output.sync();
   held->check_unchanged();
+}
+
+void pack_at(const Gguf& file, const py::sequence& ops, const py::object& path, int descriptor, uint64_t begin,
+             int threads, const py::object& progress) {
+  const auto held = file.contents();
+  const Program program(file, to_ops(ops));
+  const Output output(descriptor, encode_path(path));
+  const LoadProgress report = to_progress(progress);
+  py::gil_scoped_release nogil;
+  cpu_pack(program, output, begin, threads, Priority::kNormal, report);
+  output.sync();
+  held->check_unchanged();
+}
+
+// The packed weights that the file has, if it has the program's.
+std::shared_ptr<const PackedFile> packed_in(const Gguf& file, const py::sequence& ops) {
+  const auto held = file.contents();
+  if (held->packed && !(cpu_packed_identity(Program(file, to_ops(ops)), {}) == held->packed->identity()))
+    throw FormatError("packed in another layout: export the model again with this version of glmlite");
+  return held->packed;
 }
 
 // Sums of squares of the columns of some values of a step; of a mixture, of what enters each expert.
@@ -304,6 +328,19 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
   py::class_<PackedFile, std::shared_ptr<PackedFile>>(m, "PackedFile", py::module_local(),
                                                       "Weights on disk as the CPU's kernels read them.")
       .def(py::init(&open_packed), py::arg("gguf"), py::arg("ops"), py::arg("path"), py::arg("key"));
+  m.def("packed_in", &packed_in, py::arg("gguf"), py::arg("ops"),
+        "The packed weights that a file of `glmlite export` has; None for others.");
+  m.def(
+      "packed_layout",
+      [](const Gguf& file, const py::sequence& ops) {
+        const auto held = file.contents();
+        const PackedFile::Identity identity = cpu_packed_identity(Program(file, to_ops(ops)), {});
+        return py::make_tuple(PackedFile::kVersion, identity.layout, identity.bytes);
+      },
+      py::arg("gguf"), py::arg("ops"), "The version of packing, the layout of a program's weights, and their bytes.");
+  m.def("pack_at", &pack_at, py::arg("gguf"), py::arg("ops"), py::arg("path"), py::arg("descriptor"), py::arg("begin"),
+        py::kw_only(), py::arg("threads") = 0, py::arg("progress") = py::none(),
+        "Writes packed weights into a file that is open for writing, from byte `begin` to its end.");
   m.def("pack", &pack, py::arg("gguf"), py::arg("ops"), py::arg("path"), py::arg("key"), py::arg("descriptor"),
         py::kw_only(), py::arg("threads") = 0, py::arg("background") = false, py::arg("progress") = py::none(),
         "Writes a PackedFile into a file that is open for writing.");

@@ -42,6 +42,11 @@ struct StepResult {
 // Set by any thread, seen between ops.
 struct CancelFlag {
   std::atomic<bool> set{false};
+  const CancelFlag* also = nullptr;  // another one that counts, too, and outlives this
+
+  bool is_set() const {
+    return set.load(std::memory_order_relaxed) || (also && also->set.load(std::memory_order_relaxed));
+  }
 };
 
 // What an expert of a mixture reads in a step.
@@ -122,10 +127,10 @@ struct PackedBytes {
 PackedBytes cpu_weight_bytes(const Program& program);
 // key: of what its tensors hold.
 PackedFile::Identity cpu_packed_identity(const Program& program, const std::array<uint8_t, 32>& key);
-// Packs a program's weights into a file, with so many threads, 0: default_threads(). Needs little memory. Throws as an
-// ExecutorFactory.
-void cpu_pack(const Program& program, const PackedFile::Identity& identity, const Output& output, int threads,
-              Priority priority, const LoadProgress& progress);
+// Packs a program's weights into a file from `begin` on, with so many threads, 0: default_threads(). Needs little
+// memory. Throws as an ExecutorFactory.
+void cpu_pack(const Program& program, const Output& output, uint64_t begin, int threads, Priority priority,
+              const LoadProgress& progress);
 
 // Runs the two parts of Program::split, one after the other; `first_ops`: ops of the first. One copy of the residual
 // rows goes across per step.

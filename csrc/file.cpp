@@ -264,8 +264,14 @@ void File::read(uint64_t offset, uint64_t bytes, void* to) const {
   }
 }
 
+static const char kChanged[] = "The file was changed while it was read: load it again";
+
 void File::check_unchanged() const {
-  if (!(state() == state_)) throw FileError(EIO, "The file was changed while it was read: load it again", path_);
+  if (!(state() == state_)) throw FileError(EIO, kChanged, path_);
+}
+
+void File::check_same(const File& other) const {
+  if (!(other.state_ == state_)) throw FileError(EIO, kChanged, path_);
 }
 
 }  // namespace glmlite

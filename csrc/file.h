@@ -47,6 +47,8 @@ class File {
   // Throws FileError if the file has another size, or was written to later, than when it was opened: what was read of
   // it may then be of two versions.
   void check_unchanged() const;
+  // Throws FileError likewise if another file, opened by the same path, is not the same version.
+  void check_same(const File& other) const;
 
  private:
   struct State {

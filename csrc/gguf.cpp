@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "errors.h"
+#include "exported.h"
 
 namespace glmlite {
 
@@ -43,6 +44,12 @@ bool is_utf8(const std::string& text) {
 }
 
 std::string quoted(const std::string& text) { return "'" + printable(text) + "'"; }
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (int64_t size : shape) text += (text.empty() ? "(" : ", ") + std::to_string(size);
+  return text + ")";
+}
 
 // Bytes of a number or bool, 0 for what has no fixed size, and for what is no type at all.
 uint64_t width_of(ValueType type) {
@@ -194,13 +201,6 @@ class Reader {
   uint64_t piece_begin_ = 0;
 };
 
-const Value* lookup(const Metadata& metadata, const std::string& key) {
-  for (const auto& entry : metadata) {
-    if (entry.first == key) return &entry.second;
-  }
-  return nullptr;
-}
-
 uint32_t read_version(Reader& reader, uint64_t size, const std::string& where) {
   if (size == 0) reader.fail("is missing: the file is empty, expected a GGUF file; copy or download it again");
   const std::string magic = reader.take(4);
@@ -224,12 +224,6 @@ uint32_t read_alignment(Reader& reader, const Metadata& metadata) {
   return alignment;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text;
-  for (int64_t size : shape) text += (text.empty() ? "(" : ", ") + std::to_string(size);
-  return text + ")";
-}
-
 // Everything of a tensor but where its data lies: `offset` is still that in the data section, `bytes` is 0 if the type
 // is not known. file_bytes bounds what any tensor can take.
 Tensor read_tensor(Reader& reader, uint64_t file_bytes) {
@@ -250,24 +244,10 @@ Tensor read_tensor(Reader& reader, uint64_t file_bytes) {
   tensor.type = reader.number<uint32_t>();
   tensor.known = format_from_gguf(tensor.type, &tensor.format);
   tensor.offset = reader.number<uint64_t>();
-  if (const FormatInfo* info = gguf_type_info(tensor.type)) {
-    uint64_t columns = static_cast<uint64_t>(tensor.shape.back());
-    uint64_t block = static_cast<uint64_t>(info->block_values);
-    if (columns % block != 0) {
-      reader.fail("is " + shape_text(tensor.shape) + " of " + info->name + ", expected rows of a multiple of " +
-                  std::to_string(block) + " values");
-    }
-    uint64_t bytes = static_cast<uint64_t>(info->block_bytes);
-    auto multiply = [&](uint64_t factor) {
-      if (factor > file_bytes / bytes) {
-        reader.fail("is " + shape_text(tensor.shape) + " of " + info->name + ", more than the whole file of " +
-                    std::to_string(file_bytes) + " bytes");
-      }
-      bytes *= factor;
-    };
-    multiply(columns / block);
-    for (size_t i = 0; i + 1 < dims; ++i) multiply(static_cast<uint64_t>(tensor.shape[i]));
-    tensor.bytes = bytes;
+  if (gguf_type_info(tensor.type) != nullptr) {
+    try {
+      tensor.bytes = tensor_bytes(tensor.shape, tensor.type, file_bytes);
+    } catch (const std::invalid_argument& error) { reader.fail(error.what()); }
   }
   return tensor;
 }
@@ -405,6 +385,35 @@ std::string printable(const std::string& text, size_t limit) {
   return out;
 }
 
+const Value* lookup(const Metadata& metadata, const std::string& key) {
+  for (const auto& entry : metadata) {
+    if (entry.first == key) return &entry.second;
+  }
+  return nullptr;
+}
+
+uint64_t tensor_bytes(const std::vector<int64_t>& shape, uint32_t type, uint64_t most) {
+  const FormatInfo* info = gguf_type_info(type);
+  const auto columns = static_cast<uint64_t>(shape.back()), block = static_cast<uint64_t>(info->block_values);
+  const std::string what = "is " + shape_text(shape) + " of " + info->name + ", ";
+  if (columns % block != 0)
+    throw std::invalid_argument(what + "expected rows of a multiple of " + std::to_string(block) + " values");
+  auto bytes = static_cast<uint64_t>(info->block_bytes);
+  const auto multiply = [&](uint64_t factor) {
+    if (factor > most / bytes)
+      throw std::invalid_argument(what + "more than the whole file of " + std::to_string(most) + " bytes");
+    bytes *= factor;
+  };
+  multiply(columns / block);
+  for (size_t i = 0; i + 1 < shape.size(); ++i) multiply(static_cast<uint64_t>(shape[i]));
+  return bytes;
+}
+
+void Tensor::read(uint64_t begin, uint64_t count, void* to) const {
+  if (file == nullptr) throw FormatError("'" + printable(name) + "' is packed, and not there as it was stored");
+  file->read(offset + begin, count, to);
+}
+
 Header parse_gguf(const ReadBytes& read, uint64_t size, const std::string& where) {
   Reader reader(read, size, where);
   Header header{};
@@ -460,12 +469,13 @@ Gguf::Gguf(const std::string& path, const GoOn& go_on) : where_(printable(path, 
     }
     contents->parts.push_back(std::move(part.file));
   }
-  uint64_t total = contents->tensors.size();
-  uint64_t expected = read_unsigned(contents->metadata, "split.tensors.count", total, parts[0].where);
+  const uint64_t total = contents->tensors.size();
+  const uint64_t expected = read_unsigned(contents->metadata, "split.tensors.count", total, parts[0].where);
   if (total != expected) {
     throw FormatError(parts[0].where + ": the parts have " + std::to_string(total) +
                       " tensors, 'split.tensors.count' is " + std::to_string(expected));
   }
+  add_packed(*contents, where_);
   contents_ = std::move(contents);
 }
 

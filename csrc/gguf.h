@@ -13,6 +13,7 @@
 #include "blocks.h"
 #include "errors.h"
 #include "file.h"
+#include "packed_file.h"
 
 namespace glmlite {
 
@@ -26,10 +27,10 @@ struct Tensor {
   uint64_t bytes;              // exact, unless gguf_type_info lacks the type: then all up to the next tensor
   uint64_t offset;             // of the first in its file
   size_t part = 0;             // index of its file in Contents::parts
-  const File* file = nullptr;
+  const File* file = nullptr;  // null: it is packed, and `offset` tells only which come before it
 
-  // The bytes [begin, begin + count) of the tensor. Throws FileError.
-  void read(uint64_t begin, uint64_t count, void* to) const { file->read(offset + begin, count, to); }
+  // The bytes [begin, begin + count) of the tensor. Throws FileError, and FormatError if the file has it packed.
+  void read(uint64_t begin, uint64_t count, void* to) const;
 };
 
 // Whether `a` comes first where files are read from their beginning to their end.
@@ -64,6 +65,8 @@ struct Value {
 
 using Metadata = std::vector<std::pair<std::string, Value>>;  // in file order; keys are UTF-8 and differ
 
+const Value* lookup(const Metadata& metadata, const std::string& key);  // null: there is none
+
 // The header of one file.
 struct Header {
   uint32_t version;
@@ -95,8 +98,10 @@ class Gguf {
     Metadata metadata;  // of the first part
     std::vector<Tensor> tensors;
     std::map<std::string, size_t> index;  // tensor name -> its place in `tensors`
-    uint64_t bytes() const;               // of all parts
-    void check_unchanged() const;         // of all parts, see File
+    // Of a file that has its matrices packed (csrc/exported.h): those are among `tensors`, and lie here.
+    std::shared_ptr<const PackedFile> packed;
+    uint64_t bytes() const;        // of all parts
+    void check_unchanged() const;  // of all parts, see File
   };
 
   // `path` may be any part of a split file; all parts are opened. Throws FormatError and FileError.
@@ -116,6 +121,10 @@ class Gguf {
   mutable std::mutex mutex_;  // of contents_, the pointer
   std::shared_ptr<const Contents> contents_;
 };
+
+// Bytes of a tensor of a type that gguf_type_info has. Throws std::invalid_argument, saying what is wrong with its
+// shape, or that they are more than `most`.
+uint64_t tensor_bytes(const std::vector<int64_t>& shape, uint32_t type, uint64_t most);
 
 // `text` as it can stand in a message: UTF-8 on one line, other bytes as \xNN, cut after `limit` bytes.
 std::string printable(const std::string& text, size_t limit = 200);

@@ -12,10 +12,13 @@ namespace glmlite {
 
 class PackedFile {
  public:
-  static constexpr uint64_t kBegin = 4096;  // where the weights begin
+  // Of how weights are packed: raised when csrc/cpu/pack.cpp, or what WeightPlan leaves between them, changes. All
+  // instruction sets read the same.
+  static constexpr uint64_t kVersion = 1;
+  static constexpr uint64_t kHeaderBytes = 4096;  // and weights begin at a multiple of it
 
   // What two of them must agree in to be of the same weights. Layouts of a program change with its ops; how the weights
-  // of one are packed changes with kPackedVersion.
+  // of one are packed changes with kVersion.
   struct Identity {
     std::array<uint8_t, 32> key{};  // of what the tensors hold
     uint64_t layout = 0;            // WeightPlan::fingerprint
@@ -25,15 +28,21 @@ class PackedFile {
 
   // Throws FileError if it cannot be read, and FormatError if it is of other weights, or damaged.
   PackedFile(const std::string& path, const Identity& identity, File::Reads reads = File::Reads::kCached);
+  // Weights that lie at `begin` in a file of another kind, which says what they are.
+  PackedFile(const std::string& path, const Identity& identity, uint64_t begin);
+  // The same weights, read in another way.
+  PackedFile(const PackedFile& same, File::Reads reads);
 
   // What stands before the weights.
-  static std::array<uint8_t, kBegin> header(const Identity& identity);
+  static std::array<uint8_t, kHeaderBytes> header(const Identity& identity);
 
   const File& file() const { return file_; }
+  uint64_t begin() const { return begin_; }
   const Identity& identity() const { return identity_; }
 
  private:
   const Identity identity_;
+  const uint64_t begin_;
   const File file_;
 };
 

@@ -25,6 +25,7 @@ class TensorReader {
   // throws.
   void read(int thread, const File& file, uint64_t offset, uint64_t bytes, uint8_t* to);
   void read(int thread, const Tensor& t, uint64_t begin, uint64_t bytes, uint8_t* to) {
+    if (!t.file) t.read(begin, bytes, to);  // which throws
     read(thread, *t.file, t.offset + begin, bytes, to);
   }
 

@@ -264,6 +264,24 @@ def pack(
     """Writes a PackedFile into a new file, open for writing; path: its name, for messages. threads, background,
     progress: as Engine's."""
 
+def packed_in(gguf: Gguf, ops: Sequence[tuple[Any, ...]]) -> PackedFile | None:
+    """The packed weights that a file of `glmlite export` has; None for others. Raises FormatError."""
+
+def packed_layout(gguf: Gguf, ops: Sequence[tuple[Any, ...]]) -> tuple[int, int, int]:
+    """The version of packing, a number that tells the layout of a program's weights from others, and their bytes."""
+
+def pack_at(
+    gguf: Gguf,
+    ops: Sequence[tuple[Any, ...]],
+    path: str | bytes | PathLike[str],
+    descriptor: int,
+    begin: int,
+    *,
+    threads: int = 0,
+    progress: Callable[[int, int], Any] | None = None,
+) -> None:
+    """Writes packed weights into a file that is open for writing, from byte `begin` to its end; otherwise as `pack`."""
+
 def read_speed(path: str | bytes | PathLike[str], seconds: float = 1.0) -> float:
     """Bytes a second that many reads at once take from a file past the system's cache, measured now for so many seconds
     at most; 0 where the file is too small to tell."""

@@ -55,8 +55,8 @@ def load(
 ) -> Model:
     """Load a GGUF file; without a path the built-in model, a small demonstration.
 
-    path: a file (`~` is your home folder); "builtin": the built-in model; "smollm2": the sample model, which is
-        downloaded when it is asked for the first time.
+    path: a GGUF file, or one that `glmlite export` has made of it (`~` is your home folder); "builtin": the built-in
+        model; "smollm2": the sample model, which is downloaded when it is asked for the first time.
     context: tokens that one request may have, prompt and answer. Default: what the model was trained for, at most
         4096, and halved (not below 512) until the cache fits what the machine has free besides the weights. More than
         the model was trained for is cut to that, with a warning in the log; `Model.context` tells what came out.
@@ -337,6 +337,10 @@ def _on_gpu(
     """Where the model runs, the tokens of its context and of its cache; None: on the CPU."""
     if not hasattr(native, "memory_needed") or gpu_layers == 0:
         return None
+    if "glmlite.export.version" in gguf.metadata:
+        if device != "auto":
+            raise ValueError(f"device is {device!r}, expected 'cpu': an exported file has its weights packed for that")
+        return None
     try:
         gpu = placement.Gpu(native, device, gpu_layers, gguf, ops, room.kv_type)
         need = gpu.need(LEAST_CONTEXT)
@@ -363,6 +367,7 @@ def _on_cpu(
     """The same on the CPU, with the packed weights where they are asked for, or needed (None)."""
     page_bytes = native.page_bytes(gguf, ops, room.kv_type)
     weights, experts = native.weight_bytes(gguf, ops)
+    inside = native.packed_in(gguf, ops)  # what `glmlite export` has made has its weights packed
 
     def sizes(fixed: int) -> tuple[int, int, packed.Budget]:
         free = native.available_memory()
@@ -370,12 +375,12 @@ def _on_cpu(
         return tokens, cache, packed.Budget(weights, experts, cache // room.page * page_bytes, free)
 
     tokens, cache, budget = sizes(weights)
-    if pack is False or (pack is None and budget.fits):
+    if inside is None and (pack is False or (pack is None and budget.fits)):
         return placement.CPU, tokens, cache
     tokens, cache, budget = sizes(weights - experts if experts else 0)
     if not budget.fits:
         packed.warn(native, Path(os.fsdecode(gguf.paths[0])), budget, header.recording.ops, gguf.tensors)
-    file = packed.opened(native, gguf, ops, computing, report.part(0.9), report.again)
+    file = inside or packed.opened(native, gguf, ops, computing, report.part(0.9), report.again)
     budget = budget._replace(free=native.available_memory())
     return placement.Placement("cpu", {"packed": file, "weight_room": budget.room}), tokens, cache
 

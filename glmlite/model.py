@@ -17,7 +17,7 @@ from .budget import Budget
 from .cancel import Cancel
 from .chat.reply import Reply
 from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
-from .errors import Closed, ContextOverflow
+from .errors import ContextOverflow
 from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
 from .infill import Infill, Infiller
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .chat.dialects import Dialect
 
 __all__ = ["Model"]
+
+MOST_THREADS = 1024  # the engine's bound
 
 
 class Debug(NamedTuple):
@@ -123,14 +125,12 @@ class Model:
 
         Setting it raises TypeError, ValueError (another number, or a model that is on a GPU alone) and Closed.
         """
-        return self._engine.threads
+        return self._scheduler.threads
 
     @threads.setter
     def threads(self, threads: int) -> None:
-        check_integer("threads", threads, 1)
-        if self.closed:
-            raise Closed(f"{self.name}: the model is closed")
-        self._engine.threads = threads
+        check_integer("threads", threads, 1, MOST_THREADS)
+        self._scheduler.threads = threads
 
     @property
     def debug(self) -> Debug:

@@ -267,6 +267,7 @@ class Scheduler:
         self._active: list[Request] = []  # in order of admission
         self._totals = dict.fromkeys(TOTALS, 0)
         self._kv_free = engine.kv_free()
+        self._threads = engine.threads
         self._idle = idle
         self._used = 0.0  # when the engine was last needed
         self._loaded = True
@@ -296,6 +297,21 @@ class Scheduler:
                 )
             self._queue.append(request)
             self._changed.notify()
+
+    @property
+    def threads(self) -> int:
+        """That a step has at most; 0 once closed. May be set, and counts from the next step on."""
+        with self._changed:
+            return 0 if self._closing else self._threads
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        with self._changed:
+            if self._closing:
+                raise Closed(f"{self.name}: the model is closed")
+            if self._loaded:
+                self.engine.threads = threads
+            self._threads = threads
 
     def place(self, request: Request) -> int:
         """Its place in the queue, 1 for the next one; 0: it runs, or is done."""
@@ -402,7 +418,8 @@ class Scheduler:
 
     def _unload(self) -> None:
         log.info("%s: idle, its memory is given back", self.name)
-        self._loaded = False
+        with self._changed:
+            self._loaded = False
         self.pool.kept.clear()  # they go with the cache
         self.engine.close()
         self._kv_free = self.engine.kv_tokens
@@ -414,14 +431,17 @@ class Scheduler:
             return True
         assert self._idle is not None
         try:
-            engine = self._idle.load(self.engine.threads, self._check_waiting)
+            engine = self._idle.load(self._threads, self._check_waiting)
         except _NobodyWaits:
             return False
         except Exception as error:
             self._give_up(error)
             return False
-        self.engine, self.pool = engine, Pool(engine)
-        self._loaded = True
+        with self._changed:
+            if engine.threads != self._threads:  # set meanwhile
+                engine.threads = self._threads
+            self.engine, self.pool = engine, Pool(engine)
+            self._loaded = True
         return True
 
     def _check_waiting(self) -> None:

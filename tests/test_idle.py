@@ -84,6 +84,23 @@ def test_memory_is_given_back_and_answers_stay_the_same(load, clock, packed):
     assert model.memory() == held and model.loaded
 
 
+def test_threads_are_those_that_were_set(load, clock):
+    model = load(threads=2)
+    model.threads = 1
+    unload(model, clock)
+    assert model.threads == 1
+    model.generate("the", **ASK)
+    assert model.threads == model.debug.engine.threads == 1
+    unload(model, clock)
+    model.threads = 3
+    model.generate("the", **ASK)
+    assert model.threads == model.debug.engine.threads == 3
+    model.close()
+    assert model.threads == 0
+    with pytest.raises(glmlite.Closed):
+        model.threads = 1
+
+
 def test_it_goes_after_so_many_seconds_without_a_request(load, clock):
     model = load()
     for _ in range(3):

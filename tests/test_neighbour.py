@@ -70,7 +70,7 @@ def test_threads_are_set_while_a_request_runs(load):
     [
         (0, ValueError, "threads is 0, expected at least 1"),
         (-3, ValueError, "threads is -3, expected at least 1"),
-        (1025, ValueError, "threads: 1025, expected 1 to 1024"),
+        (1025, ValueError, "threads is 1025, expected at least 1 and at most 1024"),
         (1.5, TypeError, "threads is 1.5, expected an integer"),
         (True, TypeError, "threads is True, expected an integer"),
         (None, TypeError, "threads is None, expected an integer"),

@@ -41,6 +41,10 @@ def weight_bytes(gguf, ops):
     return gguf.nbytes, 0
 
 
+def packed_in(gguf, ops):
+    return None
+
+
 class TensorInfo(NamedTuple):
     name: str
     type: str

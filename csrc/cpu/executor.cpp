@@ -244,7 +244,7 @@ size_t CpuExecutor::run_from(size_t first, const CancelFlag* cancel, const Watch
       }
       if (buffers_.rows(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
-        cancelled_ = (cancel && cancel->set.load(std::memory_order_relaxed)) || weights_.failed();
+        cancelled_ = (cancel && cancel->is_set()) || weights_.failed();
         if (cancelled_ || (op.out != last && turns())) leave_after.store(op.out, std::memory_order_relaxed);
         done_.fetch_add(1, std::memory_order_relaxed);
       }
@@ -390,10 +390,10 @@ PackedFile::Identity cpu_packed_identity(const Program& program, const std::arra
   return PackedWeights(program).identity(program, key);
 }
 
-void cpu_pack(const Program& program, const PackedFile::Identity& identity, const Output& output, int threads,
-              Priority priority, const LoadProgress& progress) {
+void cpu_pack(const Program& program, const Output& output, uint64_t begin, int threads, Priority priority,
+              const LoadProgress& progress) {
   Team team(threads > 0 ? threads : default_threads(), priority);
-  PackedWeights(program).write(program, identity, output, team, progress);
+  PackedWeights(program).write(program, output, begin, team, progress);
 }
 
 size_t cpu_page_bytes(const Program& program, KvType type) { return KvPages::page_bytes(program.caches, type); }

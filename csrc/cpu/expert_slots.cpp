@@ -27,7 +27,7 @@ size_t in_all(const std::vector<ExpertSlots::Group>& groups) {
 
 ExpertSlots::ExpertSlots(const PackedFile& file, std::vector<Group> groups, size_t room)
     : groups_(std::move(groups)),
-      file_(file.file().path(), file.identity(), File::Reads::kDirect),
+      file_(file, File::Reads::kDirect),
       slot_bytes_(largest(groups_)),
       slots_(std::min(std::max<size_t>(1, room / slot_bytes_), in_all(groups_))),
       threads_(file_.file(), kReadThreads,

@@ -145,9 +145,9 @@ void PackedWeights::load(const Program& program, Team& team, const LoadProgress&
       [&](int, const Task& task) { return memory_.data() + task.packed_offset; }, [](const Task&, const uint8_t*) {});
 }
 
-void PackedWeights::write(const Program& program, const PackedFile::Identity& identity, const Output& output,
-                          Team& team, const LoadProgress& progress) const {
-  output.resize(PackedFile::kBegin + plan_.bytes());
+void PackedWeights::write(const Program& program, const Output& output, uint64_t begin, Team& team,
+                          const LoadProgress& progress) const {
+  output.resize(begin + plan_.bytes());
   const std::vector<Task> tasks = this->tasks(program, team.size());
   size_t most = 0;
   for (const Task& task : tasks) most = std::max(most, task.packed_size);
@@ -155,12 +155,7 @@ void PackedWeights::write(const Program& program, const PackedFile::Identity& id
   pack(
       program, tasks, team, progress,
       [&](int thread, const Task&) { return buffers.data() + align64(most) * static_cast<size_t>(thread); },
-      [&](const Task& task, const uint8_t* from) {
-        output.write(PackedFile::kBegin + task.packed_offset, task.packed_size, from);
-      });
-  const auto header = PackedFile::header(identity);
-  output.write(0, header.size(), header.data());
-  output.sync();
+      [&](const Task& task, const uint8_t* from) { output.write(begin + task.packed_offset, task.packed_size, from); });
 }
 
 void PackedWeights::check(const Program& program, const PackedFile& file) const {
@@ -171,7 +166,7 @@ void PackedWeights::check(const Program& program, const PackedFile& file) const 
 void PackedWeights::map(const Program& program, const PackedFile& file) {
   check(program, file);
   mapping_ = Mapping(file.file());
-  for (const int i : plan_.order()) lies_at(program, i, mapping_.data() + PackedFile::kBegin + plan_.at(i).offset);
+  for (const int i : plan_.order()) lies_at(program, i, mapping_.data() + file.begin() + plan_.at(i).offset);
   if (plan_.bytes() < available_memory()) ahead_ = std::make_unique<ReadAhead>(mapping_);
 }
 
@@ -200,7 +195,7 @@ void PackedWeights::read(const Program& program, const std::vector<int>& weights
   reader.run([&](int thread) {
     for (int64_t i; team.take(static_cast<int64_t>(pieces.size()), &i);) {
       const Piece& piece = pieces[static_cast<size_t>(i)];
-      reader.read(thread, file.file(), PackedFile::kBegin + piece.from, piece.bytes, memory_.data() + piece.to);
+      reader.read(thread, file.file(), file.begin() + piece.from, piece.bytes, memory_.data() + piece.to);
     }
   });
   reader.report();
@@ -218,7 +213,7 @@ void PackedWeights::stream(const Program& program, const PackedFile& file, size_
       if (groups_[i] >= 0) lies_at(program, i, nullptr);  // wherever its slot is
     std::vector<ExpertSlots::Group> groups;
     for (size_t g = 0; g < group_begins_.size(); ++g)
-      groups.push_back({PackedFile::kBegin + group_begins_[g], group_strides_[g], group_counts_[g]});
+      groups.push_back({file.begin() + group_begins_[g], group_strides_[g], group_counts_[g]});
     slots_ = std::make_unique<ExpertSlots>(file, groups, room - dense_bytes_);
     return;
   }

@@ -47,8 +47,9 @@ class PackedWeights {
   // Bytes that are in memory, or mapped.
   size_t held() const { return slots_ ? memory_.size() + slots_->bytes() : plan_.bytes(); }
 
-  // Reads the tensors and writes them, packed, into a file. Throws FileError, OutOfMemory, Cancelled.
-  void write(const Program& program, const PackedFile::Identity& identity, const Output& output, Team& team,
+  // Reads the tensors and writes them, packed, into a file, which ends with them. Throws FileError, OutOfMemory,
+  // Cancelled.
+  void write(const Program& program, const Output& output, uint64_t begin, Team& team,
              const LoadProgress& progress) const;
 
   // By index into Program::weights.

@@ -525,7 +525,7 @@ StepResult CudaExecutor::run_step(const Step& step, const CancelFlag* cancel, co
   done_.store(0, std::memory_order_relaxed);
   lay_out(step);
   fill(step, host_upload_.data());
-  if (cancel && cancel->set.load(std::memory_order_relaxed)) throw Cancelled("the step was cancelled");
+  if (cancel && cancel->is_set()) throw Cancelled("the step was cancelled");
   if (!watch && shape_.tokens <= kGraphTokens) {
     replay();
   } else {
@@ -619,7 +619,7 @@ void CudaExecutor::enqueue(const CancelFlag* cancel, const Watch* watch, const A
       check(cudaStreamSynchronize(*stream_), op.text.c_str());
       watch->value(op.out, host.data(), rows, op.width);
     }
-    if (cancel && cancel->set.load(std::memory_order_relaxed)) {
+    if (cancel && cancel->is_set()) {
       check(cudaStreamSynchronize(*stream_), "a cancelled step");
       throw Cancelled("the step was cancelled");
     }

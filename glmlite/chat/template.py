@@ -59,6 +59,24 @@ def render(
     Raises ValueError for a template that is too long, fails, or refuses the messages, and for tools and calls that it
     has no place for.
     """
+    return encode(tokenizer, rendered(metadata, tokenizer, messages, tools, variables, generate, goes_on))
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of what `rendered` returns."""
+    return [token for part in text.split(_MARK) if part for token in tokenizer.encode(part, special=True, prefix=False)]
+
+
+def rendered(
+    metadata: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    variables: dict[str, Any],
+    generate: bool,
+    goes_on: bool = False,
+) -> str:
+    """The text that `render` encodes, in which control tokens that messages spell are broken apart."""
     text = of(metadata, bool(tools))
     assert text is not None
     reader = f"the chat template of {metadata.get('general.name') or 'this model'}"
@@ -79,7 +97,7 @@ def render(
             raise ValueError("tools: the chat template of this model has none")
     special = {f"{kind}_token": _token_text(metadata, kind) for kind in ("bos", "eos", "unk", "padding")}
     special["pad_token"] = special.pop("padding_token")
-    rendered = _run(
+    made = _run(
         text,
         {
             **special,
@@ -90,13 +108,11 @@ def render(
         },
     )
     if goes_on:
-        rendered, end, _ = rendered.rpartition(_END)
+        made, end, _ = made.rpartition(_END)
         if not end:
             raise ValueError(f"messages: {reader} leaves out the text that the answer is to go on with")
-        rendered = rendered.replace(_END, "")
-    return [
-        token for part in rendered.split(_MARK) if part for token in tokenizer.encode(part, special=True, prefix=False)
-    ]
+        made = made.replace(_END, "")
+    return made
 
 
 def _calls_as_read(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
@@ -166,14 +182,26 @@ def _token_text(metadata: Mapping[str, Any], kind: str) -> str:
 
 
 def _control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Matches the control tokens in brackets. Others, GLM-4.5's `/nothink`, are meant to be written by users."""
+    texts = control_tokens(metadata, tokenizer)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """The control tokens in brackets, the longest first, which are broken apart in messages. Others, GLM-4.5's
+    `/nothink`, are meant to be written by users."""
     tokens = _tokens(metadata)
     kinds = metadata.get("tokenizer.ggml.token_type")
     # The tokenizer decides; types of its own, or a special name, spare it the question for 150,000 ordinary tokens.
     ids = range(len(tokens)) if kinds is None else np.flatnonzero(~np.isin(kinds, (0, 1, 5, 6))).tolist()
     ids = [*ids, *(i for text in GLM_SPECIALS if (i := tokenizer.id_of(text)) is not None)]
     texts = [tokens[i] for i in ids if tokens[i][:1] in ("<", "[") and len(tokens[i]) > 2 and tokenizer.is_special(i)]
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+    return sorted(texts, key=len, reverse=True)
+
+
+def broken(text: str, control: Sequence[str]) -> str:
+    """A message's text as `rendered` has it: with these tokens broken apart."""
+    masked: str = _mask(text, re.compile("|".join(map(re.escape, control))) if control else None)
+    return masked
 
 
 def _mask(value: Any, control: re.Pattern[str] | None) -> Any:

@@ -14,6 +14,7 @@ from .bench import bench
 from .chat import chat
 from .convert import convert
 from .doctor import doctor
+from .export import export
 from .imatrix import imatrix
 from .infill import infill
 from .inspect import inspect
@@ -110,5 +111,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, serve, infill, convert, imatrix, perplexity, doctor, inspect, bench):
+for command in (run, chat, serve, infill, convert, export, imatrix, perplexity, doctor, inspect, bench):
     app.command(command.__name__, cls=Command)(options.grouped(command))

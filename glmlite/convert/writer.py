@@ -14,7 +14,7 @@ import numpy as np
 from ..files import replacing
 from .formats import TYPES, tensor_bytes
 
-__all__ = ["Entry", "write"]
+__all__ = ["Entry", "head", "put", "write"]
 
 _ALIGNMENT = 32
 _U32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64 = 4, 6, 7, 8, 9, 10, 11
@@ -56,30 +56,30 @@ def write(
     Raises OSError (a full disk: before the work begins, as far as the system tells).
     """
     path = Path(path)
-    head = _head(metadata, entries)
+    start = head(metadata, entries)
     sizes = [entry.nbytes for entry in entries]
-    total = len(head) + sum(map(_padded, sizes))
+    total = len(start) + sum(map(_padded, sizes))
     free = shutil.disk_usage(path.absolute().parent).free
     if free < total:
         raise OSError(errno.ENOSPC, f"the disk has {free} bytes free, the file needs {total}", str(path))
     with replacing(path, buffering=0) as file:
-        _put(file, head, path)
-        done = len(head)
+        put(file, start, path)
+        done = len(start)
         for entry, size in zip(entries, sizes):
             written = 0
             for piece in entry.pieces():
-                _put(file, np.ascontiguousarray(piece), path)
+                put(file, np.ascontiguousarray(piece), path)
                 written += piece.nbytes
                 if progress:
                     progress(done + written, total)
             if written != size:
                 raise ValueError(f"{entry.name}: {written} bytes, expected {size} for {entry.type} {entry.shape}")
-            _put(file, bytes(_padded(size) - size), path)
+            put(file, bytes(_padded(size) - size), path)
             done += _padded(size)
     return total
 
 
-def _put(file: BinaryIO, data: bytes | np.ndarray, path: Path) -> None:
+def put(file: BinaryIO, data: bytes | np.ndarray, path: Path) -> None:
     """All of the data. Raises OSError in the name of `path`, which the file is to get."""
     rest = memoryview(data).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
     try:
@@ -89,12 +89,13 @@ def _put(file: BinaryIO, data: bytes | np.ndarray, path: Path) -> None:
         raise OSError(error.errno, f"{error.strerror}; nothing is left of it", str(path)) from None
 
 
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+def _padded(size: int, alignment: int = _ALIGNMENT) -> int:
+    return -(-size // alignment) * alignment
 
 
-def _head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
-    """Header, metadata and the table of tensors, up to the first tensor."""
+def head(metadata: Mapping[str, Any], entries: Sequence[Entry], alignment: int = _ALIGNMENT) -> bytes:
+    """Header, metadata and the table of tensors, up to the first tensor. alignment: of tensors; another than usual
+    stands in the metadata as `general.alignment`."""
     out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(metadata)))
     for key, value in metadata.items():
         out += _string(key) + _value(key, value)
@@ -103,8 +104,8 @@ def _head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
         dims = entry.shape[::-1]
         out += _string(entry.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
         out += struct.pack("<IQ", entry.type_id, offset)
-        offset += _padded(entry.nbytes)
-    return bytes(out) + bytes(_padded(len(out)) - len(out))
+        offset += _padded(entry.nbytes, alignment)
+    return bytes(out) + bytes(_padded(len(out), alignment) - len(out))
 
 
 def _string(text: str | bytes) -> bytes:
