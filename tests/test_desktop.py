@@ -317,5 +317,5 @@ def test_the_console_s_conversation(tmp_path):
         env=environment,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 3
-    assert "Rome" in done.stdout
+    _, *answers = done.stdout.splitlines()
+    assert len(answers) == 2 and all(answers)
