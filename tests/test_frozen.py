@@ -243,7 +243,7 @@ def test_the_window(made, display, endless, tmp_path, capsys, form):
         display.keys("Tab", "Down")  # from the line to the models, and to the next of them
         reaches(f"{name}: ready")
         ask("Go on")
-        reaches(f"{name}: answering")
+        reaches(f"{name}: writing")
         display.keys("Escape")
         reaches(f"{name}: stopped")
         display.picture(ROOT / "build-frozen" / f"chat_qt{form}.png")
@@ -257,13 +257,10 @@ def test_the_window(made, display, endless, tmp_path, capsys, form):
         display.keys("Tab", "Down")
         reaches(f"{name}: ready")
         ask("Go on")
-        reaches(f"{name}: answering")
+        reaches(f"{name}: writing")
         display.keys("ctrl+q")
         assert process.wait(screen.WAIT) == 0
     finally:
         process.kill()
         process.wait()
-    assert [m["content"] for m in messages()[0:6:2]] in (
-        ["What is the capital of France?", "Go on", "hello"],
-        ["What is the capital of France?", "hello"],  # the stop came before the first piece
-    )
+    assert [message["content"] for message in messages()[::2]] == ["What is the capital of France?", "Go on", "hello"]
