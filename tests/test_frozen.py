@@ -173,7 +173,7 @@ def test_the_console_program(made, tmp_path, capsys):
         print(f"chat_console: two answers after {time.monotonic() - begin:.2f} s")
     assert (done.returncode, done.stderr) == (0, b"")
     _, *answers = done.stdout.decode("utf-8").splitlines()
-    assert len(answers) == 2 and "Rome" in answers[0]
+    assert len(answers) == 2 and all(answers)
 
 
 # What a program may need of glmlite, whatever its model; what no program needs.
@@ -238,31 +238,29 @@ def test_the_window(made, display, endless, tmp_path, capsys, form):
             print(f"chat_qt {form}: window after {shown:.2f} s, ready after {time.monotonic() - begin:.2f} s")
         ask("What is the capital of France?")
         wait_for(messages, lambda kept: len(kept) == 2, process)
-        assert "Paris" in messages()[1]["content"]
+        reaches("builtin: ready")
 
         display.keys("Tab", "Down")  # from the line to the models, and to the next of them
         reaches(f"{name}: ready")
         ask("Go on")
-        reaches(f"{name}: answering")
-        display.picture(ROOT / "build-frozen" / f"chat_qt{form}.png")
+        reaches(f"{name}: writing")
         display.keys("Escape")
         reaches(f"{name}: stopped")
+        display.picture(ROOT / "build-frozen" / f"chat_qt{form}.png")
 
         display.keys("Tab", "Up")
         reaches("builtin: ready")
         ask("hello")
-        wait_for(messages, lambda kept: kept[-2:][0]["content"] == "hello" and kept[-1]["content"], process)
+        wait_for(messages, lambda kept: kept[-2]["content"] == "hello" and kept[-1]["content"], process)
+        reaches("builtin: ready")
 
         display.keys("Tab", "Down")
         reaches(f"{name}: ready")
         ask("Go on")
-        reaches(f"{name}: answering")
+        reaches(f"{name}: writing")
         display.keys("ctrl+q")
         assert process.wait(screen.WAIT) == 0
     finally:
         process.kill()
         process.wait()
-    assert [m["content"] for m in messages()[0:6:2]] in (
-        ["What is the capital of France?", "Go on", "hello"],
-        ["What is the capital of France?", "hello"],  # the stop came before the first piece
-    )
+    assert [message["content"] for message in messages()[::2]] == ["What is the capital of France?", "Go on", "hello"]

@@ -59,7 +59,7 @@ class Conversation:
 
     def ask(self, question: str) -> None:
         self._view.write(f"> {question}\n")
-        self._start("answering", self._ask, question, [*self.history.messages, {"role": "user", "content": question}])
+        self._start("reading", self._ask, question, [*self.history.messages, {"role": "user", "content": question}])
 
     def stop(self) -> None:
         """Ends the job: an answer with what has been written, a load with nothing."""
@@ -84,6 +84,10 @@ class Conversation:
     def _loaded(self, model: str) -> None:
         self.history.use(model)
         self._show("ready", busy=False)
+
+    def _written(self, text: str) -> None:
+        self._view.write(text)
+        self._show("writing", busy=True)
 
     def _answered(self, question: str, answer: glmlite.Completion) -> None:
         self._view.write("\n")
@@ -121,7 +125,7 @@ class Conversation:
 
         answer = self._model.chat_stream(messages, overflow="truncate", on_progress=read, cancel=cancel)
         for piece in answer:
-            self._tell(cancel, self._view.write, piece.text)
+            self._tell(cancel, self._written, piece.text)
         self._tell(cancel, self._answered, question, answer.result())
 
     def _unload(self) -> None:
