@@ -255,15 +255,21 @@ def test_values_are_read_and_checked(capsys):
 # ---- a client, and a program that is frozen
 
 
-def client(*sidecar, kill=False):
-    node = shutil.which("node")
-    if node is None:
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def node(*arguments):
+    """A command that runs the client."""
+    program, path = shutil.which("node"), ROOT / "examples" / "sidecar" / "client.mjs"
+    if program is None:
         pytest.skip("node is not installed")
-    path = ROOT / "examples" / "sidecar" / "client.mjs"
     if not path.exists():
         pytest.skip("not a checkout: no examples/")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([node, str(path), *sidecar], capture_output=True, text=True, env=environment, timeout=60)
+    return [program, str(path), *arguments]
+
+
+def client(*sidecar):
+    return subprocess.run(node(*sidecar), capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
 
 
 def test_a_client_for_node():
@@ -276,12 +282,23 @@ def test_a_client_for_node():
     assert failed.returncode == 1 and "none.gguf: no such file" in failed.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
+def test_a_client_that_is_killed_leaves_no_sidecar():
+    psutil = pytest.importorskip("psutil", reason="psutil is not installed: pip install 'glmlite[test]'")
+    command = node(sys.executable, "-m", "glmlite.serve")
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while b'"loading"' not in process.stderr.readline():
+            pass
+        (started,) = psutil.Process(process.pid).children()
+        process.kill()
+        assert psutil.wait_procs([started], timeout=20)[1] == []
+
+
 @pytest.mark.skipif(importlib.util.find_spec("PyInstaller") is None, reason="PyInstaller is not installed")
 def test_a_frozen_sidecar(tmp_path):
     script = ROOT / "examples" / "sidecar" / "freeze.py"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, str(script), "--out", str(tmp_path)], capture_output=True, text=True, env=environment
+        [sys.executable, str(script), "--out", str(tmp_path)], capture_output=True, text=True, env=ENVIRONMENT
     )
     assert done.returncode == 0, done.stderr
     program = Path(done.stdout.splitlines()[-1])

@@ -24,7 +24,20 @@ EXCLUDED = (
     "glmlite.quantize",
     "huggingface_hub",
 )
-EXCLUDED += ("matplotlib", "numba", "numpy.f2py", "PIL", "prompt_toolkit", "rich", "tkinter", "torch", "typer")
+EXCLUDED += (
+    "psutil",
+    "websockets",
+    "yaml",
+    "matplotlib",
+    "numba",
+    "numpy.f2py",
+    "PIL",
+    "prompt_toolkit",
+    "rich",
+    "tkinter",
+    "torch",
+    "typer",
+)
 
 
 def triple() -> str:
