@@ -121,7 +121,8 @@ class Model:
 
         Setting it raises TypeError, ValueError (another number, or a model that is on a GPU alone) and Closed.
         """
-        return self._engine.threads
+        threads: int = self._engine.threads
+        return threads
 
     @threads.setter
     def threads(self, threads: int) -> None:

@@ -116,8 +116,8 @@ def opened(
     """The packed weights of a file, made if they are not there: beside the model, or in the user's cache folder where
     that cannot be written.
 
-    ops: `placement.native_ops`. computing: `threads` and `background` of `_native.pack`. progress(done, total): while it is made, in bytes; again(): while another load makes
-    it. What they raise ends it. Raises OSError, FormatError.
+    ops: `placement.native_ops`. computing: `threads` and `background` of `_native.pack`. progress(done, total): while
+    it is made, in bytes; again(): while another load makes it. What they raise ends it. Raises OSError, FormatError.
     """
     key = content_key(gguf)
     there = places(gguf, key)

@@ -96,7 +96,8 @@ class AutoModelForCausalLM:
         """A GGUF file's model (default: the built-in one); a path as `glmlite.load` takes it.
 
         context, parallel, max_queue, kv_tokens, kv_type, threads, adaptive, priority, gpu_layers, packed, progress,
-        cancel: as `glmlite.load`; device_map (or device): "cpu", "cuda", "cuda:1", or anything else: its `device` "auto".
+        cancel: as `glmlite.load`; device_map (or device): "cpu", "cuda", "cuda:1", or anything else: its `device`
+        "auto".
         Arguments that mean nothing here (trust_remote_code, torch_dtype, ...) are taken, those that would change the
         result are refused by name.
         """
