@@ -94,8 +94,8 @@ def main():
         for process in busy:
             process.kill()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = f"{os.path.basename(path)}, glmlite {glmlite.__version__}"
-    print(f"{cpu()}, {cores} CPUs, {arguments.busy} busy processes; {model}")
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    print(f"{cpu()}, {cores} CPUs, {arguments.busy} busy processes, {load}; {os.path.basename(path)}")
     for key in KEYS:
         for name, rows in turns.items():
             values = [row[key] for row in rows]

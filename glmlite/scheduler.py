@@ -267,7 +267,7 @@ class Scheduler:
         self._active: list[Request] = []  # in order of admission
         self._totals = dict.fromkeys(TOTALS, 0)
         self._kv_free = engine.kv_free()
-        self._threads = engine.threads
+        self._threads: int = engine.threads
         self._idle = idle
         self._used = 0.0  # when the engine was last needed
         self._loaded = True

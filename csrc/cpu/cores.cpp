@@ -149,7 +149,8 @@ int physical_cores() {
   std::map<int, int> cores;  // by class
   for (DWORD offset = 0; offset < bytes; offset += at(offset)->Size) {
     const PROCESSOR_RELATIONSHIP& core = at(offset)->Processor;
-    if (!one_group || (core.GroupMask[0].Mask & allowed)) ++cores[core.EfficiencyClass];
+    const BYTE efficiency_class = reinterpret_cast<const BYTE*>(&core)[1];  // MinGW's headers do not name it
+    if (!one_group || (core.GroupMask[0].Mask & allowed)) ++cores[efficiency_class];
   }
   return cores.empty() ? 0 : cores.rbegin()->second;
 }
