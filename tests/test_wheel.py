@@ -88,6 +88,7 @@ def test_what_a_wheel_says(installed):
 
 def test_an_installed_wheel_answers(installed, tmp_path):
     """Started elsewhere, without these sources."""
-    ask = "import glmlite; print(glmlite.load().chat('What is the capital of France?', temperature=0).text)"
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    ask = f"import glmlite; print(glmlite.load().chat({question}, temperature=0).text)"
     done = subprocess.run([sys.executable, "-I", "-c", ask], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout == "The capital of France is Paris.\n", done.stderr
