@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import glmlite
+from glmlite import _native
 
 PACKAGE = Path(glmlite.__file__).parent
 # What `pip install glmlite` brings, without what these packages require for uses of their own.
@@ -76,6 +77,11 @@ def test_what_a_wheel_has(installed):
     licences = [name for name in names if name.name == "LICENSE" and ".dist-info" in name.parts[0]]
     assert len(licences) == 1 + len(list(PACKAGE.glob("serve/page/vendor/*/LICENSE"))) > 1
     assert not [name for name in names if "test" in name.name or name.suffix in (".cpp", ".inc", ".o")]
+
+
+def test_no_kernels_were_left_out(installed):
+    """All of what CPUs of the last ten years have; a compiler that does not know a flag leaves its kernels out."""
+    assert _native.isas() != ["scalar"]
 
 
 def test_what_a_wheel_says(installed):
