@@ -30,9 +30,9 @@ export GLMLITE_CORE=$work/core
 if grep "does not know" "$work/log"; then exit 1; fi # a kernel set would be left out
 
 for python in "${@:-python3}"; do
-  rm -rf "$work/built" "$work/repaired" "$work/new"
+  rm -rf "$work"/{native,built,repaired,new}
   "$python" -m venv "$work/new"
-  "$work/new/bin/pip" wheel --quiet --no-deps --wheel-dir "$work/built" .
+  "$work/new/bin/pip" wheel --quiet --no-deps --config-settings=build-dir="$work/native" --wheel-dir "$work/built" .
   auditwheel repair --plat manylinux_2_28_x86_64 --only-plat --wheel-dir "$work/repaired" "$work"/built/*.whl
   auditwheel show "$work"/repaired/*.whl
   "$work/new/bin/pip" install --quiet --no-deps "$work"/repaired/*.whl numpy tokenizers sentencepiece jinja2 markupsafe
