@@ -22,12 +22,12 @@ sys.path.insert(0, {str(PACKAGE.parent)!r})
 sys.modules.update(dict.fromkeys(["typer", "click", "rich", "prompt_toolkit"]))
 """
 SIDECAR = """
-import asyncio, glmlite, jinja2, sentencepiece, tokenizers
-from glmlite.serve import app, stdio
-with glmlite.load() as model, open(0, "rb", 0, closefd=False) as requests, open(1, "wb", 0, closefd=False) as answers:
-    asyncio.run(stdio.serve(app(model), requests, answers))
+import glmlite, jinja2, sentencepiece, tokenizers
+from glmlite.serve import command
+code = command.main(["--stdio"])
 loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module}
 print(*loaded - sys.stdlib_module_names, file=sys.stderr)
+sys.exit(code)
 """
 
 
@@ -40,11 +40,12 @@ def test_a_program_that_answers_needs_the_core_alone():
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
-        answer = json.loads(process.stdout.readline() or "{}")
+        lines = map(json.loads, process.stdout)
+        answer = next((line for line in lines if line.get("id") == 1), None)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "Paris" in answer["body"]["choices"][0]["message"]["content"]
-    assert {name for name in err.split() if not name.startswith(("_", "sitecustomize"))} == CORE
+    assert {name for name in err.splitlines()[-1].split() if not name.startswith(("_", "sitecustomize"))} == CORE
 
 
 @pytest.mark.parametrize("start", ["glmlite.cli.main(['--help'])", "runpy.run_module('glmlite', run_name='__main__')"])
