@@ -250,10 +250,8 @@ void Pieces::viterbi(std::string_view text, std::vector<int32_t>& ids) const {
     uint32_t from = kNowhere;
   };
   std::vector<Best> best(text.size() + 1);
-  const auto offer = [&](size_t end, double score, int32_t id, size_t from) {
-    if (best[end].from == kNowhere || score > static_cast<double>(best[end].score)) {
-      best[end] = {static_cast<float>(score), id, static_cast<uint32_t>(from)};
-    }
+  const auto offer = [&](size_t end, float score, int32_t id, size_t from) {
+    if (best[end].from == kNowhere || score > best[end].score) best[end] = {score, id, static_cast<uint32_t>(from)};
   };
   const float unknown_score = least_ - kUnknownPenalty;
   for (size_t at = 0; at < text.size();) {
@@ -267,13 +265,12 @@ void Pieces::viterbi(std::string_view text, std::vector<int32_t>& ids) const {
       const int32_t id = pieces_.value(node);
       if (id < 0) continue;
       const auto i = static_cast<size_t>(id);
-      // In the library's precision: float products, double sums.
-      const double score =
-          user_[i] ? static_cast<double>(static_cast<float>(end - at) * greatest_) - 0.1 : double{scores_[i]};
-      offer(end, score + static_cast<double>(before), id, at);
+      // The library's arithmetic, in its precision: ways that tie are common ("|---|---|---").
+      const float score = user_[i] ? static_cast<float>(end - at) * greatest_ - 0.1f : scores_[i];
+      offer(end, score + before, id, at);
       single = single || end - at == size;
     }
-    if (!single) offer(at + size, static_cast<double>(unknown_score + before), -1, at);
+    if (!single) offer(at + size, unknown_score + before, -1, at);
     at += size;
   }
   std::vector<size_t> ends;

@@ -30,6 +30,7 @@ from ..errors import FormatError
 _CHARACTERS = 0x110000
 _SURROGATES = range(0xD800, 0xE000)
 _MAX_STATES = 4096
+_AT_ONCE = 1 << 13  # characters that the library is asked about: of few it keeps count in the cache
 
 
 class _Take(NamedTuple):
@@ -177,8 +178,14 @@ def _classes(atoms: tuple[str, ...]) -> tuple[NDArray[np.uint32], dict[str, froz
     The library is asked where runs of members begin and end, and then about one character of each run.
     """
     text = "".join(map(chr, [*range(_SURROGATES.start), *range(_SURROGATES.stop, _CHARACTERS)]))
-    cuts = [Split(tokenizers.Regex(f"(?:{atom})+"), "isolated") for atom in atoms]
-    begins = np.array([begin for _, (begin, _) in Steps(cuts).pre_tokenize_str(text)])
+    cuts = Steps([Split(tokenizers.Regex(f"(?:{atom})+"), "isolated") for atom in atoms])
+    begins = np.array(
+        [
+            at + begin
+            for at in range(0, len(text), _AT_ONCE)
+            for _, (begin, _) in cuts.pre_tokenize_str(text[at : at + _AT_ONCE])
+        ]
+    )
     members = np.ones((len(atoms), len(begins)), bool)
     sample = "".join(text[begin] for begin in begins)
     for i, atom in enumerate(atoms):
