@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conversation import Conversation
-from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtCore import Signal, Slot
 from PySide6.QtGui import QCloseEvent, QKeySequence, QShortcut, QTextCursor
 from PySide6.QtWidgets import (
     QApplication,
@@ -27,25 +27,13 @@ from PySide6.QtWidgets import (
 STEPS = 1000  # of the progress bar
 
 
-class Posted(QObject):
-    """Has functions called on the thread that made it, whichever thread posts them."""
-
-    post = Signal(object)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.post.connect(self._call)  # a method of a QObject, no lambda: by it Qt knows whose thread it is
-
-    @Slot(object)
-    def _call(self, function: Callable[[], object]) -> None:
-        function()
-
-
 class Window(QWidget):
+    post = Signal(object)  # a function; any thread emits it, and Qt delivers it on this window's
+
     def __init__(self, models: list[str]) -> None:
         super().__init__()
-        self.posted = Posted()
-        self.conversation = Conversation(self, self.posted.post.emit, models)
+        self.post.connect(self.call)
+        self.conversation = Conversation(self, self.post.emit, models)
 
         self.picker = QComboBox()
         self.opener = QPushButton("Open …")
@@ -102,6 +90,10 @@ class Window(QWidget):
     def closeEvent(self, event: QCloseEvent) -> None:
         self.conversation.close()
         super().closeEvent(event)
+
+    @Slot(object)
+    def call(self, function: Callable[[], object]) -> None:
+        function()
 
     # ---- what you see
 
