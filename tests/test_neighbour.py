@@ -93,13 +93,13 @@ def test_threads_of_a_closed_model(load):
 
 @linux
 def test_threads_end_when_there_are_fewer(load):
-    before = len(niceness())
+    before = set(niceness())
     model = load(threads=5)
     model.threads = 2
     answer(model)
-    assert len(niceness()) == before + 2  # the engine's thread computes, too
+    assert len(set(niceness()) - before) == 2  # the engine's thread computes, too
     model.close()
-    assert len(niceness()) == before
+    assert set(niceness()) <= before
 
 
 CHILD = """
