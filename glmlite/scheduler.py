@@ -267,7 +267,7 @@ class Scheduler:
         self._active: list[Request] = []  # in order of admission
         self._totals = dict.fromkeys(TOTALS, 0)
         self._kv_free = engine.kv_free()
-        self._threads: int = engine.threads
+        self._threads = 0  # of an engine that is to be made again
         self._idle = idle
         self._used = 0.0  # when the engine was last needed
         self._loaded = True
@@ -302,7 +302,10 @@ class Scheduler:
     def threads(self) -> int:
         """That a step has at most; 0 once closed. May be set, and counts from the next step on."""
         with self._changed:
-            return 0 if self._closing else self._threads
+            if self._closing:
+                return 0
+            threads: int = self.engine.threads if self._loaded else self._threads
+            return threads
 
     @threads.setter
     def threads(self, threads: int) -> None:
@@ -311,7 +314,8 @@ class Scheduler:
                 raise Closed(f"{self.name}: the model is closed")
             if self._loaded:
                 self.engine.threads = threads
-            self._threads = threads
+            else:
+                self._threads = threads
 
     def place(self, request: Request) -> int:
         """Its place in the queue, 1 for the next one; 0: it runs, or is done."""
@@ -419,6 +423,7 @@ class Scheduler:
     def _unload(self) -> None:
         log.info("%s: idle, its memory is given back", self.name)
         with self._changed:
+            self._threads = self.engine.threads
             self._loaded = False
         self.pool.kept.clear()  # they go with the cache
         self.engine.close()

@@ -23,8 +23,6 @@ EXCLUDED = (
     "glmlite.evaluate",
     "glmlite.quantize",
     "huggingface_hub",
-)
-EXCLUDED += (
     "psutil",
     "websockets",
     "yaml",
