@@ -8,9 +8,9 @@ namespace glmlite {
 
 namespace {
 
-constexpr double kSpan = 0.03;                       // seconds: some turns of a scheduler's
-constexpr double kLittle = 0.7;                      // of a core for each thread
-constexpr double kLeastWait = 0.5, kMostWait = 8.0;  // seconds between trials
+constexpr double kSpan = 0.03;   // seconds: some turns of a scheduler's
+constexpr double kLittle = 0.7;  // of a core for each thread
+constexpr double kMostWait = 8;  // seconds between trials
 
 // Whether n threads that got so many cores are worth it, where m < n got `fewer`. More threads also read memory more
 // slowly each, so they have to bring half of what they could.
@@ -19,7 +19,7 @@ bool worth(double cores, int n, double fewer, int m) { return cores >= fewer * (
 }  // namespace
 
 void Pace::Patience::lost(double now) {
-  wait = std::clamp(2 * wait, kLeastWait, kMostWait);
+  wait = std::clamp(2 * wait, least, kMostWait);
   until = now + wait;
 }
 

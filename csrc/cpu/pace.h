@@ -25,6 +25,7 @@ class Pace {
   };
   // When something may be tried again.
   struct Patience {
+    const double least;  // seconds
     double until = 0, wait = 0;
     void lost(double now);
     void reset() { wait = 0; }
@@ -41,7 +42,7 @@ class Pace {
   Span span_;         // so far
   Span slow_;         // spans in a row in which size_ threads got little
   double cores_ = 0;  // that size_ threads got lately
-  Patience grow_, shrink_;
+  Patience grow_{0.1}, shrink_{0.5};
 };
 
 }  // namespace glmlite

@@ -119,7 +119,7 @@ TEST(no_flapping_where_others_come_and_go) {
       return busy ? partly(2, 1)(threads, now) : quiet(2)(threads, now);
     };
     s.go(machine, 120);
-    CHECK(s.changes() <= 2 * 120 / 0.5);
+    CHECK(s.changes() <= 4 * 120 / period);
     CHECK(s.work >= 0.9 * 0.95 * 120);  // never less than one thread's, but for trials
   }
 }
