@@ -312,7 +312,7 @@ def test_sessions_share_the_cache(exported):
 
 
 def test_only_the_api_is_exported():
-    if shutil.which("nm") is None or not capi.library_path().endswith(".so"):
+    if shutil.which("nm") is None or ".so" not in Path(capi.library_path()).suffixes:
         pytest.skip("no nm, or no ELF library")
     said = subprocess.run(["nm", "-D", "--defined-only", capi.library_path()], capture_output=True, text=True).stdout
     names = {line.split()[-1] for line in said.splitlines() if line.split()[-2] != "A"}
@@ -360,7 +360,7 @@ def test_an_old_file_is_replaced(exported, tmp_path):
 
 DAMAGE = {
     "empty": (lambda data: b"", "is missing"),
-    "cut in the head": (lambda data: data[:900], "cut short|reaches"),
+    "cut in the head": (lambda data: data[:900], "room for at most"),
     "cut in the weights": (lambda data: data[:-4097], "ends at|file ends|more than the whole file"),
     "another version": (lambda data: _change(data, b"glmlite.export.version", 9), "exported in version 9"),
     "packed otherwise": (lambda data: _change(data, b"glmlite.packed.version", 9), "packed in version 9"),

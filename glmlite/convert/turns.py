@@ -100,7 +100,7 @@ def find(dialect: Dialect) -> Turns:
     metadata, tokenizer, _ = dialect.file
     joined = dialect.chat_format == "template"
     where = "the file's chat template" if joined else f"the chat format {dialect.name}"
-    if joined and "strftime_now" in template.read_by(dialect.file.template):
+    if joined and "strftime_now" in dialect.file.template:
         raise ValueError(f"{where} writes the date into the prompt")
     if dialect.file.row.prefix == "last":
         raise ValueError(f"{where} has the model's beginning at the end")
