@@ -184,8 +184,8 @@ void pack(const Gguf& file, const py::sequence& ops, const py::object& path, con
   const Output output(descriptor, encode_path(path));
   const LoadProgress report = to_progress(progress);
   py::gil_scoped_release nogil;
-  cpu_pack(program, output, PackedFile::kHeaderBytes, threads,
-           background ? Priority::kBackground : Priority::kNormal, report);
+  cpu_pack(program, output, PackedFile::kHeaderBytes, threads, background ? Priority::kBackground : Priority::kNormal,
+           report);
   const auto header = PackedFile::header(identity);
   output.write(0, header.size(), header.data());
   output.sync();

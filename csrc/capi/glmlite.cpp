@@ -279,7 +279,7 @@ glmlite_status glmlite_get_info(const glmlite_model* model, glmlite_info* info, 
     told.architecture = m.architecture.c_str();
     told.vocabulary = static_cast<int32_t>(m.info().vocab);
     told.context = static_cast<int32_t>(m.context);
-    told.threads = m.info().threads;
+    told.threads = m.threads();
     told.chats = m.turns().refused().empty();
     told.weight_bytes = m.info().weight_bytes;
     told.kv_bytes = m.info().kv_bytes;

@@ -100,6 +100,7 @@ Hosted::Hosted(const std::string& path, const HostedOptions& options) {
                                   std::to_string(context) + " needs at least as many");
     EngineOptions engine;
     engine.threads = options.threads;
+    engine.adaptive = true;
     engine.kv_type = options.kv_type;
     engine.kv_tokens = std::max(options.kv_tokens, context);
     engine.packed = contents->packed;

@@ -49,6 +49,7 @@ class Hosted {
   const Turns& turns() const { return *turns_; }
   const Prompts& prompts() const { return *prompts_; }
   const Engine::Info& info() const { return engine_->info(); }
+  int threads() const { return engine_->threads(); }
 
   // Ends what runs, and gives the memory back.
   void close();
