@@ -60,7 +60,7 @@ class Window(QWidget):
         QShortcut(QKeySequence.StandardKey.Open, self, self.opener.click)
         QShortcut(QKeySequence.StandardKey.New, self, self.cleaner.click)
         QShortcut(QKeySequence.StandardKey.Cancel, self, self.stopper.click)
-        QShortcut(QKeySequence.StandardKey.Quit, self, self.close)
+        QShortcut("Ctrl+Q", self, self.close)
 
         for model in self.conversation.history.models:
             self.picker.addItem(Path(model).name, model)
