@@ -161,7 +161,7 @@ Tokenizer::Tokenizer(const Metadata& metadata) {
     types_.push_back(static_cast<TokenType>(type));
   }
 
-  if (model == "gpt2") {
+  if (model == "byte_bpe") {
     std::vector<Bpe::Kind> kinds;
     for (TokenType type : types_) {
       const bool word = type == TokenType::kNormal || type == TokenType::kByte;
@@ -172,7 +172,7 @@ Tokenizer::Tokenizer(const Metadata& metadata) {
     bpe_ = std::make_unique<Bpe>(tokens_, std::move(kinds), fields.strings(kMerges),
                                  fields.flag("glmlite.text.whole_words"), [] {});
     for (size_t i = 0; i < count; ++i) pieces_.add(bpe_->piece(i));
-  } else if (model == "llama" || model == "t5") {
+  } else if (model == "bpe" || model == "unigram") {
     std::vector<float> scores = fields.numbers<float>("glmlite.text.scores", ValueType::kFloat32);
     same_length("glmlite.text.scores", scores.size(), count);
     const bool space_prefix = fields.flag("glmlite.text.space_prefix");
@@ -181,7 +181,7 @@ Tokenizer::Tokenizer(const Metadata& metadata) {
     const std::vector<char> characters = fields.numbers<char>("glmlite.text.characters", ValueType::kUint8);
     sentencepiece_ =
         std::make_unique<Pieces>(tokens_, types_, std::move(scores), std::string(characters.begin(), characters.end()),
-                                 Pieces::Settings{model == "t5", space_prefix, drop_blanks_});
+                                 Pieces::Settings{model == "unigram", space_prefix, drop_blanks_});
     blank_tokens_ = fields.flag("glmlite.text.blank_tokens");
     for (size_t i = 0; i < count; ++i) {
       std::string bytes = sentencepiece_bytes(tokens_.at(i), types_[i]);
@@ -196,7 +196,7 @@ Tokenizer::Tokenizer(const Metadata& metadata) {
       pieces_.add(bytes);
     }
   } else {
-    refuse("glmlite.text.model", "'" + printable(model) + "' is not known; known: gpt2, llama, t5");
+    refuse("glmlite.text.model", "'" + printable(model) + "' is not known; known: bpe, byte_bpe, unigram");
   }
 
   const std::string special = "glmlite.text.special_";

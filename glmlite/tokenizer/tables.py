@@ -1,20 +1,20 @@
 """A tokenizer as data: what csrc/text/tokenizer.h reads from a file's metadata to do the same without Python.
 
-    tables(gguf.metadata)  ->  {"tokenizer.ggml.tokens": [...], "glmlite.text.model": "gpt2", ...}
+    tables(gguf.metadata)  ->  {"tokenizer.ggml.tokens": [...], "glmlite.text.model": "byte_bpe", ...}
 
 Each value goes into the metadata under its name: str, bool, a list of str, or an array of uint8, int32, uint32 or
 float32. What is empty is left out.
 
     tokenizer.ggml.tokens, .merges   as they are
-    glmlite.text.model               "gpt2", "llama" or "t5"
+    glmlite.text.model               "byte_bpe", "bpe" or "unigram": tokenizer.ggml.model is gpt2, llama or t5
     glmlite.text.types               uint8, a TokenType of each token
-    glmlite.text.whole_words         gpt2: a word that is a token is that token, whatever the merges make of it
-    glmlite.text.classes, .words     gpt2: where text is cut into words, see automata.py
-    glmlite.text.scores              llama, t5: float32, of each token
-    glmlite.text.characters          llama, t5: uint8, the precompiled character map
-    glmlite.text.space_prefix        llama, t5: a blank is put before a text
-    glmlite.text.remove_extra_space  llama, t5: blanks at both ends go, and of several all but one
-    glmlite.text.blank_tokens        llama, t5: newlines, tabs and runs of blanks are tokens (ChatGLM-6B)
+    glmlite.text.whole_words         byte_bpe: a word that is a token is that token, whatever the merges make of it
+    glmlite.text.classes, .words     byte_bpe: where text is cut into words, see automata.py
+    glmlite.text.scores              bpe, unigram: float32, of each token
+    glmlite.text.characters          bpe, unigram: uint8, the precompiled character map
+    glmlite.text.space_prefix        bpe, unigram: a blank is put before a text
+    glmlite.text.remove_extra_space  bpe, unigram: blanks at both ends go, and of several all but one
+    glmlite.text.blank_tokens        bpe, unigram: newlines, tabs and runs of blanks are tokens (ChatGLM-6B)
     glmlite.text.special_texts       the special tokens that are found in text, with their .special_ids, and
                                      .special_rules: bit 0: only behind a mask token; bit 1: in plain text, too
     glmlite.text.ends, .prefix       ids that end an answer; what a prompt begins with
@@ -31,6 +31,7 @@ import numpy as np
 from .tokenizer import Tokenizer
 from .vocabulary import Metadata
 
+_MODELS = {"gpt2": "byte_bpe", "llama": "bpe", "t5": "unigram"}
 _AFTER_MASK, _IN_PLAIN_TEXT = 1, 2
 
 
@@ -44,7 +45,7 @@ def of(tokenizer: Tokenizer, metadata: Metadata) -> dict[str, Any]:
     model = metadata.text("tokenizer.ggml.model")
     vocabulary = tokenizer._vocabulary
     found: dict[str, Any] = {
-        "model": model,
+        "model": _MODELS[model],
         "types": np.array(vocabulary.types, np.uint8),
         "ends": _ids(sorted(tokenizer.eos_ids)),
         "prefix": _ids(tokenizer.prefix_ids),

@@ -55,7 +55,7 @@ const std::vector<int32_t> kAutomata{1,     4,              // one pattern, four
                                      1,     2 * 3 + 1, 1};  // 3: others
 
 Metadata bpe() {
-  return {{"glmlite.text.model", string("gpt2")},
+  return {{"glmlite.text.model", string("byte_bpe")},
           {"tokenizer.ggml.tokens", strings({"a", "b", "\xC4\xA0", "ab",
                                              "\xC4\xA0"
                                              "ab",
@@ -79,7 +79,7 @@ Metadata sentencepiece(const std::string& model) {
   std::vector<std::string> tokens{"<unk>", kBlank, "a", "b", "ab", kBlank + "ab", "aa", "<n>", "<|blank_3|>"};
   std::vector<uint8_t> types{2, 1, 1, 1, 1, 1, 1, 4, 4};
   std::vector<float> scores{0, -9, -5, -5, -6, -8, -7, 0, 0};
-  if (model == "llama") {
+  if (model == "bpe") {
     const char* digits = "0123456789ABCDEF";
     for (size_t byte = 0; byte < 256; ++byte) {
       tokens.push_back(std::string("<0x") + digits[byte / 16] + digits[byte % 16] + ">");
@@ -103,8 +103,8 @@ Metadata sentencepiece(const std::string& model) {
           {"glmlite.text.scores", numbers(ValueType::kFloat32, scores)},
           {"glmlite.text.characters", bytes(map)},
           {"glmlite.text.space_prefix", flag(true)},
-          {"glmlite.text.remove_extra_space", flag(model == "t5")},
-          {"glmlite.text.blank_tokens", flag(model == "t5")}};
+          {"glmlite.text.remove_extra_space", flag(model == "unigram")},
+          {"glmlite.text.blank_tokens", flag(model == "unigram")}};
 }
 
 std::vector<int32_t> encode(const Tokenizer& tokenizer, const std::string& text, bool special = false) {
@@ -181,7 +181,7 @@ TEST(a_stream_gives_whole_characters) {
 }
 
 TEST(pieces_merge_by_score) {
-  const Tokenizer tokenizer(sentencepiece("llama"));
+  const Tokenizer tokenizer(sentencepiece("bpe"));
   CHECK((encode(tokenizer, "ab") == Ids{5}));
   CHECK((encode(tokenizer, "aab") == Ids{1, 2, 4}));  // `ab` before `aa`
   CHECK((encode(tokenizer, "A") == Ids{1, 3}));       // the character map
@@ -192,7 +192,7 @@ TEST(pieces_merge_by_score) {
 }
 
 TEST(the_likeliest_pieces) {
-  const Tokenizer tokenizer(sentencepiece("t5"));
+  const Tokenizer tokenizer(sentencepiece("unigram"));
   CHECK((encode(tokenizer, "aab") == Ids{1, 2, 4}));  // -5 - 6 against -7 - 5
   CHECK((encode(tokenizer, "aaa") == Ids{1, 2, 6}));  // of equals that with the longer last piece
   CHECK((encode(tokenizer,
@@ -204,7 +204,8 @@ TEST(the_likeliest_pieces) {
 }
 
 TEST(long_texts_and_threads) {
-  const Tokenizer tokenizers[] = {Tokenizer(bpe()), Tokenizer(sentencepiece("llama")), Tokenizer(sentencepiece("t5"))};
+  const Tokenizer tokenizers[] = {Tokenizer(bpe()), Tokenizer(sentencepiece("bpe")),
+                                  Tokenizer(sentencepiece("unigram"))};
   std::vector<std::string> texts;
   for (const std::string unit : {"a", " ", "ab", "\xE4\xBD\xA0", "\xFF", "[gMASK]", "<|blank_3|>"}) {
     std::string text;
@@ -224,7 +225,7 @@ TEST(long_texts_and_threads) {
 }
 
 TEST(tables_that_lie) {
-  const Metadata good = bpe(), unigram = sentencepiece("t5"), byte_pairs = sentencepiece("llama");
+  const Metadata good = bpe(), unigram = sentencepiece("unigram"), byte_pairs = sentencepiece("bpe");
   const auto words = [&](size_t at, int32_t value) {
     std::vector<int32_t> list = kAutomata;
     list[at] = value;
@@ -294,7 +295,7 @@ TEST(tables_that_would_take_for_ever) {
                             "glmlite.text.words", ids({1, 2, 1, 1, 1, 2, 0, 0})));
   CHECK_THROWS(FormatError, "glmlite.text.words: more than 16 steps a byte", encode(slow, std::string(10'000, ' ')));
 
-  Metadata metadata = sentencepiece("t5");
+  Metadata metadata = sentencepiece("unigram");
   for (auto& [name, value] : metadata) {
     if (name == "glmlite.text.characters") value.bytes.insert(4 + 1024, 200, 'b');
   }
