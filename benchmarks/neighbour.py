@@ -1,12 +1,15 @@
 """Speed beside other programs: so many busy processes, and glmlite and llama.cpp taking turns beside them.
 
     python benchmarks/neighbour.py model.gguf --busy 6 --llama-bench llama.cpp/build/bin/llama-bench
-    python benchmarks/neighbour.py model.gguf --busy 0 --repeat 9
+    python benchmarks/neighbour.py model.gguf --busy 0 --repeat 9 --fixed
 
-Three loaded models take turns, and the order is turned round each time: `default`; `one`, a single thread; and `fixed`,
-all of the default's threads, always, as a team without a pace has them. Prints medians of tokens/s, and the ratio of
-`default` to each of the others, as the median of the ratios of the turns. With --busy 0 the ratio to `fixed` is what
-looking out for others costs on a quiet machine. The busy processes have the priority of this one.
+Loaded models take turns, and the order is turned round each time: `default`; `one`, a single thread; and, with --fixed,
+all of its threads, always, as a team without a pace has them. Prints tokens of all turns over their time, the
+least and the most of a turn, and the ratios of `default` to the others. With --busy 0 the one to `fixed` is what looking
+out for others costs on a quiet machine. The busy processes have the priority of this one.
+
+Give it many turns: seven threads on two cores are four on one of them and three on the other, and a thread gets a
+quarter or a third of a core for as long as the system leaves it there.
 """
 
 import argparse
@@ -68,14 +71,13 @@ def main():
     parser.add_argument("--generate", type=int, default=64)
     parser.add_argument("--read", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--fixed", action="store_true", help="measure all threads, always, too")
     parser.add_argument("--llama-bench", metavar="COMMAND", help="measure this, too, with its default threads")
     arguments = parser.parse_args()
     path = arguments.model
-    runners = [
-        Ours("default", path, arguments),
-        Ours("one", path, arguments, threads=1),
-        Ours("fixed", path, arguments, adaptive=False),
-    ]
+    runners = [Ours("default", path, arguments), Ours("one", path, arguments, threads=1)]
+    if arguments.fixed:
+        runners.append(Ours("fixed", path, arguments, adaptive=False))
     if arguments.llama_bench:
         runners.append(LlamaBench(arguments.llama_bench, path, arguments))
     ready = multiprocessing.Event()
@@ -99,10 +101,11 @@ def main():
     for key in KEYS:
         for name, rows in turns.items():
             values = [row[key] for row in rows]
-            ratios = [ours[key] / row[key] for ours, row in zip(turns["default"], rows)]
+            speed = statistics.harmonic_mean(values)
+            ratio = statistics.harmonic_mean([row[key] for row in turns["default"]]) / speed
             print(
-                f"  {key:9}{name:10}{statistics.median(values):8.1f} tokens/s ({min(values):.1f} to {max(values):.1f})"
-                f"   default is {statistics.median(ratios):5.3f} x that"
+                f"  {key:9}{name:10}{speed:8.1f} tokens/s ({min(values):.1f} to {max(values):.1f})"
+                f"   default is {ratio:5.3f} x that"
             )
 
 
