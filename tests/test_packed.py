@@ -96,7 +96,7 @@ def test_bits_do_not_depend_on_where_weights_lie(tmp_path, architecture, format,
 
 
 def test_packed_bytes_keep_their_version(tmp_path):
-    """Whoever packs otherwise raises kPackedVersion of csrc/packed_file.cpp, and puts the new hash here."""
+    """Whoever packs otherwise raises PackedFile::kVersion, and puts the new hash here."""
     digest = hashlib.sha256()
     for format in FORMATS:
         path = tiny.write(tmp_path / "m.gguf", tiny.wide("deepseek2", layers=2, vocab=16), format)

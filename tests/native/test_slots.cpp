@@ -22,7 +22,7 @@ class Experts {
       : path_(std::filesystem::temp_directory_path() / ("glmlite_slots_" + std::to_string(std::random_device()()))) {
     std::string data;
     for (size_t g = 0; g < groups.size(); ++g) {
-      groups[g].offset = PackedFile::kBegin + data.size();
+      groups[g].offset = PackedFile::kHeaderBytes + data.size();
       for (int64_t e = 0; e < groups[g].count; ++e) data.append(groups[g].stride, number(g, e));
     }
     identity_.bytes = data.size();
