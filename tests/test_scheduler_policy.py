@@ -1092,7 +1092,9 @@ def test_an_engine_thread_that_ends_tells_those_who_wait(board):
 
 def test_the_time_of_reading_ends_with_the_first_token(board, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("glmlite.scheduler.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(
+        "glmlite.scheduler.time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0])
+    )
     b = board()
     request = b.ask(PREFILL_ALONE + 10, write=18)
     b.wait()

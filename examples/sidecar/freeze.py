@@ -12,9 +12,10 @@ import platform
 import sys
 from pathlib import Path
 
-import glmlite
+from glmlite import _native
 
 NAME = "glmlite"
+PACKAGE = Path(_native.__file__).parent  # the installed one, where this is run in the source folder
 # What glmlite and its packages can use and a server does not: commands, conversion, hubs.
 EXCLUDED = (
     "glmlite.cli",
@@ -66,8 +67,8 @@ def main() -> None:
             f"--distpath={arguments.out}",
             f"--workpath={arguments.out / 'work'}",
             f"--specpath={arguments.out / 'work'}",
-            f"--paths={Path(glmlite.__file__).parents[1]}",
-            f"--additional-hooks-dir={Path(glmlite.__file__).parent / '_pyinstaller'}",
+            f"--paths={PACKAGE.parent}",
+            f"--additional-hooks-dir={PACKAGE / '_pyinstaller'}",
             *(f"--exclude-module={module}" for module in EXCLUDED),
         ]
     )
