@@ -403,7 +403,7 @@ class Scheduler:
 
     def _wait(self) -> bool:
         """For something to do; False: to close. Meanwhile an engine that is idle for long gives its memory back."""
-        self._used = time.monotonic()
+        self._used = time.perf_counter()
         while True:
             with self._changed:
                 if self._closing or self._queue or self._active:
@@ -418,7 +418,7 @@ class Scheduler:
         """Until an engine that nobody needs is closed; None: it stays, or is closed."""
         if self._idle is None or not self._loaded:
             return None
-        return self._used + self._idle.seconds - time.monotonic()
+        return self._used + self._idle.seconds - time.perf_counter()
 
     def _unload(self) -> None:
         log.info("%s: idle, its memory is given back", self.name)

@@ -38,8 +38,7 @@ def until(condition):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    time_ = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter)
-    monkeypatch.setattr("glmlite.scheduler.time", time_)
+    monkeypatch.setattr("glmlite.scheduler.time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 

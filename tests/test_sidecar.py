@@ -201,6 +201,14 @@ def test_a_parent_that_reads_neither_answers_nor_notes():
         assert process.wait(20) == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such descriptors there")
+def test_a_parent_that_gives_no_stderr():
+    code = WITHOUT + "import os; os.close(2);" + MAIN
+    with started("--stdio", code=code) as process:
+        ready(process)
+        assert ended(process)[:2] == (0, [])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds what is left on Linux only")
 def test_a_killed_parent_leaves_nothing():
     pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'glmlite[serve]'")

@@ -115,11 +115,11 @@ def parent() -> Iterator[Parent]:
 
     What goes wrong meanwhile is told as an event.
     """
-    own = os.dup(0), os.dup(1), os.dup(2)  # which children do not inherit
+    own = [_own(number) for number in range(3)]
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    os.dup2(2, 1)
+    os.dup2(own[2], 1)
     streams = open(own[0], "rb", 0), open(own[1], "wb", 0), open(own[2], "wb", 0)  # noqa: SIM115  a thread may be in one
     it = Parent(*streams)
     try:
@@ -129,6 +129,14 @@ def parent() -> Iterator[Parent]:
         raise
     finally:
         it.close()
+
+
+def _own(descriptor: int) -> int:
+    """A copy that children do not inherit; of one that is closed, of nothing."""
+    try:
+        return os.dup(descriptor)
+    except OSError:
+        return os.open(os.devnull, os.O_RDWR)
 
 
 class Notes(logging.Handler):
