@@ -96,12 +96,10 @@ typedef struct glmlite_options {
   const glmlite_cancel* cancel;    /* ends the load, or NULL */
 } glmlite_options;
 
-/* options: NULL for the defaults. Weights are mapped: processes share them, and nobody may change the file meanwhile.
- */
+/* options: NULL for the defaults. Weights are mapped: processes share them, and the file must stay as it is. */
 GLMLITE_API glmlite_status glmlite_open(const char* path, const glmlite_options* options, glmlite_model** model,
                                         glmlite_error* error);
-/* Gives the memory back. Calls of its sessions that run end with GLMLITE_ERROR_CLOSED; the sessions are yours to free.
- */
+/* Gives the memory back. Calls of its sessions that run end with GLMLITE_ERROR_CLOSED; sessions are freed after it. */
 GLMLITE_API void glmlite_close(glmlite_model* model);
 
 typedef struct glmlite_info {
