@@ -99,7 +99,7 @@ typedef struct glmlite_options {
 /* options: NULL for the defaults. Weights are mapped: processes share them, and the file must stay as it is. */
 GLMLITE_API glmlite_status glmlite_open(const char* path, const glmlite_options* options, glmlite_model** model,
                                         glmlite_error* error);
-/* Gives the memory back. Calls of its sessions that run end with GLMLITE_ERROR_CLOSED; sessions are freed after it. */
+/* Gives the memory back. Calls of its sessions that run end with GLMLITE_ERROR_CLOSED; free the sessions, too. */
 GLMLITE_API void glmlite_close(glmlite_model* model);
 
 typedef struct glmlite_info {
