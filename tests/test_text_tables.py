@@ -71,6 +71,14 @@ def test_ids_are_python_s(pair, special):
         assert ours.encode(text.encode(), special=special).tolist() == python.encode(text, special=special), repr(text)
 
 
+def test_ids_of_a_long_text_are_python_s(pair):
+    """Sums of scores grow with it, and what differs in their last bits decides between ways that tie."""
+    python, ours = pair
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+    assert len(text) > 200_000
+    assert ours.encode(text.encode(), special=True).tolist() == python.encode(text)
+
+
 def test_text_is_python_s(pair):
     """Also of ids that follow one another in no text."""
     python, ours = pair

@@ -87,22 +87,19 @@ GLMLITE_API void glmlite_cancel_free(glmlite_cancel* cancel);
 
 typedef struct glmlite_options {
   size_t size;
-  int32_t threads; /* to compute with; 0: the physical cores */
-  int32_t
-      context;   /* tokens of a prompt and its answer; 0: up to 4096, as memory allows; at most what it was made for */
-  int32_t kv_q8; /* 1: keys and values in 8 bits, half the memory of 16 */
-  int32_t kv_tokens;               /* room of the cache that all sessions share; 0: as the context */
+  int32_t threads;   /* to compute with; 0: the physical cores */
+  int32_t context;   /* tokens of a prompt and its answer, at most what it was made for; 0: 4096, or as memory allows */
+  int32_t kv_q8;     /* 1: keys and values in 8 bits, half the memory of 16 */
+  int32_t kv_tokens; /* room of the cache that all sessions share; 0: as the context */
   glmlite_on_progress on_progress; /* of the load, or NULL */
   void* user;                      /* given to it */
   const glmlite_cancel* cancel;    /* ends the load, or NULL */
 } glmlite_options;
 
-/* options: NULL for the defaults. Weights are mapped: processes share them, and the file must not be changed meanwhile.
- */
+/* options: NULL for the defaults. Weights are mapped: processes share them, and the file must stay as it is. */
 GLMLITE_API glmlite_status glmlite_open(const char* path, const glmlite_options* options, glmlite_model** model,
                                         glmlite_error* error);
-/* Gives the memory back; calls of its sessions that run end with GLMLITE_ERROR_CLOSED. The sessions stay yours to free.
- */
+/* Gives the memory back. Calls of its sessions that run end with GLMLITE_ERROR_CLOSED; free the sessions, too. */
 GLMLITE_API void glmlite_close(glmlite_model* model);
 
 typedef struct glmlite_info {

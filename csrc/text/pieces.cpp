@@ -245,17 +245,17 @@ void Pieces::merge(std::string_view text, std::vector<int32_t>& ids) const {
 void Pieces::viterbi(std::string_view text, std::vector<int32_t>& ids) const {
   constexpr uint32_t kNowhere = UINT32_MAX;
   struct Best {  // of the ways that end at a position
-    float score = 0;
+    double score = 0;
     int32_t id = -1;  // of the last piece; -1: a character that is no piece
     uint32_t from = kNowhere;
   };
   std::vector<Best> best(text.size() + 1);
-  const auto offer = [&](size_t end, float score, int32_t id, size_t from) {
+  const auto offer = [&](size_t end, double score, int32_t id, size_t from) {
     if (best[end].from == kNowhere || score > best[end].score) best[end] = {score, id, static_cast<uint32_t>(from)};
   };
   const float unknown_score = least_ - kUnknownPenalty;
   for (size_t at = 0; at < text.size();) {
-    const float before = best[at].score;
+    const double before = best[at].score;
     const size_t size = character(text, at).bytes;
     bool single = false;
     Trie::Node node = Trie::kRoot;
@@ -265,12 +265,12 @@ void Pieces::viterbi(std::string_view text, std::vector<int32_t>& ids) const {
       const int32_t id = pieces_.value(node);
       if (id < 0) continue;
       const auto i = static_cast<size_t>(id);
-      // The library's arithmetic, in its precision: ways that tie are common ("|---|---|---").
-      const float score = user_[i] ? static_cast<float>(end - at) * greatest_ - 0.1f : scores_[i];
+      // The library's arithmetic (0.2.3): ways that tie are common ("|---|---|---"), and so is a long text.
+      const double score = user_[i] ? double{static_cast<float>(end - at) * greatest_} - 0.1 : double{scores_[i]};
       offer(end, score + before, id, at);
       single = single || end - at == size;
     }
-    if (!single) offer(at + size, unknown_score + before, -1, at);
+    if (!single) offer(at + size, double{unknown_score} + before, -1, at);
     at += size;
   }
   std::vector<size_t> ends;
