@@ -4,9 +4,9 @@
     python benchmarks/neighbour.py model.gguf --busy 0 --repeat 9 --fixed
 
 Loaded models take turns, and the order is turned round each time: `default`; `one`, a single thread; and, with --fixed,
-all of its threads, always, as a team without a pace has them. Prints tokens of all turns over their time, the
-least and the most of a turn, and the ratios of `default` to the others. With --busy 0 the one to `fixed` is what
-looking out for others costs on a quiet machine. The busy processes have the priority of this one.
+all of its threads, always, as a team without a pace has them. Prints tokens of all turns over their time, the least and
+the most of a turn, and the ratios of `default` to the others. With --busy 0 the one to `fixed` is what looking out for
+others costs on a quiet machine. The busy processes have the priority of this one.
 
 Give it many turns: seven threads on two cores are four on one of them and three on the other, and a thread gets a
 quarter or a third of a core for as long as the system leaves it there.

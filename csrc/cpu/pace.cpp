@@ -9,12 +9,13 @@ namespace glmlite {
 namespace {
 
 constexpr double kSpan = 0.03;   // seconds: some turns of a scheduler's
-constexpr double kLittle = 0.7;  // of a core for each thread
-constexpr double kMostWait = 8;  // seconds between trials
+constexpr double kSlow = 0.09;   // seconds in a row that threads may get
+constexpr double kLittle = 0.6;  // of a core each
+constexpr double kMostWait = 4;  // seconds between trials
 
 // Whether n threads that got so many cores are worth it, where m < n got `fewer`. More threads also read memory more
-// slowly each, so they have to bring half of what they could.
-bool worth(double cores, int n, double fewer, int m) { return cores >= fewer * (1 + 0.5 * (n - m) / m); }
+// slowly each, so they have to bring two fifths of what they could.
+bool worth(double cores, int n, double fewer, int m) { return cores >= fewer * (1 + 0.4 * (n - m) / m); }
 
 }  // namespace
 
@@ -40,7 +41,7 @@ void Pace::look(double now, const Span& span) {
   if (span.cores() < kLittle * size_) {
     slow_.took += span.took;
     slow_.worked += span.worked;
-    if (size_ > 1 && slow_.took >= 2 * kSpan && now >= shrink_.until)
+    if (size_ > 1 && slow_.took >= kSlow && now >= shrink_.until)
       trial_ = std::clamp(static_cast<int>(std::lround(slow_.cores())), 1, size_ - 1);
     return;
   }

@@ -96,21 +96,22 @@ void Team::end_last() {
   workers_.pop_back();
 }
 
-// Spins for `done`, then gives the core to whoever needs it (there may be more threads than cores).
+// Spins for `done`, then gives the core to whoever needs it (there may be more threads than cores). Returns what that
+// took of a core, if it is measured.
 template <class Done>
-void Team::spin_until(Done done, Ahead* ahead) {
+int64_t Team::spin_until(Done done, Ahead* ahead) {
   while (ahead && ahead->begin < ahead->end && !done()) {
     GLMLITE_PREFETCH(ahead->begin);
     ahead->begin += 64;
   }
   for (int i = 0; i < kSpins; ++i) {
-    if (done()) return;
+    if (done()) return 0;
     pause();
   }
   waited_.store(true, std::memory_order_relaxed);
   const int64_t begin = measured_ ? core_ticks() : 0;
   while (!done()) std::this_thread::yield();
-  if (measured_) worked_.fetch_sub(core_ticks() - begin, std::memory_order_relaxed);
+  return measured_ ? core_ticks() - begin : 0;
 }
 
 void Team::do_part(int thread) {
@@ -136,7 +137,8 @@ void Team::run(const std::function<void(int)>& work, const std::function<void()>
   const auto done = [this] { return running_.load(std::memory_order_acquire) == 0; };
   if (caller_works()) {
     do_part(0);
-    return spin_until(done);
+    spin_until(done);
+    return;
   }
   std::unique_lock<std::mutex> lock(mutex_);
   if (!meanwhile) return done_.wait(lock, done);
@@ -177,7 +179,8 @@ void Team::barrier(Ahead* ahead) {
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
   } else {
-    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; }, ahead);
+    const int64_t waited = spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; }, ahead);
+    if (waited > 0) worked_.fetch_sub(waited, std::memory_order_relaxed);
   }
 }
 

@@ -74,7 +74,7 @@ class Team {
   void work_off(Worker& self, int thread, uint64_t seen);
   void do_part(int thread);
   template <class Done>
-  void spin_until(Done done, Ahead* ahead = nullptr);
+  int64_t spin_until(Done done, Ahead* ahead = nullptr);
 
   const int64_t process_;  // that made the team
   const Priority priority_;

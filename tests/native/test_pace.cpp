@@ -60,7 +60,7 @@ TEST(a_quiet_machine_keeps_all_threads) {
 TEST(six_busy_processes_on_two_cores) {
   const Machine busy = [](int threads, double) { return threads == 1 ? 0.29 : 0.15; };
   Simulated s(2);
-  s.go(busy, 0.2);
+  s.go(busy, 0.25);
   CHECK(s.pace.threads() == 1);
   s.go(busy, 120);
   CHECK(s.work >= 0.99 * 0.29 * 120 && s.changes() == 0);  // it got less than a core: another is not even tried
@@ -76,7 +76,7 @@ TEST(one_busy_process_on_two_cores_gets_one_and_trials_become_rare) {
   CHECK(s.pace.threads() == 1);
   s.go(partly(2, 1), 20);
   s.go(partly(2, 1), 80);
-  CHECK(s.changes() <= 2 * 11);
+  CHECK(s.changes() <= 2 * 21);
   CHECK(s.work >= 0.99 * 0.97 * 80);
 }
 
@@ -106,9 +106,9 @@ TEST(a_short_disturbance_changes_nothing) {
 // Fewer threads get no more: there is something else that the team waits for.
 TEST(a_team_that_is_slow_by_itself_keeps_its_threads) {
   Simulated s(4);
-  s.go([](int threads, double) { return 0.6 * threads; }, 100);
+  s.go([](int threads, double) { return 0.5 * threads; }, 100);
   CHECK(s.pace.threads() == 4 || s.used[s.used.size() - 50] == 4);
-  CHECK(s.work >= 0.98 * 0.6 * 4 * 100);
+  CHECK(s.work >= 0.98 * 0.5 * 4 * 100);
 }
 
 TEST(no_flapping_where_others_come_and_go) {

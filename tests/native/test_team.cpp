@@ -143,6 +143,7 @@ TEST(what_a_run_worked) {
     team.barrier();
   });
   worked += 4 * ticks;
+  CHECK(team.waited());
   CHECK(team.worked() >= worked && team.worked() < worked + 2 * ticks);
 }
 
