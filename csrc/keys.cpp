@@ -9,6 +9,10 @@ namespace {
 template <class T>
 constexpr ValueType type_of();
 template <>
+constexpr ValueType type_of<uint8_t>() {
+  return ValueType::kUint8;
+}
+template <>
 constexpr ValueType type_of<uint32_t>() {
   return ValueType::kUint32;
 }
@@ -19,6 +23,10 @@ constexpr ValueType type_of<int32_t>() {
 template <>
 constexpr ValueType type_of<uint64_t>() {
   return ValueType::kUint64;
+}
+template <>
+constexpr ValueType type_of<float>() {
+  return ValueType::kFloat32;
 }
 template <>
 constexpr ValueType type_of<double>() {
@@ -89,10 +97,20 @@ std::vector<T> Keys::numbers(const std::string& key) const {
   if (!numbers.empty()) std::memcpy(numbers.data(), value.bytes.data(), numbers.size() * sizeof(T));
   return numbers;
 }
+template std::vector<uint8_t> Keys::numbers(const std::string&) const;
 template std::vector<uint32_t> Keys::numbers(const std::string&) const;
 template std::vector<int32_t> Keys::numbers(const std::string&) const;
 template std::vector<uint64_t> Keys::numbers(const std::string&) const;
+template std::vector<float> Keys::numbers(const std::string&) const;
 template std::vector<double> Keys::numbers(const std::string&) const;
+
+std::vector<int32_t> Keys::ids(const std::string& key, int64_t vocabulary) const {
+  std::vector<int32_t> ids = numbers<int32_t>(key);
+  for (const int32_t id : ids)
+    if (id < 0 || id >= vocabulary)
+      throw FormatError(key + ": token id " + std::to_string(id) + ", expected 0 to " + std::to_string(vocabulary - 1));
+  return ids;
+}
 
 void Keys::same_length(const std::string& a, size_t of_a, const std::string& b, size_t of_b) {
   if (of_a != of_b)

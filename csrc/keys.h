@@ -19,9 +19,11 @@ class Keys {
   bool flag(const std::string& key) const;
   std::string text(const std::string& key) const;
   std::vector<std::string> texts(const std::string& key) const;
-  // Arrays of uint32, int32, uint64 and float64.
+  // Arrays of uint8, uint32, int32, uint64, float32 and float64.
   template <class T>
   std::vector<T> numbers(const std::string& key) const;
+  // An array of int32: token ids, 0 to `vocabulary` - 1.
+  std::vector<int32_t> ids(const std::string& key, int64_t vocabulary) const;
   // Throws FormatError unless the two have equal lengths.
   static void same_length(const std::string& a, size_t of_a, const std::string& b, size_t of_b);
 

@@ -13,21 +13,21 @@
 #include <string_view>
 #include <vector>
 
+#include "cpu/this_thread.h"
 #include "errors.h"
 #include "hosted.h"
 #include "memory.h"
-#include "process_id.h"
 
 using namespace glmlite;
 
 struct glmlite_model {
   std::shared_ptr<Hosted> hosted;
-  uint64_t process;
+  int64_t process;
 };
 
 struct glmlite_session {
   std::unique_ptr<Session> session;
-  uint64_t process;
+  int64_t process;
 };
 
 struct glmlite_cancel {
@@ -110,8 +110,8 @@ void write_struct(T* out, const char* name, T value) {
   std::memcpy(static_cast<void*>(out), &value, sizeof value);
 }
 
-void same_process(uint64_t process) {
-  if (process != process_id())
+void same_process(int64_t process) {
+  if (process != this_process())
     throw Failure(GLMLITE_ERROR_FAILED, "the model was opened before this process was forked: open it anew");
 }
 
@@ -260,12 +260,12 @@ glmlite_status glmlite_open(const char* path, const glmlite_options* options, gl
       if (given.cancel && given.cancel->flag.is_set()) return false;
       return !given.on_progress || given.on_progress(given.user, done, total) == 0;
     };
-    *model = new glmlite_model{std::make_shared<Hosted>(path, o), process_id()};
+    *model = new glmlite_model{std::make_shared<Hosted>(path, o), this_process()};
   });
 }
 
 void glmlite_close(glmlite_model* model) {
-  if (model == nullptr || model->process != process_id()) return;  // its threads are not here to be joined
+  if (model == nullptr || model->process != this_process()) return;  // its threads are not here to be joined
   guarded(nullptr, [&] { model->hosted->close(); });
   delete model;
 }
@@ -333,7 +333,7 @@ glmlite_status glmlite_session_new(glmlite_model* model, glmlite_session** sessi
 }
 
 void glmlite_session_free(glmlite_session* session) {
-  if (session == nullptr || session->process != process_id()) return;  // as for glmlite_close
+  if (session == nullptr || session->process != this_process()) return;  // as for glmlite_close
   delete session;
 }
 

@@ -24,9 +24,9 @@ Prompts::Prompts(const Metadata& metadata, int64_t vocabulary) {
   const auto most = static_cast<uint64_t>(vocabulary - 1);
   start_ = static_cast<int32_t>(keys.integer(at + "start", most));
   default_ = static_cast<int32_t>(keys.integer(at + "default", most));
-  masks_ = keys.numbers<int32_t>(at + "masks");
-  before_ = keys.numbers<int32_t>(at + "before");
-  after_ = keys.numbers<int32_t>(at + "after");
+  masks_ = keys.ids(at + "masks", vocabulary);
+  before_ = keys.ids(at + "before", vocabulary);
+  after_ = keys.ids(at + "after", vocabulary);
   several_ = keys.flag(at + "several");
 }
 

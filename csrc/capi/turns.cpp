@@ -1,10 +1,10 @@
 #include "turns.h"
 
 #include <algorithm>
-#include <limits>
 #include <stdexcept>
 
 #include "keys.h"
+#include "text/utf8.h"
 
 namespace glmlite {
 
@@ -15,20 +15,6 @@ constexpr char kBreak[] = "\uFDD0";  // a noncharacter by which Python breaks co
 
 bool has(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
-}
-
-// The code point that begins at text[at], and its bytes; of what is no UTF-8, the byte.
-struct Character {
-  uint32_t code;
-  size_t bytes;
-};
-Character character_at(std::string_view text, size_t at) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[at + i]); };
-  const size_t left = text.size() - at;
-  if (byte(0) >= 0xC2 && byte(0) < 0xE0 && left > 1) return {(byte(0) & 31u) << 6 | (byte(1) & 63u), 2};
-  if (byte(0) >= 0xE0 && byte(0) < 0xF0 && left > 2)
-    return {(byte(0) & 15u) << 12 | (byte(1) & 63u) << 6 | (byte(2) & 63u), 3};
-  return {byte(0) < 0x80 ? byte(0) : std::numeric_limits<uint32_t>::max(), 1};
 }
 
 bool is_space(uint32_t code) {
@@ -42,7 +28,7 @@ bool is_space(uint32_t code) {
 std::string_view without_leading_space(std::string_view text) {
   size_t begin = 0;
   while (begin < text.size()) {
-    const Character c = character_at(text, begin);
+    const Character c = character(text, begin);
     if (!is_space(c.code)) break;
     begin += c.bytes;
   }
@@ -53,7 +39,7 @@ std::string_view stripped(std::string_view text) {
   text = without_leading_space(text);
   size_t end = 0;
   for (size_t at = 0; at < text.size();) {
-    const Character c = character_at(text, at);
+    const Character c = character(text, at);
     at += c.bytes;
     if (!is_space(c.code)) end = at;
   }
@@ -75,16 +61,8 @@ Turns::Turns(const Metadata& metadata, int64_t vocabulary) {
   stripped_ = keys.texts(at + "stripped");
   control_ = keys.texts(at + "control");
   control_.erase(std::remove(control_.begin(), control_.end(), std::string()), control_.end());
-  ends_ = keys.numbers<int32_t>(at + "end_ids");
-  marks_ = keys.numbers<int32_t>(at + "marks");
-  const auto check = [&](const std::string& key, const std::vector<int32_t>& ids) {
-    for (const int32_t id : ids)
-      if (id < 0 || id >= vocabulary)
-        throw FormatError(key + ": token id " + std::to_string(id) + ", the vocabulary has " +
-                          std::to_string(vocabulary));
-  };
-  check(at + "end_ids", ends_);
-  check(at + "marks", marks_);
+  ends_ = keys.ids(at + "end_ids", vocabulary);
+  marks_ = keys.ids(at + "marks", vocabulary);
   const auto before = keys.texts(at + "before"), after = keys.texts(at + "after");
   Keys::same_length(at + "after", after.size(), at + "before", before.size());
   if (joined_) {
@@ -93,9 +71,8 @@ Turns::Turns(const Metadata& metadata, int64_t vocabulary) {
     for (size_t i = 0; i < texts.size(); ++i) between_[{before[i], after[i]}].text = texts[i];
     return;
   }
-  const auto ids = keys.numbers<int32_t>(at + "ids");
+  const auto ids = keys.ids(at + "ids", vocabulary);
   const auto ends = keys.numbers<uint32_t>(at + "ends");
-  check(at + "ids", ids);
   Keys::same_length(at + "ends", ends.size(), at + "before", before.size());
   for (size_t i = 0, begin = 0; i < ends.size(); begin = ends[i++]) {
     if (ends[i] < begin || ends[i] > ids.size()) throw FormatError(at + "ends: are not in order");

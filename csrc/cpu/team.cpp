@@ -8,9 +8,6 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
-#ifndef _WIN32
-#include <unistd.h>
-#endif
 
 namespace glmlite {
 
@@ -30,14 +27,6 @@ constexpr int kSizeBits = 16;
 constexpr std::chrono::milliseconds kMeanwhile{20};
 
 }  // namespace
-
-int64_t this_process() {
-#ifdef _WIN32
-  return 0;
-#else
-  return getpid();
-#endif
-}
 
 Team::Team(int threads, Priority priority)
     : process_(this_process()), priority_(priority), first_(priority == Priority::kBackground ? 0 : 1) {

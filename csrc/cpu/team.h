@@ -96,7 +96,4 @@ class Team {
   std::atomic<bool> waited_{false};
 };
 
-// The number of this process, by which a fork of it is told; 0 where there are none.
-int64_t this_process();
-
 }  // namespace glmlite

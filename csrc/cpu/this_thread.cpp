@@ -7,6 +7,7 @@
 #endif
 #else
 #include <time.h>
+#include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/resource.h>
@@ -19,6 +20,8 @@
 namespace glmlite {
 
 #if defined(_WIN32)
+
+int64_t this_process() { return 0; }
 
 // Not THREAD_MODE_BACKGROUND_BEGIN, which has the system take the weights' memory first.
 void lower_priority() {
@@ -44,6 +47,8 @@ int64_t core_ticks() { return 0; }
 #endif
 
 #else
+
+int64_t this_process() { return getpid(); }
 
 // Not SCHED_IDLE, nor niceness 19: on a busy machine these get so little that a cancel would not be heard for seconds.
 // Ten more than the process has is a tenth of an ordinary thread's share.

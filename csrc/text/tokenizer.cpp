@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <stdexcept>
 #include <utility>
 
 #include "errors.h"
+#include "keys.h"
 #include "text/utf8.h"
 
 namespace glmlite {
@@ -23,70 +23,24 @@ constexpr size_t kLongestRun = 80;        // of blanks that are one token of Cha
 [[noreturn]] void refuse(const std::string& key, const std::string& what) { throw FormatError(key + ": " + what); }
 
 // What tables.py has written. What is empty is not there.
-class Fields {
- public:
-  explicit Fields(const Metadata& metadata) : metadata_(metadata) {}
+template <class T>
+std::vector<T> numbers(const Keys& keys, const std::string& key) {
+  return keys.has(key) ? keys.numbers<T>(key) : std::vector<T>();
+}
 
-  std::string text(const std::string& key) const {
-    const Value* value = find(key, ValueType::kString, false, "a string");
-    if (value == nullptr) refuse(key, "missing, expected a string");
-    return value->bytes;
+std::vector<int32_t> ids(const Keys& keys, const std::string& key, size_t count) {
+  return keys.has(key) ? keys.ids(key, static_cast<int64_t>(count)) : std::vector<int32_t>();
+}
+
+Strings strings(const Keys& keys, const std::string& key) {
+  Strings strings;
+  if (!keys.has(key)) return strings;
+  for (const std::string& text : keys.texts(key)) {
+    if (first_broken(text) != text.size()) refuse(key, "string " + std::to_string(strings.size()) + " is not UTF-8");
+    if (text.size() > UINT32_MAX / 2 - strings.bytes.size()) refuse(key, "more than 2 GB of strings");
+    strings.add(text);
   }
-
-  bool flag(const std::string& key) const {
-    const Value* value = find(key, ValueType::kBool, false, "a bool");
-    if (value == nullptr) refuse(key, "missing, expected a bool");
-    return value->bytes[0] != 0;
-  }
-
-  template <class T>
-  std::vector<T> numbers(const std::string& key, ValueType type) const {
-    const Value* value = find(key, type, true, "numbers of GGUF's type " + std::to_string(static_cast<uint32_t>(type)));
-    std::vector<T> numbers(value == nullptr ? 0 : value->bytes.size() / sizeof(T));
-    if (!numbers.empty()) std::memcpy(numbers.data(), value->bytes.data(), numbers.size() * sizeof(T));
-    return numbers;
-  }
-
-  Strings strings(const std::string& key) const {
-    const Value* value = find(key, ValueType::kString, true, "strings");
-    Strings strings;
-    if (value == nullptr) return strings;
-    if (value->bytes.size() > UINT32_MAX / 2) refuse(key, "more than 2 GB of strings");
-    strings.bytes = value->bytes;
-    strings.ends.assign(value->ends.begin(), value->ends.end());
-    for (size_t i = 0; i < strings.size(); ++i) {
-      const std::string_view text = strings.at(i);
-      if (first_broken(text) != text.size()) refuse(key, "string " + std::to_string(i) + " is not UTF-8");
-    }
-    return strings;
-  }
-
-  // Token ids.
-  std::vector<int32_t> ids(const std::string& key, size_t count) const {
-    std::vector<int32_t> ids = numbers<int32_t>(key, ValueType::kInt32);
-    for (int32_t id : ids) {
-      if (id < 0 || static_cast<size_t>(id) >= count) {
-        refuse(key, "token id " + std::to_string(id) + ", expected 0 to " + std::to_string(count - 1));
-      }
-    }
-    return ids;
-  }
-
- private:
-  const Value* find(const std::string& key, ValueType type, bool is_array, const std::string& expected) const {
-    for (const auto& [name, value] : metadata_) {
-      if (name != key) continue;
-      if (value.type != type || value.is_array != is_array) refuse(key, "of another type, expected " + expected);
-      return &value;
-    }
-    return nullptr;
-  }
-
-  const Metadata& metadata_;
-};
-
-void same_length(const std::string& key, size_t length, size_t expected) {
-  if (length != expected) refuse(key, std::to_string(length) + " values, expected " + std::to_string(expected));
+  return strings;
 }
 
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -148,14 +102,14 @@ std::string sentencepiece_bytes(std::string_view token, TokenType type) {
 }  // namespace
 
 Tokenizer::Tokenizer(const Metadata& metadata) {
-  const Fields fields(metadata);
-  const std::string model = fields.text("glmlite.text.model");
-  tokens_ = fields.strings(kTokens);
+  const Keys keys(metadata);
+  const std::string model = keys.text("glmlite.text.model");
+  tokens_ = strings(keys, kTokens);
   const size_t count = tokens_.size();
   if (count == 0) refuse(kTokens, "missing or empty, expected tokens");
   if (count > INT32_MAX) refuse(kTokens, "more than 2^31 tokens");
-  const std::vector<uint8_t> types = fields.numbers<uint8_t>("glmlite.text.types", ValueType::kUint8);
-  same_length("glmlite.text.types", types.size(), count);
+  const std::vector<uint8_t> types = numbers<uint8_t>(keys, "glmlite.text.types");
+  Keys::same_length("glmlite.text.types", types.size(), kTokens, count);
   for (uint8_t type : types) {
     if (type < 1 || type > 6) refuse("glmlite.text.types", "type " + std::to_string(type) + ", expected 1 to 6");
     types_.push_back(static_cast<TokenType>(type));
@@ -167,22 +121,22 @@ Tokenizer::Tokenizer(const Metadata& metadata) {
       const bool word = type == TokenType::kNormal || type == TokenType::kByte;
       kinds.push_back(word ? Bpe::Kind::kWord : type == TokenType::kUnused ? Bpe::Kind::kNothing : Bpe::Kind::kText);
     }
-    words_ = std::make_unique<Words>(fields.numbers<uint32_t>("glmlite.text.classes", ValueType::kUint32),
-                                     fields.numbers<int32_t>("glmlite.text.words", ValueType::kInt32));
-    bpe_ = std::make_unique<Bpe>(tokens_, std::move(kinds), fields.strings(kMerges),
-                                 fields.flag("glmlite.text.whole_words"), [] {});
+    words_ = std::make_unique<Words>(numbers<uint32_t>(keys, "glmlite.text.classes"),
+                                     numbers<int32_t>(keys, "glmlite.text.words"));
+    bpe_ = std::make_unique<Bpe>(tokens_, std::move(kinds), strings(keys, kMerges),
+                                 keys.flag("glmlite.text.whole_words"), [] {});
     for (size_t i = 0; i < count; ++i) pieces_.add(bpe_->piece(i));
   } else if (model == "bpe" || model == "unigram") {
-    std::vector<float> scores = fields.numbers<float>("glmlite.text.scores", ValueType::kFloat32);
-    same_length("glmlite.text.scores", scores.size(), count);
-    const bool space_prefix = fields.flag("glmlite.text.space_prefix");
-    drop_blanks_ = fields.flag("glmlite.text.remove_extra_space");
+    std::vector<float> scores = numbers<float>(keys, "glmlite.text.scores");
+    Keys::same_length("glmlite.text.scores", scores.size(), kTokens, count);
+    const bool space_prefix = keys.flag("glmlite.text.space_prefix");
+    drop_blanks_ = keys.flag("glmlite.text.remove_extra_space");
     begins_with_blank_ = space_prefix || drop_blanks_;
-    const std::vector<char> characters = fields.numbers<char>("glmlite.text.characters", ValueType::kUint8);
+    const std::vector<uint8_t> characters = numbers<uint8_t>(keys, "glmlite.text.characters");
     sentencepiece_ =
         std::make_unique<Pieces>(tokens_, types_, std::move(scores), std::string(characters.begin(), characters.end()),
                                  Pieces::Settings{model == "unigram", space_prefix, drop_blanks_});
-    blank_tokens_ = fields.flag("glmlite.text.blank_tokens");
+    blank_tokens_ = keys.flag("glmlite.text.blank_tokens");
     for (size_t i = 0; i < count; ++i) {
       std::string bytes = sentencepiece_bytes(tokens_.at(i), types_[i]);
       if (blank_tokens_ && types_[i] == TokenType::kUserDefined) {
@@ -200,11 +154,11 @@ Tokenizer::Tokenizer(const Metadata& metadata) {
   }
 
   const std::string special = "glmlite.text.special_";
-  const Strings texts = fields.strings(special + "texts");
-  special_ids_ = fields.ids(special + "ids", count);
-  special_rules_ = fields.numbers<uint8_t>(special + "rules", ValueType::kUint8);
-  same_length(special + "ids", special_ids_.size(), texts.size());
-  same_length(special + "rules", special_rules_.size(), texts.size());
+  const Strings texts = strings(keys, special + "texts");
+  special_ids_ = ids(keys, special + "ids", count);
+  special_rules_ = numbers<uint8_t>(keys, special + "rules");
+  Keys::same_length(special + "ids", special_ids_.size(), special + "texts", texts.size());
+  Keys::same_length(special + "rules", special_rules_.size(), special + "texts", texts.size());
   std::vector<std::pair<std::string_view, int32_t>> places;
   for (size_t i = 0; i < texts.size(); ++i) {
     if (texts.at(i).empty() || texts.at(i).size() > kLongestSpecial) {
@@ -214,9 +168,9 @@ Tokenizer::Tokenizer(const Metadata& metadata) {
     places.emplace_back(texts.at(i), static_cast<int32_t>(i));
   }
   special_ = Trie(std::move(places));
-  ends_ = fields.ids("glmlite.text.ends", count);
-  prefix_ = fields.ids("glmlite.text.prefix", count);
-  begins_ = fields.ids("glmlite.text.begins", count);
+  ends_ = ids(keys, "glmlite.text.ends", count);
+  prefix_ = ids(keys, "glmlite.text.prefix", count);
+  begins_ = ids(keys, "glmlite.text.begins", count);
 }
 
 void Tokenizer::encode(std::string_view text, bool special, std::vector<int32_t>& ids) const {

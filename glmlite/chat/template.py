@@ -52,31 +52,13 @@ def render(
     *,
     generate: bool,
     goes_on: bool = False,
-) -> list[int]:
-    """Token ids of what the file's template makes of the messages; the prefix is left as the template has it.
+) -> str:
+    """What the file's template makes of the messages, for `encode`; the prefix is left as the template has it.
 
     generate: up to where an answer begins. goes_on: up to the end of the last message's text.
     Raises ValueError for a template that is too long, fails, or refuses the messages, and for tools and calls that it
     has no place for.
     """
-    return encode(tokenizer, rendered(metadata, tokenizer, messages, tools, variables, generate, goes_on))
-
-
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of what `rendered` returns."""
-    return [token for part in text.split(_MARK) if part for token in tokenizer.encode(part, special=True, prefix=False)]
-
-
-def rendered(
-    metadata: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]],
-    variables: dict[str, Any],
-    generate: bool,
-    goes_on: bool = False,
-) -> str:
-    """The text that `render` encodes, in which control tokens that messages spell are broken apart."""
     text = of(metadata, bool(tools))
     assert text is not None
     reader = f"the chat template of {metadata.get('general.name') or 'this model'}"
@@ -113,6 +95,11 @@ def rendered(
             raise ValueError(f"messages: {reader} leaves out the text that the answer is to go on with")
         made = made.replace(_END, "")
     return made
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of what `render` returns, in which control tokens that messages spell are broken apart."""
+    return [token for part in text.split(_MARK) if part for token in tokenizer.encode(part, special=True, prefix=False)]
 
 
 def _calls_as_read(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
@@ -187,7 +174,7 @@ def _control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> re.Pat
 
 
 def control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """The control tokens in brackets, the longest first, which are broken apart in messages. Others, GLM-4.5's
+    """The control tokens in brackets, the longest first, which `render` breaks apart in messages. Others, GLM-4.5's
     `/nothink`, are meant to be written by users."""
     tokens = _tokens(metadata)
     kinds = metadata.get("tokenizer.ggml.token_type")
@@ -199,7 +186,7 @@ def control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> list[st
 
 
 def broken(text: str, control: Sequence[str]) -> str:
-    """A message's text as `rendered` has it: with these tokens broken apart."""
+    """A message's text as `render` has it: with these tokens broken apart."""
     masked: str = _mask(text, re.compile("|".join(map(re.escape, control))) if control else None)
     return masked
 

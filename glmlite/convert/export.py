@@ -32,7 +32,7 @@ __all__ = ["Exported", "export"]
 
 VERSION = 1  # of the keys; csrc/exported.h has the same number
 _UNPACKED = ("prefix", "rope_factors")  # slots whose tensors are read as they are stored
-_ALIGNMENT = 4096
+_ALIGNMENT = 4096  # of a memory page: what is packed is mapped
 _I8 = 24  # GGUF's number of the type
 _DROPPED = ("split.", "general.alignment", "glmlite.")
 _KEPT = ("glmlite.chat_format",)

@@ -136,7 +136,7 @@ def _joined(dialect: Dialect, roles: str) -> tuple[list[str], set[str]]:
     metadata, tokenizer, _ = dialect.file
     marks = [f"\ue000{i}\ue001" for i in range(len(roles))]
     messages = _messages(roles, [f" {mark} " for mark in marks])
-    rest = template.rendered(metadata, tokenizer, messages, [], {}, True)
+    rest = template.render(metadata, tokenizer, messages, [], {}, generate=True)
     parts, stripped = [], set()
     for role, mark in zip(roles, marks):
         if rest.count(mark) != 1:

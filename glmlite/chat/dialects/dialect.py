@@ -208,8 +208,8 @@ class Dialect:
             if goes_on and self.file.row.prefix == "last":  # which stands before the answer's text
                 ids = self.render(messages[:-1], tools, variables, generate=True, goes_on=False)
                 return ids + tokenizer.encode(messages[-1]["content"], special=False, prefix=False)
-            ids = template.render(metadata, tokenizer, messages, tools, variables, generate=generate, goes_on=goes_on)
-            return self._with_prefix(ids, generate)
+            text = template.render(metadata, tokenizer, messages, tools, variables, generate=generate, goes_on=goes_on)
+            return self._with_prefix(template.encode(tokenizer, text), generate)
         if not self.writes:
             raise ValueError(no_template(metadata, architecture))
         if variables:
