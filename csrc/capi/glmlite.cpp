@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/this_thread.h"
@@ -166,39 +167,38 @@ std::vector<Message> messages_of(const glmlite_message* messages, size_t count) 
   return all;
 }
 
+// fn(name, field) for each sampling option that the struct has.
+template <class Params, class Fn>
+void each_option(Params& p, Fn fn) {
+  fn("temperature", p.temperature);
+  fn("top_k", p.top_k);
+  fn("top_p", p.top_p);
+  fn("min_p", p.min_p);
+  fn("repetition_penalty", p.repetition_penalty);
+  fn("presence_penalty", p.presence_penalty);
+  fn("frequency_penalty", p.frequency_penalty);
+  fn("penalty_window", p.penalty_window);
+}
+
 glmlite_params params_of(const Hosted& model) {
   glmlite_params p{};
   p.size = sizeof p;
   std::random_device random;
   p.seed = uint64_t{random()} << 32 | random();
-  p.temperature = 0.8;
-  p.top_p = 0.8;
-  p.repetition_penalty = 1;
-  p.penalty_window = 256;
-  for (const auto& [name, value] : model.sampling) {
-    if (name == "temperature") p.temperature = value;
-    if (name == "top_p") p.top_p = value;
-    if (name == "min_p") p.min_p = value;
-    if (name == "repetition_penalty") p.repetition_penalty = value;
-    if (name == "presence_penalty") p.presence_penalty = value;
-    if (name == "frequency_penalty") p.frequency_penalty = value;
-    if (name == "top_k") p.top_k = static_cast<int32_t>(value);
-    if (name == "penalty_window") p.penalty_window = static_cast<int32_t>(value);
-  }
+  each_option(p, [&](const std::string& name, auto& field) {
+    const auto take = [&](double value) { field = static_cast<std::decay_t<decltype(field)>>(value); };
+    for (const SamplingOption& option : sampling_options())
+      if (name == option.name) take(option.usual);
+    for (const auto& [own, value] : model.sampling)
+      if (name == own) take(value);
+  });
   return p;
 }
 
 Wanted wanted_of(const glmlite_params& p) {
   Wanted w;
   SamplerOptions& o = w.sampling;
-  o.set("temperature", p.temperature);
-  o.set("top_k", p.top_k);
-  o.set("top_p", p.top_p);
-  o.set("min_p", p.min_p);
-  o.set("repetition_penalty", p.repetition_penalty);
-  o.set("presence_penalty", p.presence_penalty);
-  o.set("frequency_penalty", p.frequency_penalty);
-  o.set("penalty_window", p.penalty_window);
+  each_option(p, [&](const char* name, double value) { o.set(name, value); });
   o.seed = p.seed;
   o.stop = ids_of(p.stop_ids, p.stop_count, "params.stop_ids");
   w.max_tokens = checked("max_tokens", p.max_tokens, 0, INT32_MAX);
