@@ -39,7 +39,6 @@ Pieces::Pieces(const Strings& tokens, const std::vector<TokenType>& types, std::
   size_t bytes = 0;
   std::vector<int32_t> byte_ids(256, -1);
   least_ = FLT_MAX;
-  greatest_ = FLT_MIN;  // as the library begins, though scores are negative
   for (size_t i = 0; i < tokens.size(); ++i) {
     const std::string_view token = tokens.at(i);
     const auto id = static_cast<int32_t>(i);
@@ -66,7 +65,6 @@ Pieces::Pieces(const Strings& tokens, const std::vector<TokenType>& types, std::
         user_[i] = 1;
       } else {
         least_ = std::min(least_, scores_[i]);
-        greatest_ = std::max(greatest_, scores_[i]);
       }
     }
   }
@@ -243,19 +241,27 @@ void Pieces::merge(std::string_view text, std::vector<int32_t>& ids) const {
 // ---------------------------------------------------------------------------------------------------------
 
 void Pieces::viterbi(std::string_view text, std::vector<int32_t>& ids) const {
+  // The library's arithmetic (0.2.3), in floats and from zero again when a sum grows: ways that tie are common
+  // ("|---|---|---"), and what rounding leaves of them decides.
+  constexpr float kMostScore = 100000;
   constexpr uint32_t kNowhere = UINT32_MAX;
   struct Best {  // of the ways that end at a position
-    double score = 0;
+    float score = 0;
     int32_t id = -1;  // of the last piece; -1: a character that is no piece
     uint32_t from = kNowhere;
   };
   std::vector<Best> best(text.size() + 1);
-  const auto offer = [&](size_t end, double score, int32_t id, size_t from) {
+  size_t furthest = 0;  // position that a way reaches
+  const auto offer = [&](size_t end, float score, int32_t id, size_t from) {
+    furthest = std::max(furthest, end);
     if (best[end].from == kNowhere || score > best[end].score) best[end] = {score, id, static_cast<uint32_t>(from)};
   };
   const float unknown_score = least_ - kUnknownPenalty;
   for (size_t at = 0; at < text.size();) {
-    const double before = best[at].score;
+    if (const float sum = best[at].score; std::fabs(sum) > kMostScore) {
+      for (size_t i = at; i <= furthest; ++i) best[i].score -= sum;
+    }
+    const float before = best[at].score;
     const size_t size = character(text, at).bytes;
     bool single = false;
     Trie::Node node = Trie::kRoot;
@@ -265,12 +271,11 @@ void Pieces::viterbi(std::string_view text, std::vector<int32_t>& ids) const {
       const int32_t id = pieces_.value(node);
       if (id < 0) continue;
       const auto i = static_cast<size_t>(id);
-      // The library's arithmetic (0.2.3): ways that tie are common ("|---|---|---"), and so is a long text.
-      const double score = user_[i] ? double{static_cast<float>(end - at) * greatest_} - 0.1 : double{scores_[i]};
+      const float score = user_[i] ? static_cast<float>(0.1 * static_cast<double>(end - at - 1)) : scores_[i];
       offer(end, score + before, id, at);
       single = single || end - at == size;
     }
-    if (!single) offer(at + size, double{unknown_score} + before, -1, at);
+    if (!single) offer(at + size, unknown_score + before, -1, at);
     at += size;
   }
   std::vector<size_t> ends;

@@ -46,11 +46,11 @@ class Pieces {
   void append(int32_t id, std::string_view piece, bool& unknown_before, std::vector<int32_t>& ids) const;
 
   Settings settings_;
-  std::vector<float> scores_;       // by id
-  std::vector<uint8_t> user_;       // by id: user-defined
-  float least_ = 0, greatest_ = 0;  // score of a normal token
-  Trie pieces_, user_pieces_;       // normal and user-defined ones; user-defined ones
-  std::vector<int32_t> bytes_;      // ids of the 256 bytes, or none
+  std::vector<float> scores_;   // by id
+  std::vector<uint8_t> user_;   // by id: user-defined
+  float least_ = 0;             // score of a normal token
+  Trie pieces_, user_pieces_;   // normal and user-defined ones; user-defined ones
+  std::vector<int32_t> bytes_;  // ids of the 256 bytes, or none
   int32_t unknown_ = -1;
   std::vector<uint32_t> units_;  // of the character map
   std::string replacements_;     // each ends with NUL
