@@ -376,7 +376,7 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
   py::class_<Work>(m, "Work", py::module_local(), "What one sequence does in a call of Engine.run.")
       .def(py::init(&make_work), py::arg("sequence"), py::arg("tokens"), py::arg("positions"), py::kw_only(),
            py::arg("visible") = 0, py::arg("sampler") = nullptr, py::arg("budget") = 1,
-           py::arg("next_position") = py::make_tuple(0, 0), py::arg("position_step") = py::make_tuple(1, 0),
+           py::arg("next_position") = py::make_tuple(0, 0, 0), py::arg("position_step") = py::make_tuple(1, 1, 1),
            py::arg("input") = py::none());
 
   py::class_<Engine>(m, "Engine", py::module_local(), "A program with its packed weights and KV cache.")

@@ -19,9 +19,9 @@ struct Work {
   int64_t visible = 0;               // 0: causal; n: each token sees the first n entries
   std::shared_ptr<Sampler> sampler;  // no other work's
   int64_t budget = 1;
-  Position next_position{};     // of the first sampled token
-  Position position_step{{1}};  // from one sampled token to the next
-  std::vector<float> input;     // (tokens, Program::input) rows that the program is given
+  Position next_position{};           // of the first sampled token
+  Position position_step{{1, 1, 1}};  // from one sampled token to the next
+  std::vector<float> input;           // (tokens, Program::input) rows that the program is given
 };
 
 struct EngineOptions {

@@ -178,7 +178,7 @@ class Sampler:
 class Work:
     """What one sequence does in a call of `Engine.run`: enter `tokens`, then, with a sampler, up to `budget` tokens.
 
-    positions: (len(tokens), 2) int32. visible: 0 = causal; n > 0: every token sees n cached entries (a bidirectional
+    positions: (len(tokens), AXES) int32. visible: 0 = causal; n > 0: every token sees n cached entries (a bidirectional
     context of n tokens, which must all be in this work). next_position, position_step: of the first token sampled and
     from one to the next. input: (len(tokens), width) rows for a program that takes some.
     """
@@ -192,8 +192,8 @@ class Work:
         visible: int = 0,
         sampler: Sampler | None = None,
         budget: int = 1,
-        next_position: tuple[int, int] = (0, 0),
-        position_step: tuple[int, int] = (1, 0),
+        next_position: tuple[int, ...] = (0, 0, 0),
+        position_step: tuple[int, ...] = (1, 1, 1),
         input: NDArray[np.float32] | None = None,
     ) -> None: ...
 

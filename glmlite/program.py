@@ -22,7 +22,7 @@ from .errors import FormatError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-AXES = 2  # of a token's position; the native engine has the same number
+AXES = 3  # of a token's position; the native engine has the same number
 
 
 class Value(NamedTuple):
@@ -38,11 +38,14 @@ class Rope:
 
     dim: columns that turn, counted from the head's first; the rest pass unchanged. In `latent_attention` they are
         the head's last.
-    theta: base of the frequencies, `theta ** (-2 i / n)` for pair i of a section of n columns.
+    theta: base of the frequencies, `theta ** (-2 i / n)` for pair i of n columns.
     interleaved: pairs are (0, 1), (2, 3), ...; otherwise column i turns with i + n/2 ("NeoX").
-    axes: the columns are split evenly into one section per entry, and section s turns by
-        position axis `axes[s]` of the token. One section on axis 0 is ordinary RoPE;
+    axes: the columns are split evenly into one part per entry, each a head of its own, and part s turns by
+        position axis `axes[s]` of the token. One part on axis 0 is ordinary RoPE;
         ChatGLM-6B has two, on axes 0 and 1.
+    sections: instead of `axes`, how many of the pairs turn by position axis 0, how many of the next by axis 1, and so
+        on ("mrope"). Pairs and their frequencies are those of ordinary RoPE.
+    restart: the frequencies begin anew in each section, as if its pairs were all there are.
     scale: position divisor (linear scaling).
     factors: name of a tensor of dim/2 values that divide the frequencies (Llama 3), or None.
     yarn: YaRN's parameters, or None.
@@ -54,13 +57,19 @@ class Rope:
     theta: float
     interleaved: bool
     axes: tuple[int, ...] = (0,)
+    sections: tuple[int, ...] = ()
+    restart: bool = False
     scale: float = 1.0
     factors: str | None = None
     yarn: Yarn | None = None
 
     def __post_init__(self):
         if self.dim <= 0 or self.dim % (2 * len(self.axes)):
-            raise ValueError(f"rope: {self.dim} columns do not split into {len(self.axes)} sections of pairs")
+            raise ValueError(f"rope: {self.dim} columns do not split into {len(self.axes)} parts of pairs")
+        if self.sections and (min(self.sections) < 0 or sum(self.sections) != self.dim // 2 or self.axes != (0,)):
+            raise ValueError(f"rope: sections {self.sections} of {self.dim // 2} pairs, with axes {self.axes}")
+        if len(self.sections) > AXES:
+            raise ValueError(f"rope: {len(self.sections)} sections, a position has {AXES} axes")
         if not (math.isfinite(self.theta) and self.theta > 0 and math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"rope: base {self.theta} and scale {self.scale} must be positive")
 
@@ -69,10 +78,14 @@ class Rope:
         n = self.dim // len(self.axes)
         pair = np.arange(n // 2)
         first, second = (2 * pair, 2 * pair + 1) if self.interleaved else (pair, pair + n // 2)
-        freq = self.theta ** (-2.0 * pair / n) / self.scale
-        magnitude = 1.0
-        if self.yarn is not None:
-            freq, magnitude = self.yarn.apply(freq * self.scale, n, self.theta)
+        if self.restart:
+            turned = [self._frequencies(2 * pairs) for pairs in self.sections if pairs]
+            freq, magnitude = np.concatenate([freq for freq, _ in turned]), turned[0][1]
+        else:
+            freq, magnitude = self._frequencies(n)
+        axis = np.repeat(np.asarray(self.axes, np.int32), n // 2)
+        if self.sections:
+            axis = np.repeat(np.arange(len(self.sections), dtype=np.int32), self.sections)
         starts = n * np.arange(len(self.axes))[:, None]
         freq = np.tile(freq, len(self.axes))
         if factors is not None:
@@ -81,9 +94,14 @@ class Rope:
             first=(starts + first).reshape(-1).astype(np.int32),
             second=(starts + second).reshape(-1).astype(np.int32),
             freq=freq.astype(np.float64),
-            axis=np.repeat(np.asarray(self.axes, np.int32), n // 2),
+            axis=axis,
             magnitude=float(magnitude),
         )
+
+    def _frequencies(self, n: int) -> tuple[np.ndarray, float]:
+        """Of the pairs of n columns, and the magnitude of what they turn."""
+        freq = self.theta ** (-2.0 * np.arange(n // 2) / n)
+        return (freq / self.scale, 1.0) if self.yarn is None else self.yarn.apply(freq, n, self.theta)
 
 
 class RopeTable(NamedTuple):

@@ -23,6 +23,7 @@ from test_engine import BIDIRECTIONAL, DENSE, FORMATS, assert_close, causal, che
 import glmlite
 from glmlite import placement
 from glmlite.errors import Cancelled
+from glmlite.models.layout import everywhere
 from glmlite.placement import native_ops
 
 cuda, emulated = cuda_module.load()
@@ -260,7 +261,7 @@ def test_sampling_runs_as_on_the_cpu(case):
     ids, tokens = prompt(c, 20), []
     for device in (-1, 0):
         engine = c.engine(device=device)
-        w = work(engine.new_sequence(), ids, sampler=cuda.Sampler(), budget=12, next_position=(20, 0))
+        w = work(engine.new_sequence(), ids, sampler=cuda.Sampler(), budget=12, next_position=everywhere(20))
         (samples,) = engine.run([w], max_ms=1e9)
         tokens.append([s.token for s in samples])
     assert tokens[0] == tokens[1] and len(tokens[0]) == 12
@@ -283,7 +284,7 @@ def run(engine, prompts, samplers, budget=4):
     """Tokens."""
     sequences = [engine.new_sequence() for _ in prompts]
     works = [
-        work(sequence, ids, sampler=s, budget=budget, next_position=(len(ids), 0))
+        work(sequence, ids, sampler=s, budget=budget, next_position=everywhere(len(ids)))
         for sequence, ids, s in zip(sequences, prompts, samplers)
     ]
     samples = engine.run(works, max_ms=1e9)
@@ -367,7 +368,7 @@ def test_a_failed_run_takes_back_what_was_drawn(case):
     engine, flat = c.engine(), np.zeros(1000, np.float32)
     options = {"temperature": 1.0, "seed": 3, "presence_penalty": 0.5, "logit_bias": {77: 100.0}}
     sampler, sequence = cuda.Sampler(**options), engine.new_sequence()
-    w = work(sequence, [1, 2], sampler=sampler, budget=3, next_position=(2, 0))
+    w = work(sequence, [1, 2], sampler=sampler, budget=3, next_position=everywhere(2))
     with pytest.raises(RuntimeError, match=r"not finite at token 2 \(id 77\)"):
         engine.run([w], max_ms=1e9)
     assert engine.length(sequence) == 0

@@ -231,15 +231,17 @@ class Work:
         visible=0,
         sampler=None,
         budget=1,
-        next_position=(0, 0),
-        position_step=(1, 0),
+        next_position=(0,) * AXES,
+        position_step=(1,) * AXES,
         input=None,
     ):
         self.sequence, self.sampler, self.budget = sequence, sampler, budget
         self.tokens = [int(t) for t in tokens]
         self.positions = np.asarray(positions)
         if self.positions.shape != (len(self.tokens), AXES) or self.positions.dtype != np.int32:
-            raise ValueError(f"positions are {self.positions.shape} {self.positions.dtype}, expected int32 (tokens, 2)")
+            raise ValueError(
+                f"positions are {self.positions.shape} {self.positions.dtype}, expected int32 (tokens, {AXES})"
+            )
         self.visible, self.next_position, self.position_step = visible, next_position, position_step
         self.input = input
 

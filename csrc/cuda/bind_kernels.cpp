@@ -195,7 +195,7 @@ py::object kernel_embed(const std::string& format, const Array<uint8_t>& table, 
   const Buffer<int32_t> ids(tokens), places(positions);
   StepState step{};
   step.tokens = ids.get();
-  for (int a = 0; a < kAxes; ++a) step.positions[a] = places.get() + a * tokens.size();
+  for (int a = 0; a < positions.shape(0); ++a) step.positions[a] = places.get() + a * tokens.size();
   const Rows out(tokens.size(), m.matrix.k, quantized);
   embed(m.matrix, added.empty() ? nullptr : &added[0].matrix, added.size() < 2 ? nullptr : &added[1].matrix, step,
         tokens.size(), out.y.get(), out.at(), nullptr);
@@ -299,18 +299,15 @@ class KvPages {
 
   size_t page_bytes() const { return kv_page_bytes(type_, kv_heads_, head_dim_); }
 
-  // rope: first, second, axis (pairs,) int32, freq (pairs,) f64, magnitude. step: positions (2, T), entry, visible, run
-  // (T,), pages (runs, n), all int32. Returns qkv as turned and bad (T,).
+  // rope: first, second, axis (pairs,) int32, freq (pairs,) f64, magnitude. step: positions (axes, T), entry, visible,
+  // run (T,), pages (runs, n), all int32. Returns qkv as turned and bad (T,).
   using RopeIn = std::tuple<Array<int32_t>, Array<int32_t>, Array<int32_t>, Array<double>, double>;
   struct StepIn {
     StepIn(const Array<int32_t>& positions, const Array<int32_t>& entry, const Array<int32_t>& visible,
            const Array<int32_t>& run, const Array<int32_t>& pages)
         : positions(positions), entry(entry), visible(visible), run(run), pages(pages) {
-      const int64_t tokens = entry.size();
-      state = {nullptr,           {this->positions.get(), this->positions.get() + tokens},
-               this->entry.get(), this->visible.get(),
-               this->run.get(),   this->pages.get(),
-               pages.shape(1)};
+      state = {nullptr, {}, this->entry.get(), this->visible.get(), this->run.get(), this->pages.get(), pages.shape(1)};
+      for (int a = 0; a < positions.shape(0); ++a) state.positions[a] = this->positions.get() + a * entry.size();
     }
     Buffer<int32_t> positions, entry, visible, run, pages;
     StepState state;

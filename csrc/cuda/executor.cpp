@@ -759,8 +759,8 @@ StepTimes CudaExecutor::measure(int64_t context) {
   Step step;
   step.tokens = step.rows = {0};
   step.requests.emplace_back(DrawRequest{});  // the token of the largest logit
-  for (auto& axis : step.positions) axis = {0};
-  step.positions[0] = {static_cast<int32_t>(context - 1)};
+  for (int axis = 0; axis < kAxes; ++axis)
+    step.positions[axis] = {static_cast<int32_t>(std::min(context, program_.axis_limit[axis]) - 1)};
   step.entry = {context - 1};
   step.visible = {context};
   step.runs = {{0, 1, pages.data()}};

@@ -7,6 +7,7 @@ namespace glmlite::ops {
 // Rows of a table by token, plus rows of a table by position for each axis that has one.
 struct Embed {
   static constexpr const char* kName = "embed";
+  static constexpr size_t kMostTables = 2;  // of positions
   int table = -1;
   std::vector<int> positions;  // by axis
 
@@ -16,7 +17,7 @@ struct Embed {
     Embed op;
     op.table = s.matrix("table", -1, s.width());
     op.positions = s.matrices("positions", -1, s.width());
-    if (op.positions.size() > kAxes) s.bad("more position tables than axes");
+    if (op.positions.size() > kMostTables) s.bad("more position tables than axes that have one");
     return op;
   }
 };
