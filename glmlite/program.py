@@ -171,25 +171,27 @@ class Recorder:
         self.shapes = shapes
         self.ops: list[Op] = []
         self._selected = False
-        self._given = False
 
     def has(self, name: str) -> bool:
         """Whether the file has this tensor."""
         return name in self.shapes
 
     def embed(self, table: str, positions: Sequence[str] = ()) -> Value:
-        """Rows of `table` (vocab, width) by token id, plus a row of `positions[a]` by position axis a."""
+        """Rows of `table` (vocab, width) by token id, or the rows that a step is given for tokens that have none (-1),
+        plus a row of `positions[a]` by position axis a."""
         _, width = self._shape(table, "embed", None, None)
         for name in positions:
             self._shape(name, "embed", None, width)
         return self._emit("embed", width, weights={"table": (table,), "positions": tuple(positions)})
 
     def input(self, width: int) -> Value:
-        """Rows of `width` columns that the step is given, one for each token. Once in a program."""
-        if self._given or width <= 0:
-            raise ValueError(f"input: {width} columns; a program is given rows once, of at least one column")
-        self._given = True
-        return self._emit("input", width)
+        """Rows of `width` columns that the step is given, one for each token; of several inputs, side by side.
+
+        A program that begins with one has no `embed`, and its tokens have no ids.
+        """
+        if width <= 0:
+            raise ValueError(f"input: {width} columns, expected at least one")
+        return self._emit("input", width, attrs={"first": sum(op.out.width for op in self.ops if op.kind == "input")})
 
     def rms_norm(self, x: Value, weight: str, eps: float, add: Value | None = None) -> Value:
         """x / sqrt(mean(x²) + eps) * weight (+ add). Zhang & Sennrich 2019."""
@@ -212,9 +214,12 @@ class Recorder:
         add: Value | None = None,
         alpha: float = 1.0,
     ) -> Value:
-        """x · Wᵀ (+ bias) (+ alpha · add). Several weights stand one below the other, as do their biases."""
+        """x · Wᵀ (+ bias) (+ alpha · add). Several weights stand one below the other, as do their biases.
+
+        The columns of a weight may be a tensor's last three axes: a kernel of a convolution whose windows lie apart.
+        """
         weights, biases = _names(weight), _names(bias)
-        rows = [self._shape(name, "linear", None, x.width)[0] for name in weights]
+        rows = [self._matrix(name, "linear", x.width) for name in weights]
         if biases and len(biases) != len(weights):
             raise ValueError(f"linear: {len(weights)} weights but {len(biases)} biases, from '{weights[0]}'")
         for name, n in zip(biases, rows):
@@ -241,7 +246,7 @@ class Recorder:
     def attention(
         self,
         qkv: Value,
-        layer: int,
+        layer: int | None,
         *,
         heads: int,
         kv_heads: int,
@@ -255,6 +260,8 @@ class Recorder:
     ) -> Value:
         """Turn q and k by `rope`, append k and v to the cache of `layer`, attend to what each token may see.
 
+        layer: None: nothing is kept, and a token sees those of its own step alone. So it is for all attentions of a
+        program, or for none.
         qkv: columns [q heads | k heads | v heads]. scale: of q·k, 1/sqrt(head_dim) unless given.
         q_norm, k_norm: rms_norm over each head's columns, before the turn.
         prefix: names of two (length, kv_heads * head_dim) tensors, keys (as stored, no turn) and
@@ -389,6 +396,10 @@ class Recorder:
         """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x³))). Hendrycks & Gimpel 2016, the tanh form."""
         return self._emit("gelu", x.width, {"x": x})
 
+    def gelu_erf(self, x: Value) -> Value:
+        """0.5 x (1 + erf(x / sqrt(2))). Hendrycks & Gimpel 2016."""
+        return self._emit("gelu_erf", x.width, {"x": x})
+
     def concat(self, x: Value, y: Value) -> Value:
         """The columns of x, then those of y."""
         return self._emit("concat", x.width + y.width, {"x": x, "y": y})
@@ -415,6 +426,13 @@ class Recorder:
             expected = ", ".join("any" if w is None else str(w) for w in want)
             raise FormatError(f"{kind}: '{name}' is {got}, expected ({expected})")
         return got
+
+    def _matrix(self, name: str, kind: str, columns: int) -> int:
+        """Its rows."""
+        shape = tuple(self.shapes.get(name, ()))
+        if len(shape) == 4 and math.prod(shape[1:]) == columns:
+            return shape[0]
+        return self._shape(name, kind, None, columns)[0]
 
     def _same_width(self, kind: str, weight: str, width: int, add: Value | None) -> None:
         if add is not None and add.width != width:

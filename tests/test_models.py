@@ -181,7 +181,6 @@ MUTATIONS = [
     ("chatglm", change_rope(interleaved=False)),
     ("chatglm", change_rope(dim=32)),
     ("chatglm", change_rope(theta=20000.0)),
-    ("chatglm", change_rope(axes=(1,))),
     ("chatglm", change("rms_norm", eps=1.5625e-7)),
     ("chatglm", drop("linear", "b")),
     ("chatglm", drop("linear", "add")),

@@ -225,10 +225,10 @@ py::object kernel_swiglu(const Array<float>& x, bool quantized) {
   return out.result();
 }
 
-py::object kernel_gelu(const Array<float>& x, bool quantized) {
+py::object kernel_gelu(const Array<float>& x, bool quantized, bool exact) {
   const Buffer<float> from(x);
   const Rows out(x.shape(0), x.shape(1), quantized);
-  gelu(from.get(), out.y.get(), out.tokens, out.k, out.at(), nullptr);
+  (exact ? gelu_erf : gelu)(from.get(), out.y.get(), out.tokens, out.k, out.at(), nullptr);
   return out.result();
 }
 
@@ -413,7 +413,7 @@ void bind_kernels(py::module_& m) {
   m.def("kernel_layer_norm", kernel_layer_norm, array("x"), array("w"), array("b"), py::arg("eps"),
         py::arg("quantized") = false);
   m.def("kernel_swiglu", kernel_swiglu, array("x"), py::arg("quantized") = false);
-  m.def("kernel_gelu", kernel_gelu, array("x"), py::arg("quantized") = false);
+  m.def("kernel_gelu", kernel_gelu, array("x"), py::arg("quantized") = false, py::arg("exact") = false);
   m.def("kernel_select", kernel_select, array("x"), array("rows"), py::arg("quantized") = false);
   m.def("kernel_draw", kernel_draw, array("logits"), py::arg("samplers"), py::arg("rows"));
   m.def("kernel_check_finite", kernel_check_finite, array("x"), array("row_token"), py::arg("tokens"));
