@@ -108,7 +108,7 @@ def decode(engine, sequence, ids, after, step, work=_native.Work):
     """Logits of `ids` entered one at a time."""
     rows = []
     for i, token in enumerate(ids):
-        at = np.array([[after[0] + i * step[0], after[1] + i * step[1]]], np.int32)
+        at = np.add(after, np.multiply(i, step)).astype(np.int32)[None]
         rows.append(engine.step([work(sequence, [token], at)], [0])[0])
     return np.array(rows)
 
@@ -154,7 +154,7 @@ def parts_of(case, ids, more=(5, 77)):
     if ids[context:]:
         yield ids[context:], positions[context:], 0
     for i, token in enumerate(more):
-        yield [token], np.array([[after[0] + i * step[0], after[1] + i * step[1]]], np.int32), 0
+        yield [token], np.add(after, np.multiply(i, step)).astype(np.int32)[None], 0
 
 
 @pytest.mark.parametrize("architecture", CAUSAL + BIDIRECTIONAL)
@@ -305,7 +305,7 @@ def test_company_does_not_matter(case, architecture, format, kv_type):
         works = []
         for sequence, (_, _, after, step) in zip(sequences, rest):
             i = token - 1
-            at = [[after[0] + i * step[0], after[1] + i * step[1]]]
+            at = [np.add(after, np.multiply(i, step)).tolist()]
             works.append(_native.Work(sequence, [token], np.array(at, np.int32)))
         together = engine.step(works, range(8))
         for row, (_, expected) in zip(together, alone):

@@ -29,6 +29,10 @@ _MODELS: Mapping[str, Any] = {
     "llama": llama,
 }
 ARCHITECTURES = tuple(_MODELS)
+_NO_TEXT_MODELS: Mapping[str, str] = {
+    "clip": "these are a model's eyes ('mmproj'): open the text model's file, with this one beside it",
+    "glmocr": "Ollama keeps GLM-OCR in a form of its own: take the two files, text model and 'mmproj', of others",
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Recording:
     """A model's program and what the layers above need to know of it.
 
     ops: the program; its last value is the logits, (rows, vocab). context: tokens a sequence was
-    trained for. layout: where the tokens of a prompt stand, see `glmlite.models.layout`. images: whether it can be given
-    rows of images, which stand on three axes.
+    trained for. layout: where the tokens of a prompt stand, see `glmlite.models.layout`. images: whether
+    it takes rows of images, which stand on three axes.
     """
 
     ops: tuple[Op, ...]
@@ -108,6 +112,8 @@ def draft(metadata: Mapping[str, Any], shapes: Shapes) -> Recording | None:
 def _read(metadata: Mapping[str, Any], shapes: Shapes) -> tuple[Any, Any]:
     """The model of an architecture, and its Config."""
     architecture = metadata.get("general.architecture")
+    if isinstance(architecture, str) and architecture in _NO_TEXT_MODELS:
+        raise FormatError(f"metadata: 'general.architecture' is {architecture!r}; {_NO_TEXT_MODELS[architecture]}")
     if not isinstance(architecture, str) or architecture not in _MODELS:
         known = ", ".join(ARCHITECTURES)
         raise FormatError(f"metadata: 'general.architecture' is {architecture!r}, expected one of: {known}")

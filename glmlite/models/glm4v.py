@@ -76,10 +76,14 @@ class Config:
         dim, colours, patch, across = _shape(shapes, "v.patch_embd.weight", 4)
         width, _, merge, _ = _shape(shapes, "mm.patch_merger.weight", 4)
         if colours != 3 or patch != across:
-            raise FormatError(f"'v.patch_embd.weight' is {patch} x {across} of {colours} colours, expected squares of 3")
+            raise FormatError(
+                f"'v.patch_embd.weight' is {patch} x {across} of {colours} colours, expected squares of 3"
+            )
         heads = keys.count("attention.head_count", most=dim)
         if dim % (4 * heads):
-            raise FormatError(f"'v.patch_embd.weight' has {dim} rows, expected a multiple of 4 for each of {heads} heads")
+            raise FormatError(
+                f"'v.patch_embd.weight' has {dim} rows, expected a multiple of 4 for each of {heads} heads"
+            )
         entries = _shape(shapes, POSITIONS, 2)[0] if POSITIONS in shapes else 0
         side = math.isqrt(entries)
         if side * side != entries:
