@@ -481,9 +481,9 @@ def test_says_what_is_wrong(case):
     Work = _native.Work
     for works, rows, message in [
         ([], [], "at least one token"),
-        ([Work(sequence, [], np.zeros((0, 2), np.int32))], [], "no tokens"),
+        ([Work(sequence, [], causal(0))], [], "no tokens"),
         ([Work(sequence, [c.vocab], causal(1))], [], f"token {c.vocab}, the vocabulary has {c.vocab}"),
-        ([Work(sequence, [-1], causal(1))], [], "token -1"),
+        ([Work(sequence, [-2], causal(1))], [], "token -2"),
         ([Work(sequence, [1], causal(2))], [], "1 tokens, 2 positions"),
         ([Work(sequence, [1], causal(1, 10**6))], [], "position 1000000 on axis 0"),
         ([Work(sequence, [1], causal(1) - 1)], [], "position -1"),
