@@ -23,7 +23,7 @@ struct Run {
 
 // One step, planned by the engine. Arrays have one element per token.
 struct Step {
-  std::vector<int32_t> tokens;
+  std::vector<int32_t> tokens;  // ids; -1 - r: none, but row r of those that are given
   std::vector<int32_t> positions[kAxes];
   std::vector<int64_t> entry;    // where the token's key and value go in its sequence's cache
   std::vector<int64_t> visible;  // it sees the entries below this
@@ -31,6 +31,8 @@ struct Step {
   std::vector<int32_t> rows;                         // tokens whose logits are wanted, ascending
   std::vector<std::optional<DrawRequest>> requests;  // by row: a token drawn from the logits does as well; may be empty
   const float* input = nullptr;                      // (tokens, Program::input) rows that the program is given
+  const float* given = nullptr;                      // (given_rows, columns of the embedding)
+  int64_t given_rows = 0;
 };
 
 struct StepResult {
@@ -39,7 +41,7 @@ struct StepResult {
   int64_t bad_token = -1;         // the first token whose logits, keys or values are not finite
 };
 
-// Set by any thread, seen between ops.
+// Set by any thread, seen between ops, and in attention between tiles.
 struct CancelFlag {
   std::atomic<bool> set{false};
   const CancelFlag* also = nullptr;  // another one that counts, too, and outlives this
@@ -80,13 +82,15 @@ class Executor {
   virtual size_t weight_bytes() const = 0;
   virtual size_t kv_bytes() const = 0;
   virtual size_t scratch_bytes() const = 0;
+  // Gives back the memory of the last step, which the next takes anew.
+  virtual void release() = 0;
   // Of a step, at most. Both are for any thread, at any time; a new number counts from the next step on. `set_threads`
   // throws std::invalid_argument where steps have no threads.
   virtual int threads() const = 0;
   virtual void set_threads(int threads) = 0;
   virtual int threads_now() const = 0;  // that the step in progress, or the last one, has
   virtual const char* isa() const = 0;
-  // Ops of the step in progress that are done, of all.
+  // How much of the step in progress is done, 0 to 1.
   virtual double progress() const = 0;
 };
 

@@ -41,6 +41,10 @@ class HybridExecutor final : public Executor {
   size_t weight_bytes() const override { return first_->weight_bytes() + second_->weight_bytes(); }
   size_t kv_bytes() const override { return first_->kv_bytes() + second_->kv_bytes(); }
   size_t scratch_bytes() const override { return first_->scratch_bytes() + second_->scratch_bytes(); }
+  void release() override {
+    first_->release();
+    second_->release();
+  }
   int threads() const override { return first_->threads(); }
   void set_threads(int threads) override { first_->set_threads(threads); }
   int threads_now() const override { return first_->threads_now(); }

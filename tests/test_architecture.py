@@ -24,7 +24,7 @@ LAYERS = [
     ["infill"],
     ["generate"],
     ["budget", "locate", "packed", "parameters", "scheduler"],
-    ["constrain", "delivery", "sequences"],
+    ["constrain", "delivery", "sequences", "vision"],
     ["builtin", "cancel", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <system_error>
@@ -41,6 +42,9 @@ bool takes(const Program& program, Pair pair, const Op& op, const Op& next) {
   const auto& w = op.as<ops::Linear>()->w;
   return std::all_of(w.begin(), w.end(), [&](int index) { return program.weights[index].n % kLanes == 0; });
 }
+
+// Counts what it has done itself.
+bool attends(const Op& op) { return op.is<ops::Attention>() || op.is<ops::LatentAttention>(); }
 
 class CpuExecutor final : public Executor {
  public:
@@ -83,19 +87,22 @@ class CpuExecutor final : public Executor {
   size_t weight_bytes() const override { return weights_.held(); }
   size_t kv_bytes() const override { return pages_.bytes(); }
   size_t scratch_bytes() const override { return buffers_.bytes() + attend_.bytes() + mixture_.bytes(); }
+  void release() override;
   int threads() const override { return threads_.load(std::memory_order_relaxed); }
   void set_threads(int threads) override { threads_.store(threads, std::memory_order_relaxed); }
   int threads_now() const override { return threads_now_.load(std::memory_order_relaxed); }
   const char* isa() const override { return kernels_.name; }
   double progress() const override {
-    return static_cast<double>(done_.load(std::memory_order_relaxed)) / static_cast<double>(program_.ops.size());
+    const auto done = static_cast<double>(done_.load(std::memory_order_relaxed));
+    return std::min(1.0, done / static_cast<double>(all_.load(std::memory_order_relaxed)));
   }
 
  private:
   void begin_pace();
   void reserve(const Step& step);
+  int64_t work(const Op& op) const;
   // Runs the ops of a step from `first` on, and returns where it left off: for a cancel, or to have other threads.
-  size_t run_from(size_t first, const CancelFlag* cancel, const Watch* watch);
+  size_t run_from(size_t first, const Watch* watch);
 
   // Each is run by all threads of the team; barriers are where they need one, and one after each op. They make the rows
   // of the op's value, but do not round them where parts of a row are written by several threads.
@@ -110,6 +117,7 @@ class CpuExecutor final : public Executor {
   void make(const Op& op, const ops::LatentAttention& kind, int thread);
   void make(const Op& op, const ops::Swiglu& kind, int thread);
   void make(const Op& op, const ops::Gelu& kind, int thread);
+  void make(const Op& op, const ops::GeluErf& kind, int thread);
   void make(const Op& op, const ops::Select& kind, int thread);
   void make(const Op& op, const ops::Concat& kind, int thread);
   void make(const Op& op, const ops::Route& kind, int thread);
@@ -139,8 +147,9 @@ class CpuExecutor final : public Executor {
 
   // The step in progress.
   std::vector<char> bad_;  // by token: a key, value or logit is not finite
-  bool cancelled_ = false;
-  std::atomic<int> done_{0};
+  const CancelFlag* cancel_ = nullptr;
+  std::atomic<bool> cancelled_{false};     // heard by a thread, maybe within an op
+  std::atomic<int64_t> done_{0}, all_{1};  // multiplications
 };
 
 void CpuExecutor::write_prefix(const std::vector<int32_t>& pages) {
@@ -156,6 +165,33 @@ void CpuExecutor::write_prefix(const std::vector<int32_t>& pages) {
     }
   }
   prefix_ = {};
+}
+
+void CpuExecutor::release() {
+  capacity_ = 0;
+  buffers_.release();
+  attend_.release();
+  mixture_.release();
+  if (!program_.keeps) pages_.release();
+}
+
+// Multiplications of an op in the step that is planned; what has none counts as one a value.
+int64_t CpuExecutor::work(const Op& op) const {
+  const int64_t rows = buffers_.rows(op.out);
+  const auto size = [&](int weight) {
+    const Weight& w = program_.weights[weight];
+    return w.count * w.n * w.k;
+  };
+  int64_t values = op.width;
+  if (const auto* a = op.as<ops::Attention>()) return attend_.work(a->cache);
+  if (const auto* a = op.as<ops::LatentAttention>()) return attend_.work(a->cache);
+  if (const auto* linear = op.as<ops::Linear>())
+    values =
+        std::accumulate(linear->w.begin(), linear->w.end(), int64_t{0}, [&](int64_t n, int w) { return n + size(w); });
+  if (const auto* linear = op.as<ops::HeadLinear>()) values = size(linear->w);
+  if (const auto* route = op.as<ops::Route>()) values = size(route->gate);
+  if (const auto* moe = op.as<ops::Moe>()) values = 3 * moe->used * moe->inner * op.width;
+  return rows * values;
 }
 
 void CpuExecutor::begin_pace() {
@@ -179,6 +215,7 @@ void CpuExecutor::reserve(const Step& step) {
     begin_pace();
   }
   if (pace_) team_.take_part(pace_->threads());
+  if (!pages_.allocated()) pages_.allocate();
   const auto tokens = static_cast<int64_t>(step.tokens.size());
   if (tokens > capacity_) {
     const int64_t capacity = (tokens + 15) / 16 * 16;
@@ -199,14 +236,18 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
   reserve(step);
   buffers_.begin(step, watch == nullptr);
   bad_.assign(step.tokens.size(), 0);
-  cancelled_ = false;
+  cancel_ = cancel;
+  cancelled_.store(false, std::memory_order_relaxed);
+  int64_t all = 0;
+  for (const Op& op : program_.ops) all += nothing_left(op) ? 0 : work(op);
   done_.store(0, std::memory_order_relaxed);
-  for (size_t next = 0; next < program_.ops.size() && !cancelled_;) {
+  all_.store(std::max<int64_t>(1, all), std::memory_order_relaxed);
+  for (size_t next = 0; next < program_.ops.size() && !cancelled_.load(std::memory_order_relaxed);) {
     if (pace_) team_.take_part(pace_->threads());
     threads_now_.store(team_.size(), std::memory_order_relaxed);
     const int64_t ticks = pace_ ? clock_ticks() : 0;
     const auto begin = std::chrono::steady_clock::now();
-    next = run_from(next, cancel, watch);
+    next = run_from(next, watch);
     if (!pace_) continue;
     const auto end = std::chrono::steady_clock::now();
     const double took = std::chrono::duration<double>(end - begin).count();
@@ -215,12 +256,12 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
   }
   buffers_.end();
   weights_.rethrow();
-  if (cancelled_) throw Cancelled("the step was cancelled");
+  if (cancelled_.load(std::memory_order_relaxed)) throw Cancelled("the step was cancelled");
   const auto bad = std::find(bad_.begin(), bad_.end(), 1);
   return {buffers_.value(program_.ops.back().out), {}, bad == bad_.end() ? -1 : bad - bad_.begin()};
 }
 
-size_t CpuExecutor::run_from(size_t first, const CancelFlag* cancel, const Watch* watch) {
+size_t CpuExecutor::run_from(size_t first, const Watch* watch) {
   const int last = program_.ops.back().out;
   const auto begin = std::chrono::steady_clock::now();
   // Whether it is time for another number of threads. Where the machine is quiet, not even the clock is read.
@@ -238,16 +279,14 @@ size_t CpuExecutor::run_from(size_t first, const CancelFlag* cancel, const Watch
     }
     for (size_t i = first; i < program_.ops.size(); ++i) {
       const Op& op = program_.ops[i];
-      if (nothing_left(op)) {
-        if (thread == 0) done_.fetch_add(1, std::memory_order_relaxed);
-        continue;
-      }
+      if (nothing_left(op)) continue;
       if (buffers_.rows(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
-        cancelled_ = (cancel && cancel->is_set()) || weights_.failed();
-        if (cancelled_ || (op.out != last && turns())) leave_after.store(op.out, std::memory_order_relaxed);
-        done_.fetch_add(1, std::memory_order_relaxed);
+        if ((cancel_ && cancel_->is_set()) || weights_.failed()) cancelled_.store(true, std::memory_order_relaxed);
+        if (op.out != last && turns()) leave_after.store(op.out, std::memory_order_relaxed);
+        if (!attends(op)) done_.fetch_add(work(op), std::memory_order_relaxed);
       }
+      if (cancelled_.load(std::memory_order_relaxed)) leave_after.store(op.out, std::memory_order_relaxed);
       products_.wait_after(op.out, thread);
       if (watch) {
         if (thread == 0) {
@@ -279,10 +318,11 @@ void CpuExecutor::round_whole_rows(const Op& op, int thread) {
   buffers_.quantize_rows(op.out, buffers_.first_row(thread, rows), buffers_.first_row(thread + 1, rows));
 }
 
-void CpuExecutor::make(const Op& op, const ops::Input&, int thread) {
+void CpuExecutor::make(const Op& op, const ops::Input& kind, int thread) {
   float* y = buffers_.value(op.out);
+  const float* from = buffers_.step().input + kind.first;
   buffers_.make_rows(op.out, thread, [&](int64_t t) {
-    std::memcpy(y + t * op.width, buffers_.step().input + t * op.width, static_cast<size_t>(op.width) * sizeof(float));
+    std::memcpy(y + t * op.width, from + t * program_.input, static_cast<size_t>(op.width) * sizeof(float));
   });
 }
 
@@ -292,7 +332,11 @@ void CpuExecutor::make(const Op& op, const ops::Embed& kind, int thread) {
   auto* added = reinterpret_cast<float*>(buffers_.scratch(thread));
   buffers_.make_rows(op.out, thread, [&](int64_t t) {
     float* row = buffers_.value(op.out) + t * op.width;
-    kernels_.unpack_row[static_cast<int>(table.format)](table.panels, table.k, step.tokens[t], row);
+    if (const int32_t id = step.tokens[t]; id < 0) {
+      std::memcpy(row, step.given + (-1 - id) * op.width, static_cast<size_t>(op.width) * sizeof(float));
+    } else {
+      kernels_.unpack_row[static_cast<int>(table.format)](table.panels, table.k, id, row);
+    }
     for (size_t a = 0; a < kind.positions.size(); ++a) {
       const Packed& p = weights_.matrix(kind.positions[a]);
       kernels_.unpack_row[static_cast<int>(p.format)](p.panels, p.k, step.positions[a][t], added);
@@ -334,12 +378,12 @@ void CpuExecutor::make(const Op& op, const ops::HeadLinear& kind, int thread) {
 }
 
 void CpuExecutor::make(const Op& op, const ops::Attention& kind, int thread) {
-  attend_.run(op, kind, thread, &bad_);
+  if (!attend_.run(op, kind, thread, {&bad_, &done_, cancel_})) cancelled_.store(true, std::memory_order_relaxed);
   round_whole_rows(op, thread);
 }
 
 void CpuExecutor::make(const Op& op, const ops::LatentAttention& kind, int thread) {
-  attend_.run(op, kind, thread, &bad_);
+  if (!attend_.run(op, kind, thread, {&bad_, &done_, cancel_})) cancelled_.store(true, std::memory_order_relaxed);
   round_whole_rows(op, thread);
 }
 
@@ -353,6 +397,12 @@ void CpuExecutor::make(const Op& op, const ops::Swiglu& kind, int thread) {
 void CpuExecutor::make(const Op& op, const ops::Gelu& kind, int thread) {
   buffers_.make_rows(op.out, thread, [&](int64_t t) {
     kernels_.gelu(buffers_.value(kind.x) + t * op.width, buffers_.value(op.out) + t * op.width, op.width);
+  });
+}
+
+void CpuExecutor::make(const Op& op, const ops::GeluErf& kind, int thread) {
+  buffers_.make_rows(op.out, thread, [&](int64_t t) {
+    kernels_.gelu_erf(buffers_.value(kind.x) + t * op.width, buffers_.value(op.out) + t * op.width, op.width);
   });
 }
 
