@@ -17,6 +17,7 @@ from .doctor import doctor
 from .imatrix import imatrix
 from .infill import infill
 from .inspect import inspect
+from .ocr import ocr
 from .perplexity import perplexity
 from .run import run
 from .serve import serve
@@ -110,5 +111,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, serve, infill, convert, imatrix, perplexity, doctor, inspect, bench):
+for command in (run, chat, serve, ocr, infill, convert, imatrix, perplexity, doctor, inspect, bench):
     app.command(command.__name__, cls=Command)(options.grouped(command))

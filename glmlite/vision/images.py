@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 __all__ = ["MOST_PIXELS", "frame_count", "open_frame", "open_image"]
 
@@ -113,7 +113,7 @@ def _damage(where: str) -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"{where}: more than {MOST_PIXELS} pixels, expected at most so many") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ValueError(f"{where}: not an image, expected one of {', '.join(FORMATS)}") from None
     except MemoryError:
         raise
@@ -162,7 +162,8 @@ def _bytes(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        levels: np.ndarray[Any, Any] = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return levels
     if array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):
             raise ValueError(f"{where}: values from {array.min()} to {array.max()}, expected floats from 0 to 1")

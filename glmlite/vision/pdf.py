@@ -60,7 +60,8 @@ class Pdf:
                 raise ValueError(f"{self._of(number)}: {width:g} x {height:g} points, expected a page with an area")
             scale = min(dpi / 72, LONGEST / max(width, height))
             with closing(page.render(scale=scale, fill_color=(255, 255, 255, 255))) as bitmap:
-                return bitmap.to_pil().convert("RGB").copy()
+                image: Image.Image = bitmap.to_pil().convert("RGB").copy()
+                return image
 
     def characters(self, number: int) -> int:
         """How many characters a page has as text; 0 for a scan. Raises ValueError for a damaged page."""

@@ -110,4 +110,6 @@ def preprocess(image: Image.Image, settings: Preprocessing, where: str = "image"
 def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
     """(3, 256): what each byte of a channel becomes, rounded where transformers rounds."""
     levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    return (levels - np.float32(mean)[:, None]) / np.float32(std)[:, None]
+    means, deviations = (np.array(values, np.float32)[:, None] for values in (mean, std))
+    tables: NDArray[np.float32] = (levels - means) / deviations
+    return tables
