@@ -19,8 +19,9 @@ def sizes_of_rule():
     return np.random.default_rng(28).integers(1, 9901, (100_000, 2)).tolist()
 
 
-SENTENCE = """the quick brown fox jumps over a lazy dog while many people keep asking what happened to their letters
-and bright pages of old books give them something to think about before dinner"""
+SENTENCE = """It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of
+foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season
+of Darkness, it was the spring of hope, it was the winter of despair"""
 WORDS = SENTENCE.split()
 
 
@@ -77,3 +78,54 @@ def table(page, left, top, rows, columns, cell=(180, 50)):
         for column in range(columns):
             draw.text((left + column * cell[0] + 20, top + row * cell[1] + 12), f"{row}.{column}", "black", font(24))
     return left, top, right, bottom
+
+
+def pdf(pages, count=None, encrypt=False):
+    """A PDF of (width, height) of empty paper in points, texts (lines of Helvetica), images (150 dpi, lossless), or
+    None: a page that is missing. count: how many it says it has."""
+    import zlib
+
+    objects = {1: b"<< /Type /Catalog /Pages 2 0 R >>", 3: b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"}
+
+    def add(body):
+        objects[len(objects) + 2] = body  # 2 comes last
+        return b"%d 0 R" % (len(objects) + 1)
+
+    def stream(data, head=b""):
+        return add(b"<< %s /Length %d >>\nstream\n%s\nendstream" % (head, len(data), data))
+
+    kids = []
+    for page in pages:
+        if page is None:
+            kids.append(b"999999 0 R")
+            continue
+        resources, size, content = b"/Font << /F 3 0 R >>", page, b""
+        if isinstance(page, str):
+            size = 595, 842
+            lines = b" T* ".join(b"(%s) Tj" % line.encode() for line in page.split("\n"))
+            content = b"BT /F 12 Tf 16 TL 72 770 Td %s ET" % lines
+        elif not isinstance(page, tuple):
+            size = page.width * 0.48, page.height * 0.48
+            head = b"/Type /XObject /Subtype /Image /Width %d /Height %d /ColorSpace /DeviceRGB /BitsPerComponent 8"
+            image = stream(zlib.compress(page.tobytes(), 1), (head + b" /Filter /FlateDecode") % page.size)
+            resources, content = b"/XObject << /I %s >>" % image, b"%f 0 0 %f 0 0 cm /I Do" % size
+        kids.append(
+            add(
+                b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %f %f] /Resources << %s >> /Contents %s >>"
+                % (*size, resources, stream(content))
+            )
+        )
+    trailer = b""
+    if encrypt:
+        secret = b"/O <%s> /U <%s>" % (b"17" * 32, b"2a" * 32)
+        number = add(b"<< /Filter /Standard /V 1 /R 2 /Length 40 /P -44 %s >>" % secret)
+        trailer = b"/Encrypt %s /ID [<00> <00>]" % number
+    objects[2] = b"<< /Type /Pages /Kids [%s] /Count %d >>" % (b" ".join(kids), count or len(kids))
+    out, places = b"%PDF-1.4\n", {}
+    for number, body in sorted(objects.items()):
+        places[number] = len(out)
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % places[number] for number in sorted(places))
+    size = len(places) + 1
+    head = b"xref\n0 %d\n0000000000 65535 f \n%s" % (size, table)
+    return out + head + b"trailer << /Size %d /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF" % (size, trailer, len(out))

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,12 +24,12 @@ def ocr(
         str, typer.Option("--model", "-m", metavar="MODEL.gguf", help="A vision model, as GLM-OCR.", show_default=False)
     ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--out",
             "-o",
             metavar="OUT.md",
-            help="The file to write; a folder (or NAME/): a file in it for each document [default: print].",
+            help="The file to write; a folder (NAME/ makes one): a file in it for each document [default: print].",
             show_default=False,
         ),
     ] = None,
@@ -141,14 +141,15 @@ def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], 
             reading = read(
                 model, sources, skip=lambda document, number: (document, number) in kept, on_progress=progress, **asked
             )
-            for page in reading:
-                found[page.document, page.number] = page
-                layered += bool(page.characters) and not page.layer
-                if journal is None:
-                    console.write(write(page, several))
-                elif page.error is None:
-                    journal.add(page)
-                _say(page)
+            with closing(reading):
+                for page in reading:
+                    found[page.document, page.number] = page
+                    layered += bool(page.characters) and not page.layer
+                    if journal is None:
+                        console.write(write(page, several))
+                    elif page.error is None:
+                        journal.add(page)
+                    _say(page)
     except (KeyboardInterrupt, ending.Ended):
         if journal is not None:
             journal.close()
@@ -166,30 +167,27 @@ def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], 
     return any(page.error is not None for page in found.values())
 
 
-def _targets(sources: Any, out: Path | None, ending: str, force: bool) -> list[tuple[Path | None, list[Any]]]:
+def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tuple[Path | None, list[Any]]]:
     """What goes into which file."""
     from ..files import refuse_to_overwrite
 
     if out is None:
         return [(None, sources)]
-    if not (out.is_dir() or str(out).endswith(("/", os.sep))) and not out.suffix == "":
-        targets = [(out, sources)]
-    elif out.is_dir() or str(out).endswith(("/", os.sep)) or len(sources) > 1:
-        out.mkdir(parents=True, exist_ok=True)
-        targets = []
-        names: set[str] = set()
-        for source in sources:
-            name = Path(source.name).stem + ending
-            if name.lower() in names:
-                name = Path(source.name).name + ending
-            names.add(name.lower())
-            targets.append((out / name, [source]))
-    else:
-        targets = [(out, sources)]
+    folder = Path(out)
+    targets: list[tuple[Path, list[Any]]] = [(folder, sources)]
+    if folder.is_dir() or out.endswith(("/", os.sep)):
+        folder.mkdir(parents=True, exist_ok=True)
+        stems = [Path(source.name).stem.lower() for source in sources]
+        names = [Path(source.name) for source in sources]
+        # The ending tells a.pdf from a.png.
+        plain = [name.stem if stems.count(name.stem.lower()) == 1 else name.name for name in names]
+        targets = [(folder / (name + ending), [source]) for name, source in zip(plain, sources)]
+        if len({target for target, _ in targets}) < len(targets):
+            raise ValueError(f"{out}: several documents of one name, expected different ones")
     for target, _ in targets:
         if not force:
             refuse_to_overwrite(target)
-    return targets
+    return list(targets)
 
 
 def _digest(source: Any) -> str:
@@ -228,13 +226,12 @@ def _say(page: Any) -> None:
 
 def _as_markdown(page: Any, several: bool) -> str:
     """A page's text under a comment that says which page it is; a document of one page has none."""
+    if page.pages == 1 and not several and page.error is None:
+        return f"{page.text}\n"
     error = "" if page.error is None else f": {page.error}".replace("--", "- -").replace(">", "&gt;")
     at = f"page {page.number}" if page.number else "not read"
     head = f"<!-- {f'{page.source}, ' if several else ''}{at}{error} -->\n\n"
-    alone = page.pages == 1 and not several and page.error is None
-    return ("" if alone else head) + (
-        f"{page.text}\n\n" if page.text and not alone else f"{page.text}\n" if alone else ""
-    )
+    return head + (f"{page.text}\n\n" if page.text else "")
 
 
 def _as_lines(page: Any, several: bool) -> str:

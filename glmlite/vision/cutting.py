@@ -31,6 +31,7 @@ LARGEST_SKEW = 5.0  # degrees
 WIDEST = 40  # pixels; white space that is wider is not between two lines of a text
 LEAST_SKEW = 0.15  # less turns no line into its neighbour
 RULE = 0.06  # of the page's short side: shorter lines are not rules
+CELL = 8  # pixels
 THICK = 8  # pixels; thicker lines are areas
 GUTTER = 0.9  # heights of a line of text: the white between columns
 COLUMN = 7.0  # heights of a line of text: narrower columns are a list's numbers, or a table's
@@ -66,8 +67,9 @@ class Band(NamedTuple):
 def cut(image: Image.Image, most_patches: int = MOST_PATCHES) -> Cut:
     """The blocks of a page (RGB), none of more than `most_patches` patches if white space allows.
 
-    A page that lies on its side is set upright, one upside down if its letters show it (more of them reach up than
-    down, in Latin, Greek and Cyrillic script; nothing shows it in Chinese), and one up to 5 degrees askew is levelled.
+    A page that lies on its side is set upright, and one up to 5 degrees askew is levelled. Which way is up is seen of
+    Latin letters, of which more reach up than down. So a page in another script is turned by 90 degrees
+    counterclockwise if it lies on its side, and left as it is if it is upside down.
     """
     turned = 0.0
     ink = _ink(image)
@@ -139,9 +141,8 @@ def _rules(ink: Mask) -> tuple[Mask, Mask]:
 
 
 def _level_rules(ink: Mask, length: int) -> Mask:
-    # A line that is not quite level changes rows, and one that is not quite black has holes.
-    near = _spread(_spread(ink, 3, 0), 3, 1)
-    long = _stretches(near, length, 1)
+    # A line that is not quite level changes rows.
+    long = _stretches(_spread(ink, 3, 0), length, 1)
     thin = long & ~_stretches(long, THICK + 3, 0)
     return ink & _spread(thin, 3, 0)
 
@@ -169,38 +170,39 @@ def _spread(mask: Mask, length: int, axis: int, edge: bool = False) -> Mask:
 def _tables(rules: tuple[Mask, Mask]) -> list[tuple[int, int, int, int]]:
     """(left, top, right, bottom) of the grids that rules make: at least two lines each way, three one way."""
     found = []
-    for left, top, right, bottom in _connected(rules[0] | rules[1]):
-        rows = _lines_across(rules[0][top:bottom, left:right])
-        columns = _lines_across(rules[1][top:bottom, left:right].T)
+    for part in _connected(rules[0] | rules[1]):
+        rows, columns = (_lines_across(rules[0] & part), _lines_across((rules[1] & part).T))
         if min(rows, columns) >= 2 and max(rows, columns) >= 3:
-            found.append((left, top, right, bottom))
+            y, x = (np.flatnonzero(part.any(axis=axis)) for axis in (1, 0))
+            found.append((int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1))
     return found
 
 
 def _lines_across(rules: Mask) -> int:
-    """How many lines lead across at least a quarter of the width."""
-    return len(_runs(rules.sum(axis=1) > 0.25 * rules.shape[1]))
+    """How many lines lead across at least a quarter of what they are part of."""
+    columns = np.flatnonzero(rules.any(axis=0))
+    return len(_runs(rules.sum(axis=1) > 0.25 * (columns[-1] - columns[0]))) if len(columns) else 0
 
 
-def _connected(mask: Mask, side: int = 8) -> list[tuple[int, int, int, int]]:
-    """The bounding boxes of what hangs together, seen in cells of side * side pixels."""
+def _connected(mask: Mask) -> list[Mask]:
+    """What hangs together, seen in cells of CELL * CELL pixels; only what is large both ways."""
     height, width = mask.shape
-    tall, wide = -(-height // side), -(-width // side)
-    padded = np.pad(mask, ((0, tall * side - height), (0, wide * side - width)))
-    cells = {(int(y), int(x)) for y, x in np.argwhere(padded.reshape(tall, side, wide, side).any(axis=(1, 3)))}
-    boxes = []
+    tall, wide = -(-height // CELL), -(-width // CELL)
+    padded = np.pad(mask, ((0, tall * CELL - height), (0, wide * CELL - width)))
+    cells = {(int(y), int(x)) for y, x in np.argwhere(padded.reshape(tall, CELL, wide, CELL).any(axis=(1, 3)))}
+    parts = []
     while cells:
         left = [cells.pop()]
-        part = []
+        part = np.zeros((tall, wide), np.bool_)
         while left:
             y, x = left.pop()
-            part.append((y, x))
+            part[y, x] = True
             near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & cells
             cells -= near
             left += near
-        (top, bottom), (first, last) = ((min(axis), max(axis) + 1) for axis in zip(*part))
-        boxes.append((first * side, top * side, min(last * side, width), min(bottom * side, height)))
-    return boxes
+        if min(np.count_nonzero(part.any(axis=axis)) for axis in (0, 1)) >= 4:
+            parts.append(mask & part.repeat(CELL, 0).repeat(CELL, 1)[:height, :width])
+    return parts
 
 
 # ---- which way is up
@@ -213,7 +215,7 @@ def _quarter_turns(ink: Mask) -> int:
         up, down = _reach(np.rot90(text))
         return 3 if down > up else 1
     up, down = _reach(text)
-    return 2 if down > 1.5 * up else 0
+    return 2 if down > 2.2 * up else 0
 
 
 def _white_between(text: Mask) -> float:
@@ -254,7 +256,8 @@ def _skew(text: Mask) -> float:
 
 
 def _reach(text: Mask) -> tuple[float, float]:
-    """How much ink of lines of text stands above and below their small letters."""
+    """How much ink of lines of text stands above and below their small letters; (0, 0) where too little does to tell
+    which way is up, as in Chinese and Cyrillic script."""
     lines = [part[top:bottom] for part in _strips(text) for top, bottom in _runs(part.any(axis=1)) if bottom - top >= 8]
     if len(lines) < 8:
         return 0.0, 0.0
@@ -264,7 +267,7 @@ def _reach(text: Mask) -> tuple[float, float]:
         if not 0.7 * usual <= len(line) <= 1.4 * usual:
             continue
         profile = line.sum(axis=1).astype(float)
-        core = np.nonzero(profile > 0.5 * np.sort(profile)[-3])[0]
+        core = np.nonzero(profile > 0.35 * np.sort(profile)[-3])[0]
         total += float(profile.sum())
         up += float(profile[: core[0]].sum())
         down += float(profile[core[-1] + 1 :].sum())
