@@ -37,7 +37,7 @@ def blank(width=1240, height=1754):
     return Image.new("RGB", (width, height), "white")
 
 
-def paragraph(page, left, top, width, lines, size=24, first=0):
+def paragraph(page, left, top, width, lines, size=24, first=0, colour="black"):
     """Draws lines of words, a word's number in WORDS moved on from line to line; the y below them."""
     from PIL import ImageDraw
 
@@ -50,33 +50,33 @@ def paragraph(page, left, top, width, lines, size=24, first=0):
             word += 1
             text += " " + WORDS[word % len(WORDS)]
         word += 1
-        draw.text((left, top), text, "black", letters)
+        draw.text((left, top), text, colour, letters)
         top += int(size * 1.4)
     return top
 
 
-def heading(page, text, top, size=48):
+def heading(page, text, top, size=48, colour="black"):
     """Draws a line in the middle of the page; the y below it."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(page)
-    draw.text(((page.width - draw.textlength(text, font(size))) / 2, top), text, "black", font(size))
+    draw.text(((page.width - draw.textlength(text, font(size))) / 2, top), text, colour, font(size))
     return top + int(size * 1.8)
 
 
-def table(page, left, top, rows, columns, cell=(180, 50)):
+def table(page, left, top, rows, columns, cell=(180, 50), colour="black"):
     """Draws a ruled table with a number in each cell; its box."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(page)
     right, bottom = left + columns * cell[0], top + rows * cell[1]
     for row in range(rows + 1):
-        draw.line((left, top + row * cell[1], right, top + row * cell[1]), "black", 2)
+        draw.line((left, top + row * cell[1], right, top + row * cell[1]), colour, 2)
     for column in range(columns + 1):
-        draw.line((left + column * cell[0], top, left + column * cell[0], bottom), "black", 2)
+        draw.line((left + column * cell[0], top, left + column * cell[0], bottom), colour, 2)
     for row in range(rows):
         for column in range(columns):
-            draw.text((left + column * cell[0] + 20, top + row * cell[1] + 12), f"{row}.{column}", "black", font(24))
+            draw.text((left + column * cell[0] + 20, top + row * cell[1] + 12), f"{row}.{column}", colour, font(24))
     return left, top, right, bottom
 
 

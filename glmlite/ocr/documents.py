@@ -51,10 +51,13 @@ class Source(NamedTuple):
 def sources_of(sources: Any) -> list[Source]:
     """The documents that a user means: one, or a sequence of them; of a folder, the files in it by name, `page2` before
     `page10`. Raises ValueError for a folder without any, and for an empty sequence."""
-    several = isinstance(sources, Sequence) and not isinstance(sources, str | bytes | bytearray | memoryview)
+    several = isinstance(sources, Sequence) and not isinstance(sources, str | bytes | bytearray | memoryview | Source)
     found: list[Source] = []
     for number, value in enumerate(sources if several else [sources], 1):
         data = isinstance(value, str) and value[:5].lower() == "data:"
+        if isinstance(value, Source):
+            found.append(value)
+            continue
         if not isinstance(value, str | os.PathLike) or data:
             found.append(Source(f"image {number}" if several else "image", value))
             continue

@@ -78,7 +78,7 @@ class Journal:
                     elif data != {"key": key}:
                         self.stale = True
                         break
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, RecursionError):
                     break
                 whole += len(line)
             return whole

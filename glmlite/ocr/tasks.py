@@ -81,8 +81,8 @@ class Loop:
         self._text = ""
 
     def feed(self, tokens: Sequence[int], text: str) -> int | None:
-        """Takes a piece of the answer. Where it has come to repeat itself: how many characters of the answer stand
-        before the second of the repeated, else None."""
+        """Takes a piece of the answer. Where it has come to repeat itself: how many characters of the answer are
+        enough, which end with the piece that the second of the repeated begins in; else None."""
         for token in tokens:
             self._same = np.where(self._last == token, self._same + 1, 0)
             self._last[1:] = self._last[:-1].copy()
@@ -90,11 +90,21 @@ class Loop:
         self._tokens += len(tokens)
         self._text += text
         self._lengths.append((self._tokens, len(self._text)))
-        looping = np.flatnonzero(self._same >= self._most)
-        if len(looping):
-            first = self._tokens - int(self._same[looping[0]])
-            return max((length for count, length in self._lengths if count <= first), default=0)
+        first = self._repeated_tokens()
+        if first is not None:
+            return next(length for count, length in self._lengths if count >= first)
         return self._repeated_lines() if "\n" in text else None
+
+    def _repeated_tokens(self) -> int | None:
+        """The token at which the second of the repeated begins."""
+        looping = np.flatnonzero(self._same >= self._most)
+        if not len(looping):
+            return None
+        same, short = self._same[looping[0]], self._same[: self.SHORT - 1]
+        # What repeats after two tokens repeats after twenty, too.
+        if looping[0] + 1 >= self.SHORT and (short + np.arange(1, self.SHORT) >= same + looping[0] + 1).any():
+            return None
+        return self._tokens - int(same)
 
     def _repeated_lines(self) -> int | None:
         lines = self._text.rstrip("\n").split("\n")[-self.LINES :]
