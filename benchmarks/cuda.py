@@ -283,20 +283,24 @@ class Model:
         gguf.close()
 
     def read(self, sequence: int, start: int, count: int) -> None:
+        from glmlite.models.layout import in_order
+
         for begin in range(start, start + count, CHUNK):
             index = np.arange(begin, min(begin + CHUNK, start + count), dtype=np.int32)
-            positions = np.stack([index, np.zeros_like(index)], axis=1)
-            self.engine.run([self.cuda.Work(sequence, 1 + index % (self.engine.vocab - 1), positions)])
+            ids = 1 + index % (self.engine.vocab - 1)
+            self.engine.run([self.cuda.Work(sequence, ids, in_order(begin, len(index)))])
 
     def write(self, sequences: list[int], start: int, count: int) -> list[list[int]]:
         """The likeliest token, `count` times, for each sequence."""
+        from glmlite.models.layout import everywhere, in_order
+
         sampler = [self.cuda.Sampler() for _ in sequences]
         works = [
             self.cuda.Work(
-                *(sequence, np.array([1 + i], np.int32), np.array([[start, 0]], np.int32)),
+                *(sequence, np.array([1 + i], np.int32), in_order(start, 1)),
                 sampler=sampler[i],
                 budget=count,
-                next_position=(start + 1, 0),
+                next_position=everywhere(start + 1),
             )
             for i, sequence in enumerate(sequences)
         ]

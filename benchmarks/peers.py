@@ -25,6 +25,7 @@ import numpy as np
 
 from glmlite import _native, models
 from glmlite.cli.bench import cost_per_token
+from glmlite.models.layout import everywhere, in_order
 from glmlite.placement import native_ops
 
 
@@ -45,8 +46,7 @@ class Ours:
         self.sequence = self.engine.new_sequence()
 
     def _work(self, ids, start, **more):
-        positions = np.stack([np.arange(start, start + len(ids)), np.zeros(len(ids))], 1).astype(np.int32)
-        return _native.Work(self.sequence, ids, positions, **more)
+        return _native.Work(self.sequence, ids, in_order(start, len(ids)), **more)
 
     def read(self, ids, at=0):
         """Enters ids after the first `at` tokens of the sequence."""
@@ -67,7 +67,7 @@ class Ours:
     def generate(self, n, at):
         """Generates n tokens after the first `at`."""
         self.engine.truncate(self.sequence, at)
-        work = self._work([1], at, sampler=_native.Sampler(), budget=n, next_position=(at + 1, 0))
+        work = self._work([1], at, sampler=_native.Sampler(), budget=n, next_position=everywhere(at + 1))
         (samples,) = self.engine.run([work], max_ms=1e9)
         assert len(samples) == n
 

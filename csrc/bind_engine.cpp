@@ -71,7 +71,8 @@ Position to_position(const py::tuple& t) {
 
 Work make_work(int sequence, const py::object& tokens, const IntArray& positions, int64_t visible,
                std::shared_ptr<Sampler> sampler, int64_t budget, const py::tuple& next_position,
-               const py::tuple& position_step, const std::optional<FloatArray>& input) {
+               const py::tuple& position_step, const std::optional<FloatArray>& input,
+               const std::optional<FloatArray>& embeddings) {
   Work w;
   w.sequence = sequence;
   w.tokens = to_vector<int32_t>(tokens, "Work: tokens must be integers that fit in 32 bits");
@@ -88,6 +89,7 @@ Work make_work(int sequence, const py::object& tokens, const IntArray& positions
   w.next_position = to_position(next_position);
   w.position_step = to_position(position_step);
   if (input) w.input.assign(input->data(), input->data() + input->size());
+  if (embeddings) w.embeddings.assign(embeddings->data(), embeddings->data() + embeddings->size());
   return w;
 }
 
@@ -306,8 +308,8 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
         py::kw_only(), py::arg("threads") = 0, py::arg("progress") = py::none(),
         "Writes a PackedFile into a file that is open for writing.");
 
-  py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(m, "Cancel", py::module_local(),
-                                                      "A flag that any thread may set; seen between ops.")
+  py::class_<CancelFlag, std::shared_ptr<CancelFlag>>(
+      m, "Cancel", py::module_local(), "A flag that any thread may set; seen between ops, and in long ones.")
       .def(py::init<>())
       .def("set", [](CancelFlag& c) { c.set = true; })
       .def_property_readonly("is_set", [](const CancelFlag& c) { return c.set.load(); });
@@ -376,8 +378,8 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
   py::class_<Work>(m, "Work", py::module_local(), "What one sequence does in a call of Engine.run.")
       .def(py::init(&make_work), py::arg("sequence"), py::arg("tokens"), py::arg("positions"), py::kw_only(),
            py::arg("visible") = 0, py::arg("sampler") = nullptr, py::arg("budget") = 1,
-           py::arg("next_position") = py::make_tuple(0, 0), py::arg("position_step") = py::make_tuple(1, 0),
-           py::arg("input") = py::none());
+           py::arg("next_position") = py::make_tuple(0, 0, 0), py::arg("position_step") = py::make_tuple(1, 1, 1),
+           py::arg("input") = py::none(), py::arg("embeddings") = py::none());
 
   py::class_<Engine>(m, "Engine", py::module_local(), "A program with its packed weights and KV cache.")
       .def(py::init([make](const Gguf& file, const py::sequence& ops, int64_t kv_tokens, const std::string& kv_type,
@@ -397,6 +399,7 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
       .def_property_readonly("weight_bytes", [](const Engine& e) { return e.info().weight_bytes; })
       .def_property_readonly("kv_bytes", [](const Engine& e) { return e.info().kv_bytes; })
       .def("scratch_bytes", &Engine::scratch_bytes, NoGil(), "Bytes of activations and scratch held now.")
+      .def("release", &Engine::release, NoGil(), "Gives back what scratch_bytes tells; the next step takes it anew.")
       .def("progress", &Engine::progress, "How much of the step in progress is done, 0 to 1.")
       .def("kv_free", &Engine::kv_free, NoGil())
       .def("new_sequence", &Engine::new_sequence, NoGil())

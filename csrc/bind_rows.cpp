@@ -91,12 +91,13 @@ Rows kernel_swiglu(const std::string& isa, Rows x) {
   return fill_rows(x.shape(0), n, [&](py::ssize_t r, float* y) { kernels.swiglu(in + r * 2 * n, y, n); });
 }
 
-Rows kernel_gelu(const std::string& isa, Rows x) {
+Rows kernel_gelu(const std::string& isa, Rows x, bool exact) {
   const CpuKernels& kernels = cpu_kernels(isa.c_str());
   expect_dims("x", x, 2);
   py::ssize_t n = x.shape(1);
   const float* in = x.data();
-  return fill_rows(x.shape(0), n, [&](py::ssize_t r, float* y) { kernels.gelu(in + r * n, y, n); });
+  const auto gelu = exact ? kernels.gelu_erf : kernels.gelu;
+  return fill_rows(x.shape(0), n, [&](py::ssize_t r, float* y) { gelu(in + r * n, y, n); });
 }
 
 Rows kernel_rope(const std::string& isa, Rows x, Array<int32_t> first, Array<int32_t> second, Rows cos, Rows sin) {
@@ -425,7 +426,7 @@ void bind_rows(py::module_& m) {
         py::arg("eps"));
   m.def("kernel_layer_norm", kernel_layer_norm, py::arg("isa"), array("x"), array("w"), array("b"), py::arg("eps"));
   m.def("kernel_swiglu", kernel_swiglu, py::arg("isa"), array("x"));
-  m.def("kernel_gelu", kernel_gelu, py::arg("isa"), array("x"));
+  m.def("kernel_gelu", kernel_gelu, py::arg("isa"), array("x"), py::kw_only(), py::arg("exact") = false);
   m.def("kernel_rope", kernel_rope, py::arg("isa"), array("x"), array("first"), array("second"), array("cos"),
         array("sin"));
   py::class_<KvPages>(m, "KvPages")

@@ -55,6 +55,8 @@ Engine::Engine(const Gguf& file, const std::vector<OpSpec>& ops, const EngineOpt
   std::copy(std::begin(program.axis_limit), std::end(program.axis_limit), axis_limit_);
   selects_ = program.selects();
   input_ = program.input;
+  embedding_ = program.tokens > 0 ? program.ops[0].width : 0;
+  keeps_ = program.keeps;
   const int64_t prefix = program.prefix, vocab = program.vocab;
   const CachePages pages(program, options.kv_tokens);
   const int64_t total = pages.total;
@@ -130,6 +132,12 @@ size_t Engine::scratch_bytes() {
   return executor_->scratch_bytes();
 }
 
+void Engine::release() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  require_open();
+  executor_->release();
+}
+
 double Engine::progress() const {
   const std::shared_ptr<Executor> executor = std::atomic_load(&executor_);
   return executor ? executor->progress() : 0;
@@ -158,16 +166,23 @@ void Engine::plan(const std::vector<Work>& works, const std::vector<int32_t>& ro
     if (static_cast<int64_t>(w.input.size()) != count * input_)
       throw std::invalid_argument(who + "input of " + std::to_string(w.input.size()) + " values, the program takes " +
                                   std::to_string(input_) + " for each of " + std::to_string(count) + " tokens");
+    const int64_t given = std::count(w.tokens.begin(), w.tokens.end(), kGiven);
+    if (static_cast<int64_t>(w.embeddings.size()) != given * embedding_)
+      throw std::invalid_argument(who + "embeddings of " + std::to_string(w.embeddings.size()) + " values, expected " +
+                                  std::to_string(embedding_) + " for each of " + std::to_string(given) +
+                                  " tokens that are " + std::to_string(kGiven));
+    if (!keeps_ && s.length > info_.prefix)
+      throw std::invalid_argument(who + "has been read; the program keeps nothing of what it reads");
     const int64_t after = s.length - info_.prefix + count;
     if (w.visible < 0 || w.visible > after)
       throw std::invalid_argument(who + "visible is " + std::to_string(w.visible) + ", the sequence will have " +
                                   std::to_string(after));
     const auto begin = static_cast<int64_t>(step->tokens.size());
     for (int64_t i = 0; i < count; ++i) {
-      if (w.tokens[i] < 0 || w.tokens[i] >= tokens_)
+      if (w.tokens[i] != kGiven && (w.tokens[i] < 0 || w.tokens[i] >= tokens_))
         throw std::invalid_argument(who + "token " + std::to_string(w.tokens[i]) + ", the vocabulary has " +
                                     std::to_string(tokens_));
-      step->tokens.push_back(w.tokens[i]);
+      step->tokens.push_back(w.tokens[i] == kGiven ? static_cast<int32_t>(-1 - step->given_rows++) : w.tokens[i]);
       for (int axis = 0; axis < kAxes; ++axis) {
         const int32_t position = w.positions[i][axis];
         if (position < 0 || position >= axis_limit_[axis])
@@ -203,6 +218,14 @@ bool Engine::reserve(const std::vector<Work>& works) {
   return true;
 }
 
+// The rows of all works; `all` holds them where they lie apart.
+static const float* one_after_another(const std::vector<Work>& works, std::vector<float> Work::* rows,
+                                      std::vector<float>* all) {
+  if (works.size() == 1) return (works[0].*rows).data();
+  for (const Work& w : works) all->insert(all->end(), (w.*rows).begin(), (w.*rows).end());
+  return all->data();
+}
+
 // One step of works whose pages are reserved.
 StepResult Engine::advance(const std::vector<Work>& works, const std::vector<int32_t>& rows,
                            std::vector<std::optional<DrawRequest>> requests, const CancelFlag* cancel,
@@ -211,17 +234,17 @@ StepResult Engine::advance(const std::vector<Work>& works, const std::vector<int
   plan(works, rows, &step);
   step.requests = std::move(requests);
   for (size_t i = 0; i < works.size(); ++i) step.runs[i].pages = table_->at(works[i].sequence).pages.data();
-  std::vector<float> input;
-  for (const Work& w : works) input.insert(input.end(), w.input.begin(), w.input.end());
-  step.input = input.data();
+  std::vector<float> inputs, embeddings;
+  step.input = one_after_another(works, &Work::input, &inputs);
+  step.given = one_after_another(works, &Work::embeddings, &embeddings);
   const StepResult result = executor_->run(step, cancel, watch);
   if (const int64_t bad = result.bad_token; bad >= 0) {
     const auto run = std::find_if(step.runs.begin(), step.runs.end(), [&](const Run& r) { return bad < r.end; });
     const Work& w = works[static_cast<size_t>(run - step.runs.begin())];
-    throw std::runtime_error("sequence " + std::to_string(w.sequence) +
-                             ": the model's numbers are not finite at token " +
-                             std::to_string(step.entry[bad] - info_.prefix) + " (id " +
-                             std::to_string(step.tokens[bad]) + "): its weights are damaged, or overflow");
+    throw std::runtime_error(
+        "sequence " + std::to_string(w.sequence) + ": the model's numbers are not finite at token " +
+        std::to_string(step.entry[bad] - info_.prefix) + " (id " + std::to_string(std::max(step.tokens[bad], kGiven)) +
+        "): its weights are damaged, or overflow");
   }
   for (const Work& w : works) table_->extend(w.sequence, static_cast<int64_t>(w.tokens.size()));
   return result;

@@ -11,6 +11,8 @@
 
 namespace glmlite {
 
+constexpr int32_t kGiven = -1;  // a token without an id
+
 // What one sequence does in a call: enter `tokens`, then, with a sampler, up to `budget` sampled tokens.
 struct Work {
   int sequence = 0;
@@ -19,9 +21,10 @@ struct Work {
   int64_t visible = 0;               // 0: causal; n: each token sees the first n entries
   std::shared_ptr<Sampler> sampler;  // no other work's
   int64_t budget = 1;
-  Position next_position{};     // of the first sampled token
-  Position position_step{{1}};  // from one sampled token to the next
-  std::vector<float> input;     // (tokens, Program::input) rows that the program is given
+  Position next_position{};           // of the first sampled token
+  Position position_step{{1, 1, 1}};  // from one sampled token to the next
+  std::vector<float> input;           // (tokens, Program::input) rows that the program is given
+  std::vector<float> embeddings;      // rows for the tokens that are kGiven, in their order
 };
 
 struct EngineOptions {
@@ -70,6 +73,7 @@ class Engine {
   };
   const Info& info() const { return info_; }
   size_t scratch_bytes();
+  void release();           // the memory of activations, which the next step takes anew
   double progress() const;  // of the step in progress; safe while one runs
 
  private:
@@ -89,7 +93,8 @@ class Engine {
   int64_t tokens_ = 0;
   int64_t axis_limit_[kAxes];
   int64_t input_ = 0;
-  bool selects_ = false;
+  int64_t embedding_ = 0;  // columns of the table; 0: there is none
+  bool selects_ = false, keeps_ = true;
   Info info_;
 };
 

@@ -22,7 +22,7 @@ struct Run {
 
 // One step, planned by the engine. Arrays have one element per token.
 struct Step {
-  std::vector<int32_t> tokens;
+  std::vector<int32_t> tokens;  // ids; -1 - r: none, but row r of those that are given
   std::vector<int32_t> positions[kAxes];
   std::vector<int64_t> entry;    // where the token's key and value go in its sequence's cache
   std::vector<int64_t> visible;  // it sees the entries below this
@@ -30,6 +30,8 @@ struct Step {
   std::vector<int32_t> rows;                         // tokens whose logits are wanted, ascending
   std::vector<std::optional<DrawRequest>> requests;  // by row: a token drawn from the logits does as well; may be empty
   const float* input = nullptr;                      // (tokens, Program::input) rows that the program is given
+  const float* given = nullptr;                      // (given_rows, columns of the embedding)
+  int64_t given_rows = 0;
 };
 
 struct StepResult {
@@ -38,7 +40,7 @@ struct StepResult {
   int64_t bad_token = -1;         // the first token whose logits, keys or values are not finite
 };
 
-// Set by any thread, seen between ops.
+// Set by any thread, seen between ops, and in attention between tiles.
 struct CancelFlag {
   std::atomic<bool> set{false};
 };
@@ -74,9 +76,11 @@ class Executor {
   virtual size_t weight_bytes() const = 0;
   virtual size_t kv_bytes() const = 0;
   virtual size_t scratch_bytes() const = 0;
+  // Gives back the memory of the last step, which the next takes anew.
+  virtual void release() = 0;
   virtual int threads() const = 0;
   virtual const char* isa() const = 0;
-  // Ops of the step in progress that are done, of all.
+  // How much of the step in progress is done, 0 to 1.
   virtual double progress() const = 0;
 };
 

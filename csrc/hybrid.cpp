@@ -41,6 +41,10 @@ class HybridExecutor final : public Executor {
   size_t weight_bytes() const override { return first_->weight_bytes() + second_->weight_bytes(); }
   size_t kv_bytes() const override { return first_->kv_bytes() + second_->kv_bytes(); }
   size_t scratch_bytes() const override { return first_->scratch_bytes() + second_->scratch_bytes(); }
+  void release() override {
+    first_->release();
+    second_->release();
+  }
   int threads() const override { return first_->threads(); }
   const char* isa() const override { return isa_.c_str(); }
   double progress() const override {

@@ -8,8 +8,8 @@
 
 namespace glmlite {
 
-// Of a token's position. Ordinary models use the first; glmlite/program.py has the same number.
-constexpr int kAxes = 2;
+// Of a token's position. Ordinary models use the first alone; glmlite/program.py has the same number.
+constexpr int kAxes = 3;
 using Position = std::array<int32_t, kAxes>;
 
 // The turns of one head: pair i of columns turns by freq[i] * position[axis[i]] radians, scaled by `magnitude`.

@@ -56,14 +56,15 @@ Program::Program(const Gguf& file, const std::vector<OpSpec>& specs) {
     op.out = spec.out;
     op.width = spec.width;
 
-    if (ops.empty() != op.is<ops::Embed>()) slots.bad("a program begins with its only embed");
+    if (ops.empty() ? !op.is<ops::Embed>() && !op.is<ops::Input>() : op.is<ops::Embed>())
+      slots.bad("a program begins with its only embed, or with an input");
     if (const auto* embed = op.as<ops::Embed>()) {
       tokens = weights[embed->table].n;
       for (size_t a = 0; a < embed->positions.size(); ++a) axis_limit[a] = weights[embed->positions[a]].n;
     }
-    if (op.is<ops::Input>()) {
-      if (input > 0) slots.bad("a second input");
-      input = op.width;
+    if (const auto* rows = op.as<ops::Input>()) {
+      if (rows->first != input) slots.bad("begins with column " + std::to_string(rows->first) + " of those given");
+      input += op.width;
     }
     ValueInfo value;
     value.width = op.width;
@@ -95,6 +96,7 @@ size_t Program::seam(int layers) const {
   if (layers < 1 || layers >= all)
     throw std::invalid_argument("split: " + std::to_string(layers) + " layers, expected 1 to " +
                                 std::to_string(all - 1));
+  if (!keeps) throw std::invalid_argument("split: attentions share a cache");
   const auto attention = [&](int cache) {
     return std::find_if(ops.begin(), ops.end(), [&](const Op& op) { return cache_of(op) == cache; })->out;
   };

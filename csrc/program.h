@@ -99,7 +99,7 @@ class Program {
   uint64_t file_bytes() const;
   // The prefix, read from the file: keys, then values, of each attention op, (prefix, kv_heads * head_dim) each.
   std::vector<float> prefix_values() const;
-  // How many of its KV caches the program has; each is an attention's.
+  // How many KV caches the program has: one for each attention, or one for all that keep nothing and are alike.
   int layers() const { return static_cast<int>(caches.size()); }
   // Whether the last value has a row for each row of logits that is asked for, or for each token.
   bool selects() const { return values.back().selected; }
@@ -110,8 +110,9 @@ class Program {
   std::vector<RopeTable> ropes;    // distinct ones
   std::vector<CacheShape> caches;  // of attentions, in the order of the program
   int64_t vocab = 0;               // width of the last value, the logits
-  int64_t tokens = 0;              // rows of the embedding table: token ids are below
+  int64_t tokens = 0;              // rows of the embedding table: token ids are below; 0: there is none
   int64_t input = 0;               // columns of the rows that a step is given; 0: none
+  bool keeps = true;               // whether attention sees what a sequence read in earlier steps
   int64_t prefix = 0;              // entries that stand before every sequence (P-Tuning v2)
   int64_t axis_limit[kAxes];       // positions of axis a must be below this (learned tables end)
 

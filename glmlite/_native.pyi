@@ -115,7 +115,7 @@ class Bpe:
 # ---- running -----------------------------------------------------------------------------------------------------
 
 class Cancel:
-    """A flag that any thread may set; seen between ops."""
+    """A flag that any thread may set; seen between ops, and in long ones."""
 
     def set(self) -> None: ...
     @property
@@ -178,9 +178,10 @@ class Sampler:
 class Work:
     """What one sequence does in a call of `Engine.run`: enter `tokens`, then, with a sampler, up to `budget` tokens.
 
-    positions: (len(tokens), 2) int32. visible: 0 = causal; n > 0: every token sees n cached entries (a bidirectional
+    positions: (len(tokens), AXES) int32. visible: 0 = causal; n > 0: every token sees n cached entries (a bidirectional
     context of n tokens, which must all be in this work). next_position, position_step: of the first token sampled and
-    from one to the next. input: (len(tokens), width) rows for a program that takes some.
+    from one to the next. input: (len(tokens), width) rows for a program that takes some, those of several ops side by
+    side. embeddings: (count, width) rows for the tokens that are -1, which have no id, in their order.
     """
 
     def __init__(
@@ -192,9 +193,10 @@ class Work:
         visible: int = 0,
         sampler: Sampler | None = None,
         budget: int = 1,
-        next_position: tuple[int, int] = (0, 0),
-        position_step: tuple[int, int] = (1, 0),
+        next_position: tuple[int, ...] = (0, 0, 0),
+        position_step: tuple[int, ...] = (1, 1, 1),
         input: NDArray[np.float32] | None = None,
+        embeddings: NDArray[np.float32] | None = None,
     ) -> None: ...
 
 AXES: int  # of a position
@@ -307,6 +309,8 @@ class Engine:
         what enters gate and up, (dim,), and down, (ff,)."""
     def scratch_bytes(self) -> int:
         """Bytes of activations and scratch held now."""
+    def release(self) -> None:
+        """Gives back what `scratch_bytes` tells; the next step takes it anew."""
     def progress(self) -> float:
         """How much of the step in progress is done, 0 to 1."""
     def close(self) -> None:
@@ -342,7 +346,7 @@ def kernel_layer_norm(
     isa: str, x: NDArray[np.float32], w: NDArray[np.float32], b: NDArray[np.float32], eps: float
 ) -> NDArray[np.float32]: ...
 def kernel_swiglu(isa: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
-def kernel_gelu(isa: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+def kernel_gelu(isa: str, x: NDArray[np.float32], *, exact: bool = False) -> NDArray[np.float32]: ...
 def kernel_attend(
     isa: str,
     q: NDArray[np.float32],

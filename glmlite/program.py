@@ -22,7 +22,7 @@ from .errors import FormatError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-AXES = 2  # of a token's position; the native engine has the same number
+AXES = 3  # of a token's position; the native engine has the same number
 
 
 class Value(NamedTuple):
@@ -38,11 +38,14 @@ class Rope:
 
     dim: columns that turn, counted from the head's first; the rest pass unchanged. In `latent_attention` they are
         the head's last.
-    theta: base of the frequencies, `theta ** (-2 i / n)` for pair i of a section of n columns.
+    theta: base of the frequencies, `theta ** (-2 i / n)` for pair i of n columns.
     interleaved: pairs are (0, 1), (2, 3), ...; otherwise column i turns with i + n/2 ("NeoX").
-    axes: the columns are split evenly into one section per entry, and section s turns by
-        position axis `axes[s]` of the token. One section on axis 0 is ordinary RoPE;
+    axes: the columns are split evenly into one part per entry, each a head of its own, and part s turns by
+        position axis `axes[s]` of the token. One part on axis 0 is ordinary RoPE;
         ChatGLM-6B has two, on axes 0 and 1.
+    sections: instead of `axes`, how many of the pairs turn by position axis 0, how many of the next by axis 1, and so
+        on ("mrope"). Pairs and their frequencies are those of ordinary RoPE.
+    restart: the frequencies begin anew in each section, as if its pairs were all there are.
     scale: position divisor (linear scaling).
     factors: name of a tensor of dim/2 values that divide the frequencies (Llama 3), or None.
     yarn: YaRN's parameters, or None.
@@ -54,13 +57,19 @@ class Rope:
     theta: float
     interleaved: bool
     axes: tuple[int, ...] = (0,)
+    sections: tuple[int, ...] = ()
+    restart: bool = False
     scale: float = 1.0
     factors: str | None = None
     yarn: Yarn | None = None
 
     def __post_init__(self):
         if self.dim <= 0 or self.dim % (2 * len(self.axes)):
-            raise ValueError(f"rope: {self.dim} columns do not split into {len(self.axes)} sections of pairs")
+            raise ValueError(f"rope: {self.dim} columns do not split into {len(self.axes)} parts of pairs")
+        if self.sections and (min(self.sections) < 0 or sum(self.sections) != self.dim // 2 or self.axes != (0,)):
+            raise ValueError(f"rope: sections {self.sections} of {self.dim // 2} pairs, with axes {self.axes}")
+        if len(self.sections) > AXES:
+            raise ValueError(f"rope: {len(self.sections)} sections, a position has {AXES} axes")
         if not (math.isfinite(self.theta) and self.theta > 0 and math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"rope: base {self.theta} and scale {self.scale} must be positive")
 
@@ -69,10 +78,14 @@ class Rope:
         n = self.dim // len(self.axes)
         pair = np.arange(n // 2)
         first, second = (2 * pair, 2 * pair + 1) if self.interleaved else (pair, pair + n // 2)
-        freq = self.theta ** (-2.0 * pair / n) / self.scale
-        magnitude = 1.0
-        if self.yarn is not None:
-            freq, magnitude = self.yarn.apply(freq * self.scale, n, self.theta)
+        if self.restart:
+            turned = [self._frequencies(2 * pairs) for pairs in self.sections if pairs]
+            freq, magnitude = np.concatenate([freq for freq, _ in turned]), turned[0][1]
+        else:
+            freq, magnitude = self._frequencies(n)
+        axis = np.repeat(np.asarray(self.axes, np.int32), n // 2)
+        if self.sections:
+            axis = np.repeat(np.arange(len(self.sections), dtype=np.int32), self.sections)
         starts = n * np.arange(len(self.axes))[:, None]
         freq = np.tile(freq, len(self.axes))
         if factors is not None:
@@ -81,9 +94,14 @@ class Rope:
             first=(starts + first).reshape(-1).astype(np.int32),
             second=(starts + second).reshape(-1).astype(np.int32),
             freq=freq.astype(np.float64),
-            axis=np.repeat(np.asarray(self.axes, np.int32), n // 2),
+            axis=axis,
             magnitude=float(magnitude),
         )
+
+    def _frequencies(self, n: int) -> tuple[np.ndarray, float]:
+        """Of the pairs of n columns, and the magnitude of what they turn."""
+        freq = self.theta ** (-2.0 * np.arange(n // 2) / n)
+        return (freq / self.scale, 1.0) if self.yarn is None else self.yarn.apply(freq, n, self.theta)
 
 
 class RopeTable(NamedTuple):
@@ -153,25 +171,27 @@ class Recorder:
         self.shapes = shapes
         self.ops: list[Op] = []
         self._selected = False
-        self._given = False
 
     def has(self, name: str) -> bool:
         """Whether the file has this tensor."""
         return name in self.shapes
 
     def embed(self, table: str, positions: Sequence[str] = ()) -> Value:
-        """Rows of `table` (vocab, width) by token id, plus a row of `positions[a]` by position axis a."""
+        """Rows of `table` (vocab, width) by token id, or the rows that a step is given for tokens that have none (-1),
+        plus a row of `positions[a]` by position axis a."""
         _, width = self._shape(table, "embed", None, None)
         for name in positions:
             self._shape(name, "embed", None, width)
         return self._emit("embed", width, weights={"table": (table,), "positions": tuple(positions)})
 
     def input(self, width: int) -> Value:
-        """Rows of `width` columns that the step is given, one for each token. Once in a program."""
-        if self._given or width <= 0:
-            raise ValueError(f"input: {width} columns; a program is given rows once, of at least one column")
-        self._given = True
-        return self._emit("input", width)
+        """Rows of `width` columns that the step is given, one for each token; of several inputs, side by side.
+
+        A program that begins with one has no `embed`, and its tokens have no ids.
+        """
+        if width <= 0:
+            raise ValueError(f"input: {width} columns, expected at least one")
+        return self._emit("input", width, attrs={"first": sum(op.out.width for op in self.ops if op.kind == "input")})
 
     def rms_norm(self, x: Value, weight: str, eps: float, add: Value | None = None) -> Value:
         """x / sqrt(mean(x²) + eps) * weight (+ add). Zhang & Sennrich 2019."""
@@ -194,9 +214,12 @@ class Recorder:
         add: Value | None = None,
         alpha: float = 1.0,
     ) -> Value:
-        """x · Wᵀ (+ bias) (+ alpha · add). Several weights stand one below the other, as do their biases."""
+        """x · Wᵀ (+ bias) (+ alpha · add). Several weights stand one below the other, as do their biases.
+
+        The columns of a weight may be a tensor's last three axes: a kernel of a convolution whose windows lie apart.
+        """
         weights, biases = _names(weight), _names(bias)
-        rows = [self._shape(name, "linear", None, x.width)[0] for name in weights]
+        rows = [self._matrix(name, "linear", x.width) for name in weights]
         if biases and len(biases) != len(weights):
             raise ValueError(f"linear: {len(weights)} weights but {len(biases)} biases, from '{weights[0]}'")
         for name, n in zip(biases, rows):
@@ -223,7 +246,7 @@ class Recorder:
     def attention(
         self,
         qkv: Value,
-        layer: int,
+        layer: int | None,
         *,
         heads: int,
         kv_heads: int,
@@ -237,6 +260,8 @@ class Recorder:
     ) -> Value:
         """Turn q and k by `rope`, append k and v to the cache of `layer`, attend to what each token may see.
 
+        layer: None: nothing is kept, and a token sees those of its own step alone. So it is for all attentions of a
+        program, or for none.
         qkv: columns [q heads | k heads | v heads]. scale: of q·k, 1/sqrt(head_dim) unless given.
         q_norm, k_norm: rms_norm over each head's columns, before the turn.
         prefix: names of two (length, kv_heads * head_dim) tensors, keys (as stored, no turn) and
@@ -371,6 +396,10 @@ class Recorder:
         """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x³))). Hendrycks & Gimpel 2016, the tanh form."""
         return self._emit("gelu", x.width, {"x": x})
 
+    def gelu_erf(self, x: Value) -> Value:
+        """0.5 x (1 + erf(x / sqrt(2))). Hendrycks & Gimpel 2016."""
+        return self._emit("gelu_erf", x.width, {"x": x})
+
     def concat(self, x: Value, y: Value) -> Value:
         """The columns of x, then those of y."""
         return self._emit("concat", x.width + y.width, {"x": x, "y": y})
@@ -397,6 +426,13 @@ class Recorder:
             expected = ", ".join("any" if w is None else str(w) for w in want)
             raise FormatError(f"{kind}: '{name}' is {got}, expected ({expected})")
         return got
+
+    def _matrix(self, name: str, kind: str, columns: int) -> int:
+        """Its rows."""
+        shape = tuple(self.shapes.get(name, ()))
+        if len(shape) == 4 and math.prod(shape[1:]) == columns:
+            return shape[0]
+        return self._shape(name, kind, None, columns)[0]
 
     def _same_width(self, kind: str, weight: str, width: int, add: Value | None) -> None:
         if add is not None and add.width != width:

@@ -10,6 +10,7 @@ written to be read and is slow, but a model of 135M parameters reads a page in s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,14 +19,16 @@ import numpy as np
 
 from .program import AXES, Op, Rope
 
+NO_ID = -1  # a token whose row is given
+
 
 @dataclass(frozen=True)
 class Work:
     """What one sequence does in a step: enter `tokens` at `positions` (len(tokens), AXES).
 
     visible: 0 = causal; otherwise the number of tokens, which are a bidirectional context: they are
-    the sequence's first, and each sees all of them. input: (len(tokens), width) f32, what `input` gives, in programs
-    that have it.
+    the sequence's first, and each sees all of them. input: (len(tokens), width) f32, what the `input` ops give, side by
+    side, in programs that have some. embeddings: (count, width) f32, rows for the tokens that are -1, in their order.
     """
 
     sequence: int
@@ -33,6 +36,7 @@ class Work:
     positions: np.ndarray
     visible: int = 0
     input: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
 
 
 class Step(NamedTuple):
@@ -40,7 +44,8 @@ class Step(NamedTuple):
 
     tokens, sequence, visible: (T,); positions: (T, AXES); rows: indices of the tokens whose logits are
     wanted. A token sees the first `visible` cached entries of its sequence, its own included, and,
-    beyond that number, the whole P-Tuning prefix. input: (T, width), or None.
+    beyond that number, the whole P-Tuning prefix. input: (T, width) of each input, by the first of its columns.
+    given: rows for the tokens that are -1.
     """
 
     tokens: np.ndarray
@@ -48,7 +53,8 @@ class Step(NamedTuple):
     positions: np.ndarray
     visible: np.ndarray
     rows: np.ndarray
-    input: np.ndarray | None
+    input: dict[int, np.ndarray]
+    given: np.ndarray
 
 
 class Cached(NamedTuple):
@@ -161,8 +167,11 @@ class Reference:
         if not works:
             raise ValueError("a step needs at least one work")
         lengths = {work.sequence: self.length(work.sequence) for work in works}
-        given = next((op.out.width for op in self.ops if op.kind == "input"), None)
-        tokens, sequence, positions, visible = [], [], [], []
+        inputs = [(op.attrs["first"], op.out.width) for op in self.ops if op.kind == "input"]
+        given = sum(width for _, width in inputs) or None
+        embed = next((op for op in self.ops if op.kind == "embed"), None)
+        keeps = all(op.attrs["layer"] is not None for op in self.ops if op.kind == "attention")
+        tokens, sequence, positions, visible, embeddings = [], [], [], [], []
         for work in works:
             start, n = lengths[work.sequence], len(work.tokens)
             place = np.asarray(work.positions)
@@ -179,21 +188,27 @@ class Reference:
             want = None if given is None else (n, given)
             if shape != want:
                 raise ValueError(f"sequence {work.sequence}: input is {shape}, expected {want}")
+            if start and not keeps:
+                raise ValueError(f"sequence {work.sequence}: has been read; the program keeps nothing of what it reads")
+            embeddings.append(_given(work, embed.out.width if embed else 0))
             tokens.append(work.tokens)
             sequence.append([work.sequence] * n)
             positions.append(place)
             visible.append([work.visible] * n if work.visible else start + 1 + np.arange(n))
             lengths[work.sequence] += n
+        if inputs:
+            joined = np.concatenate([np.asarray(work.input, np.float32) for work in works])
         step = Step(
             *(np.concatenate(part) for part in (tokens, sequence, positions, visible)),
             rows=np.asarray(rows, int),
-            input=None if given is None else np.concatenate([np.asarray(work.input, np.float32) for work in works]),
+            input={first: joined[:, first : first + width] for first, width in inputs},
+            given=np.concatenate(embeddings),
         )
         if step.rows.size and not (step.rows.min() >= 0 and step.rows.max() < len(step.tokens)):
             raise ValueError(f"rows {list(rows)}: the step has {len(step.tokens)} tokens")
-        embed = next(op for op in self.ops if op.kind == "embed")
-        _check_range("token", step.tokens, len(self.weights[embed.weights["table"][0]]))
-        for axis, name in enumerate(embed.weights.get("positions", ())):
+        tokens = step.tokens[step.tokens != NO_ID]
+        _check_range("token", tokens, len(self.weights[embed.weights["table"][0]]) if embed else 0)
+        for axis, name in enumerate(embed.weights.get("positions", ()) if embed else ()):
             _check_range("position", step.positions[:, axis], len(self.weights[name]))
         return step
 
@@ -201,12 +216,13 @@ class Reference:
 
     def _embed(self, step, table, positions=()):
         y = table[0][step.tokens].astype(self.dtype)
+        y[step.tokens == NO_ID] = step.given
         for axis, rows in enumerate(positions):
             y = y + rows[step.positions[:, axis]]
         return y
 
-    def _input(self, step):
-        return step.input
+    def _input(self, step, first):
+        return step.input[first]
 
     def _rms_norm(self, step, x, w, eps, add=0.0):
         x = x.astype(self.dtype)
@@ -219,6 +235,7 @@ class Reference:
 
     def _linear(self, step, x, w, alpha, b=None, add=0.0):
         x = x.astype(self.dtype)
+        w = [rows.reshape(len(rows), -1) for rows in w]
         y = np.concatenate([x @ rows.T.astype(self.dtype, copy=False) for rows in w], axis=-1)
         if b is not None:
             y = y + np.concatenate(b)
@@ -261,6 +278,10 @@ class Reference:
     def _gelu(self, step, x):
         x = x.astype(self.dtype)
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    def _gelu_erf(self, step, x):
+        x = x.astype(self.dtype)
+        return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
 
     def _select(self, step, x):
         return x[step.rows]
@@ -317,6 +338,8 @@ class Reference:
         """The layer's cache of a sequence, with the step's keys and values after what it held."""
         length = self._lengths[sequence]
         new = Cached(k.astype(self.kv_dtype), v.astype(self.kv_dtype))
+        if layer is None:
+            return new
         if length:
             old = self._cache[sequence][layer]
             new = Cached(*(np.concatenate([o[:length], n]) for o, n in zip(old, new)))
@@ -355,6 +378,9 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray, sca
     return y
 
 
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
 def compare(
     a: Sequence[tuple[Op, np.ndarray]], b: Sequence[tuple[Op, np.ndarray]], tolerance: float = 1e-4
 ) -> str | None:
@@ -370,6 +396,17 @@ def compare(
         if not difference <= tolerance * largest:
             return f"{op}: differs by {difference:.3g}, its largest value is {largest:.3g}"
     return None if len(a) == len(b) else f"{len(a)} ops, the other program has {len(b)}"
+
+
+def _given(work: Work, width: int) -> np.ndarray:
+    """The rows for the tokens of a work that have no id; width: of the embeddings, 0: the program has none."""
+    rows = np.asarray([] if work.embeddings is None else work.embeddings, np.float32)
+    count = int(np.sum(np.asarray(work.tokens) == NO_ID)) if width else 0
+    if rows.size != count * width:
+        raise ValueError(
+            f"sequence {work.sequence}: embeddings of {rows.size} values, expected {width} for each of {count} tokens"
+        )
+    return rows.reshape(count, width)
 
 
 def _check_range(what: str, values: np.ndarray, size: int) -> None:

@@ -44,6 +44,7 @@ import numpy as np
 
 from .constrain import BURST, Constraint
 from .errors import Busy, Cancelled, Closed
+from .models.layout import IMAGE
 from .sequences import Pool, Sequence, common, items_of
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class Request:
     constraint: of what is written.
     key, items: whose cached beginning may serve this one, see `glmlite.sequences`. Without items, one for each token,
     the tokens are their own.
+    embeddings: (count, width) f32, rows for the tokens that are `IMAGE`, in their order; then there are items.
     """
 
     def __init__(
@@ -131,11 +133,18 @@ class Request:
         constraint: Constraint | None = None,
         key: Hashable = None,
         items: Iterable[int] | None = None,
+        embeddings: np.ndarray | None = None,
     ):
         self.tokens = list(tokens)  # grows by what is written
         self.items = items_of(self.tokens if items is None else items)  # so do they
         if len(self.items) != len(self.tokens):
             raise ValueError(f"request: {len(self.items)} items, expected one for each of {len(self.tokens)} tokens")
+        self._places = np.flatnonzero(np.asarray(self.tokens, np.int64) == IMAGE)  # of the embeddings
+        self._embeddings = embeddings
+        if (given := 0 if embeddings is None else len(embeddings)) != len(self._places):
+            raise ValueError(f"request: {given} embeddings, expected one for each of {len(self._places)} tokens")
+        if given and items is None:
+            raise ValueError("request: embeddings without items, which tell their contents apart")
         self.key = key
         self.layout = layout
         self.sink = sink
@@ -182,6 +191,11 @@ class Request:
         """Its next call is for the prompt, or for the first token: written alone, it ends the time of reading."""
         return self.pending > 1 or not self.written
 
+    def embeddings(self, begin: int, end: int) -> np.ndarray | None:
+        """The rows of those of its tokens from begin to end that have some."""
+        first, last = np.searchsorted(self._places, (begin, end))
+        return None if first == last or self._embeddings is None else self._embeddings[first:last]
+
     def position(self, index: int) -> tuple[int, ...]:
         """The position of the token at `index`, at or after the end of the prompt."""
         n = index - self.stats.prompt_tokens
@@ -216,6 +230,7 @@ class Turn(NamedTuple):
             budget=max(self.budget, 1),
             next_position=r.position(len(r.tokens)),
             position_step=tuple(map(int, r.layout.position_step)),
+            embeddings=r.embeddings(begin, end),
         )
 
 

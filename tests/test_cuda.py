@@ -19,10 +19,13 @@ import test_engine
 import test_package
 import tiny
 from test_engine import BIDIRECTIONAL, DENSE, FORMATS, assert_close, causal, check_ops, parts_of, prompt
+from test_tower import Kernels, Stored
 
 import glmlite
-from glmlite import placement
+from glmlite import models, placement, reference
 from glmlite.errors import Cancelled
+from glmlite.models import glm4v
+from glmlite.models.layout import everywhere
 from glmlite.placement import native_ops
 
 cuda, emulated = cuda_module.load()
@@ -121,6 +124,72 @@ def test_every_op_equals_numpy_in_every_form(case, architecture, sizes, gpu_laye
     c = case(architecture, **sizes)
     c.gpu_layers = gpu_layers
     check_ops(c, parts_of(c, prompt(c, 20)), work=cuda.Work)
+
+
+@pytest.mark.parametrize("name", ["vision-ocr", "vision-4.1v"])
+@pytest.mark.parametrize("format, kv_type", [("F32", "f16"), ("Q4_0", "q8")])
+@pytest.mark.parametrize("gpu_layers", [-1, 1])
+def test_rows_of_images_in_text(case, tmp_path, name, format, kv_type, gpu_layers):
+    """Positions on three axes, and rows in place of the table's: every op equals numpy's, and chunks give its bits."""
+    stored = Stored(name)
+    c = case("glm4", format)
+    c.model, c.gpu_layers = stored.text, gpu_layers
+    c.gguf = c.open(tmp_path / "images.gguf", format)
+    shapes = {name: t.shape for name, t in c.gguf.tensors.items()}
+    c.recording = models.record(c.gguf.metadata, shapes)
+    c.weights = {name: c.gguf.dequantize(name) for name in shapes}
+    ids, at, rows = stored.ids, stored.positions, stored.rows
+    engine, numpy = c.engine(kv_type=kv_type), c.numpy(kv_type)
+    values = engine.trace([cuda.Work(engine.new_sequence(), ids, at, embeddings=rows)], range(len(ids)))
+    check = numpy.check([reference.Work(numpy.new_sequence(), ids, at, embeddings=rows)], range(len(ids)), values)
+    for op, want in check:
+        error = np.abs(values[op.out.id] - want).max() / np.abs(want).max()
+        assert error <= ({"f16": 2e-3, "q8": 2e-2}[kv_type] if op.kind == "attention" else 1e-5), op
+    sequence, logits, given = engine.new_sequence(), [], 0
+    for begin in range(len(ids)):  # captured, where all of it runs there
+        part = rows[given : given + int(ids[begin] < 0)]
+        given += len(part)
+        w = cuda.Work(sequence, ids[begin : begin + 1], at[begin : begin + 1], embeddings=part)
+        logits.append(engine.step([w], [0])[0])
+    np.testing.assert_array_equal(bits(logits), bits(values[len(c.recording.ops) - 1]))
+
+
+@pytest.mark.parametrize("eyes", [{"heads": 4}, {"dim": 96, "heads": 3, "side": 24, "bias": False}], ids=str)
+@pytest.mark.parametrize("format, kv_type", [("F32", "f16"), ("Q4_0", "q8")])
+def test_every_op_of_eyes_equals_numpy(tmp_path, eyes, format, kv_type):
+    """A program that begins with rows, two inputs side by side, and attention that keeps nothing."""
+    eyes = tiny.eyes(**eyes)
+    plain = {name for name, x in eyes.tensors.items() if format == "F32" or x.ndim != 2 or name == glm4v.POSITIONS}
+    tensors = [(name, x) if name in plain else (name, x.shape, format) for name, x in eyes.tensors.items()]
+    gguf = cuda.Gguf(plain_gguf.write(tmp_path / "eyes.gguf", eyes.metadata, tensors))
+    programs = models.record_eyes(gguf.metadata, {name: t.shape for name, t in gguf.tensors.items()})
+    weights = {name: gguf.dequantize(name) for name in gguf.tensors}
+    grid = (10, 12)
+    given = tiny.patches(grid)
+    if programs.config.side:
+        given = np.hstack([given, glm4v.learned_positions(weights[glm4v.POSITIONS], grid, 2)])
+    merged = np.random.RandomState(3).standard_normal((9, 4 * programs.config.dim)).astype(np.float32)
+    rounding = Kernels if format == "Q4_0" else reference.Reference
+    for ops, rows, at, visible in (
+        (programs.tower, given, glm4v.positions(grid, 2), len(given)),
+        (programs.merger, merged, causal(9), 0),
+    ):
+        engine = cuda.Engine(gguf, native_ops(ops, gguf.dequantize), kv_tokens=256, kv_type=kv_type, device=0)
+        numpy = test_engine.executor(rounding, ops, weights, kv_type)
+        ids = [reference.NO_ID] * len(rows)
+        values = engine.trace(
+            [cuda.Work(engine.new_sequence(), ids, at, visible=visible, input=rows)], range(len(rows))
+        )
+        for op, want in numpy.check(
+            [reference.Work(numpy.new_sequence(), ids, at, visible, rows)], range(len(rows)), values
+        ):
+            error = np.abs(values[op.out.id] - want).max() / np.abs(want).max()
+            assert error <= ({"f16": 2e-3, "q8": 2e-2}[kv_type] if op.kind == "attention" else 1e-5), op
+        before = engine.scratch_bytes()
+        engine.release()
+        assert before > 0 and engine.scratch_bytes() == 0
+        again = engine.step([cuda.Work(engine.new_sequence(), ids, at, visible=visible, input=rows)], range(len(rows)))
+        np.testing.assert_array_equal(bits(again), bits(values[len(ops) - 1]))
 
 
 @pytest.mark.parametrize("architecture", DENSE + BIDIRECTIONAL)
@@ -260,7 +329,7 @@ def test_sampling_runs_as_on_the_cpu(case):
     ids, tokens = prompt(c, 20), []
     for device in (-1, 0):
         engine = c.engine(device=device)
-        w = work(engine.new_sequence(), ids, sampler=cuda.Sampler(), budget=12, next_position=(20, 0))
+        w = work(engine.new_sequence(), ids, sampler=cuda.Sampler(), budget=12, next_position=everywhere(20))
         (samples,) = engine.run([w], max_ms=1e9)
         tokens.append([s.token for s in samples])
     assert tokens[0] == tokens[1] and len(tokens[0]) == 12
@@ -283,7 +352,7 @@ def run(engine, prompts, samplers, budget=4):
     """Tokens."""
     sequences = [engine.new_sequence() for _ in prompts]
     works = [
-        work(sequence, ids, sampler=s, budget=budget, next_position=(len(ids), 0))
+        work(sequence, ids, sampler=s, budget=budget, next_position=everywhere(len(ids)))
         for sequence, ids, s in zip(sequences, prompts, samplers)
     ]
     samples = engine.run(works, max_ms=1e9)
@@ -367,7 +436,7 @@ def test_a_failed_run_takes_back_what_was_drawn(case):
     engine, flat = c.engine(), np.zeros(1000, np.float32)
     options = {"temperature": 1.0, "seed": 3, "presence_penalty": 0.5, "logit_bias": {77: 100.0}}
     sampler, sequence = cuda.Sampler(**options), engine.new_sequence()
-    w = work(sequence, [1, 2], sampler=sampler, budget=3, next_position=(2, 0))
+    w = work(sequence, [1, 2], sampler=sampler, budget=3, next_position=everywhere(2))
     with pytest.raises(RuntimeError, match=r"not finite at token 2 \(id 77\)"):
         engine.run([w], max_ms=1e9)
     assert engine.length(sequence) == 0

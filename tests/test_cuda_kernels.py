@@ -185,6 +185,8 @@ def test_rows(n):
     assert_within(cuda.kernel_swiglu(both), *twins_cuda.swiglu(both.astype(np.float64)))
     with np.errstate(divide="ignore"):  # in the twin, where e^z is 0
         assert_within(cuda.kernel_gelu(x * 9), *twins_cuda.gelu((x * np.float32(9)).astype(np.float64)))
+    far = np.concatenate([x * 5, [[-3e38] * n, [3e38] * n]]).astype(np.float32)
+    assert_within(cuda.kernel_gelu(far, exact=True), *twins_cuda.gelu_erf(far.astype(np.float64)))
     assert_same(cuda.kernel_select(x, np.array([2, 0, 2, 1], np.int32)), x[[2, 0, 2, 1]])
 
 

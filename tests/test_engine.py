@@ -8,6 +8,7 @@ from twin_engine import executor
 
 from glmlite import _native, models, reference
 from glmlite.errors import Cancelled, FormatError
+from glmlite.models.layout import everywhere, in_order
 from glmlite.placement import native_ops
 
 DENSE = ["chatglm", "glm4", "llama"]
@@ -75,7 +76,7 @@ def case(tmp_path):
 
 
 def causal(n, start=0):
-    return np.stack([np.arange(start, start + n), np.zeros(n)], 1).astype(np.int32)
+    return in_order(start, n)
 
 
 def prompt(case, n, seed=0):
@@ -107,7 +108,7 @@ def decode(engine, sequence, ids, after, step, work=_native.Work):
     """Logits of `ids` entered one at a time."""
     rows = []
     for i, token in enumerate(ids):
-        at = np.array([[after[0] + i * step[0], after[1] + i * step[1]]], np.int32)
+        at = np.add(after, np.multiply(i, step)).astype(np.int32)[None]
         rows.append(engine.step([work(sequence, [token], at)], [0])[0])
     return np.array(rows)
 
@@ -153,7 +154,7 @@ def parts_of(case, ids, more=(5, 77)):
     if ids[context:]:
         yield ids[context:], positions[context:], 0
     for i, token in enumerate(more):
-        yield [token], np.array([[after[0] + i * step[0], after[1] + i * step[1]]], np.int32), 0
+        yield [token], np.add(after, np.multiply(i, step)).astype(np.int32)[None], 0
 
 
 @pytest.mark.parametrize("architecture", CAUSAL + BIDIRECTIONAL)
@@ -304,7 +305,7 @@ def test_company_does_not_matter(case, architecture, format, kv_type):
         works = []
         for sequence, (_, _, after, step) in zip(sequences, rest):
             i = token - 1
-            at = [[after[0] + i * step[0], after[1] + i * step[1]]]
+            at = [np.add(after, np.multiply(i, step)).tolist()]
             works.append(_native.Work(sequence, [token], np.array(at, np.int32)))
         together = engine.step(works, range(8))
         for row, (_, expected) in zip(together, alone):
@@ -345,7 +346,12 @@ def test_reused_and_forked_prefixes_equal_fresh_ones(case, architecture, length,
 def greedy(engine, ids, n, **sampler):
     sequence = engine.new_sequence()
     work = _native.Work(
-        sequence, ids, causal(len(ids)), sampler=_native.Sampler(**sampler), budget=n, next_position=(len(ids), 0)
+        sequence,
+        ids,
+        causal(len(ids)),
+        sampler=_native.Sampler(**sampler),
+        budget=n,
+        next_position=everywhere(len(ids)),
     )
     (samples,) = engine.run([work], max_ms=60_000)
     return [s.token for s in samples], sequence
@@ -376,12 +382,14 @@ def test_run_returns_at_its_deadline_and_goes_on(case):
     engine = c.engine()
     expected, _ = greedy(engine, prompt(c, 10), 12)
     sampler, sequence = _native.Sampler(), engine.new_sequence()
-    work = _native.Work(sequence, prompt(c, 10), causal(10), sampler=sampler, budget=12, next_position=(10, 0))
+    work = _native.Work(sequence, prompt(c, 10), causal(10), sampler=sampler, budget=12, next_position=everywhere(10))
     tokens = [s.token for s in engine.run([work], max_ms=0)[0]]
     assert len(tokens) == 1
     while len(tokens) < 12:
         at = 9 + len(tokens)
-        work = _native.Work(sequence, tokens[-1:], causal(1, at), sampler=sampler, budget=2, next_position=(at + 1, 0))
+        work = _native.Work(
+            sequence, tokens[-1:], causal(1, at), sampler=sampler, budget=2, next_position=everywhere(at + 1)
+        )
         tokens += [s.token for s in engine.run([work], max_ms=60_000)[0]]
     assert tokens[:12] == expected
 
@@ -400,7 +408,7 @@ def test_works_of_every_length_share_steps(case):
                 causal(len(ids)),
                 sampler=_native.Sampler(),
                 budget=2 + 3 * i,
-                next_position=(len(ids), 0),
+                next_position=everywhere(len(ids)),
             )
         )
     idle = engine.new_sequence()
@@ -444,7 +452,7 @@ def test_a_full_cache_is_an_error_and_changes_nothing(case):
     engine.step([_native.Work(a, [1] * 20, causal(20, 100)), _native.Work(b, [2] * 128, causal(128))], [])
     # A burst that meets the end of the cache returns what it has.
     engine.free(b)
-    work = _native.Work(a, [5], causal(1, 120), sampler=_native.Sampler(), budget=1000, next_position=(121, 0))
+    work = _native.Work(a, [5], causal(1, 120), sampler=_native.Sampler(), budget=1000, next_position=everywhere(121))
     (samples,) = engine.run([work], max_ms=60_000)
     assert len(samples) == 256 - 120
     engine.free(a)
@@ -473,9 +481,9 @@ def test_says_what_is_wrong(case):
     Work = _native.Work
     for works, rows, message in [
         ([], [], "at least one token"),
-        ([Work(sequence, [], np.zeros((0, 2), np.int32))], [], "no tokens"),
+        ([Work(sequence, [], causal(0))], [], "no tokens"),
         ([Work(sequence, [c.vocab], causal(1))], [], f"token {c.vocab}, the vocabulary has {c.vocab}"),
-        ([Work(sequence, [-1], causal(1))], [], "token -1"),
+        ([Work(sequence, [-2], causal(1))], [], "token -2"),
         ([Work(sequence, [1], causal(2))], [], "1 tokens, 2 positions"),
         ([Work(sequence, [1], causal(1, 10**6))], [], "position 1000000 on axis 0"),
         ([Work(sequence, [1], causal(1) - 1)], [], "position -1"),
@@ -585,7 +593,7 @@ def test_a_mask_holds_for_the_first_draw_of_its_work_alone(case):
     sampler, others = _native.Sampler(), _native.Sampler()
     sampler.allow(words(*allowed, vocab=c.vocab))
     masked, free = (
-        _native.Work(engine.new_sequence(), ids, causal(10), sampler=s, budget=4, next_position=(10, 0))
+        _native.Work(engine.new_sequence(), ids, causal(10), sampler=s, budget=4, next_position=everywhere(10))
         for s in (sampler, others)
     )
     got, beside = ([s.token for s in samples] for samples in engine.run([masked, free], max_ms=60_000))
@@ -622,7 +630,7 @@ def test_a_failed_run_takes_back_what_was_drawn_and_not_the_mask(case, tmp_path,
         s.accept([1, 2, 3])
         s.allow(mask)
     sequence = engine.new_sequence()
-    work = _native.Work(sequence, [1, 2], causal(2), sampler=sampler, budget=3, next_position=(2, 0))
+    work = _native.Work(sequence, [1, 2], causal(2), sampler=sampler, budget=3, next_position=everywhere(2))
     with pytest.raises(RuntimeError, match=r"not finite at token 2 \(id 77\)"):
         engine.run([work], max_ms=60_000)
     rows = np.random.RandomState(1).standard_normal((9, recording.vocab)).astype(np.float32)

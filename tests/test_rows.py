@@ -1,5 +1,7 @@
 """Row kernels against their twins, and every instruction set against scalar, bit for bit."""
 
+import math
+
 import numpy as np
 import pytest
 import twins_rows as twins
@@ -80,6 +82,27 @@ def test_gelu(n):
     check(_native.kernel_gelu, (x,), (want, bound))
 
 
+@pytest.mark.parametrize("n", WIDTHS)
+def test_exact_gelu(n):
+    rng = np.random.default_rng(n)
+    x = normal(rng, 3, n, scale=3)
+    x[1] = np.linspace(-15, 15, n)
+    x[2] *= 1e-6
+    check(exact_gelu, (x,), twins.gelu_erf(*f64(x)))
+
+
+def test_exact_gelu_is_no_other():
+    """It differs from the form with tanh by more than both bounds, and is erf's where Python has that."""
+    x = np.linspace(-4, 4, 801, dtype=np.float32)[None]
+    (exact, bound), (other, _) = twins.gelu_erf(*f64(x)), twins.gelu(*f64(x))
+    plain = 0.5 * f64(x)[0] * (1 + np.vectorize(math.erf)(f64(x)[0] / math.sqrt(2)))
+    assert np.abs(plain - exact).max() < 1e-14 and np.abs(exact - other).max() > 100 * bound.max()
+
+
+def exact_gelu(isa, x):
+    return _native.kernel_gelu(isa, x, exact=True)
+
+
 def test_activations_of_extremes():
     """No finite input gives NaN, the tails are 0 and x itself, and the sign of zero is the same in all sets."""
     below, above = [-3.4e38, -1e30, -1e6, -1e4, -104, -88.8], [88.8, 104, 1e4, 1e6, 1e30, 3.4e38]
@@ -87,7 +110,8 @@ def test_activations_of_extremes():
     gate_up = np.hstack([far, np.ones_like(far)])
     silu = check(_native.kernel_swiglu, (gate_up,), twins.swiglu(*f64(gate_up)))
     gelu = check(_native.kernel_gelu, (far,), (np.maximum(far, 0).astype(np.float64), np.full(far.shape, 2.0**-121)))
-    for y in (silu, gelu):
+    exact = check(exact_gelu, (far,), (np.maximum(far, 0).astype(np.float64), np.zeros(far.shape)))
+    for y in (silu, gelu, exact):
         assert (np.abs(y[0, :6]) <= 2.0**-121).all() and (y[0, 6:8] == 0).all() and (y[0, 8:] == far[0, 8:]).all()
 
 
@@ -100,6 +124,7 @@ def test_nan_stays(isa):
     for y in (_native.kernel_rms_norm(isa, x, w, None, 1e-5), _native.kernel_layer_norm(isa, x, w, w, 1e-5)):
         assert np.isnan(y[0]).all() and np.isfinite(y[1]).all()
     assert (np.isnan(_native.kernel_gelu(isa, x)) == np.isnan(x)).all()
+    assert (np.isnan(exact_gelu(isa, x)) == np.isnan(x)).all()
     assert (np.isnan(_native.kernel_swiglu(isa, np.hstack([x, np.ones_like(x)]))) == np.isnan(x)).all()
     assert (np.isnan(_native.kernel_swiglu(isa, np.hstack([np.ones_like(x), x]))) == np.isnan(x)).all()
 

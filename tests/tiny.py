@@ -215,6 +215,54 @@ def header(
     return {key: value for key, value in every.items() if value is not None}, shapes
 
 
+def eyes(*, layers=2, dim=64, heads=2, ffn=96, out=64, inner=128, side=0, bias=True, seed=0, metadata=None):
+    """Random eyes (`mmproj`) for text models of `out` columns. As GLM-OCR has them with biases and norms of the heads;
+    as the others do with a `side` of learned positions and no biases. inner: of the merger's feed forward."""
+    shapes = {f"v.patch_embd.weight{frame}": (dim, 3, 14, 14) for frame in ("", ".1")}
+    shapes["v.patch_embd.bias"] = (dim,)
+    if side:
+        shapes |= {"v.norm_embd.weight": (dim,), "v.position_embd.weight": (side * side, dim)}
+    for i in range(layers):
+        w = f"v.blk.{i}."
+        shapes |= {w + "ln1.weight": (dim,), w + "ln2.weight": (dim,)}
+        matrices = {"attn_qkv": (3 * dim, dim), "attn_out": (dim, dim)}
+        matrices |= {"ffn_gate": (ffn, dim), "ffn_up": (ffn, dim), "ffn_down": (dim, ffn)}
+        for name, shape in matrices.items():
+            shapes[f"{w}{name}.weight"] = shape
+            if bias:
+                shapes[f"{w}{name}.bias"] = shape[:1]
+        if bias:
+            shapes |= {f"{w}attn_{x}_norm.weight": (dim // heads,) for x in "qk"}
+    shapes["v.post_ln.weight"] = (dim,)
+    shapes |= {"mm.patch_merger.weight": (out, dim, 2, 2), "mm.patch_merger.bias": (out,)}
+    shapes |= {"mm.model.fc.weight": (out, out), "mm.post_norm.weight": (out,), "mm.post_norm.bias": (out,)}
+    shapes |= {"mm.gate.weight": (inner, out), "mm.up.weight": (inner, out), "mm.down.weight": (out, inner)}
+    keys = {
+        "general.architecture": "clip",
+        "general.type": "mmproj",
+        "clip.projector_type": "glm4v",
+        "clip.has_vision_encoder": True,
+        "clip.use_silu": True,
+        "clip.vision.block_count": layers,
+        "clip.vision.embedding_length": dim,
+        "clip.vision.feed_forward_length": inner,
+        "clip.vision.attention.head_count": heads,
+        "clip.vision.attention.layer_norm_epsilon": 1e-5,
+        "clip.vision.patch_size": 14,
+        "clip.vision.image_size": 336,
+        "clip.vision.projection_dim": out,
+        "clip.vision.image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "clip.vision.image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    return Tiny(keys | (metadata or {}), {name: tensor(name, shape, seed) for name, shape in shapes.items()})
+
+
+def patches(grid, seed=0):
+    """(rows * columns, 588) f32 of a random image."""
+    uniform = np.random.RandomState(seed).random_sample((grid[0] * grid[1], 588))
+    return (4 * uniform - 2).astype(np.float32)
+
+
 def wide(architecture, **sizes):
     """A model whose matrices have rows of 256 columns, the block of the K formats; but for `attn_k_b`, with rows of 192
     as in the published deepseek2."""
@@ -291,7 +339,7 @@ def tensor(name, shape, seed=0):
     # The sum of four uniform numbers is nearly normal, and needs no function whose last bit depends on the platform.
     uniform = np.random.RandomState(zlib.crc32(f"{seed}/{name}".encode())).random_sample((4, *shape))
     x = (uniform.sum(axis=0) - 2) * np.sqrt(3)
-    if name.endswith("norm.weight"):
+    if name.endswith(("norm.weight", "ln.weight", "ln1.weight", "ln2.weight", "norm_embd.weight")):
         x = 1 + 0.1 * x
     elif name.endswith(".bias"):
         x = 0.3 * x
@@ -314,6 +362,8 @@ def write(path, model, format="F32"):
     for name, x in model.tensors.items():
         if x.ndim == 1 or any(part in name for part in ("position_embd", "prefix_", "ffn_gate_inp")):
             writer.add_tensor(name, x)
+        elif x.ndim == 4:  # kernels of convolutions are never quantized
+            writer.add_tensor(name, x if format == "F32" else x.astype(np.float16))
         else:
             kind = FALLBACK.get(format, format) if x.shape[-1] % 256 else format
             writer.add_tensor(name, quantize(x, kind, name), raw_dtype=GGMLQuantizationType[kind])

@@ -5,6 +5,7 @@ is no native module. It runs a token at a time (a bidirectional context whole), 
 independent of chunks and batches, as the native ones are.
 """
 
+import dataclasses
 import math
 import threading
 import time
@@ -231,17 +232,20 @@ class Work:
         visible=0,
         sampler=None,
         budget=1,
-        next_position=(0, 0),
-        position_step=(1, 0),
+        next_position=(0,) * AXES,
+        position_step=(1,) * AXES,
         input=None,
+        embeddings=None,
     ):
         self.sequence, self.sampler, self.budget = sequence, sampler, budget
         self.tokens = [int(t) for t in tokens]
         self.positions = np.asarray(positions)
         if self.positions.shape != (len(self.tokens), AXES) or self.positions.dtype != np.int32:
-            raise ValueError(f"positions are {self.positions.shape} {self.positions.dtype}, expected int32 (tokens, 2)")
+            raise ValueError(
+                f"positions are {self.positions.shape} {self.positions.dtype}, expected int32 (tokens, {AXES})"
+            )
         self.visible, self.next_position, self.position_step = visible, next_position, position_step
-        self.input = input
+        self.input, self.embeddings = input, embeddings
 
 
 class _Rope:
@@ -369,6 +373,11 @@ class Engine:
             if self.delay:
                 time.sleep(self.delay)
             part = reference.Work(work.sequence, tokens[i : i + size], positions[i : i + size], work.visible)
+            if work.embeddings is not None:
+                rows_before = sum(token == reference.NO_ID for token in tokens[:i])
+                count = sum(token == reference.NO_ID for token in part.tokens)
+                given = work.embeddings[rows_before : rows_before + count]
+                part = dataclasses.replace(part, embeddings=given)
             self._grow(work.sequence, size)
             rows.append(self._reference.step([part], range(size)))
         logits = np.concatenate(rows)

@@ -111,7 +111,7 @@ def layer_norm(x, w, b, eps: float):
     return y, (np.abs(w) * scale * (v_off + np.abs(v) * (scale_off + U)) + U * np.abs(y)) * SECOND_ORDER + TINY
 
 
-swiglu, gelu = twins_rows.swiglu, twins_rows.gelu
+swiglu, gelu, gelu_erf = twins_rows.swiglu, twins_rows.gelu, twins_rows.gelu_erf
 
 
 # ---- attention

@@ -27,21 +27,27 @@ Attend::Attend(const Program& program, const CpuKernels& kernels, const PackedWe
       buffers_(buffers),
       pages_(pages),
       products_(products),
-      team_(team) {
+      team_(team),
+      shapes_(program.ops.size()) {
   for (const Op& op : program.ops) {
     if (const auto* a = op.as<ops::Attention>())
-      shapes_.push_back(
-          {a->cache, op.out, a->qkv, a->heads, a->head_dim, a->head_dim, a->heads / a->kv_heads, a->scale, false});
+      shapes_[op.out] = {a->cache, op.out, a->qkv, a->heads, a->head_dim, a->head_dim, a->heads / a->kv_heads,
+                         a->scale, false};
     if (const auto* a = op.as<ops::LatentAttention>())
-      shapes_.push_back(
-          {a->cache, op.out, a->q, a->heads, a->latent + a->turning, a->latent, a->heads, a->scale, true});
+      shapes_[op.out] = {a->cache, op.out, a->q, a->heads, a->latent + a->turning, a->latent, a->heads, a->scale, true};
   }
+}
+
+void Attend::release() {
+  turns_.reset();
+  partials_.reset();
 }
 
 // A state, a chunk, pointers to queries with their limits, and what the kernel wants.
 size_t Attend::scratch_bytes() const {
   size_t bytes = 0;
   for (const Shape& s : shapes_) {
+    if (s.cache < 0) continue;
     const int64_t queries = max_queries(s.group);
     const size_t kernel = s.latent ? attend_latent_scratch_bytes(queries, s.value_dim, s.key_dim - s.value_dim)
                                    : attend_scratch_bytes(queries, s.key_dim);
@@ -67,9 +73,11 @@ void Attend::resize(int64_t tokens) {
 }
 
 void Attend::plan(const Step& step) {
-  tiles_.assign(shapes_.size(), {});
+  tiles_.assign(program_.caches.size(), {});
+  work_.assign(program_.caches.size(), 0);
   size_t partials = 0;
   for (const Shape& shape : shapes_) {
+    if (shape.cache < 0 || !tiles_[shape.cache].empty()) continue;  // those that share a cache are alike
     auto& tiles = tiles_[shape.cache];
     const int64_t tile_tokens = std::max<int64_t>(1, kTileQueries / shape.group);
     const int kv_heads = program_.caches[shape.cache].heads;
@@ -91,6 +99,7 @@ void Attend::plan(const Step& step) {
         most = std::max(most, (end - begin) * heads);
       }
     }
+    for (const Tile& tile : tiles) work_[shape.cache] += work(shape, tile.queries(), tile.context);
     // The longest first, so that no thread is left with one at the end.
     std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
     if (split_context(tiles))
@@ -129,16 +138,14 @@ RopePairs Attend::pairs(int rope) const {
   return {r.first.data(), r.second.data(), static_cast<int64_t>(r.first.size())};
 }
 
-void Attend::run(const Op& op, const ops::Attention& kind, int thread, std::vector<char>* bad) {
-  turn_and_store(kind, thread, bad);
-  products_.wait_after(op.out, thread);
-  attend(shapes_[kind.cache], thread);
+bool Attend::run(const Op& op, const ops::Attention& kind, int thread, const Watched& watched) {
+  turn_and_store(kind, thread, watched.bad);
+  return attend(op, thread, watched);
 }
 
-void Attend::run(const Op& op, const ops::LatentAttention& kind, int thread, std::vector<char>* bad) {
-  turn_and_store(kind, thread, bad);
-  products_.wait_after(op.out, thread);
-  attend(shapes_[kind.cache], thread);
+bool Attend::run(const Op& op, const ops::LatentAttention& kind, int thread, const Watched& watched) {
+  turn_and_store(kind, thread, watched.bad);
+  return attend(op, thread, watched);
 }
 
 template <class Fn>
@@ -196,13 +203,22 @@ void Attend::turn_and_store(const ops::LatentAttention& kind, int thread, std::v
   });
 }
 
-void Attend::attend(const Shape& shape, int thread) {
+bool Attend::attend(const Op& op, int thread, const Watched& watched) {
+  products_.wait_after(op.out, thread);
+  const Shape& shape = shapes_[op.out];
   const auto& tiles = tiles_[shape.cache];
   uint8_t* scratch = buffers_.scratch(thread);
+  const auto count_on = [&](int64_t queries, int64_t entries) {
+    watched.done->fetch_add(work(shape, queries, entries), std::memory_order_relaxed);
+  };
   int64_t task;
   if (!split_context(tiles)) {
-    while (team_.take(static_cast<int64_t>(tiles.size()), &task)) attend_tile(shape, tiles[task], scratch);
-    return;
+    while (team_.take(static_cast<int64_t>(tiles.size()), &task)) {
+      if (watched.cancelled()) return false;
+      attend_tile(shape, tiles[task], scratch);
+      count_on(tiles[task].queries(), tiles[task].context);
+    }
+    return true;
   }
   int64_t most = 0;
   for (const Tile& t : tiles) most = std::max(most, t.queries());
@@ -210,7 +226,7 @@ void Attend::attend(const Shape& shape, int thread) {
   const size_t stride = partial_values(shape.value_dim, most);
   const auto count = static_cast<int64_t>(tiles.size());
   // A thread takes its next task before it does one, so that it knows which keys to fetch meanwhile.
-  for (bool more = team_.take(count * longest, &task); more;) {
+  for (bool more = team_.take(count * longest, &task); more && !watched.cancelled();) {
     const Tile& tile = tiles[task / longest];
     const int64_t chunk = task % longest;
     int64_t next;
@@ -222,8 +238,12 @@ void Attend::attend(const Shape& shape, int thread) {
     task = next;
   }
   products_.wait_after(shape.out, thread);
-  while (team_.take(count, &task))
+  if (watched.cancelled()) return false;  // and who heard it before has no results to merge
+  while (team_.take(count, &task)) {
     merge_tile(shape, tiles[task], partials_.as<float>() + task * longest * stride, stride);
+    count_on(tiles[task].queries(), tiles[task].context);
+  }
+  return true;
 }
 
 // The pages of a chunk; beyond the context, the last again. v may be null.

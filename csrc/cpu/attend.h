@@ -1,5 +1,6 @@
 // Attention over the pages of the KV cache: turns, tiles of queries, chunks of a context and how they are merged.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -23,12 +24,22 @@ class Attend {
   // Tiles of the step, and room for partial results where few tiles look at a long context. Throws OutOfMemory.
   void plan(const Step& step);
   size_t bytes() const { return partials_.size() + turns_.size(); }
+  void release();
+  // Multiplications of an attention in the step that is planned, by its cache.
+  int64_t work(int cache) const { return work_[cache]; }
 
   // Each is run by all threads of the team.
   void make_turns(int thread);
-  // Marks in `bad` the tokens that have a key or a value that is not finite.
-  void run(const Op& op, const ops::Attention& kind, int thread, std::vector<char>* bad);
-  void run(const Op& op, const ops::LatentAttention& kind, int thread, std::vector<char>* bad);
+  // What a run marks, and where it is heard.
+  struct Watched {
+    std::vector<char>* bad;      // tokens that have a key or a value that is not finite
+    std::atomic<int64_t>* done;  // multiplications, counted on
+    const CancelFlag* cancel;    // null: none
+    bool cancelled() const { return cancel && cancel->set.load(std::memory_order_relaxed); }
+  };
+  // False: the thread heard a cancel, and the result is garbage.
+  bool run(const Op& op, const ops::Attention& kind, int thread, const Watched& watched);
+  bool run(const Op& op, const ops::LatentAttention& kind, int thread, const Watched& watched);
 
  private:
   // Query heads of some tokens of one sequence that share a KV head: what one call of a kernel computes.
@@ -43,7 +54,7 @@ class Attend {
   // Where one attention's queries lie and how they share its cache.
   struct Shape {
     int cache = -1;
-    int out = -1;   // the value it makes
+    int out = -1;   // the value it makes, and the index of its op
     int q = -1;     // the value that begins with its queries
     int heads = 0;  // of queries
     int key_dim = 0, value_dim = 0;
@@ -54,10 +65,13 @@ class Attend {
 
   void turn_and_store(const ops::Attention& kind, int thread, std::vector<char>* bad);
   void turn_and_store(const ops::LatentAttention& kind, int thread, std::vector<char>* bad);
+  static int64_t work(const Shape& shape, int64_t queries, int64_t entries) {
+    return queries * entries * (shape.key_dim + shape.value_dim);
+  }
   // Calls fn(token, its page, its place in the page) for the thread's tokens.
   template <class Fn>
   void each_token(int thread, Fn fn) const;
-  void attend(const Shape& shape, int thread);
+  bool attend(const Op& op, int thread, const Watched& watched);
   void attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
                     uint8_t* scratch);
   void find_pages(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t** k, const uint8_t** v) const;
@@ -78,8 +92,9 @@ class Attend {
   Products& products_;
   Team& team_;
 
-  std::vector<Shape> shapes_;             // by cache
-  std::vector<std::vector<Tile>> tiles_;  // likewise
+  std::vector<Shape> shapes_;             // by op; of those that attend
+  std::vector<std::vector<Tile>> tiles_;  // by cache
+  std::vector<int64_t> work_;             // likewise
   Memory turns_;                          // cos and sin of each rope table: (T, pairs) each
   std::vector<float*> cos_, sin_;
   Memory partials_;  // of attention split over the context

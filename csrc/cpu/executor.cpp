@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "../errors.h"
@@ -34,6 +35,9 @@ bool takes(const Program& program, Pair pair, const Op& op, const Op& next) {
   const auto& w = op.as<ops::Linear>()->w;
   return std::all_of(w.begin(), w.end(), [&](int index) { return program.weights[index].n % kLanes == 0; });
 }
+
+// Counts what it has done itself.
+bool attends(const Op& op) { return op.is<ops::Attention>() || op.is<ops::LatentAttention>(); }
 
 class CpuExecutor final : public Executor {
  public:
@@ -72,14 +76,17 @@ class CpuExecutor final : public Executor {
   size_t weight_bytes() const override { return weights_.held(); }
   size_t kv_bytes() const override { return pages_.bytes(); }
   size_t scratch_bytes() const override { return buffers_.bytes() + attend_.bytes() + mixture_.bytes(); }
+  void release() override;
   int threads() const override { return team_.size(); }
   const char* isa() const override { return kernels_.name; }
   double progress() const override {
-    return static_cast<double>(done_.load(std::memory_order_relaxed)) / static_cast<double>(program_.ops.size());
+    const auto done = static_cast<double>(done_.load(std::memory_order_relaxed));
+    return std::min(1.0, done / static_cast<double>(all_.load(std::memory_order_relaxed)));
   }
 
  private:
   void reserve(const Step& step);
+  int64_t work(const Op& op) const;
 
   // Each is run by all threads of the team; barriers are where they need one, and one after each op. They make the rows
   // of the op's value, but do not round them where parts of a row are written by several threads.
@@ -94,6 +101,7 @@ class CpuExecutor final : public Executor {
   void make(const Op& op, const ops::LatentAttention& kind, int thread);
   void make(const Op& op, const ops::Swiglu& kind, int thread);
   void make(const Op& op, const ops::Gelu& kind, int thread);
+  void make(const Op& op, const ops::GeluErf& kind, int thread);
   void make(const Op& op, const ops::Select& kind, int thread);
   void make(const Op& op, const ops::Concat& kind, int thread);
   void make(const Op& op, const ops::Route& kind, int thread);
@@ -119,7 +127,9 @@ class CpuExecutor final : public Executor {
 
   // The step in progress.
   std::vector<char> bad_;  // by token: a key, value or logit is not finite
-  std::atomic<int> done_{0};
+  const CancelFlag* cancel_ = nullptr;
+  std::atomic<bool> stopped_{false};       // a thread heard the cancel within an op
+  std::atomic<int64_t> done_{0}, all_{1};  // multiplications
 };
 
 void CpuExecutor::write_prefix(const std::vector<int32_t>& pages) {
@@ -137,8 +147,36 @@ void CpuExecutor::write_prefix(const std::vector<int32_t>& pages) {
   prefix_ = {};
 }
 
+void CpuExecutor::release() {
+  capacity_ = 0;
+  buffers_.release();
+  attend_.release();
+  mixture_.release();
+  if (!program_.keeps) pages_.release();
+}
+
+// Multiplications of an op in the step that is planned; what has none counts as one a value.
+int64_t CpuExecutor::work(const Op& op) const {
+  const int64_t rows = buffers_.rows(op.out);
+  const auto size = [&](int weight) {
+    const Weight& w = program_.weights[weight];
+    return w.count * w.n * w.k;
+  };
+  int64_t values = op.width;
+  if (const auto* a = op.as<ops::Attention>()) return attend_.work(a->cache);
+  if (const auto* a = op.as<ops::LatentAttention>()) return attend_.work(a->cache);
+  if (const auto* linear = op.as<ops::Linear>())
+    values =
+        std::accumulate(linear->w.begin(), linear->w.end(), int64_t{0}, [&](int64_t n, int w) { return n + size(w); });
+  if (const auto* linear = op.as<ops::HeadLinear>()) values = size(linear->w);
+  if (const auto* route = op.as<ops::Route>()) values = size(route->gate);
+  if (const auto* moe = op.as<ops::Moe>()) values = 3 * moe->used * moe->inner * op.width;
+  return rows * values;
+}
+
 // Makes room for a step: all that may fail for want of memory fails here, before anything is computed.
 void CpuExecutor::reserve(const Step& step) {
+  if (!pages_.allocated()) pages_.allocate();
   const auto tokens = static_cast<int64_t>(step.tokens.size());
   if (tokens > capacity_) {
     const int64_t capacity = (tokens + 15) / 16 * 16;
@@ -158,7 +196,12 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
   reserve(step);
   buffers_.begin(step, watch == nullptr);
   bad_.assign(step.tokens.size(), 0);
+  cancel_ = cancel;
+  stopped_.store(false, std::memory_order_relaxed);
+  int64_t all = 0;
+  for (const Op& op : program_.ops) all += work(op);
   done_.store(0, std::memory_order_relaxed);
+  all_.store(std::max<int64_t>(1, all), std::memory_order_relaxed);
   const int last = program_.ops.back().out;
   // The op after which all threads leave. Thread 0 sets it before a barrier; a slower thread compares with its own op,
   // so that it does not matter if thread 0 is already one op further.
@@ -167,16 +210,14 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
     attend_.make_turns(thread);
     products_.wait_after(-1, thread);
     for (const Op& op : program_.ops) {
-      if (nothing_left(op)) {
-        if (thread == 0) done_.fetch_add(1, std::memory_order_relaxed);
-        continue;
-      }
+      if (nothing_left(op)) continue;
       if (buffers_.rows(op.out) > 0) run_op(op, thread);
       if (thread == 0) {
         if ((cancel && cancel->set.load(std::memory_order_relaxed)) || weights_.failed())
           leave_after.store(op.out, std::memory_order_relaxed);
-        done_.fetch_add(1, std::memory_order_relaxed);
+        if (!attends(op)) done_.fetch_add(work(op), std::memory_order_relaxed);
       }
+      if (stopped_.load(std::memory_order_relaxed)) leave_after.store(op.out, std::memory_order_relaxed);
       products_.wait_after(op.out, thread);
       if (leave_after.load(std::memory_order_relaxed) == op.out) return;
       if (watch) {
@@ -211,10 +252,11 @@ void CpuExecutor::round_whole_rows(const Op& op, int thread) {
   buffers_.quantize_rows(op.out, buffers_.first_row(thread, rows), buffers_.first_row(thread + 1, rows));
 }
 
-void CpuExecutor::make(const Op& op, const ops::Input&, int thread) {
+void CpuExecutor::make(const Op& op, const ops::Input& kind, int thread) {
   float* y = buffers_.value(op.out);
+  const float* from = buffers_.step().input + kind.first;
   buffers_.make_rows(op.out, thread, [&](int64_t t) {
-    std::memcpy(y + t * op.width, buffers_.step().input + t * op.width, static_cast<size_t>(op.width) * sizeof(float));
+    std::memcpy(y + t * op.width, from + t * program_.input, static_cast<size_t>(op.width) * sizeof(float));
   });
 }
 
@@ -224,7 +266,11 @@ void CpuExecutor::make(const Op& op, const ops::Embed& kind, int thread) {
   auto* added = reinterpret_cast<float*>(buffers_.scratch(thread));
   buffers_.make_rows(op.out, thread, [&](int64_t t) {
     float* row = buffers_.value(op.out) + t * op.width;
-    kernels_.unpack_row[static_cast<int>(table.format)](table.panels, table.k, step.tokens[t], row);
+    if (const int32_t id = step.tokens[t]; id < 0) {
+      std::memcpy(row, step.given + (-1 - id) * op.width, static_cast<size_t>(op.width) * sizeof(float));
+    } else {
+      kernels_.unpack_row[static_cast<int>(table.format)](table.panels, table.k, id, row);
+    }
     for (size_t a = 0; a < kind.positions.size(); ++a) {
       const Packed& p = weights_.matrix(kind.positions[a]);
       kernels_.unpack_row[static_cast<int>(p.format)](p.panels, p.k, step.positions[a][t], added);
@@ -266,12 +312,12 @@ void CpuExecutor::make(const Op& op, const ops::HeadLinear& kind, int thread) {
 }
 
 void CpuExecutor::make(const Op& op, const ops::Attention& kind, int thread) {
-  attend_.run(op, kind, thread, &bad_);
+  if (!attend_.run(op, kind, thread, {&bad_, &done_, cancel_})) stopped_.store(true, std::memory_order_relaxed);
   round_whole_rows(op, thread);
 }
 
 void CpuExecutor::make(const Op& op, const ops::LatentAttention& kind, int thread) {
-  attend_.run(op, kind, thread, &bad_);
+  if (!attend_.run(op, kind, thread, {&bad_, &done_, cancel_})) stopped_.store(true, std::memory_order_relaxed);
   round_whole_rows(op, thread);
 }
 
@@ -285,6 +331,12 @@ void CpuExecutor::make(const Op& op, const ops::Swiglu& kind, int thread) {
 void CpuExecutor::make(const Op& op, const ops::Gelu& kind, int thread) {
   buffers_.make_rows(op.out, thread, [&](int64_t t) {
     kernels_.gelu(buffers_.value(kind.x) + t * op.width, buffers_.value(op.out) + t * op.width, op.width);
+  });
+}
+
+void CpuExecutor::make(const Op& op, const ops::GeluErf& kind, int thread) {
+  buffers_.make_rows(op.out, thread, [&](int64_t t) {
+    kernels_.gelu_erf(buffers_.value(kind.x) + t * op.width, buffers_.value(op.out) + t * op.width, op.width);
   });
 }
 

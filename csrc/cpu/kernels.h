@@ -155,6 +155,9 @@ struct CpuKernels {
   void (*swiglu)(const float* x, float* y, int64_t n);
   // y = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). y may be x.
   void (*gelu)(const float* x, float* y, int64_t n);
+  // y = 0.5 x (1 + erf(x / sqrt(2))) = max(x, 0) - |x| h, h = 0.5 erfc(|x| / sqrt(2)), 0 from |x| = 11.75 on. y may be
+  // x.
+  void (*gelu_erf)(const float* x, float* y, int64_t n);
   // y = 1 / (1 + exp(-x)). y may be x.
   void (*sigmoid)(const float* x, float* y, int64_t n);
   // y = y + x

@@ -18,6 +18,8 @@ class KvPages {
   static size_t page_bytes(const std::vector<CacheShape>& shapes, KvType type);
   size_t bytes() const { return page_bytes(shapes_, type_) * static_cast<size_t>(pages_); }
   void allocate();
+  bool allocated() const { return memory_.data() || !bytes(); }
+  void release() { memory_.reset(); }
 
   KvType type() const { return type_; }
   const uint8_t* keys(int cache, int32_t page, int head) const { return part(caches_[cache], page, 2 * head); }

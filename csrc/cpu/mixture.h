@@ -19,6 +19,7 @@ class Mixture {
   void resize(int64_t tokens);
   size_t scratch_bytes(int64_t tokens) const;  // of a thread
   size_t bytes() const { return memory_.size(); }
+  void release() { memory_.reset(); }
 
   // Each is run by all threads of the team.
   void route(const Op& op, const ops::Route& kind, int thread);

@@ -20,6 +20,10 @@ class StepBuffers {
 
   // Room for steps of so many tokens, and `scratch` bytes for each thread. Throws OutOfMemory, and has no room then.
   void resize(int64_t tokens, size_t scratch);
+  void release() {
+    values_.reset();
+    scratch_.reset();
+  }
   size_t bytes() const { return values_.size() + scratch_.size(); }
   // fused: pairs of ops may be done as one.
   void begin(const Step& step, bool fused);

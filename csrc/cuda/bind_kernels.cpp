@@ -195,7 +195,7 @@ py::object kernel_embed(const std::string& format, const Array<uint8_t>& table, 
   const Buffer<int32_t> ids(tokens), places(positions);
   StepState step{};
   step.tokens = ids.get();
-  for (int a = 0; a < kAxes; ++a) step.positions[a] = places.get() + a * tokens.size();
+  for (int a = 0; a < positions.shape(0); ++a) step.positions[a] = places.get() + a * tokens.size();
   const Rows out(tokens.size(), m.matrix.k, quantized);
   embed(m.matrix, added.empty() ? nullptr : &added[0].matrix, added.size() < 2 ? nullptr : &added[1].matrix, step,
         tokens.size(), out.y.get(), out.at(), nullptr);
@@ -225,10 +225,10 @@ py::object kernel_swiglu(const Array<float>& x, bool quantized) {
   return out.result();
 }
 
-py::object kernel_gelu(const Array<float>& x, bool quantized) {
+py::object kernel_gelu(const Array<float>& x, bool quantized, bool exact) {
   const Buffer<float> from(x);
   const Rows out(x.shape(0), x.shape(1), quantized);
-  gelu(from.get(), out.y.get(), out.tokens, out.k, out.at(), nullptr);
+  (exact ? gelu_erf : gelu)(from.get(), out.y.get(), out.tokens, out.k, out.at(), nullptr);
   return out.result();
 }
 
@@ -299,18 +299,15 @@ class KvPages {
 
   size_t page_bytes() const { return kv_page_bytes(type_, kv_heads_, head_dim_); }
 
-  // rope: first, second, axis (pairs,) int32, freq (pairs,) f64, magnitude. step: positions (2, T), entry, visible, run
-  // (T,), pages (runs, n), all int32. Returns qkv as turned and bad (T,).
+  // rope: first, second, axis (pairs,) int32, freq (pairs,) f64, magnitude. step: positions (axes, T), entry, visible,
+  // run (T,), pages (runs, n), all int32. Returns qkv as turned and bad (T,).
   using RopeIn = std::tuple<Array<int32_t>, Array<int32_t>, Array<int32_t>, Array<double>, double>;
   struct StepIn {
     StepIn(const Array<int32_t>& positions, const Array<int32_t>& entry, const Array<int32_t>& visible,
            const Array<int32_t>& run, const Array<int32_t>& pages)
         : positions(positions), entry(entry), visible(visible), run(run), pages(pages) {
-      const int64_t tokens = entry.size();
-      state = {nullptr,           {this->positions.get(), this->positions.get() + tokens},
-               this->entry.get(), this->visible.get(),
-               this->run.get(),   this->pages.get(),
-               pages.shape(1)};
+      state = {nullptr, {}, this->entry.get(), this->visible.get(), this->run.get(), this->pages.get(), pages.shape(1)};
+      for (int a = 0; a < positions.shape(0); ++a) state.positions[a] = this->positions.get() + a * entry.size();
     }
     Buffer<int32_t> positions, entry, visible, run, pages;
     StepState state;
@@ -416,7 +413,7 @@ void bind_kernels(py::module_& m) {
   m.def("kernel_layer_norm", kernel_layer_norm, array("x"), array("w"), array("b"), py::arg("eps"),
         py::arg("quantized") = false);
   m.def("kernel_swiglu", kernel_swiglu, array("x"), py::arg("quantized") = false);
-  m.def("kernel_gelu", kernel_gelu, array("x"), py::arg("quantized") = false);
+  m.def("kernel_gelu", kernel_gelu, array("x"), py::arg("quantized") = false, py::arg("exact") = false);
   m.def("kernel_select", kernel_select, array("x"), array("rows"), py::arg("quantized") = false);
   m.def("kernel_draw", kernel_draw, array("logits"), py::arg("samplers"), py::arg("rows"));
   m.def("kernel_check_finite", kernel_check_finite, array("x"), array("row_token"), py::arg("tokens"));

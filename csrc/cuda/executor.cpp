@@ -115,6 +115,7 @@ class CudaExecutor final : public Executor {
   size_t weight_bytes() const override { return plan_.weight_bytes; }
   size_t kv_bytes() const override { return plan_.kv_bytes; }
   size_t scratch_bytes() const override { return scratch_memory_.size(); }
+  void release() override;
   int threads() const override { return 1; }
   const char* isa() const override { return name_.c_str(); }
   double progress() const override {
@@ -128,13 +129,15 @@ class CudaExecutor final : public Executor {
     std::vector<int64_t> tiles;  // by kind of tile
     int64_t draws, adjustments;  // rows that are drawn from, and room for adjustments of each
     bool greedy;
-    auto tie() const { return std::tie(tokens, rows, runs, context, tiles, draws, adjustments, greedy); }
+    int64_t given;  // rows of embeddings
+    auto tie() const { return std::tie(tokens, rows, runs, context, tiles, draws, adjustments, greedy, given); }
     bool operator<(const Shape& o) const { return tie() < o.tie(); }
   };
   // Where the parts of a step's state lie in its upload, in bytes.
   struct Upload {
-    size_t tokens, positions[kAxes], entry, visible, run, rows, pages, draws, adjustments, bad, drawn, input, bytes;
-    std::vector<size_t> tiles;  // by kind of tile
+    size_t tokens, positions[kAxes], entry, visible, run, rows, pages, draws, adjustments, bad, drawn, given, bytes;
+    std::vector<size_t> tiles;   // by kind of tile
+    std::vector<size_t> inputs;  // by op that is one, in the program's order
   };
 
   template <class Fn>
@@ -164,6 +167,7 @@ class CudaExecutor final : public Executor {
   void make(const Op& op, const ops::Attention& kind, const Op* next);
   void make(const Op& op, const ops::Swiglu& kind, const Op* next);
   void make(const Op& op, const ops::Gelu& kind, const Op* next);
+  void make(const Op& op, const ops::GeluErf& kind, const Op* next);
   void make(const Op& op, const ops::Select& kind, const Op* next);
   template <class Kind>
   void make(const Op&, const Kind&, const Op*) {}  // the plan has refused the others
@@ -179,7 +183,7 @@ class CudaExecutor final : public Executor {
   uint8_t* cache(int index) const { return arena_.data() + plan_.weight_bytes + plan_.cache_offsets[index]; }
   uint8_t* scratch(size_t offset) const { return scratch_memory_.data() + offset; }
   float* value(int id) const {
-    if (program_.ops[id].is<ops::Input>()) return reinterpret_cast<float*>(scratch(upload_.input));
+    if (const int input = plan_.inputs[id]; input >= 0) return reinterpret_cast<float*>(scratch(upload_.inputs[input]));
     return reinterpret_cast<float*>(scratch(scratch_.buffers[plan_.buffers.values[id].plain]));
   }
   uint8_t* blocks(int id) const {
@@ -385,6 +389,16 @@ void CudaExecutor::store(const std::vector<int32_t>& pages) {
   prefix_ = {};
 }
 
+void CudaExecutor::release() {
+  guarded([&] {
+    check(cudaStreamSynchronize(*stream_), "giving memory back");
+    graphs_.clear();  // they have addresses in it
+    room_ = {0, 0, 0, 0, 0};
+    scratch_memory_.reset();
+    many_logits_.reset();
+  });
+}
+
 // Makes room for a step, besides what there is room for already.
 void CudaExecutor::reserve(const Plan::StepSize& size) {
   if (size.tokens <= room_.tokens && size.rows <= room_.rows && size.draws <= room_.draws &&
@@ -410,6 +424,7 @@ void CudaExecutor::lay_out(const Step& step) {
   shape_.tokens = static_cast<int64_t>(step.tokens.size());
   shape_.rows = static_cast<int64_t>(step.rows.size());
   shape_.runs = static_cast<int64_t>(step.runs.size());
+  shape_.given = program_.tokens > 0 ? step.given_rows : 0;
   shape_.context = context_bound(*std::max_element(step.visible.begin(), step.visible.end()));
 
   tile_tokens_.clear();
@@ -458,16 +473,18 @@ void CudaExecutor::lay_out(const Step& step) {
   upload_.adjustments = place(shape_.draws * shape_.adjustments, sizeof(Adjustment));
   upload_.bad = place(shape_.tokens);
   upload_.drawn = place(shape_.draws);
-  upload_.input = place(shape_.tokens * program_.input);
+  for (const Op& op : program_.ops)
+    if (op.is<ops::Input>()) upload_.inputs.push_back(place(shape_.tokens * op.width));
+  upload_.given = place(shape_.given * program_.ops[0].width);
   upload_.bytes = at;
 
   reserve(
       {shape_.tokens, shape_.rows, shape_.draws, upload_.bytes, plan_.partial_bytes(shape_.tokens, shape_.context)});
 
-  state_ = {numbers(upload_.tokens),     {},
-            numbers(upload_.entry),      numbers(upload_.visible),
-            numbers(upload_.run),        numbers(upload_.pages),
-            shape_.context / kPageTokens};
+  state_ = {numbers(upload_.tokens),      {},
+            numbers(upload_.entry),       numbers(upload_.visible),
+            numbers(upload_.run),         numbers(upload_.pages),
+            shape_.context / kPageTokens, reinterpret_cast<const float*>(scratch(upload_.given))};
   for (int axis = 0; axis < kAxes; ++axis) state_.positions[axis] = numbers(upload_.positions[axis]);
   const auto logits = static_cast<size_t>(rows_of(program_.ops.back().out) * program_.vocab) * sizeof(float);
   if (logits <= host_logits_.size()) {
@@ -514,8 +531,17 @@ void CudaExecutor::fill(const Step& step, uint8_t* to) const {
     std::copy(request.adjustments.begin(), request.adjustments.end(),
               reinterpret_cast<Adjustment*>(to + upload_.adjustments) + i * static_cast<size_t>(shape_.adjustments));
   }
-  if (program_.input > 0)
-    std::memcpy(to + upload_.input, step.input, static_cast<size_t>(shape_.tokens * program_.input) * sizeof(float));
+  for (const Op& op : program_.ops) {
+    const auto* input = op.as<ops::Input>();
+    if (!input) continue;
+    uint8_t* rows = to + upload_.inputs[plan_.inputs[op.out]];
+    const size_t bytes = static_cast<size_t>(op.width) * sizeof(float);
+    for (int64_t t = 0; t < shape_.tokens; ++t)
+      std::memcpy(rows + static_cast<size_t>(t) * bytes, step.input + t * program_.input + input->first, bytes);
+  }
+  if (shape_.given > 0)
+    std::memcpy(to + upload_.given, step.given,
+                static_cast<size_t>(shape_.given * program_.ops[0].width) * sizeof(float));
 }
 
 StepResult CudaExecutor::run_step(const Step& step, const CancelFlag* cancel, const Watch* watch) {
@@ -683,6 +709,10 @@ void CudaExecutor::make(const Op& op, const ops::Gelu& kind, const Op*) {
   gelu(value(kind.x), value(op.out), rows_of(op.out), op.width, blocks(op.out), *stream_);
 }
 
+void CudaExecutor::make(const Op& op, const ops::GeluErf& kind, const Op*) {
+  gelu_erf(value(kind.x), value(op.out), rows_of(op.out), op.width, blocks(op.out), *stream_);
+}
+
 void CudaExecutor::make(const Op& op, const ops::Select& kind, const Op*) {
   select(value(kind.x), numbers(upload_.rows), rows_of(op.out), op.width, value(op.out), blocks(op.out), *stream_);
 }
@@ -759,8 +789,8 @@ StepTimes CudaExecutor::measure(int64_t context) {
   Step step;
   step.tokens = step.rows = {0};
   step.requests.emplace_back(DrawRequest{});  // the token of the largest logit
-  for (auto& axis : step.positions) axis = {0};
-  step.positions[0] = {static_cast<int32_t>(context - 1)};
+  for (int axis = 0; axis < kAxes; ++axis)
+    step.positions[axis] = {static_cast<int32_t>(std::min(context, program_.axis_limit[axis]) - 1)};
   step.entry = {context - 1};
   step.visible = {context};
   step.runs = {{0, 1, pages.data()}};

@@ -88,13 +88,14 @@ void linear(const Linear& op, Stream stream);
 
 // The step's state, in device memory.
 struct StepState {
-  const int32_t* tokens;            // (T)
+  const int32_t* tokens;            // (T) ids; -1 - r: row r of `given`
   const int32_t* positions[kAxes];  // by axis: (T)
   const int32_t* entry;             // (T) where the token's key and value go in its sequence's cache
   const int32_t* visible;           // (T) it sees the entries below this
   const int32_t* run;               // (T) index of its sequence in `pages`
   const int32_t* pages;             // (runs, page_stride) entry e of run r lies in page pages[r * page_stride + e / 64]
   int64_t page_stride;
+  const float* given;  // rows in place of the table's
 };
 
 // y[t] = table[tokens[t]] (+ first[positions[0][t]] (+ second[positions[1][t]])). Each of the same width.
@@ -116,6 +117,7 @@ void layer_norm(const float* x, const float* w, const float* b, float* y, int64_
 // x (T, 2n): gate, up; y (T, n)
 void swiglu(const float* x, float* y, int64_t tokens, int64_t n, uint8_t* blocks, Stream stream);
 void gelu(const float* x, float* y, int64_t tokens, int64_t n, uint8_t* blocks, Stream stream);
+void gelu_erf(const float* x, float* y, int64_t tokens, int64_t n, uint8_t* blocks, Stream stream);
 // y[i] = x[rows[i]], `count` rows of n values
 void select(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y, uint8_t* blocks, Stream stream);
 

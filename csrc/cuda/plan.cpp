@@ -20,7 +20,11 @@ Plan::Plan(const Program& program, int64_t pages, KvType kv_type)
       pages_(pages),
       vocab_(program.vocab) {
   for (const Op& op : program.ops) check(op);
-  if (program.ops[0].is<ops::Input>()) input_width_ = program.ops[0].width;
+  for (const Op& op : program.ops) {
+    const bool input = op.is<ops::Input>();
+    inputs.push_back(input ? inputs_++ : -1);
+    if (input) input_width_ += op.width;
+  }
   weight_bytes = weights.bytes();
   plan_ropes(program);
   plan_cache(program, kv_type);
@@ -29,7 +33,7 @@ Plan::Plan(const Program& program, int64_t pages, KvType kv_type)
 // Throws for what has no kernels.
 void Plan::check(const Op& op) {
   const bool none = op.is<ops::HeadLinear>() || op.is<ops::LatentAttention>() || op.is<ops::Route>() ||
-                    op.is<ops::Moe>() || op.is<ops::Concat>() || (op.is<ops::Input>() && op.out > 0);
+                    op.is<ops::Moe>() || op.is<ops::Concat>();
   if (none) throw std::invalid_argument(op.text + ": the GPU has no kernels for it, the CPU has");
   const auto* linear = op.as<ops::Linear>();
   if (linear && linear->w.size() > kMaxParts)
@@ -52,7 +56,7 @@ void Plan::plan_ropes(const Program& program) {
 void Plan::plan_cache(const Program& program, KvType kv_type) {
   for (const Op& op : program.ops) {
     const auto* a = op.as<ops::Attention>();
-    if (!a) continue;
+    if (!a || a->cache < static_cast<int>(attentions.size())) continue;  // or shares it with one before
     attentions.push_back({a->heads, a->kv_heads, a->head_dim});
     cache_offsets.push_back(kv_bytes);
     cache_page_bytes.push_back(kv_page_bytes(kv_type, a->kv_heads, a->head_dim));

@@ -61,6 +61,7 @@ class Plan {
     int heads, kv_heads, head_dim;
   };
   std::vector<AttentionShape> attentions;  // by cache
+  std::vector<int> inputs;                 // by op: which of the inputs it is, or -1
 
  private:
   static void check(const Op& op);
@@ -70,6 +71,7 @@ class Plan {
   const int64_t pages_;
   const int64_t vocab_;
   int64_t input_width_ = 0;
+  int inputs_ = 0;
   std::vector<size_t> pairs_;  // by rope
 };
 

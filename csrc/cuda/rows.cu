@@ -40,6 +40,23 @@ struct Gelu {
   }
 };
 
+// As in cpu/rows.inc.
+struct GeluErf {
+  const float* x;
+  int n;
+  __device__ float operator()(int row, int column) const {
+    constexpr float p[] = {0x1.e433c2p-7f, -0x1.aecf6ap-5f, 0x1.b2d278p-6f, 0x1.04ca34p-4f, -0x1.2bbebcp-6f,
+                           0x1.ab8aecp-4f, 0x1.0bfea0p-4f,  0x1.8d773cp-4f, 0x1.96b43ep-4f, 0x1.989d16p-4f};
+    const float v = x[static_cast<int64_t>(row) * n + column];
+    const float a = fabsf(v) < 16.0f ? fabsf(v) : 16.0f;
+    const float t = 1.0f / fmaf(a, 0.25f, 1.0f);
+    float h = p[0];
+    for (int k = 1; k < 10; ++k) h = fmaf(h, t, p[k]);
+    h *= expf(a * (a * -0.5f)) * t;
+    return fmaf(-a, h, v < 0 ? 0.0f : v);
+  }
+};
+
 // ---- norms ----------------------------------------------------------------------------------------------------------
 
 constexpr int kNormThreads = 1024;
@@ -191,8 +208,11 @@ struct Embedding {
   int axes;
   const int32_t* tokens;
   const int32_t* positions[2];
+  const float* given;
+  int n;
   __device__ float operator()(int row, int column) const {
-    float v = table(tokens[row], column);
+    const int id = tokens[row];
+    float v = id < 0 ? given[static_cast<int64_t>(-1 - id) * n + column] : table(id, column);
     for (int a = 0; a < axes; ++a) v += added[a](positions[a][row], column);
     return v;
   }
@@ -206,11 +226,12 @@ void quantize(const float* x, int64_t tokens, int64_t k, uint8_t* blocks, Stream
 
 void embed(const Matrix& table, const Matrix* first, const Matrix* second, const StepState& step, int64_t tokens,
            float* y, uint8_t* blocks, Stream stream) {
-  Embedding e{table_of(table), {}, 0, step.tokens, {step.positions[0], step.positions[1]}};
+  const auto n = static_cast<int>(table.k);
+  Embedding e{table_of(table), {}, 0, step.tokens, {step.positions[0], step.positions[1]}, step.given, n};
   for (const Matrix* m : {first, second}) {
     if (m) e.added[e.axes++] = table_of(*m);
   }
-  launch_each(e, tokens, {y, blocks, static_cast<int>(table.k)}, stream);
+  launch_each(e, tokens, {y, blocks, n}, stream);
 }
 
 void rms_norm(const float* x, const RmsNorm& norm, const RmsNorm* next, int64_t tokens, int64_t n, Stream stream) {
@@ -232,6 +253,10 @@ void swiglu(const float* x, float* y, int64_t tokens, int64_t n, uint8_t* blocks
 
 void gelu(const float* x, float* y, int64_t tokens, int64_t n, uint8_t* blocks, Stream stream) {
   launch_each(Gelu{x, static_cast<int>(n)}, tokens, {y, blocks, static_cast<int>(n)}, stream);
+}
+
+void gelu_erf(const float* x, float* y, int64_t tokens, int64_t n, uint8_t* blocks, Stream stream) {
+  launch_each(GeluErf{x, static_cast<int>(n)}, tokens, {y, blocks, static_cast<int>(n)}, stream);
 }
 
 void select(const float* x, const int32_t* rows, int64_t count, int64_t n, float* y, uint8_t* blocks, Stream stream) {

@@ -9,11 +9,17 @@ struct CacheShape {
   int heads = 0;
   int key_dim = 0, value_dim = 0;  // columns of a head
   bool latent = false;             // the values are the first value_dim columns of the keys, and not kept apart
+  int queries = 0;                 // heads that read it
+  bool operator==(const CacheShape& o) const {
+    return heads == o.heads && key_dim == o.key_dim && value_dim == o.value_dim && latent == o.latent &&
+           queries == o.queries;
+  }
 };
 
 namespace ops {
 
 // Turns queries and keys where they lie, so nothing else may read them; appends keys and values to the cache; attends.
+// One that keeps nothing (no attribute "layer") has its cache for the step alone, and shares it with those like it.
 struct Attention {
   static constexpr const char* kName = "attention";
   static constexpr bool kChangesInputs = true;
@@ -43,7 +49,7 @@ struct Attention {
     op.k_norm = s.optional_vector("k_norm", op.head_dim);
     op.prefix = s.prefix(int64_t{op.kv_heads} * op.head_dim);
     op.rope = s.rope(op.head_dim);
-    op.cache = s.cache({op.kv_heads, op.head_dim, op.head_dim, false});
+    op.cache = s.cache({op.kv_heads, op.head_dim, op.head_dim, false, op.heads});
     return op;
   }
 };
@@ -82,7 +88,7 @@ struct LatentAttention {
                           " columns, expected a multiple of 16 and an even number");
     s.prefix(op.latent);  // has none, as then nor have the others
     op.rope = s.rope(op.turning);
-    op.cache = s.cache({1, op.latent + op.turning, op.latent, true});
+    op.cache = s.cache({1, op.latent + op.turning, op.latent, true, op.heads});
     return op;
   }
 };

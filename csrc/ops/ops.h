@@ -11,8 +11,8 @@
 
 namespace glmlite {
 
-using OpKind =
-    std::variant<ops::Input, ops::Embed, ops::RmsNorm, ops::LayerNorm, ops::Linear, ops::HeadLinear, ops::Attention,
-                 ops::LatentAttention, ops::Swiglu, ops::Gelu, ops::Select, ops::Concat, ops::Route, ops::Moe>;
+using OpKind = std::variant<ops::Input, ops::Embed, ops::RmsNorm, ops::LayerNorm, ops::Linear, ops::HeadLinear,
+                            ops::Attention, ops::LatentAttention, ops::Swiglu, ops::Gelu, ops::GeluErf, ops::Select,
+                            ops::Concat, ops::Route, ops::Moe>;
 
 }  // namespace glmlite

@@ -35,6 +35,21 @@ struct Gelu {
   }
 };
 
+// x times the part of a normal distribution that is below x: 0.5 x (1 + erf(x / sqrt(2)))
+struct GeluErf {
+  static constexpr const char* kName = "gelu_erf";
+  int x = -1;
+
+  static auto inputs() { return std::make_tuple(&GeluErf::x); }
+  static auto weights() { return std::make_tuple(); }
+  static GeluErf read(Slots& s) {
+    GeluErf op;
+    op.x = s.input("x");
+    s.width(s.columns(op.x));
+    return op;
+  }
+};
+
 // The rows of the tokens whose logits are wanted.
 struct Select {
   static constexpr const char* kName = "select";

@@ -79,8 +79,10 @@ std::vector<int> Slots::tensors(const char* slot, Role role, const std::vector<i
   for (const auto& name : it->second) {
     const Tensor* t = file_.find(name);
     if (!t) throw FormatError(spec_.kind + ": the file has no tensor '" + name + "'");
-    bool fits = t->shape.size() == want.size();
-    for (size_t i = 0; fits && i < want.size(); ++i) fits = want[i] < 0 ? t->shape[i] > 0 : t->shape[i] == want[i];
+    std::vector<int64_t> shape = t->shape;
+    if (role == Role::kMatrix && shape.size() == 4) shape = {shape[0], shape[1] * shape[2] * shape[3]};
+    bool fits = shape.size() == want.size();
+    for (size_t i = 0; fits && i < want.size(); ++i) fits = want[i] < 0 ? shape[i] > 0 : shape[i] == want[i];
     if (!fits)
       throw FormatError(spec_.kind + ": '" + name + "' is " + shape_text(t->shape) + ", expected " + shape_text(want));
     if (!t->known)
@@ -93,9 +95,9 @@ std::vector<int> Slots::tensors(const char* slot, Role role, const std::vector<i
       w.tensor = t;
       w.role = role;
       w.format = t->format;
-      w.count = role == Role::kExperts ? t->shape[0] : 1;
-      w.n = t->shape[role == Role::kExperts];
-      w.k = role == Role::kVector ? 1 : t->shape.back();
+      w.count = role == Role::kExperts ? shape[0] : 1;
+      w.n = shape[role == Role::kExperts];
+      w.k = role == Role::kVector ? 1 : shape.back();
       known = all.insert(all.end(), w);
     } else if (known->role != role) {
       throw FormatError("'" + name + "' is used both as " + name_of(known->role) + " and as " + name_of(role));
@@ -185,8 +187,14 @@ int Slots::cache(const CacheShape& shape) {
   for (const auto& [slot, value] : spec_.inputs) {
     if (program_.values[value].selected) bad(slot + " comes after select");
   }
-  program_.caches.push_back(shape);
-  const int index = static_cast<int>(program_.caches.size()) - 1;
+  auto& all = program_.caches;
+  const bool keeps = spec_.numbers.count("layer");
+  if (!keeps && program_.prefix > 0) bad("has a prefix, and keeps nothing");
+  if (!all.empty() && keeps != program_.keeps) bad("all attentions of a program keep what they read, or none does");
+  program_.keeps = keeps;
+  const auto same = keeps ? all.end() : std::find(all.begin(), all.end(), shape);
+  const auto index = static_cast<int>(same - all.begin());
+  if (same == all.end()) all.push_back(shape);
   text_ += " of layer " + std::to_string(index);
   return index;
 }

@@ -37,6 +37,7 @@ class Slots {
   double number(const char* slot, double low, double high);
   int count(const char* slot, int low, int high);
 
+  // The columns of a matrix may be a tensor's last three axes: a kernel of a convolution.
   std::vector<int> matrices(const char* slot, int64_t n, int64_t k);
   int matrix(const char* slot, int64_t n, int64_t k);
   std::vector<int> experts(const char* slot, int64_t count, int64_t n, int64_t k);
@@ -51,7 +52,7 @@ class Slots {
 
   // Index into Program::ropes, or -1.
   int rope(int columns);
-  // Index of the op's KV cache, counted in the order of the program.
+  // Index of the op's KV cache, counted in the order of the program; one that keeps nothing may get another's.
   int cache(const CacheShape& shape);
   // The op multiplies the value with these, of which some may be quantized.
   void multiplies(int value, const std::vector<int>& weights);

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from ..models.layout import in_order, place
+from ..models.layout import everywhere, in_order
 from ..placement import gpu_index, kv_bytes_per_token, matrices_of_a_token
 from . import console, running
 from .cache import last_level_bytes
@@ -173,7 +173,7 @@ def write(engine: Any, native: Any, sequence: int, start: int, count: int) -> No
     sampler = native.Sampler(temperature=0.0)
     token = np.ones(1, np.int32)
     work = native.Work(
-        sequence, token, in_order(start, 1), sampler=sampler, budget=count, next_position=place(start + 1)
+        sequence, token, in_order(start, 1), sampler=sampler, budget=count, next_position=everywhere(start + 1)
     )
     (samples,) = engine.run([work], max_ms=math.inf)
     if len(samples) != count:

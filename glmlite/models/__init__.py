@@ -3,7 +3,7 @@
 A model file has a frozen dataclass `Config` with `sizes` and `from_gguf(metadata, shapes)`, a function
 `record(r, config)` that records the program and returns the logits, and a function `layout`, which
 says where the tokens of a prompt stand; one with a drafting layer has `draft(r, config)`, which records
-that. docs/add-a-model.md walks through one.
+that. docs/add-a-model.md walks through one. `glm4v` is no text model, but the eyes of some: `record_eyes`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from ..errors import FormatError
 from ..program import Op, Recorder, Shapes
-from . import chatglm, chatglm1, deepseek2, glm, glm4, glm4moe, llama
+from . import chatglm, chatglm1, deepseek2, glm, glm4, glm4moe, glm4v, llama
 from .layout import Layout, LayoutFunction
 
-__all__ = ["ARCHITECTURES", "Layout", "Recording", "draft", "record"]
+__all__ = ["ARCHITECTURES", "Eyes", "Layout", "Recording", "draft", "record", "record_eyes"]
 
 _MODELS: Mapping[str, Any] = {
     "chatglm": chatglm,
@@ -29,6 +29,10 @@ _MODELS: Mapping[str, Any] = {
     "llama": llama,
 }
 ARCHITECTURES = tuple(_MODELS)
+_NO_TEXT_MODELS: Mapping[str, str] = {
+    "clip": "these are a model's eyes ('mmproj'): open the text model's file, with this one beside it",
+    "glmocr": "Ollama keeps GLM-OCR in a form of its own: take the two files, text model and 'mmproj', of others",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Recording:
     """A model's program and what the layers above need to know of it.
 
     ops: the program; its last value is the logits, (rows, vocab). context: tokens a sequence was
-    trained for. layout: where the tokens of a prompt stand, see `glmlite.models.layout`.
+    trained for. layout: where the tokens of a prompt stand, see `glmlite.models.layout`. images: whether
+    it takes rows of images, which stand on three axes.
     """
 
     ops: tuple[Op, ...]
@@ -44,6 +49,30 @@ class Recording:
     vocab: int
     context: int
     layout: LayoutFunction
+    images: bool
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """The programs that make a text model's rows of an image, one after the other: of its patches, and of those of each
+    token, side by side. See `glmlite.models.glm4v`."""
+
+    tower: tuple[Op, ...]
+    merger: tuple[Op, ...]
+    config: glm4v.Config
+
+
+def record_eyes(metadata: Mapping[str, Any], shapes: Shapes) -> Eyes:
+    """The eyes that a GGUF file holds, alone or beside a text model. Raises FormatError as `record` does."""
+    config = glm4v.Config.from_gguf(metadata, shapes)
+    tower, merger = Recorder(shapes), Recorder(shapes)
+    glm4v.record_tower(tower, config)
+    glm4v.record_merger(merger, config)
+    used = {name for op in (*tower.ops, *merger.ops) for names in op.weights.values() for name in names}
+    for name in shapes:
+        if name.startswith(glm4v.TENSORS) and name not in used and not (config.side and name == glm4v.POSITIONS):
+            raise FormatError(f"'{name}': the eyes have no such tensor")
+    return Eyes(tuple(tower.ops), tuple(merger.ops), config)
 
 
 def record(metadata: Mapping[str, Any], shapes: Shapes) -> Recording:
@@ -58,7 +87,7 @@ def record(metadata: Mapping[str, Any], shapes: Shapes) -> Recording:
     _check_vocabulary(r, logits.width)
     layers = config.sizes.layers
     # Blocks after the last layer are drafting layers, which `draft` records.
-    _check_all_used(r, lambda block: block is None or block < layers)
+    _check_all_used(metadata, r, lambda block: block is None or block < layers)
     return _recording(metadata, r, model, config)
 
 
@@ -76,13 +105,15 @@ def draft(metadata: Mapping[str, Any], shapes: Shapes) -> Recording | None:
     r = Recorder(shapes)
     logits = model.draft(r, config)
     _check_vocabulary(r, logits.width)
-    _check_all_used(r, lambda block: block == layer)
+    _check_all_used(metadata, r, lambda block: block == layer)
     return _recording(metadata, r, model, config)
 
 
 def _read(metadata: Mapping[str, Any], shapes: Shapes) -> tuple[Any, Any]:
     """The model of an architecture, and its Config."""
     architecture = metadata.get("general.architecture")
+    if isinstance(architecture, str) and architecture in _NO_TEXT_MODELS:
+        raise FormatError(f"metadata: 'general.architecture' is {architecture!r}; {_NO_TEXT_MODELS[architecture]}")
     if not isinstance(architecture, str) or architecture not in _MODELS:
         known = ", ".join(ARCHITECTURES)
         raise FormatError(f"metadata: 'general.architecture' is {architecture!r}, expected one of: {known}")
@@ -97,6 +128,7 @@ def _recording(metadata: Mapping[str, Any], r: Recorder, model: Any, config: Any
         vocab=r.ops[-1].out.width,
         context=config.sizes.context,
         layout=model.layout,
+        images=any(op.attrs["rope"].sections for op in r.ops if op.attrs.get("rope") is not None),
     )
 
 
@@ -111,13 +143,16 @@ def _check_vocabulary(r: Recorder, vocab: int) -> None:
         raise FormatError(f"'{head}' has {vocab} rows, expected {rows} as '{table}'")
 
 
-def _check_all_used(r: Recorder, mine: Callable[[int | None], bool]) -> None:
+def _check_all_used(metadata: Mapping[str, Any], r: Recorder, mine: Callable[[int | None], bool]) -> None:
     """A tensor that nothing reads means that the file holds another model than its architecture says.
 
-    mine(block): whether the program reads a tensor of that block; None: of no block.
+    mine(block): whether the program reads a tensor of that block; None: of no block. Eyes beside the model are their
+    own program's.
     """
     used = {name for op in r.ops for names in op.weights.values() for name in names}
     for name in r.shapes:
+        if name.startswith(glm4v.TENSORS) and "clip.projector_type" in metadata:
+            continue
         block = name.split(".")[1] if name.startswith("blk.") else ""
         if name not in used and mine(int(block) if block.isdecimal() and len(block) < 10 else None):
             raise FormatError(f"'{name}': the architecture has no such tensor")

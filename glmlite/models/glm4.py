@@ -6,14 +6,15 @@ One block, x of shape (T, dim), a norm before and after each half:
     y = h + rms_norm(W_down · swiglu(W_up · rms_norm(h)))
 
 The converter of llama.cpp reorders q and k of the vision models, whose files name `rope.dimension_sections`,
-so that column i turns with i + n/2. A text token stands at the same position on each of their three
-axes, so for text their RoPE is the ordinary one.
+so that column i turns with i + n/2. The first of their pairs turn by time, the next by the row of an image, the last by
+its column. A text token stands at the same position on each of the three axes, so for text their RoPE is the ordinary
+one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..program import Recorder, Rope, Shapes, Value
@@ -34,11 +35,11 @@ class Config:
     def from_gguf(cls, metadata: Mapping[str, Any], shapes: Shapes) -> Config:
         keys = Keys("glm4", metadata, shapes)
         sizes = Sizes.of(keys)
-        reordered = any(keys.integers("rope.dimension_sections"))
+        rope = keys.rope(sizes.head_dim, interleaved=True)
         return cls(
             sizes=sizes,
             norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
-            rope=keys.rope(sizes.head_dim, interleaved=not reordered),
+            rope=replace(rope, interleaved=not rope.sections),
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import FormatError
-from ..program import Rope, Shapes, Yarn
+from ..program import AXES, Rope, Shapes, Yarn
 
 SOFTMAX, SIGMOID = 1, 2  # values of `expert_gating_func`
 _LARGEST = 2**31 - 1  # positions and sizes are int32 at the seam
@@ -158,7 +158,8 @@ class Keys:
             raise self._error(name, self._get(name), f"{shape[axis]}, as '{tensor}' has")
 
     def rope(self, head_dim: int, *, interleaved: bool, factors: str | None = None) -> Rope:
-        """`rope.dimension_count` (default: all), `.freq_base` (default: 1e4) and `.scaling`: none, linear or YaRN."""
+        """`rope.dimension_count` (default: all), `.freq_base` (default: 1e4), `.scaling`: none, linear or YaRN, and
+        `.dimension_sections`, the pairs of each axis of a position, of which the fourth and last is not used."""
         dim = self.count("rope.dimension_count", head_dim, most=head_dim)
         if dim % 2:
             raise self._error("rope.dimension_count", dim, "an even number of columns")
@@ -181,7 +182,13 @@ class Keys:
             )
         elif scaling != "none":
             raise self._error("rope.scaling.type", scaling, "none, linear or yarn")
-        return Rope(dim, theta, interleaved, scale=scale, factors=factors, yarn=yarn)
+        sections = self.integers("rope.dimension_sections")
+        while sections and not sections[-1]:
+            sections = sections[:-1]
+        if sections and (len(sections) > AXES or min(sections) < 0 or sum(sections) != dim // 2):
+            found = self._get("rope.dimension_sections")
+            raise self._error("rope.dimension_sections", found, f"{AXES} numbers whose sum is {dim // 2}")
+        return Rope(dim, theta, interleaved, sections=tuple(sections), scale=scale, factors=factors, yarn=yarn)
 
     def _get(self, name: str, default: Any = None) -> Any:
         value = self.metadata.get(f"{self.architecture}.{name}", default)

@@ -132,7 +132,7 @@ Work work(int sequence, int count, int start = 0, uint32_t seed = 0) {
     w.tokens.push_back(static_cast<int32_t>(random() % kVocab));
     w.positions.push_back({start + i, i % 3});
   }
-  w.next_position = {start + count, 0};
+  w.next_position = {start + count, start + count, start + count};
   return w;
 }
 

@@ -228,6 +228,7 @@ TEST(rows_are_the_same_in_all_sets) {
       const Floats wide = normal(2 * size, 4, scale);
       same_in_all_sets("swiglu", size, [&](const CpuKernels& set, float* y) { set.swiglu(wide.data(), y, n); });
       same_in_all_sets("gelu", size, [&](const CpuKernels& set, float* y) { set.gelu(wide.data(), y, n); });
+      same_in_all_sets("gelu_erf", size, [&](const CpuKernels& set, float* y) { set.gelu_erf(wide.data(), y, n); });
     }
   }
 }

@@ -23,6 +23,7 @@ import tempfile
 import numpy as np
 
 from glmlite import _native, models, reference
+from glmlite.models.layout import everywhere, in_order
 from glmlite.placement import native_ops
 from glmlite.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ def explained_gap(kl, mean):
 
 
 def causal(n):
-    return np.stack([np.arange(n), np.zeros(n)], 1).astype(np.int32)
+    return in_order(0, n)
 
 
 class Ours:
@@ -95,7 +96,9 @@ class Ours:
     def greedy(self, ids, n):
         sequence = self.engine.new_sequence()
         sampler = _native.Sampler()
-        work = _native.Work(sequence, ids, causal(len(ids)), sampler=sampler, budget=n, next_position=(len(ids), 0))
+        work = _native.Work(
+            sequence, ids, causal(len(ids)), sampler=sampler, budget=n, next_position=everywhere(len(ids))
+        )
         (samples,) = self.engine.run([work], max_ms=1e9)
         self.engine.free(sequence)
         return [s.token for s in samples]
