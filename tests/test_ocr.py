@@ -586,7 +586,7 @@ def test_a_folder_of_documents_becomes_one_file_or_many(model, capsys):
         ("ocr {scan} -m model.gguf -o there.md", 1, "there.md: it is there already; --force writes over it"),
         ("ocr {scan} -m model.gguf --pages 13", 1, "page 13 asked for, expected some of its 12"),
         ("ocr none.pdf -m model.gguf -o x.md", 1, "none.pdf: No such file or directory"),
-        ("ocr {scan} -m model.gguf --task figure", 1, "task is 'figure'"),
+        ("ocr {scan} -m model.gguf --task figure -o x.md", 1, "task is 'figure'"),
     ],
 )
 def test_mistakes_are_told(model, scan, capsys, line, code, message):

@@ -125,22 +125,20 @@ def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], 
     from ..ocr import Journal, key_of, read
 
     journal = None
-    if target is not None:
-        digests = [_digest(source) for source in sources]
-        journal = Journal(target, key_of(digests, asked, model.path))
-        if journal.stale:
-            console.note(f"[{journal.path}: kept pages are of other files, options or another model; begun anew]")
-        elif journal.pages:
-            console.note(f"[{len(journal.pages)} pages are kept from before: {journal.path}]")
-    kept = {} if journal is None else dict(journal.pages)
-    found = dict(kept)
+    found: dict[tuple[int, int], Any] = {}
     several = len(sources) > 1
     layered = 0
-    try:
-        with _progress() as progress:
-            reading = read(
-                model, sources, skip=lambda document, number: (document, number) in kept, on_progress=progress, **asked
-            )
+    with _progress() as progress:
+        kept: dict[tuple[int, int], Any] = {}
+        reading = read(
+            model, sources, skip=lambda document, number: (document, number) in kept, on_progress=progress, **asked
+        )
+        if target is not None:
+            journal = Journal(target, key_of([_digest(source) for source in sources], asked, model.path))
+            kept.update(journal.pages)
+            found.update(journal.pages)
+            _say_kept(journal)
+        try:
             with closing(reading):
                 for page in reading:
                     found[page.document, page.number] = page
@@ -150,11 +148,15 @@ def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], 
                     elif page.error is None:
                         journal.add(page)
                     _say(page)
-    except (KeyboardInterrupt, ending.Ended):
-        if journal is not None:
-            journal.close()
-            console.note(f"[{len(journal.pages)} finished pages are kept; the same command goes on after them]")
-        raise
+        except BaseException as error:
+            if journal is not None and journal.pages:
+                journal.close()
+                if isinstance(error, KeyboardInterrupt | ending.Ended):
+                    count = len(journal.pages)
+                    console.note(f"[{count} finished pages are kept; the same command goes on after them]")
+            elif journal is not None:
+                journal.remove()
+            raise
     if layered:
         console.note(f"[pages that have text of their own: {layered}; --text-layer takes it without reading them]")
     if target is not None and journal is not None:
@@ -188,6 +190,13 @@ def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tu
         if not force:
             refuse_to_overwrite(target)
     return list(targets)
+
+
+def _say_kept(journal: Any) -> None:
+    if journal.stale:
+        console.note(f"[{journal.path}: kept pages are of other files, options or another model; begun anew]")
+    elif journal.pages:
+        console.note(f"[{len(journal.pages)} pages are kept from before: {journal.path}]")
 
 
 def _digest(source: Any) -> str:

@@ -74,8 +74,8 @@ class Page:
 
 @dataclass(frozen=True)
 class Doing:
-    """What is being done: "rendering", "reading" or "writing" the page `number` of `pages`; fraction: of its reading,
-    0 to 1. done, total: pages of the document that are finished, and that were asked for."""
+    """What is being done: "reading" or "writing" the page `number` of `pages`; fraction: of its reading, 0 to 1. done,
+    total: pages of the document that are finished, and that were asked for."""
 
     source: str
     number: int

@@ -236,8 +236,8 @@ def _skew(text: Mask) -> float:
     total = int(text.sum())
     if total < 200:
         return 0.0
-    strips = _strips(text, 64)
-    profiles = np.stack([part.sum(axis=1) for part in strips])
+    strips = _strips(text, 32)
+    profiles = np.stack([part.sum(axis=1, dtype=np.int32) for part in strips])
     middles = (np.arange(len(strips)) + 0.5) * text.shape[1] / len(strips) - text.shape[1] / 2
     reach = int(text.shape[1] / 2 * math.tan(math.radians(LARGEST_SKEW + 0.5))) + 1
     profiles = np.pad(profiles, ((0, 0), (2 * reach, 2 * reach)))
