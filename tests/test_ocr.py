@@ -216,8 +216,10 @@ def test_progress_is_told_by_page(scan):
         said.append(f"done {page.number}")
     assert said.index("done 7") < said.index("done 8")
     before = said[: said.index("done 7")]
-    assert set(before) <= {f"page 7 of 12, reading {n} %" for n in range(100)} | {"page 7 of 12, writing"}
-    assert "page 7 of 12, reading 40 %" in before
+    # How often it is looked at depends on what else wakes it; each look is a fifth of the prompt.
+    steps = [*(f"page 7 of 12, reading {n} %" for n in (0, 20, 40, 60, 80)), "page 7 of 12, writing"]
+    assert before and before == sorted(before, key=steps.index)
+    assert str(ocr.Doing("x.pdf", 3, 12, "reading", 0.4, 2, 12)) == "page 3 of 12, reading 40 %"
 
 
 def test_a_page_whose_answer_fails_is_named_and_the_others_follow(scan):
