@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .chat.dialects import Dialect
+    from .ocr import Doing, Page
 
 __all__ = ["Model"]
 
@@ -341,6 +342,63 @@ class Model:
             ids, lambda prompt: self._start(self._cut(self._ids(prompt), p), p, defaults, cancel).result()
         )
         return Infill(self.tokenizer.decode(filled), [c.text for c in completions], completions)
+
+    def ocr(
+        self,
+        sources: Any,
+        *,
+        pages: str | Iterable[int] | None = None,
+        dpi: float = 150,
+        task: str = "text",
+        fields: Mapping[str, Any] | None = None,
+        cut: bool | None = None,
+        text_layer: bool = False,
+        max_tokens: int = 8192,
+        on_progress: Callable[[Doing], object] | None = None,
+        cancel: Cancel | None = None,
+    ) -> Iterator[Page]:
+        """Read documents, page by page: PDF, PNG, JPEG, TIFF (all pages), WebP. For vision models, as GLM-OCR.
+
+            for page in model.ocr("scan.pdf"):
+                print(page.number, page.error or page.text)
+
+        sources: a path, a folder (the files in it), the bytes of a file, a data URL, a Pillow image, an array, or a
+            sequence of these.
+        pages: "3-7", "1,4,9-", or numbers from 1; default: all.
+        dpi: of a rendered page; 90 takes a sixth of the time of 150, and misses small print. A picture with more
+            pixels than a page of A4 has at it is reduced.
+        task: "text" (Markdown, tables in it as HTML), "table", "formula".
+        fields: an object with the names of what is wanted, and empty values; a page's `fields` is that object filled
+            (needs llguidance: pip install 'glmlite[grammar]').
+        cut: read the page in blocks, found by its white space: columns first, ruled tables as tables; the page is set
+            upright and levelled. Much quicker than the whole page. Default: for the task "text".
+        text_layer: take the text that a page of a PDF has, without reading it, where it has any.
+        max_tokens: of a block.
+        on_progress: called with what is being done, ten times a second, by the thread that waits.
+        cancel: ends it, from any thread; pages that are not finished are not delivered.
+
+        Pages are rendered and cut on a thread of their own, and read several blocks at once (`parallel` of
+        `glmlite.load`). A page that fails has an `error`, and the others follow; so does a document that cannot be
+        opened. An answer that begins to repeat itself is stopped, and the page's `notes` say so.
+
+        Raises ValueError and TypeError (arguments, a model that sees no images), ModuleNotFoundError (needs
+        glmlite[vision]), Closed.
+        """
+        from . import ocr
+
+        return ocr.read(
+            self,
+            sources,
+            pages=pages,
+            dpi=dpi,
+            task=task,
+            fields=fields,
+            cut=cut,
+            text_layer=text_layer,
+            max_tokens=max_tokens,
+            on_progress=on_progress,
+            cancel=cancel,
+        )
 
     def logits(
         self, prompt: str | Sequence[int], *, all: bool = False, cancel: Cancel | None = None

@@ -53,6 +53,10 @@ def answers(model: glmlite.Model) -> str:
     )
     ids: list[int] = model.chat_ids([{"role": "user", "content": "hi"}], tools=[], template={"x": 1})
     filled: glmlite.Infill = model.infill("a [MASK] b", max_tokens=4)
+    for page in model.ocr(["scan.pdf", b"..."], pages="3-7", dpi=90, cut=True, on_progress=print):
+        text: str = page.error or page.text
+        print(text, page.seconds.read, [part.box for part in page.blocks])
+    model.ocr(Path("card.png"), fields={"name": ""}, cancel=glmlite.Cancel())
     numbers: NDArray[np.float32] = model.logits(ids, all=True, cancel=glmlite.Cancel())
     seconds: float = done.stats.prompt_seconds + reply.stats.generation_seconds
     print(filled.spans[0], numbers.shape, seconds, done.logprobs, done.stop, done.finish_reason.upper())
@@ -64,6 +68,7 @@ def answers(model: glmlite.Model) -> str:
     model.generate("x", max_tokens="many")  # type: ignore[arg-type]
     model.generate("x", {"seed": 1})  # type: ignore[arg-type]
     model.chat("hi")  # type: ignore[arg-type]
+    model.ocr("scan.pdf", fields=["name"])  # type: ignore[arg-type]
     model.chat([], stream=True)  # type: ignore[call-arg]
     for _ in done:  # type: ignore[attr-defined]
         pass

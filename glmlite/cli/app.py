@@ -18,6 +18,7 @@ from .export import export
 from .imatrix import imatrix
 from .infill import infill
 from .inspect import inspect
+from .ocr import ocr
 from .perplexity import perplexity
 from .run import run
 from .serve import serve
@@ -111,5 +112,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, serve, infill, convert, export, imatrix, perplexity, doctor, inspect, bench):
+for command in (run, chat, serve, ocr, infill, convert, export, imatrix, perplexity, doctor, inspect, bench):
     app.command(command.__name__, cls=Command)(options.grouped(command))

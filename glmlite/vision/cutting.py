@@ -1,0 +1,423 @@
+"""A page cut into blocks by its white space, in reading order: columns first, ruled tables whole. No model is asked.
+
+A tower's attention grows with the square of what it sees, so eleven blocks cost a tenth of their page; and a model that
+reads a block has no columns to guess the order of.
+
+    page = cut(image)
+    for block in page.blocks:
+        page.image.crop(block.box)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["Block", "Cut", "cut"]
+
+Mask = NDArray[np.bool_]  # (height, width): ink
+
+MOST_PATCHES = 1000
+PATCH = 14
+LONGEST = 1800  # pixels of the long side that a layout is looked for in
+LARGEST_SKEW = 5.0  # degrees
+WIDEST = 40  # pixels; white space that is wider is not between two lines of a text
+LEAST_SKEW = 0.15  # less turns no line into its neighbour
+RULE = 0.06  # of the page's short side: shorter lines are not rules
+CELL = 8  # pixels
+THICK = 8  # pixels; thicker lines are areas
+GUTTER = 0.9  # heights of a line of text: the white between columns
+COLUMN = 7.0  # heights of a line of text: narrower columns are a list's numbers, or a table's
+
+
+class Block(NamedTuple):
+    """box: (left, top, right, bottom) in pixels of `Cut.image`. kind: "text" or "table" (ruled). continues: begins in
+    the middle of the text before it, which was cut only because it was large."""
+
+    box: tuple[int, int, int, int]
+    kind: str = "text"
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class Cut:
+    """image: upright, its lines level. blocks: in reading order; none on an empty page. turned: by how many degrees,
+    counterclockwise, the page was turned to be so."""
+
+    image: Image.Image
+    blocks: list[Block]
+    turned: float = 0.0
+
+
+class Band(NamedTuple):
+    """Rows of a region that hold ink, white above and below: mostly a line of text."""
+
+    top: int
+    bottom: int
+    table: bool = False
+
+
+def cut(image: Image.Image, most_patches: int = MOST_PATCHES) -> Cut:
+    """The blocks of a page (RGB), none of more than `most_patches` patches if white space allows.
+
+    A page that lies on its side is set upright, and one up to 5 degrees askew is levelled. Which way is up is seen of
+    Latin letters, of which more reach up than down. So a page in another script is turned by 90 degrees
+    counterclockwise if it lies on its side, and left as it is if it is upside down.
+    """
+    turned = 0.0
+    ink = _ink(image)
+    quarter = _quarter_turns(ink)
+    if quarter:
+        image = image.transpose(
+            (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[quarter - 1]
+        )
+        ink = _ink(image)
+    skew = _skew(_without(ink, _rules(ink)))
+    if abs(skew) >= LEAST_SKEW:
+        image = image.rotate(skew, Image.Resampling.BICUBIC, fillcolor="white")
+        ink = _ink(image)
+        turned = skew
+    step = _step(image)
+    blocks = [
+        Block(tuple(min(side * step, most) for side, most in zip(block.box, 2 * image.size)), *block[1:])  # type: ignore[arg-type]
+        for block in _blocks(ink, most_patches / step**2)
+    ]
+    return Cut(image, blocks, turned + 90 * quarter)
+
+
+# ---- ink
+
+
+def _step(image: Image.Image) -> int:
+    return max(1, math.ceil(max(image.size) / LONGEST))
+
+
+def _ink(image: Image.Image) -> Mask:
+    """What is darker than the paper around it, without specks; one pixel for each step * step of the image."""
+    grey = image.convert("L")
+    grey = grey.reduce(_step(image)) if _step(image) > 1 else grey
+    levels = np.asarray(grey).astype(np.int16)
+    small = np.asarray(grey.reduce(4)) if min(grey.size) >= 4 else np.asarray(grey)
+    paper = Image.fromarray(_most_of(small, 8)).resize(grey.size, Image.Resampling.BILINEAR)
+    darker = np.asarray(paper).astype(np.int16) - levels
+    ink = darker > max(32.0, 0.4 * float(np.percentile(darker[::4, ::4], 99.5)))
+    return ink & (_neighbours(ink) >= 3)
+
+
+def _most_of(levels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The lightest of each side * side pixels."""
+    tall, wide = (-(-n // side) * side for n in levels.shape)
+    padded = np.pad(levels, ((0, tall - levels.shape[0]), (0, wide - levels.shape[1])), mode="edge")
+    most: NDArray[np.uint8] = padded.reshape(tall // side, side, wide // side, side).max(axis=(1, 3))
+    return most
+
+
+def _neighbours(ink: Mask) -> NDArray[np.uint8]:
+    """How many of a pixel and the eight around it are ink."""
+    padded = np.pad(ink, 1).astype(np.uint8)
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    count: NDArray[np.uint8] = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    return count
+
+
+def _without(ink: Mask, rules: tuple[Mask, Mask]) -> Mask:
+    return ink & ~rules[0] & ~rules[1]
+
+
+# ---- rules and tables
+
+
+def _rules(ink: Mask) -> tuple[Mask, Mask]:
+    """Horizontal and vertical lines."""
+    length = max(24, int(RULE * min(ink.shape)))
+    return _level_rules(ink, length), _level_rules(np.ascontiguousarray(ink.T), length).T
+
+
+def _level_rules(ink: Mask, length: int) -> Mask:
+    # A line that is not quite level changes rows.
+    long = _stretches(_spread(ink, 3, 0), length, 1)
+    thin = long & ~_stretches(long, THICK + 3, 0)
+    return ink & _spread(thin, 3, 0)
+
+
+def _stretches(mask: Mask, length: int, axis: int) -> Mask:
+    """What lies in `length` pixels, one after another along the axis, that are all True."""
+    return _spread(~_spread(~mask, length, axis, edge=True), length, axis)
+
+
+def _spread(mask: Mask, length: int, axis: int, edge: bool = False) -> Mask:
+    """Whether any of the `length` pixels around each is True, along the axis. edge: what lies beyond the page is."""
+    # The centre of an even number lies beside the middle, on the other side when it is undone.
+    before = (length - 1) // 2 if edge else length - 1 - (length - 1) // 2
+    pad = [(0, 0), (0, 0)]
+    pad[axis] = (before, length - 1 - before)
+    out = np.pad(mask, pad, constant_values=edge)
+    done = 1
+    while done < length:
+        step = min(done, length - done)
+        out = out[step:] | out[:-step] if axis == 0 else out[:, step:] | out[:, :-step]
+        done += step
+    return out
+
+
+def _tables(rules: tuple[Mask, Mask]) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of the grids that rules make: at least two lines each way, three one way."""
+    found = []
+    for part in _connected(rules[0] | rules[1]):
+        rows, columns = (_lines_across(rules[0] & part), _lines_across((rules[1] & part).T))
+        if min(rows, columns) >= 2 and max(rows, columns) >= 3:
+            y, x = (np.flatnonzero(part.any(axis=axis)) for axis in (1, 0))
+            found.append((int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1))
+    return found
+
+
+def _lines_across(rules: Mask) -> int:
+    """How many lines lead across at least a quarter of what they are part of."""
+    columns = np.flatnonzero(rules.any(axis=0))
+    return len(_runs(rules.sum(axis=1) > 0.25 * (columns[-1] - columns[0]))) if len(columns) else 0
+
+
+def _connected(mask: Mask) -> list[Mask]:
+    """What hangs together, seen in cells of CELL * CELL pixels; only what is large both ways."""
+    height, width = mask.shape
+    tall, wide = -(-height // CELL), -(-width // CELL)
+    padded = np.pad(mask, ((0, tall * CELL - height), (0, wide * CELL - width)))
+    cells = {(int(y), int(x)) for y, x in np.argwhere(padded.reshape(tall, CELL, wide, CELL).any(axis=(1, 3)))}
+    parts = []
+    while cells:
+        left = [cells.pop()]
+        part = np.zeros((tall, wide), np.bool_)
+        while left:
+            y, x = left.pop()
+            part[y, x] = True
+            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & cells
+            cells -= near
+            left += near
+        if min(np.count_nonzero(part.any(axis=axis)) for axis in (0, 1)) >= 4:
+            parts.append(mask & part.repeat(CELL, 0).repeat(CELL, 1)[:height, :width])
+    return parts
+
+
+# ---- which way is up
+
+
+def _quarter_turns(ink: Mask) -> int:
+    """How many times the page is to be turned by 90 degrees, counterclockwise."""
+    text = _without(ink, _rules(ink))
+    if _white_between(text.T) > 1.5 * _white_between(text) + 0.05:
+        up, down = _reach(np.rot90(text))
+        return 3 if down > up else 1
+    up, down = _reach(text)
+    return 2 if down > 2.2 * up else 0
+
+
+def _white_between(text: Mask) -> float:
+    """The part of a page's strips that is white space between lines, if its lines are level: letters that stand one
+    below another leave less, because words do not end at one place, and those of one width leave narrow lines."""
+    white = total = 0
+    for part in _strips(text, 16):
+        runs = _runs(part.any(axis=1))
+        total += runs[-1][1] - runs[0][0] if runs else 0
+        gaps = (below[0] - above[1] for above, below in pairwise(runs))
+        white += sum(min(gap, WIDEST) for gap in gaps if gap >= 3)
+    return white / max(total, 1)
+
+
+def _skew(text: Mask) -> float:
+    """By how many degrees, counterclockwise, a page is to be turned so that its lines are level: lines and white space
+    alternate most sharply then."""
+    total = int(text.sum())
+    if total < 200:
+        return 0.0
+    strips = _strips(text, 32)
+    profiles = np.stack([part.sum(axis=1, dtype=np.int32) for part in strips])
+    middles = (np.arange(len(strips)) + 0.5) * text.shape[1] / len(strips) - text.shape[1] / 2
+    reach = int(text.shape[1] / 2 * math.tan(math.radians(LARGEST_SKEW + 0.5))) + 1
+    profiles = np.pad(profiles, ((0, 0), (2 * reach, 2 * reach)))
+    rows = np.arange(len(text) + 2 * reach) + reach
+
+    def sharp(degrees: float) -> float:
+        moved = np.rint(middles * math.tan(math.radians(degrees))).astype(int)
+        profile = np.take_along_axis(profiles, rows + moved[:, None], axis=1).sum(axis=0) / total
+        return float(np.square(np.diff(profile)).sum())
+
+    best = 0.0
+    for step, reach_of_step in ((0.5, LARGEST_SKEW), (0.1, 0.5)):
+        angles = best + np.arange(-reach_of_step, reach_of_step + step / 2, step)
+        best = float(max(angles, key=sharp))
+    return best if sharp(best) > 1.05 * sharp(0.0) else 0.0
+
+
+def _reach(text: Mask) -> tuple[float, float]:
+    """How much ink of lines of text stands above and below their small letters; (0, 0) where too little does to tell
+    which way is up, as in Chinese and Cyrillic script."""
+    lines = [part[top:bottom] for part in _strips(text) for top, bottom in _runs(part.any(axis=1)) if bottom - top >= 8]
+    if len(lines) < 8:
+        return 0.0, 0.0
+    usual = float(np.median([len(line) for line in lines]))
+    up = down = total = 0.0
+    for line in lines:
+        if not 0.7 * usual <= len(line) <= 1.4 * usual:
+            continue
+        profile = line.sum(axis=1).astype(float)
+        core = np.nonzero(profile > 0.35 * np.sort(profile)[-3])[0]
+        total += float(profile.sum())
+        up += float(profile[: core[0]].sum())
+        down += float(profile[core[-1] + 1 :].sum())
+    return (up, down) if up + down > 0.05 * total else (0.0, 0.0)
+
+
+def _strips(text: Mask, count: int = 8) -> list[Mask]:
+    """Strips of the page from top to bottom: in one, the lines of two columns seldom stand side by side."""
+    edges = np.linspace(0, text.shape[1], count + 1).astype(int)
+    return [text[:, left:right] for left, right in pairwise(edges)]
+
+
+# ---- blocks
+
+
+def _blocks(ink: Mask, most: float) -> list[Block]:
+    rules = _rules(ink)
+    tables = _tables(rules)
+    text = _without(ink, rules)
+    for left, top, right, bottom in tables:
+        text[top:bottom, left:right] = False
+    line = _line_height(text)
+    for left, top, right, bottom in tables:  # no white space leads through one
+        text[top:bottom, left:right] = True
+    columns = np.nonzero(text.any(axis=0))[0]
+    if not len(columns):
+        return []
+    region = _Region(text, tables, line, most)
+    return region.blocks(int(columns[0]), int(columns[-1]) + 1, 0, len(text))
+
+
+def _line_height(text: Mask) -> float:
+    """The usual height of a line of text."""
+    heights = [
+        bottom - top
+        for part in _strips(text)
+        for top, bottom in _runs(part.any(axis=1))
+        if 4 <= bottom - top <= len(text) / 15
+    ]
+    return float(np.median(heights)) if heights else max(8.0, len(text) / 80)
+
+
+class _Region:
+    """What is cut: its ink, with tables filled, the height of a line of text and the patches that a block may have."""
+
+    def __init__(self, text: Mask, tables: Sequence[tuple[int, int, int, int]], line: float, most: float):
+        self.text = text
+        self.tables = tables
+        self.line = line
+        self.most = most
+
+    def blocks(self, left: int, right: int, top: int, bottom: int) -> list[Block]:
+        """The blocks of a region: where rows have gutters in common its columns, elsewhere one below another."""
+        bands = self._bands(left, right, top, bottom)
+        profiles: list[Mask] = [np.any(self.text[b.top : b.bottom, left:right], axis=0) for b in bands]
+        found: list[Block] = []
+        plain: list[Band] = []
+        i = 0
+        while i < len(bands):
+            end, gutters = self._columns(bands, profiles, i)
+            if not gutters:
+                plain.append(bands[i])
+                i += 1
+                continue
+            found += self._pack(plain, left, right)
+            plain = []
+            edges = [left, *(left + x for gutter in gutters for x in gutter), right]
+            for first, last in zip(edges[::2], edges[1::2]):
+                found += self.blocks(first, last, bands[i].top, bands[end - 1].bottom)
+            i = end
+        return found + self._pack(plain, left, right)
+
+    def _bands(self, left: int, right: int, top: int, bottom: int) -> list[Band]:
+        bands: list[Band] = []
+        for first, last in _runs(self.text[top:bottom, left:right].sum(axis=1) >= 2):
+            first, last = first + top, last + top
+            table = any(b[1] < last and first < b[3] and b[0] < right and left < b[2] for b in self.tables)
+            near = bool(bands) and first - bands[-1].bottom <= max(1, 0.12 * self.line)
+            if near and not table and not bands[-1].table:  # the dot of an i
+                bands[-1] = Band(bands[-1].top, last)
+            else:
+                bands.append(Band(first, last, table))
+        return [band for band in bands if band.bottom - band.top >= 0.2 * self.line]
+
+    def _columns(self, bands: list[Band], profiles: list[Mask], i: int) -> tuple[int, list[tuple[int, int]]]:
+        """Where the bands end that have gutters in common with band i, and those gutters; none: it is no columns."""
+        union = profiles[i]
+        end = i + 1
+        while end < len(bands):
+            wider = union | profiles[end]
+            if not any(last - first >= GUTTER * self.line for first, last in _runs(~wider)):
+                break
+            union, end = wider, end + 1
+        if bands[end - 1].bottom - bands[i].top < 3 * self.line:
+            return end, []
+        gutters = []
+        begin = 0
+        for first, last in _runs(~union):
+            if last - first < GUTTER * self.line or first - begin < COLUMN * self.line or last == len(union):
+                continue
+            gutters.append((first, last))
+            begin = last
+        if gutters and len(union) - gutters[-1][1] < COLUMN * self.line:
+            gutters.pop()
+        return end, gutters
+
+    def _pack(self, bands: list[Band], left: int, right: int) -> list[Block]:
+        """Bands one below another as blocks that are not too large, parted where the white between them is widest."""
+        found: list[Block] = []
+        gaps = [below.top - above.bottom for above, below in pairwise(bands)]
+        usual = float(np.median(gaps)) if gaps else 0.0
+        begin = 0
+        continues = False
+        while begin < len(bands):
+            end = begin + 1
+            while end < len(bands) and not (bands[end].table or bands[end - 1].table):
+                if self._patches(bands[begin : end + 1], left, right) > self.most:
+                    break
+                end += 1
+            whole = end == len(bands) or bands[end].table or bands[end - 1].table
+            if not whole and end - begin > 2:
+                latest = range(end, begin + (end - begin) // 2, -1)
+                end = max(latest, key=lambda at: gaps[at - 1])
+            above = gaps[begin - 1] if begin else 2 * self.line
+            below = gaps[end - 1] if end < len(bands) else 2 * self.line
+            box = self._box(bands[begin:end], left, right, above, below)
+            found.append(Block(box, "table" if bands[begin].table else "text", continues))
+            continues = not whole and gaps[end - 1] <= 1.5 * usual + 1
+            begin = end
+        return found
+
+    def _patches(self, bands: list[Band], left: int, right: int) -> float:
+        first, top, last, bottom = self._box(bands, left, right, 0, 0)
+        return (last - first) * (bottom - top) / PATCH**2
+
+    def _box(self, bands: list[Band], left: int, right: int, above: float, below: float) -> tuple[int, int, int, int]:
+        """Around the ink of bands, with a little of the white about it, but none of their neighbours'."""
+        top, bottom = bands[0].top, bands[-1].bottom
+        columns = np.nonzero(self.text[top:bottom, left:right].any(axis=0))[0]
+        margin = 0.4 * self.line
+        height, width = self.text.shape
+        return (
+            max(0, left + int(columns[0]) - int(margin)),
+            max(0, top - int(min(margin, above / 2))),
+            min(width, left + int(columns[-1]) + 1 + int(margin)),
+            min(height, bottom + int(min(margin, below / 2))),
+        )
+
+
+def _runs(mask: Any) -> list[tuple[int, int]]:
+    """(begin, end) of every stretch of an array that is True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist()))

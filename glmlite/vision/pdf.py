@@ -1,0 +1,100 @@
+"""Pages of PDF files, rendered by PDFium one at a time.
+
+PDFium must not be called by two threads at once, whatever the documents, so all calls stand under one lock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+__all__ = ["LONGEST", "Pdf", "is_pdf"]
+
+LONGEST = 3500  # pixels of a page's long side; the models see less
+_PASSWORD = 4  # FPDF_ERR_PASSWORD
+_pdfium = threading.Lock()
+
+
+def is_pdf(start: bytes) -> bool:
+    """Whether a file that begins so is a PDF: its header may stand somewhat later."""
+    return b"%PDF-" in start[:1024]
+
+
+class Pdf:
+    """A PDF file: a path or its bytes. Pages are counted from 1. A context manager, which closes it.
+
+    Raises ValueError (damaged, encrypted) and OSError.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | bytes, where: str = "PDF"):
+        self.where = where
+        if not isinstance(source, bytes):
+            with open(source, "rb"):  # an error of the system's, not PDFium's
+                source = Path(source)
+        import pypdfium2 as pdfium
+
+        self._error = pdfium.PdfiumError
+        with _pdfium:
+            try:
+                self._document = pdfium.PdfDocument(source)
+                self.pages = len(self._document)
+            except pdfium.PdfiumError as error:
+                if getattr(error, "err_code", None) == _PASSWORD or "password" in str(error).lower():
+                    raise ValueError(f"{where}: is encrypted, expected a PDF without a password") from None
+                raise ValueError(f"{where}: a damaged PDF ({error}), expected a whole one") from None
+            if self.pages:
+                self._document.init_forms()
+
+    def render(self, number: int, dpi: float) -> Image.Image:
+        """A page as RGB on white, its long side at most LONGEST pixels. Raises ValueError for a damaged page."""
+        with self._page(number) as page:
+            width, height = page.get_size()
+            if not (0 < width < math.inf and 0 < height < math.inf):
+                raise ValueError(f"{self._of(number)}: {width:g} x {height:g} points, expected a page with an area")
+            scale = min(dpi / 72, LONGEST / max(width, height))
+            with closing(page.render(scale=scale, fill_color=(255, 255, 255, 255))) as bitmap:
+                image: Image.Image = bitmap.to_pil().convert("RGB").copy()
+                return image
+
+    def characters(self, number: int) -> int:
+        """How many characters a page has as text; 0 for a scan. Raises ValueError for a damaged page."""
+        with self._page(number) as page, closing(page.get_textpage()) as text:
+            return int(text.count_chars())
+
+    def text(self, number: int) -> str:
+        """The text that a page has without reading it from its picture. Raises ValueError for a damaged page."""
+        with self._page(number) as page, closing(page.get_textpage()) as text:
+            found = str(text.get_text_bounded())
+        lines = found.replace("\r\n", "\n").replace("\ufffe\n", "").replace("\ufffe", "").split("\n")
+        return "\n".join(line.rstrip() for line in lines).strip()
+
+    def close(self) -> None:
+        with _pdfium:
+            self._document.close()
+
+    def __enter__(self) -> Pdf:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _of(self, number: int) -> str:
+        return f"{self.where}, page {number}"
+
+    @contextmanager
+    def _page(self, number: int) -> Iterator[Any]:
+        if not 1 <= number <= self.pages:
+            raise ValueError(f"{self._of(number)}: there is no such page, expected 1 to {self.pages}")
+        with _pdfium:
+            try:
+                with closing(self._document[number - 1]) as page:
+                    yield page
+            except self._error as error:
+                raise ValueError(f"{self._of(number)}: is damaged ({error})") from None

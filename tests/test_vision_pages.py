@@ -1,0 +1,256 @@
+"""Pages of PDF files as images, and pages cut into blocks by their white space."""
+
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL", reason="needs glmlite[vision]")
+pytest.importorskip("pypdfium2", reason="needs glmlite[vision]")
+
+import pictures
+from PIL import Image
+
+from glmlite.vision.cutting import PATCH, cut
+from glmlite.vision.pdf import LONGEST, Pdf, is_pdf
+
+# ---- PDF
+
+
+def test_a_page_is_rendered_as_it_looks():
+    page = pictures.blank(300, 200)
+    page.paste((200, 10, 30), (30, 40, 90, 100))
+    with Pdf(pictures.pdf([(595, 842), page])) as file:
+        assert file.pages == 2
+        image = file.render(2, 150)
+        assert image.mode == "RGB" and image.size == (300, 200)
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(page)).max() < 8
+        assert file.render(1, 150).size == (1240, 1755)
+        assert file.render(1, 72).getextrema() == ((255, 255),) * 3  # white, not transparent
+        assert file.characters(2) == 0 and file.text(2) == ""
+
+
+def test_the_text_that_a_page_has_of_its_own(tmp_path):
+    path = tmp_path / "文.pdf"
+    path.write_bytes(pictures.pdf(["one line\nand another"]))
+    with Pdf(path) as file:
+        assert file.characters(1) >= len("one line and another")
+        assert file.text(1) == "one line\nand another"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pictures.pdf([(595, 842)], encrypt=True), "is encrypted, expected a PDF without a password"),
+        (b"%PDF-1.4 and no more", "a damaged PDF"),
+        (pictures.pdf([(595, 842)])[:80], "a damaged PDF"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_a_clear_error(data, message):
+    assert is_pdf(data)
+    with pytest.raises(ValueError, match=f"^scan.pdf: {message}"):
+        Pdf(data, "scan.pdf")
+    with pytest.raises(FileNotFoundError):
+        Pdf("there is no such.pdf")
+
+
+def test_a_damaged_page_is_named_and_the_others_are_there():
+    with Pdf(pictures.pdf(["a", None, "b"]), "scan.pdf") as file:
+        for call in (file.characters, file.text, lambda number: file.render(number, 72)):
+            with pytest.raises(ValueError, match=r"^scan.pdf, page 2: is damaged"):
+                call(2)
+        with pytest.raises(ValueError, match=r"^scan.pdf, page 4: there is no such page, expected 1 to 3"):
+            file.text(4)
+        assert file.text(3) == "b"
+
+
+def test_a_million_pages_that_are_not_there():
+    with Pdf(pictures.pdf(["a"], count=1_000_000), "scan.pdf") as file:
+        assert file.text(1) == "a"
+        if file.pages > 1:
+            with pytest.raises(ValueError, match=r"^scan.pdf, page 7: is damaged"):
+                file.render(7, 150)
+
+
+def test_a_page_of_200_inches_is_rendered_smaller():
+    with Pdf(pictures.pdf([(14_400, 14_400), (14_400, 1)])) as file:
+        assert file.render(1, 150).size == (LONGEST, LONGEST)
+        assert file.render(2, 600).width == LONGEST
+
+
+def test_threads_may_render_at_once():
+    with Pdf(pictures.pdf(["some text"] * 4)) as file, Pdf(pictures.pdf(["more"] * 4)) as other:
+        sizes = []
+        calls = [lambda n=n, f=f: sizes.append(f.render(n, 100).size) for n in range(1, 5) for f in (file, other)]
+        threads = [threading.Thread(target=call) for call in calls]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(sizes) == 8 and len(set(sizes)) == 1
+
+
+# ---- cutting
+
+
+def two_columns(title="A heading over both columns"):
+    """(page, box of the heading, boxes of the columns)"""
+    page = pictures.blank()
+    top = pictures.heading(page, title, 100) if title else 100
+    left = pictures.paragraph(page, 100, top, 480, 36, 22)
+    right = pictures.paragraph(page, 660, top + 7, 480, 30, 22, 5)
+    return page, (0, 80, 1240, top), [(90, top - 20, 620, left), (620, top - 20, 1150, right)]
+
+
+def within(block, box, slack=0):
+    return (
+        block.box[0] >= box[0] - slack
+        and block.box[1] >= box[1] - slack
+        and block.box[2] <= box[2] + slack
+        and block.box[3] <= box[3] + slack
+    )
+
+
+def in_reading_order(blocks):
+    return all(a.box[3] <= b.box[1] + 2 or a.box[2] <= b.box[0] for a, b in pairwise(blocks))
+
+
+def ink_is_covered(page):
+    """Every dark pixel lies in a block."""
+    left = np.asarray(page.image.convert("L")) < 100
+    for block in page.blocks:
+        left[block.box[1] : block.box[3], block.box[0] : block.box[2]] = False
+    return not left.any()
+
+
+def small(page, most=1000):
+    return all((b[2] - b[0]) * (b[3] - b[1]) / PATCH**2 <= 1.15 * most for b, kind, _ in page.blocks if kind == "text")
+
+
+def test_an_empty_page_has_no_blocks():
+    for page in (pictures.blank(), Image.new("RGB", (1240, 1754), (240, 235, 220)), Image.new("RGB", (3, 2), "white")):
+        assert cut(page).blocks == []
+
+
+def test_a_text_is_cut_between_lines_into_blocks_that_are_not_too_large():
+    page = pictures.blank()
+    pictures.paragraph(page, 100, 100, 1040, 40)
+    found = cut(page)
+    assert len(found.blocks) > 4 and small(found) and ink_is_covered(found) and in_reading_order(found.blocks)
+    assert [b.continues for b in found.blocks] == [False] + [True] * (len(found.blocks) - 1)
+    assert len(cut(page, most_patches=10_000).blocks) == 1
+
+
+def test_paragraphs_are_cut_apart_before_their_lines_are():
+    page = pictures.blank()
+    ends = []
+    top = 100
+    for _ in range(6):
+        top = pictures.paragraph(page, 100, top, 1040, 4) + 30
+        ends.append(top - 15)
+    found = cut(page)
+    assert not any(block.continues for block in found.blocks)
+    for block in found.blocks:
+        assert min(abs(block.box[3] - end) for end in ends) < 40
+
+
+@pytest.mark.parametrize("title", ["A heading over both columns", ""])
+def test_columns_come_one_after_the_other_below_what_lies_over_both(title):
+    page, head, columns = two_columns(title)
+    found = cut(page)
+    rest = found.blocks
+    if title:
+        assert within(rest[0], head)
+        rest = rest[1:]
+    where = [next(i for i, column in enumerate(columns) if within(block, column, 8)) for block in rest]
+    assert where == sorted(where) and set(where) == {0, 1}
+    assert small(found) and ink_is_covered(found)
+
+
+def test_three_columns_and_a_text_below_them():
+    page = pictures.blank()
+    for i in range(3):
+        pictures.paragraph(page, 80 + 380 * i, 100 + 5 * i, 320, 25, 20, i)
+    pictures.paragraph(page, 80, 900, 1080, 10, 20)
+    blocks = cut(page).blocks
+    lefts = [block.box[0] // 380 for block in blocks if block.box[1] < 850]
+    assert lefts == sorted(lefts) and set(lefts) == {0, 1, 2}
+    assert all(block.box[0] < 100 for block in blocks[len(lefts) :]) and len(blocks) > len(lefts)
+
+
+def page_with_table():
+    page = pictures.blank()
+    top = pictures.paragraph(page, 100, 100, 1040, 5)
+    box = pictures.table(page, 150, top + 40, 6, 5)
+    pictures.paragraph(page, 100, box[3] + 40, 1040, 8)
+    return page, box
+
+
+def test_a_ruled_table_is_one_block():
+    page, box = page_with_table()
+    found = cut(page)
+    assert [block.kind for block in found.blocks] == ["text", "table", *["text"] * (len(found.blocks) - 2)]
+    table = found.blocks[1]
+    assert within(table, box, 20) and table.box[0] <= box[0] and table.box[3] >= box[3]
+    assert ink_is_covered(found) and in_reading_order(found.blocks)
+
+
+def test_a_frame_and_rules_are_no_table():
+    from PIL import ImageDraw
+
+    page = pictures.blank()
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((40, 40, 1200, 1700), outline="black", width=3)
+    draw.line((100, 150, 1140, 150), "black", 2)
+    pictures.paragraph(page, 100, 100, 1040, 1)
+    pictures.paragraph(page, 100, 170, 480, 40, 22)
+    pictures.paragraph(page, 660, 170, 480, 40, 22)
+    draw.line((620, 170, 620, 1600), "black", 2)
+    found = cut(page)
+    assert {block.kind for block in found.blocks} == {"text"}
+    columns = [block.box[0] > 620 for block in found.blocks if block.box[1] > 155]
+    assert columns == sorted(columns) and len(set(columns)) == 2
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+@pytest.mark.parametrize("draw", [lambda: two_columns()[0], lambda: page_with_table()[0]])
+def test_a_page_is_set_upright(turn, draw):
+    page = draw()
+    found = cut(page.rotate(turn, expand=True))
+    assert found.turned % 360 == -turn % 360
+    assert found.image.size == page.size
+    assert [block.kind for block in found.blocks] == [block.kind for block in cut(page).blocks]
+
+
+@pytest.mark.parametrize("skew", [-4, -1, 0.5, 2.5])
+def test_a_page_askew_is_levelled(skew):
+    page, _, _ = two_columns()
+    found = cut(page.rotate(skew, Image.Resampling.BICUBIC, fillcolor="white"))
+    assert abs(found.turned + skew) < 0.25
+    assert small(found) and ink_is_covered(found)
+    columns = [block.box[0] > 600 for block in found.blocks[1:]]
+    assert columns == sorted(columns) and len(set(columns)) == 2
+
+
+def test_a_large_scan_with_dirt_and_shadow_is_cut_as_the_clean_page():
+    page, _, _ = two_columns()
+    large = page.resize((2480, 3508), Image.Resampling.BICUBIC)
+    levels = np.asarray(large).astype(np.float32) * np.linspace(0.6, 1, 2480, dtype=np.float32)[None, :, None]
+    rng = np.random.default_rng(1)
+    levels += rng.normal(0, 4, levels.shape[:2])[..., None]
+    ys, xs = rng.integers(0, 3508, 300), rng.integers(0, 2480, 300)
+    levels[ys, xs] = 0
+    found = cut(Image.fromarray(levels.clip(0, 255).astype(np.uint8)))
+    columns = [block.box[0] > 1200 for block in found.blocks[1:]]
+    assert columns == sorted(columns) and len(set(columns)) == 2
+    assert ink_is_covered(found) or len(found.blocks) > 5
+
+
+def test_what_is_no_text_ends_soon_and_stays_in_the_page():
+    noise = Image.fromarray(pictures.image_of(1, 900, 700))
+    for page in (noise, Image.new("RGB", (900, 900), "black"), Image.new("RGB", (3000, 20), "grey")):
+        found = cut(page)
+        for block in found.blocks:
+            left, top, right, bottom = block.box
+            assert 0 <= left < right <= found.image.width and 0 <= top < bottom <= found.image.height
