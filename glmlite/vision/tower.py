@@ -191,4 +191,4 @@ class ReferenceTower(_Eyes):
 
 def _weights(ops: Sequence[Op], tensors: Mapping[str, Any]) -> float:
     """What a row is multiplied with, in a program."""
-    return sum(share * math.prod(tensor.shape) for _, tensor, share in matrices_of_a_token(ops, tensors))
+    return math.fsum(share * math.prod(tensor.shape) for _, tensor, share in matrices_of_a_token(ops, tensors))
