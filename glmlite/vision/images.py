@@ -158,7 +158,8 @@ def _of_array(array: np.ndarray[Any, Any], where: str) -> Image.Image:
 def _bytes(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
     """Grey levels of 0 to 255, of those that a type has."""
     if array.dtype == bool:
-        return np.where(array, np.uint8(255), np.uint8(0))
+        grey: np.ndarray[Any, Any] = array.astype(np.uint8) * np.uint8(255)
+        return grey
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
