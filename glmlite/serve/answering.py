@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from ..generate import Completion, Logprob, Piece
 from ..infill import Infill
 from ..model import Model
 from ..scheduler import Stats
-from . import errors
+from . import errors, images
 from .asked import Asked
 from .errors import Refused
 from .http import within
@@ -336,6 +337,7 @@ class Service:
                 if refused.param == "schema":
                     refused.param = asked.schema_name
                 raise
+            self.metrics.add("images", sum(1 for _ in images.found(asked.messages or ())))
             return Answers(self, lease, asked, generations, began)
         except BaseException:
             self.live[lease.name] -= taken
@@ -373,13 +375,15 @@ class Service:
     def _start(self, lease: Lease, asked: Asked, cancel: Cancel) -> list[Running]:
         cancel.check("request")
         model = lease.model
-        starts: list[Callable[..., Any]]
         if asked.messages is not None:
-            starts = [partial(model.chat_stream, self.conversation(lease, asked), **self._chat(asked, model))]
-        elif asked.suffix is not None:
-            starts = [partial(self._fill, model, prompt, asked.suffix) for prompt in asked.prompts]
-        else:
-            starts = [partial(model.stream, prompt) for prompt in asked.prompts]
+            with self.conversation(lease, asked) as messages:
+                return self._begin([partial(model.chat_stream, messages, **self._chat(asked, model))], asked, cancel)
+        if asked.suffix is not None:
+            return self._begin([partial(self._fill, model, text, asked.suffix) for text in asked.prompts], asked, cancel)
+        return self._begin([partial(model.stream, prompt) for prompt in asked.prompts], asked, cancel)
+
+    def _begin(self, starts: Sequence[Callable[..., Any]], asked: Asked, cancel: Cancel) -> list[Running]:
+        """As many of each as choices are asked for."""
         begun: list[Running] = []
         try:
             for start in starts:
@@ -394,11 +398,16 @@ class Service:
             raise
         return begun
 
-    def conversation(self, lease: Lease, asked: Asked) -> list[dict[str, Any]]:
-        """The messages, with the thoughts that the client has left out."""
+    @contextmanager
+    def conversation(self, lease: Lease, asked: Asked) -> Iterator[list[dict[str, Any]]]:
+        """The messages as the model takes them: with the bytes of images, and the thoughts that the client has left
+        out. On a thread of ours. Raises Refused."""
         assert asked.messages is not None
-        asked.messages = self.thoughts.restore(lease.name, asked.messages, self.settings.keep_thinking)
-        return asked.messages
+        messages, where = images.decoded(asked.messages, lease.model.images, lease.name)
+        messages = self.thoughts.restore(lease.name, messages, self.settings.keep_thinking)
+        asked.messages = images.released(messages)
+        with images.named(where):
+            yield messages
 
     def _chat(self, asked: Asked, model: Model) -> dict[str, Any]:
         return {
@@ -424,9 +433,8 @@ class Service:
         """The ids of a conversation's prompt."""
         cancel.check("request")
         tools = offered(asked.tools or None, asked.tool_choice)
-        return lease.model.chat_ids(
-            self.conversation(lease, asked), tools=tools or None, **self._switches(asked, lease.model)
-        )
+        with self.conversation(lease, asked) as messages:
+            return lease.model.chat_ids(messages, tools=tools or None, **self._switches(asked, lease.model))
 
     async def count(self, asked: Asked) -> int:
         """Tokens of a conversation's prompt. Raises Refused."""

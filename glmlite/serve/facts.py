@@ -24,7 +24,7 @@ __all__ = ["Facts", "of"]
 @dataclass(frozen=True)
 class Facts:
     """context: tokens that a request may have, of a model that is not loaded those it was trained for. capabilities:
-    "tools", "thinking", "insert". size: its parameters in words."""
+    "tools", "thinking", "insert", "vision". size: its parameters in words."""
 
     name: str
     architecture: str
@@ -100,4 +100,5 @@ def _capabilities(template: str, model: Model | None) -> tuple[str, ...]:
         tools, thinking = "tools" in template, "<think>" in template or "enable_thinking" in template
         return tuple(name for name, has in (("tools", tools), ("thinking", thinking)) if has)
     found = () if model.dialect is None else tuple(model.dialect.capabilities)
-    return (*found, "insert") if model.fills_blanks else found
+    own = (("insert", model.fills_blanks), ("vision", model.images))
+    return (*found, *(name for name, has in own if has))

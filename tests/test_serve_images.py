@@ -1,0 +1,447 @@
+"""Images in requests of all APIs: what the model is given, what is refused, and what is bounded."""
+
+import asyncio
+import base64
+import io
+import json
+
+import pytest
+from serving import Scripted, Seeing, ask, asked
+
+from glmlite.serve import Settings, app
+
+pytest.importorskip("PIL", reason="images need Pillow: pip install 'glmlite[vision]'")
+
+
+def picture(size=(60, 40), kind="PNG", mode="RGB", **options):
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+PNG = picture()
+TOKENS = 12  # of it
+TEXT = base64.b64encode(PNG).decode()
+URL = "data:image/png;base64," + TEXT
+SHOWN = {"type": "image", "image": PNG}
+LOOK = {"type": "text", "text": "look"}
+
+CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+OLLAMA, GENERATE = "/api/chat", "/api/generate"
+
+
+def openai(url):
+    return {"messages": [{"role": "user", "content": [image_url(url), LOOK]}]}
+
+
+def image_url(url):
+    return {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+
+
+def responses(url):
+    return {"input": [{"role": "user", "content": [input_image(url), {"type": "input_text", "text": "look"}]}]}
+
+
+def input_image(url):
+    return {"type": "input_image", "image_url": url, "detail": "auto"}
+
+
+def anthropic(text):
+    return {"max_tokens": 9, "messages": [{"role": "user", "content": [block(text), LOOK]}]}
+
+
+def block(text):
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": text}}
+
+
+def ollama(text):
+    return {"messages": [{"role": "user", "content": "look", "images": [text]}], "stream": False}
+
+
+def generate(text):
+    return {"prompt": "look", "images": [text], "stream": False}
+
+
+APIS = {
+    CHAT: (openai, URL, "messages[0].content[0].image_url.url"),
+    RESPONSES: (responses, URL, "input[0].content[0].image_url"),
+    MESSAGES: (anthropic, TEXT, "messages[0].content[0].source.data"),
+    OLLAMA: (ollama, TEXT, "messages[0].images[0]"),
+    GENERATE: (generate, TEXT, "images[0]"),
+}
+
+
+def given(path, body, model=None):
+    """The messages that the model is given."""
+    model = model or Seeing()
+    answer = ask(app(model), path, body)
+    assert answer.status == 200, answer
+    return model.asked[0]["messages"]
+
+
+def said(answer):
+    error = answer.json["error"]
+    return error if isinstance(error, str) else error["message"]
+
+
+# ---- what a model is given
+
+
+@pytest.mark.parametrize("path", APIS)
+def test_an_image_with_a_question(path):
+    body, image, _ = APIS[path]
+    assert given(path, body(image)) == [{"role": "user", "content": [SHOWN, LOOK]}]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": URL},
+        {"type": "image_url", "image_url": {"url": URL.replace("data:image/png", "DATA:")}},
+        {"type": "image_url", "image_url": {"url": URL.replace("/png", "/jpeg;charset=x;a=")}},
+        {"type": "input_image", "image_url": URL},
+        {"type": "image", "source": {"data": TEXT}},
+        {"type": "image", "source": {"type": "url", "url": URL}},
+    ],
+)
+def test_forms_of_a_part(part):
+    assert given(CHAT, {"messages": [{"role": "user", "content": [part]}]})[0]["content"] == [SHOWN]
+
+
+def test_order_and_texts_beside_each_other():
+    def content(*parts):
+        return given(MESSAGES, {"max_tokens": 9, "messages": [{"role": "user", "content": list(parts)}]})[0]["content"]
+
+    one, two = ({"type": "text", "text": text} for text in ("one", "two"))
+    joined = {"type": "text", "text": "one\ntwo"}
+    assert content(one, two, block(TEXT), two) == [joined, SHOWN, two]
+    assert content(block(TEXT), block(TEXT)) == [SHOWN, SHOWN]
+    assert content(one, two) == "one\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [{"role": "tool", "tool_call_id": "c", "content": [image_url(URL)]}]}),
+        (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "c", "output": [input_image(URL)]}]}),
+        (
+            MESSAGES,
+            {
+                "max_tokens": 9,
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "tool_result", "tool_use_id": "c", "content": [block(TEXT)]}],
+                    }
+                ],
+            },
+        ),
+    ],
+)
+def test_a_tools_result(path, body):
+    assert given(path, body) == [{"role": "tool", "tool_call_id": "c", "content": [SHOWN]}]
+
+
+def test_thoughts_are_found_again_beside_images():
+    from serving import Call, Think
+
+    model = Seeing({"look": [Think("hm"), Call("f", "{}")]})
+    application = app(model)
+    first = openai(URL)
+    answer = ask(application, CHAT, first).json["choices"][0]["message"]
+    del answer["reasoning_content"]
+    for image, thought in ((URL, "hm"), ("data:;base64," + base64.b64encode(picture((9, 9))).decode(), None)):
+        again = [*openai(image)["messages"], answer, {"role": "tool", "tool_call_id": "call_0", "content": "x"}]
+        ask(application, CHAT, {"messages": again})
+        assert model.asked[-1]["messages"][1].get("reasoning_content") == thought
+
+
+# ---- tokens
+
+
+def test_tokens_are_counted():
+    application = app(Seeing(cached=3))
+    usage = ask(application, CHAT, openai(URL)).json["usage"]
+    assert usage["prompt_tokens"] == TOKENS + 2 and usage["prompt_tokens_details"]["cached_tokens"] == 3
+    assert ask(application, MESSAGES, anthropic(TEXT)).json["usage"]["input_tokens"] == TOKENS + 2 - 3
+    for path, body in (
+        (CHAT + "/input_tokens", openai(URL)),
+        (RESPONSES + "/input_tokens", responses(URL)),
+        (MESSAGES + "/count_tokens", anthropic(TEXT)),
+    ):
+        assert ask(application, path, body).json["input_tokens"] == TOKENS + 2
+    assert ask(application, OLLAMA, ollama(TEXT)).json["prompt_eval_count"] == TOKENS + 2
+    assert ask(application, "/apply-template", openai(URL)).json["prompt"] == "\x00\x01"
+    assert "glmlite_images_total 3\n" in ask(application, "/metrics").text
+
+
+def test_an_image_that_does_not_fit_is_an_overflow():
+    large = "data:;base64," + base64.b64encode(picture((2000, 2000))).decode()
+    model = Seeing()
+    model.context = 100
+    error = ask(app(model), CHAT, openai(large)).json["error"]
+    assert error["code"] == "context_length_exceeded" and "maximum context length is 100 tokens" in error["message"]
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("path", APIS)
+def test_a_model_that_sees_none_says_so(path):
+    body, image, field = APIS[path]
+    model = Scripted()
+    answer = ask(app(model), path, body(image))
+    assert answer.status == 400 and not model.asked
+    assert said(answer).startswith(field) and "scripted sees no images" in said(answer)
+
+
+def test_counting_for_a_model_that_sees_none():
+    answer = ask(app(Scripted()), MESSAGES + "/count_tokens", anthropic(TEXT))
+    assert answer.status == 400 and "sees no images" in said(answer)
+
+
+HOSTILE = {
+    "empty": (b"", "is empty"),
+    "text": (b"hello", "not an image"),
+    "no file": (PNG[:20], "image"),
+    "truncated": (picture((300, 300), mode="RGBA")[:900], "damaged"),
+    "truncated JPEG": (picture((900, 900), "JPEG")[:3000], "damaged"),
+    "a column": (picture((1, 20_000)), "200 times"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+}
+
+
+def bomb():
+    """A PNG of 60000 x 60000 pixels in 200 bytes."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+
+
+HOSTILE["bomb"] = bomb(), "pixels"
+ODD = {
+    "CMYK": picture(kind="JPEG", mode="CMYK"),
+    "16 bit": picture(mode="I;16"),
+    "palette": picture(mode="P", transparency=3),
+    "alpha": picture(mode="LA"),
+}
+
+
+@pytest.mark.parametrize("path", APIS)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_image_is_the_clients_fault(path, name):
+    body, image, field = APIS[path]
+    data, says = HOSTILE[name]
+    head = image.removesuffix(TEXT)
+    answer = ask(app(Seeing()), path, body(head + base64.b64encode(data).decode()))
+    assert answer.status == 400 and says in said(answer)
+    assert said(answer).startswith(field)
+    if path in (CHAT, RESPONSES):
+        assert answer.json["error"]["param"] == field
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_images_are_images(name):
+    assert given(CHAT, openai("data:;base64," + base64.b64encode(ODD[name]).decode()))
+
+
+@pytest.mark.parametrize("path", APIS)
+@pytest.mark.parametrize("text", ["?", TEXT[:-2], TEXT + "\n", " " + TEXT, TEXT.replace("/", "_"), "好", "A=A=", "=" * 99])
+def test_base64_is_strict(path, text):
+    body, image, field = APIS[path]
+    if text == TEXT:
+        pytest.skip("there is no / in it")
+    answer = ask(app(Seeing()), path, body(image.removesuffix(TEXT) + text))
+    assert answer.status == 400 and said(answer).startswith(field + " is not base64")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("https://example.org/a.png", "is a web address, and this server fetches none"),
+        ("HTTP://example.org/a.png", "is a web address"),
+        ("file:///etc/passwd", "this server opens no files"),
+        ("/etc/passwd", "is '/etc/passwd': expected the image itself"),
+        ("data:text/plain;base64,aGk=", "expected the image itself"),
+        ("data:image/png,abc", "expected the image itself"),
+        ("", "expected the image itself"),
+    ],
+)
+def test_nothing_is_fetched_or_opened(url, says):
+    for path, body in ((CHAT, openai(url)), (RESPONSES, responses(url))):
+        answer = ask(app(Seeing()), path, body)
+        assert answer.status == 400 and says in said(answer)
+        assert answer.json["error"]["param"] == APIS[path][2]
+    source = {"type": "image", "source": {"type": "url", "url": url}}
+    answer = ask(app(Seeing()), MESSAGES, {"max_tokens": 9, "messages": [{"role": "user", "content": [source]}]})
+    assert answer.status == 400 and said(answer).startswith("messages[0].content[0].source.url")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url is missing"),
+        (CHAT, {"messages": [{"role": "user", "content": [image_url(7)]}]}, "image_url.url is 7, expected a string"),
+        (CHAT, {"messages": [{"role": "system", "content": [image_url(URL)]}]}, "expected text"),
+        (CHAT, {"messages": [{"role": "assistant", "content": [image_url(URL)]}]}, "expected text"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "expected text or an image"),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]}, "is missing"),
+        (MESSAGES, {"max_tokens": 9, "messages": [{"role": "user", "content": [block(None)]}]}, "data is missing"),
+        (MESSAGES, {"max_tokens": 9, "system": [block(TEXT)], "messages": anthropic(TEXT)["messages"]}, "expected text"),
+        (OLLAMA, {"messages": [{"role": "user", "images": [5]}]}, "images[0] is a number"),
+        (OLLAMA, {"messages": [{"role": "user", "images": TEXT}]}, "expected a list"),
+        (OLLAMA, {"messages": [{"role": "assistant", "images": [TEXT]}]}, "expected none in a message of the role"),
+        (GENERATE, {**generate(TEXT), "raw": True}, "images: they stand in chats"),
+        (GENERATE, {**generate(TEXT), "suffix": "x"}, "images: they stand in chats"),
+    ],
+)
+def test_forms_that_are_none(path, body, says):
+    answer = ask(app(Seeing()), path, body)
+    assert answer.status == 400 and says in said(answer)
+
+
+def test_the_field_is_the_clients_where_messages_are_moved():
+    """A system message stands first for the model, and a tool's result is a message of its own."""
+    bad = base64.b64encode(b"no image").decode()
+    blocks = [{"type": "tool_result", "tool_use_id": "c", "content": [LOOK, block(bad)]}, LOOK, block(TEXT)]
+    body = {"max_tokens": 9, "system": "s", "messages": [{"role": "user", "content": blocks}]}
+    assert said(ask(app(Seeing()), MESSAGES, body)).startswith("messages[0].content[0].content[1].source.data: not an")
+    blocks[0]["content"], blocks[2] = "fine", block(bad)
+    assert said(ask(app(Seeing()), MESSAGES, body)).startswith("messages[0].content[2].source.data: not an")
+    body = {"instructions": "s", **responses("data:;base64," + bad)}
+    assert said(ask(app(Seeing()), RESPONSES, body)).startswith("input[0].content[0].image_url: not an")
+
+
+# ---- bounds
+
+
+def test_the_number_of_images_is_bounded():
+    one = image_url("data:;base64," + base64.b64encode(picture((1, 1))).decode())
+    for count, status in ((100, 200), (101, 400)):
+        answer = ask(app(Seeing()), CHAT, {"messages": [{"role": "user", "content": [one] * count}]})
+        assert answer.status == status
+    assert "messages[0].content[100].image_url.url is image 101, expected at most 100" in said(answer)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_body_that_is_too_large_is_never_held(told):
+    """100 MB: refused with 413, and no more than the limit is ever in memory; where its length is told, nothing is."""
+    import tracemalloc
+
+    application = app(Seeing())
+    size, part = 100 << 20, b"A" * (1 << 20)
+    left = [size]
+    sent = []
+
+    async def receive():
+        left[0] -= len(part)
+        return {"type": "http.request", "body": bytes(part), "more_body": left[0] > 0}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), *([(b"content-length", b"%d" % size)] if told else [])]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers}
+    tracemalloc.start()
+    try:
+        asyncio.run(application(scope, receive, send))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sent[0]["status"] == 413 and b"67108864 bytes" in sent[1]["body"]
+    assert peak < 4 << 20  # the same MB is given again and again
+
+
+def test_an_image_is_kept_once():
+    """A body's text goes when it is decoded, and the bytes go when the model has them."""
+    import gc
+
+    data = picture((512, 512), mode="RGB", compress_level=0)
+    model = Seeing()
+    held = []
+
+    async def read(part):
+        gc.collect()
+        model.asked.clear()
+        held.append(
+            sum(
+                len(found)
+                for found in gc.get_objects()
+                for found in (found.values() if type(found) is dict else found if type(found) in (list, tuple) else ())
+                if isinstance(found, (str, bytes)) and len(found) > 700_000
+            )
+        )
+
+    body = json.dumps(openai("data:;base64," + base64.b64encode(data).decode())).encode()
+    body, length = [body], len(body)
+
+    async def main():
+        async def receive():
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            await asyncio.Event().wait()
+
+        async def send(message):
+            if message["type"] == "http.response.body":
+                await read(message)
+
+        headers = [(b"host", b"localhost"), (b"content-length", b"%d" % length)]
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers}
+        await app(model)(scope, receive, send)
+
+    asyncio.run(main())
+    assert held == [0]
+
+
+def test_a_client_that_goes_while_its_images_are_read():
+    """The model is told, however it waits."""
+    from threading import Event
+
+    began, told = Event(), Event()
+
+    class Slow(Seeing):
+        def chat_stream(self, messages, *, cancel=None, **options):
+            cancel.add(told.set)
+            began.set()
+            assert told.wait(10)
+            return super().chat_stream(messages, cancel=cancel, **options)
+
+    async def main():
+        application, leave = app(Slow()), asyncio.Event()
+        task = asyncio.create_task(asked(application, CHAT, openai(URL), leave=leave))
+        await asyncio.to_thread(began.wait, 10)
+        leave.set()
+        assert (await task).status == 0
+        assert "cancelled_total" in (await asked(application, "/metrics")).text
+
+    asyncio.run(main())
+    assert told.is_set()
+
+
+# ---- what is told
+
+
+def test_what_sees_says_so():
+    from glmlite import builtin
+
+    for kind, sees in ((Seeing, True), (Scripted, False)):
+        model = kind()
+        model.path = builtin.path()
+        application = app(model)
+        shown = ask(application, "/api/show", {"model": "m"}).json["capabilities"]
+        props = ask(application, "/props").json["capabilities"]
+        listed = ask(application, "/v1/models").json["data"][0]
+        assert ("vision" in shown, "vision" in props) == (sees, sees)
+        assert listed["capabilities"]["vision"] is sees
+
+
+def test_settings_bound_the_body():
+    answer = ask(app(Seeing(), Settings(body_bytes=100)), CHAT, openai(URL))
+    assert answer.status == 413
