@@ -359,45 +359,34 @@ def test_a_body_that_is_too_large_is_never_held(told):
     assert peak < 4 << 20  # the same MB is given again and again
 
 
-def test_an_image_is_kept_once():
-    """A body's text goes when it is decoded, and the bytes go when the model has them."""
-    import gc
+def test_an_image_is_not_kept():
+    """The text goes when it is decoded, and the bytes go when the model has them."""
+    import tracemalloc
 
-    data = picture((512, 512), mode="RGB", compress_level=0)
-    model = Seeing()
-    held = []
+    url = "data:;base64," + base64.b64encode(picture((1024, 1024), mode="RGB", compress_level=0)).decode()
+    for path, image in ((CHAT, url), (RESPONSES, url), (OLLAMA, url[13:]), (MESSAGES, url[13:])):
+        model = Seeing()
+        data = [json.dumps(APIS[path][0](image)).encode()]
+        held = []
 
-    async def read(part):
-        gc.collect()
-        model.asked.clear()
-        held.append(
-            sum(
-                len(found)
-                for found in gc.get_objects()
-                for found in (found.values() if type(found) is dict else found if type(found) in (list, tuple) else ())
-                if isinstance(found, (str, bytes)) and len(found) > 700_000
-            )
-        )
-
-    body = json.dumps(openai("data:;base64," + base64.b64encode(data).decode())).encode()
-    body, length = [body], len(body)
-
-    async def main():
-        async def receive():
-            if body:
-                return {"type": "http.request", "body": body.pop(), "more_body": False}
+        async def receive(data=data):
+            if data:
+                return {"type": "http.request", "body": data.pop(), "more_body": False}
             await asyncio.Event().wait()
 
-        async def send(message):
-            if message["type"] == "http.response.body":
-                await read(message)
+        async def send(message, model=model, held=held):
+            model.asked.clear()
+            held.append(tracemalloc.get_traced_memory()[0])
 
-        headers = [(b"host", b"localhost"), (b"content-length", b"%d" % length)]
-        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers}
-        await app(model)(scope, receive, send)
-
-    asyncio.run(main())
-    assert held == [0]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"host", b"localhost")]}
+        application = app(model)
+        ask(application, path, APIS[path][0](APIS[path][1]))  # what is imported stays
+        tracemalloc.start()
+        try:
+            asyncio.run(application(scope, receive, send))
+        finally:
+            tracemalloc.stop()
+        assert len(held) == 2 and max(held) < 1 << 20 < len(url), (path, held)
 
 
 def test_a_client_that_goes_while_its_images_are_read():
