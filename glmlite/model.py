@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -322,7 +323,7 @@ class Model:
         add_generation_prompt: end where the answer begins, or with a last text of the assistant's.
         """
         return self._render(
-            self._seen(messages),
+            self._seen(messages, keep=False),
             tools=tools,
             thinking=thinking,
             effort=effort,
@@ -331,9 +332,10 @@ class Model:
         )
 
     def _seen(
-        self, messages: Sequence[Mapping[str, Any]], most: int | None = None
+        self, messages: Sequence[Mapping[str, Any]], most: int | None = None, keep: bool = True
     ) -> Sequence[Mapping[str, Any]]:
-        """The messages with each image as the eyes have it. most: tokens that they may have, in all."""
+        """The messages with each image as the eyes have it. most: tokens that they may have, in all. keep: the pixels,
+        which are many megabytes."""
         from . import chat
 
         count = 0
@@ -346,7 +348,7 @@ class Model:
             count += picture.tokens
             if most is not None and count > most:
                 raise self._overflow(count, count)
-            return picture
+            return picture if keep else replace(picture, pixels=picture.pixels[:0].copy())
 
         return chat.check(messages, see)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from glmlite import chat
 from glmlite.errors import Busy, Closed, ContextOverflow
 from glmlite.generate import CallPart, Completion, Piece, ToolCall
 from glmlite.scheduler import Stats
@@ -156,12 +157,16 @@ class Scripted:
         self.tokenizer = SimpleNamespace(piece=lambda token: bytes([token]))
 
     def chat_ids(self, messages, *, tools=None, thinking=None, effort=None, template=None):
+        chat.check(messages, None if self.images else self.blind)
         return list(range(sum(len(words(message).split()) + 1 for message in messages)))
 
+    def blind(self, image, where):
+        raise ValueError(f"{where}: {self.name} sees no images: it is a model for text alone")
+
     def chat_stream(self, messages, *, cancel=None, **options):
+        tokens = len(self.chat_ids(messages))
         self.asked.append({"messages": messages, **options})
-        last = words(messages[-1])
-        return self._start(last, len(self.chat_ids(messages)), cancel, options)
+        return self._start(words(messages[-1]), tokens, cancel, options)
 
     def stream(self, prompt, *, cancel=None, **options):
         self.asked.append({"prompt": prompt, **options})

@@ -262,6 +262,7 @@ class Answers:
         metrics.add("prompt_tokens", stats.prompt_tokens)
         metrics.add("reused_tokens", stats.reused_tokens)
         metrics.add("generated_tokens", stats.generated_tokens)
+        metrics.add("image_seconds", stats.image_seconds)
         metrics.add("prompt_seconds", stats.prompt_seconds)
         metrics.add("generation_seconds", stats.generation_seconds)
         if stats.generated_tokens > 1:
@@ -321,6 +322,7 @@ class Service:
         self.thoughts = Thoughts()
         self.live: Counter[str] = Counter()  # answers that run or wait, by model
         self._workers = ThreadPoolExecutor(WORKERS, "glmlite serve")
+        self._lookers = ThreadPoolExecutor(1, "glmlite serve images")
 
     async def begin(self, asked: Asked) -> Answers:
         """Renders, counts and takes a place in the queue. Raises Refused."""
@@ -332,12 +334,12 @@ class Service:
             taken = asked.count
             self.live[lease.name] += taken
             try:
-                generations = await self.work(partial(self._start, lease, asked))
+                generations = await self.work(partial(self._start, lease, asked), asked)
             except Refused as refused:
                 if refused.param == "schema":
                     refused.param = asked.schema_name
                 raise
-            self.metrics.add("images", sum(1 for _ in images.found(asked.messages or ())))
+            self.metrics.add("images", asked.images)
             return Answers(self, lease, asked, generations, began)
         except BaseException:
             self.live[lease.name] -= taken
@@ -357,10 +359,14 @@ class Service:
                 retry=errors.RETRY_SECONDS,
             )
 
-    async def work(self, do: Callable[[Cancel], T]) -> T:
-        """What `do` returns on a thread of ours; it is told to end if the one who waits is. Raises Refused."""
+    async def work(self, do: Callable[[Cancel], T], asked: Asked | None = None) -> T:
+        """What `do` returns on a thread of ours; it is told to end if the one who waits is. Raises Refused.
+
+        asked: what it is for. Images, which are large once decoded, are decoded one at a time.
+        """
         cancel = Cancel()
-        running = asyncio.get_running_loop().run_in_executor(self._workers, do, cancel)
+        workers = self._lookers if asked is not None and asked.images else self._workers
+        running = asyncio.get_running_loop().run_in_executor(workers, do, cancel)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -403,7 +409,7 @@ class Service:
         """The messages as the model takes them: with the bytes of images, and the thoughts that the client has left
         out. On a thread of ours. Raises Refused."""
         assert asked.messages is not None
-        messages, where = images.decoded(asked.messages, lease.model.images, lease.name)
+        messages, where = images.decoded(asked.messages)
         messages = self.thoughts.restore(lease.name, messages, self.settings.keep_thinking)
         asked.messages = images.released(messages)
         with images.named(where):
@@ -440,7 +446,7 @@ class Service:
         """Tokens of a conversation's prompt. Raises Refused."""
         lease = await self.pool.lease(asked.model)
         try:
-            return len(await self.work(partial(self.render, lease, asked)))
+            return len(await self.work(partial(self.render, lease, asked), asked))
         finally:
             lease.release()
 
@@ -454,4 +460,5 @@ class Service:
         return Filled(model.infill(before + blanks.default + suffix, cancel=cancel, **options), 0)
 
     def close(self) -> None:
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for workers in (self._workers, self._lookers):
+            workers.shutdown(wait=False, cancel_futures=True)

@@ -11,7 +11,7 @@ from typing import Any
 from ..parameters import Parameters
 from .errors import Refused
 from .http import kind_of
-from .images import Encoded, of_url
+from .images import Encoded, found, of_url
 
 __all__ = ["Asked", "Fields", "content", "joined", "part_of", "shown", "text_of", "tool"]
 
@@ -57,6 +57,11 @@ class Asked:
     progress: bool = False
     timings: bool = False
     schema_name: str = "response_format"
+
+    @property
+    def images(self) -> int:
+        """How many its messages have."""
+        return sum(1 for _ in found(self.messages or ()))
 
     @property
     def count(self) -> int:

@@ -54,17 +54,11 @@ def found(messages: Sequence[dict[str, Any]]) -> Iterator[tuple[int, int, Any]]:
                     yield i, j, part["image"]
 
 
-def decoded(messages: Messages, sees: bool, model: str) -> tuple[Messages, dict[tuple[int, int], str]]:
-    """The messages with the bytes of their images, and the fields that these came from, by message and part.
-
-    sees: whether the `model` takes images. Raises Refused.
-    """
+def decoded(messages: Messages) -> tuple[Messages, dict[tuple[int, int], str]]:
+    """The messages with the bytes of their images, and the fields that these came from, by message and part. Raises
+    Refused."""
     images = list(found(messages))
     where = {(i, j): image.where for i, j, image in images}
-    if images and not sees:
-        first = images[0][2].where
-        why = f"{first} is an image, and {model} sees no images: serve a model for images, with its mmproj file"
-        raise Refused(400, why, param=first)
     if len(images) > MAX_IMAGES:
         over = images[MAX_IMAGES][2].where
         raise Refused(400, f"{over} is image {MAX_IMAGES + 1}, expected at most {MAX_IMAGES}", param=over)

@@ -150,7 +150,7 @@ async def apply_template(service: Service, body: Mapping[str, Any]) -> Reply:
     asked = openai.read_chat(body)
     lease = await service.pool.lease(asked.model)
     try:
-        ids = await service.work(partial(service.render, lease, asked))
+        ids = await service.work(partial(service.render, lease, asked), asked)
         return Reply.json({"prompt": lease.model.detokenize([i for i in ids if i >= 0])})  # images are no text
     finally:
         lease.release()
