@@ -2,26 +2,24 @@
 
 import asyncio
 import base64
-import io
 import json
+import tracemalloc
+from threading import Event
 
+import numpy as np
+import pictures
 import pytest
-from serving import Scripted, Seeing, ask, asked
+import tiny
+from serving import Call, Scripted, Seeing, Think, ask, asked
 
-from glmlite.serve import Settings, app
+import glmlite
+from glmlite import builtin
+from glmlite.serve import Pool, Settings, app
 
 pytest.importorskip("PIL", reason="images need Pillow: pip install 'glmlite[vision]'")
 
 
-def picture(size=(60, 40), kind="PNG", mode="RGB", **options):
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.linear_gradient("L").resize(size).convert(mode).save(file, kind, **options)
-    return file.getvalue()
-
-
-PNG = picture()
+PNG = pictures.file_of()
 TOKENS = 12  # of it
 TEXT = base64.b64encode(PNG).decode()
 URL = "data:image/png;base64," + TEXT
@@ -145,14 +143,12 @@ def test_a_tools_result(path, body):
 
 
 def test_thoughts_are_found_again_beside_images():
-    from serving import Call, Think
-
     model = Seeing({"look": [Think("hm"), Call("f", "{}")]})
     application = app(model)
     first = openai(URL)
     answer = ask(application, CHAT, first).json["choices"][0]["message"]
     del answer["reasoning_content"]
-    for image, thought in ((URL, "hm"), ("data:;base64," + base64.b64encode(picture((9, 9))).decode(), None)):
+    for image, thought in ((URL, "hm"), ("data:;base64," + base64.b64encode(pictures.file_of((9, 9))).decode(), None)):
         again = [*openai(image)["messages"], answer, {"role": "tool", "tool_call_id": "call_0", "content": "x"}]
         ask(application, CHAT, {"messages": again})
         assert model.asked[-1]["messages"][1].get("reasoning_content") == thought
@@ -178,7 +174,7 @@ def test_tokens_are_counted():
 
 
 def test_an_image_that_does_not_fit_is_an_overflow():
-    large = "data:;base64," + base64.b64encode(picture((2000, 2000))).decode()
+    large = "data:;base64," + base64.b64encode(pictures.file_of((2000, 2000))).decode()
     model = Seeing()
     model.context = 100
     error = ask(app(model), CHAT, openai(large)).json["error"]
@@ -202,36 +198,7 @@ def test_counting_for_a_model_that_sees_none():
     assert answer.status == 400 and "sees no images" in said(answer)
 
 
-HOSTILE = {
-    "empty": (b"", "is empty"),
-    "text": (b"hello", "not an image"),
-    "no file": (PNG[:20], "image"),
-    "truncated": (picture((300, 300), mode="RGBA")[:900], "damaged"),
-    "truncated JPEG": (picture((900, 900), "JPEG")[:3000], "damaged"),
-    "a column": (picture((1, 20_000)), "200 times"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
-}
-
-
-def bomb():
-    """A PNG of 60000 x 60000 pixels in 200 bytes."""
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
-
-
-HOSTILE["bomb"] = bomb(), "pixels"
-ODD = {
-    "CMYK": picture(kind="JPEG", mode="CMYK"),
-    "16 bit": picture(mode="I;16"),
-    "palette": picture(mode="P", transparency=3),
-    "alpha": picture(mode="LA"),
-}
+HOSTILE, ODD = pictures.hostile(), pictures.odd()
 
 
 @pytest.mark.parametrize("path", APIS)
@@ -253,7 +220,9 @@ def test_odd_images_are_images(name):
 
 
 @pytest.mark.parametrize("path", APIS)
-@pytest.mark.parametrize("text", ["?", TEXT[:-2], TEXT + "\n", " " + TEXT, TEXT.replace("/", "_"), "好", "A=A=", "=" * 99])
+@pytest.mark.parametrize(
+    "text", ["?", TEXT[:-2], TEXT + "\n", " " + TEXT, TEXT.replace("/", "_"), "好", "A=A=", "=" * 99]
+)
 def test_base64_is_strict(path, text):
     body, image, field = APIS[path]
     if text == TEXT:
@@ -294,7 +263,11 @@ def test_nothing_is_fetched_or_opened(url, says):
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "expected text or an image"),
         (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]}, "is missing"),
         (MESSAGES, {"max_tokens": 9, "messages": [{"role": "user", "content": [block(None)]}]}, "data is missing"),
-        (MESSAGES, {"max_tokens": 9, "system": [block(TEXT)], "messages": anthropic(TEXT)["messages"]}, "expected text"),
+        (
+            MESSAGES,
+            {"max_tokens": 9, "system": [block(TEXT)], "messages": anthropic(TEXT)["messages"]},
+            "expected text",
+        ),
         (OLLAMA, {"messages": [{"role": "user", "images": [5]}]}, "images[0] is a number"),
         (OLLAMA, {"messages": [{"role": "user", "images": TEXT}]}, "expected a list"),
         (OLLAMA, {"messages": [{"role": "assistant", "images": [TEXT]}]}, "expected none in a message of the role"),
@@ -323,7 +296,7 @@ def test_the_field_is_the_clients_where_messages_are_moved():
 
 
 def test_the_number_of_images_is_bounded():
-    one = image_url("data:;base64," + base64.b64encode(picture((1, 1))).decode())
+    one = image_url("data:;base64," + base64.b64encode(pictures.file_of((1, 1))).decode())
     for count, status in ((100, 200), (101, 400)):
         answer = ask(app(Seeing()), CHAT, {"messages": [{"role": "user", "content": [one] * count}]})
         assert answer.status == status
@@ -333,8 +306,6 @@ def test_the_number_of_images_is_bounded():
 @pytest.mark.parametrize("told", [True, False])
 def test_a_body_that_is_too_large_is_never_held(told):
     """100 MB: refused with 413, and no more than the limit is ever in memory; where its length is told, nothing is."""
-    import tracemalloc
-
     application = app(Seeing())
     size, part = 100 << 20, b"A" * (1 << 20)
     left = [size]
@@ -361,9 +332,7 @@ def test_a_body_that_is_too_large_is_never_held(told):
 
 def test_an_image_is_not_kept():
     """The text goes when it is decoded, and the bytes go when the model has them."""
-    import tracemalloc
-
-    url = "data:;base64," + base64.b64encode(picture((1024, 1024), mode="RGB", compress_level=0)).decode()
+    url = "data:;base64," + base64.b64encode(pictures.file_of((1024, 1024), mode="RGB", compress_level=0)).decode()
     for path, image in ((CHAT, url), (RESPONSES, url), (OLLAMA, url[13:]), (MESSAGES, url[13:])):
         model = Seeing()
         data = [json.dumps(APIS[path][0](image)).encode()]
@@ -391,8 +360,6 @@ def test_an_image_is_not_kept():
 
 def test_a_client_that_goes_while_its_images_are_read():
     """The model is told, however it waits."""
-    from threading import Event
-
     began, told = Event(), Event()
 
     class Slow(Seeing):
@@ -418,8 +385,6 @@ def test_a_client_that_goes_while_its_images_are_read():
 
 
 def test_what_sees_says_so():
-    from glmlite import builtin
-
     for kind, sees in ((Seeing, True), (Scripted, False)):
         model = kind()
         model.path = builtin.path()
@@ -434,3 +399,168 @@ def test_what_sees_says_so():
 def test_settings_bound_the_body():
     answer = ask(app(Seeing(), Settings(body_bytes=100)), CHAT, openai(URL))
     assert answer.status == 413
+
+
+# ---- a real model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a tiny model and its eyes."""
+    folder = tmp_path_factory.mktemp("models")
+    sections = {"glm4.rope.dimension_sections": [4, 6, 6, 0]}
+    text = tiny.model("glm4", rope_dim=32, context=8192, metadata=sections)
+    tiny.write(folder / "text.gguf", text, "Q8_0")
+    tiny.write(folder / "mmproj-text.gguf", tiny.eyes(), "Q8_0")
+    return folder
+
+
+@pytest.fixture
+def real(files):
+    with glmlite.load(files / "text.gguf", context=1024) as model:
+        yield model
+
+
+SHORT = {"max_tokens": 6, "max_output_tokens": 6, "temperature": 0, "options": {"num_predict": 6, "temperature": 0}}
+
+
+def test_all_apis_give_the_models_answer(real):
+    messages = [{"role": "user", "content": [SHOWN, LOOK]}]
+    want = real.chat(messages, max_tokens=6, temperature=0).text
+    tokens = len(real.chat_ids(messages))
+    application = app(real)
+    usage = []
+    for path, (body, image, _) in APIS.items():
+        answer = ask(application, path, {**body(image), **SHORT})
+        assert answer.status == 200, answer
+        assert json.dumps(want, ensure_ascii=False) in answer.text
+        usage.append(answer.json.get("usage") or answer.json["prompt_eval_count"])
+    assert usage[0]["prompt_tokens"] == usage[1]["input_tokens"] == usage[3] == usage[4] == tokens
+    assert usage[0]["prompt_tokens_details"]["cached_tokens"] > TOKENS  # of the first question, asked in Python
+    assert usage[2]["input_tokens"] + usage[2]["cache_read_input_tokens"] == tokens
+    assert ask(application, MESSAGES + "/count_tokens", anthropic(TEXT)).json["input_tokens"] == tokens
+    other = openai("data:;base64," + base64.b64encode(pictures.file_of(mode="L", kind="BMP", size=(61, 40))).decode())
+    cached = ask(application, CHAT, {**other, **SHORT}).json["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached < 10  # another image is not taken for this one
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_a_real_model_says_of_what_is_no_image(real, name):
+    data, says = HOSTILE[name]
+    answer = ask(app(real), CHAT, openai("data:;base64," + base64.b64encode(data).decode()))
+    assert answer.status == 400 and says in said(answer) and said(answer).startswith(APIS[CHAT][2])
+
+
+def test_an_image_larger_than_the_context(real):
+    large = "data:;base64," + base64.b64encode(pictures.file_of((1400, 1400))).decode()
+    error = ask(app(real), CHAT, openai(large)).json["error"]
+    assert error["code"] == "context_length_exceeded" and "2500 tokens > 1024 maximum" in error["message"]
+
+
+class Slow:
+    """A tower that looks until it is told to go on, or to end."""
+
+    nbytes = threads = 0
+
+    def __init__(self, width):
+        self.width = width
+        self.began, self.go, self.ended = Event(), Event(), Event()
+
+    def rows(self, patches, grid, *, cancel=None):
+        self.began.set()
+        while not self.go.wait(0.005):
+            if cancel.is_set:
+                self.ended.set()
+                raise glmlite.Cancelled("tower: cancelled")
+        return np.zeros((len(patches) // 4, self.width), np.float32)
+
+    def progress(self):
+        return 0.5
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def slow(real):
+    tower = Slow(real._eyes.config.width)
+    real._eyes._open = lambda threads, check: tower
+    return tower
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_while_the_tower_works(real, slow, stream):
+    async def main():
+        application, leave = app(real), asyncio.Event()
+        task = asyncio.create_task(asked(application, CHAT, {**openai(URL), "stream": stream}, leave=leave))
+        assert await asyncio.to_thread(slow.began.wait, 10)
+        leave.set()
+        await task
+        assert await asyncio.to_thread(slow.ended.wait, 10)
+        text = (await asked(application, "/metrics")).text
+        assert 'status="gone"} 1' in text and "glmlite_cancelled_total 1" in text
+
+    asyncio.run(main())
+
+
+def test_a_stream_says_that_it_is_there_while_the_tower_works(real, slow):
+    came = []
+
+    async def read(part):
+        came.append(part)
+        if len(came) == 4:
+            slow.go.set()
+
+    async def main():
+        application = app(real, Settings(keep_alive=0.02))
+        body = {**openai(URL), "stream": True, "max_tokens": 2}
+        quiet = await asked(application, CHAT, body, read=read)
+        assert came[1:4] == [b":\n\n"] * 3 and quiet.events[-1] == "[DONE]"
+        # Others are answered meanwhile.
+        slow.go.clear()
+        slow.began.clear()
+        url = "data:;base64," + base64.b64encode(pictures.file_of((90, 60))).decode()
+        told = {**openai(url), "stream": True, "max_tokens": 2, "return_progress": True}
+        waits = asyncio.create_task(asked(application, CHAT, told))
+        await asyncio.to_thread(slow.began.wait, 10)
+        text = await asked(application, CHAT, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
+        assert text.status == 200
+        await asyncio.sleep(0.5)
+        slow.go.set()
+        return (await waits).events
+
+    events = asyncio.run(main())
+    progress = [event["prompt_progress"] for event in events if event != "[DONE]" and "prompt_progress" in event]
+    assert progress and all(0 < each["processed"] < each["total"] for each in progress)
+
+
+def test_eyes_are_found_beside_the_models_of_a_folder(files, tmp_path):
+    loads = []
+
+    def load(path, cancel):
+        loads.append(path.name)
+        return glmlite.load(path, context=512, cancel=cancel)
+
+    async def main():
+        application = app(Pool.folder(files, load))
+        before = (await asked(application, "/v1/models")).json["data"]
+        shown = (await asked(application, "/api/show", {"model": "text"})).json["capabilities"]
+        assert [(each["id"], each["capabilities"]["vision"]) for each in before] == [("text", True)]
+        assert "vision" in shown and loads == []
+        assert "vision" in (await asked(application, "/props?model=text")).json["capabilities"]
+        answer = await asked(application, CHAT, {**openai(URL), "max_tokens": 2})
+        assert answer.status == 200 and loads == ["text.gguf"]
+        (tmp_path / "alone.gguf").write_bytes((files / "text.gguf").read_bytes())
+        alone = app(Pool.folder(tmp_path, load))
+        assert "vision" not in (await asked(alone, "/props?model=alone")).json["capabilities"]
+        refused = await asked(alone, CHAT, openai(URL))
+        assert refused.status == 400 and "--mmproj" in said(refused)
+        assert said(refused).startswith(APIS[CHAT][2])
+        # Eyes that are put there later are told of, and found by the next load.
+        (tmp_path / "mmproj.gguf").write_bytes((files / "mmproj-text.gguf").read_bytes())
+        later = app(Pool.folder(tmp_path, load))
+        assert "vision" in (await asked(later, "/props?model=alone")).json["capabilities"]
+        for each in (application, alone, later):
+            await each.close()
+
+    asyncio.run(main())

@@ -385,7 +385,9 @@ class Service:
             with self.conversation(lease, asked) as messages:
                 return self._begin([partial(model.chat_stream, messages, **self._chat(asked, model))], asked, cancel)
         if asked.suffix is not None:
-            return self._begin([partial(self._fill, model, text, asked.suffix) for text in asked.prompts], asked, cancel)
+            return self._begin(
+                [partial(self._fill, model, text, asked.suffix) for text in asked.prompts], asked, cancel
+            )
         return self._begin([partial(model.stream, prompt) for prompt in asked.prompts], asked, cancel)
 
     def _begin(self, starts: Sequence[Callable[..., Any]], asked: Asked, cancel: Cancel) -> list[Running]:
