@@ -220,13 +220,9 @@ def test_odd_images_are_images(name):
 
 
 @pytest.mark.parametrize("path", APIS)
-@pytest.mark.parametrize(
-    "text", ["?", TEXT[:-2], TEXT + "\n", " " + TEXT, TEXT.replace("/", "_"), "好", "A=A=", "=" * 99]
-)
+@pytest.mark.parametrize("text", ["?", TEXT[:-2], TEXT + "\n", " " + TEXT, "-_" + TEXT, "好", "A=A=", "=" * 99])
 def test_base64_is_strict(path, text):
     body, image, field = APIS[path]
-    if text == TEXT:
-        pytest.skip("there is no / in it")
     answer = ask(app(Seeing()), path, body(image.removesuffix(TEXT) + text))
     assert answer.status == 400 and said(answer).startswith(field + " is not base64")
 
@@ -439,7 +435,7 @@ def test_all_apis_give_the_models_answer(real):
     assert usage[0]["prompt_tokens_details"]["cached_tokens"] > TOKENS  # of the first question, asked in Python
     assert usage[2]["input_tokens"] + usage[2]["cache_read_input_tokens"] == tokens
     assert ask(application, MESSAGES + "/count_tokens", anthropic(TEXT)).json["input_tokens"] == tokens
-    other = openai("data:;base64," + base64.b64encode(pictures.file_of(mode="L", kind="BMP", size=(61, 40))).decode())
+    other = openai("data:;base64," + base64.b64encode(pictures.file_of((40, 60))).decode())
     cached = ask(application, CHAT, {**other, **SHORT}).json["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert cached < 10  # another image is not taken for this one
 

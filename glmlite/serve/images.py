@@ -1,4 +1,4 @@
-"""Images in requests: taken out of every API's parts as text, decoded on a worker's thread, named where they are wrong."""
+"""Images in requests: base64 until a worker's thread decodes it, and named by the field that has them."""
 
 from __future__ import annotations
 
