@@ -142,6 +142,17 @@ def file_of(size=(60, 40), kind="PNG", mode="RGB", **options):
     return file.getvalue()
 
 
+def saved(array):
+    """The bytes of a PNG with these pixels."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
 def bomb(side=60_000):
     """A PNG of side * side pixels in some hundred bytes."""
     import struct

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 import tracemalloc
 from threading import Event
 
@@ -560,3 +561,37 @@ def test_eyes_are_found_beside_the_models_of_a_folder(files, tmp_path):
             await each.close()
 
     asyncio.run(main())
+
+
+def test_lines_of_json():
+    """Without a network: a line may have as much as a body."""
+    from glmlite.serve import stdio
+    from glmlite.serve.lines import Writer
+
+    class Out:
+        data = b""
+
+        def write(self, data):
+            self.data += data
+            return len(data)
+
+    noise = np.random.default_rng(1).integers(0, 256, (600, 600, 3), np.uint8)
+    large = "data:;base64," + base64.b64encode(pictures.saved(noise)).decode()
+    asks = [{"id": i, "path": CHAT, "body": openai(url)} for i, url in enumerate((URL, large, "file:///a", large * 50))]
+    lines = [json.dumps(each).encode() + b"\n" for each in asks]
+    out, model = Out(), Seeing()
+
+    class Pieces:
+        def read(self, size):
+            if lines:
+                return lines.pop(0)
+            while out.data.count(b"\n") < len(asks):
+                time.sleep(0.005)
+            return b""
+
+    asyncio.run(stdio.serve(app(model), Pieces(), Writer(out)))
+    answers = {each["id"]: each for each in map(json.loads, out.data.splitlines())}
+    assert [answers[i]["status"] for i in (0, 1, 2, None)] == [200, 200, 400, 400]
+    assert "opens no files" in answers[2]["body"]["error"]["message"]
+    assert "JSON" in answers[None]["body"]["error"]["message"]
+    assert sorted(len(each["messages"][0]["content"][0]["image"]) > 1 << 20 for each in model.asked) == [False, True]

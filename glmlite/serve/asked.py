@@ -31,9 +31,9 @@ class Asked:
     model: the name the client gave, or "". messages: a conversation in the shape of OpenAI's API, each content one
     string, or with images a list of parts, `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}` (see
     the module `images`); or else prompts: texts, or token ids, each answered by itself, with what stands behind the gap
-    in `suffix`. options: fields of `glmlite.Parameters`. template: variables for the model's chat template. thinking: whether to
-    think, None: as the model does by itself; effort: how much; thinking_budget: tokens of it. reasoning: whether
-    thoughts are told apart.
+    in `suffix`. options: fields of `glmlite.Parameters`. template: variables for the model's chat template.
+    thinking: whether to think, None: as the model does by itself; effort: how much; thinking_budget: tokens of it.
+    reasoning: whether thoughts are told apart.
     choices: answers to each prompt. progress, timings: whether a stream tells how far the prompt is read, and speeds.
     schema_name: the field that has the schema.
     """
