@@ -101,21 +101,34 @@ JUNK = [
 ]
 
 
+NO_IMAGES = ["?" * 99, "A", "A=A=", "aGk=\n", "data:", "http://example.org/a.png", "file:///etc/passwd"]
+
+
 @cache
-def junk_images():
-    """base64 of files that are no images, or odd ones, and what is no base64."""
-    if not find_spec("PIL"):
-        return [""]
-    files = [*(data for data, _ in pictures.hostile().values()), *pictures.odd().values()]
-    texts = [base64.b64encode(data).decode() for data in files]
-    return [*texts, "?" * 99, "A", "A=A=", texts[-1] + "\n", "data:", "http://example.org/a.png", "file:///etc/passwd"]
+def image_files():
+    """Files that are no images, and odd ones."""
+    return (
+        [b""]
+        if not find_spec("PIL")
+        else [*(data for data, _ in pictures.hostile().values()), *pictures.odd().values()]
+    )
+
+
+def junk_image(chance):
+    """What is no base64, or base64 of a file, which may be damaged."""
+    if chance.random() < 0.3:
+        return chance.choice(NO_IMAGES)
+    data = bytearray(chance.choice(image_files()))
+    for _ in range(chance.choice((0, 0, 1, 4)) if data else 0):
+        data[chance.randrange(len(data))] = chance.choice((0, 1, 127, 255, chance.randrange(256)))
+    return base64.b64encode(data).decode()
 
 
 def worse_image(text, chance):
     """A string that may be an image's, changed within or put in another's place."""
     head, _, data = text.rpartition(",")
     if chance.random() < 0.5 or not data:
-        return (head + "," if head and chance.random() < 0.8 else "") + chance.choice(junk_images())
+        return (head + "," if head and chance.random() < 0.8 else "") + junk_image(chance)
     at = chance.randrange(len(data))
     return text[: len(text) - len(data)] + data[:at] + chance.choice(("", "A", "/", "=", "\u597d")) + data[at + 1 :]
 
