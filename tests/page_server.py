@@ -76,6 +76,7 @@ class StandIn(ThreadingHTTPServer):
     def __init__(self, models: tuple[str, ...] = ("tiny",), key: str = ""):
         super().__init__(("127.0.0.1", 0), Handler)
         self.models, self.key = models, key
+        self.capabilities = ["tools", "thinking"]
         self.scripts: dict[str, Any] = {}
         self.asked: list[dict[str, Any]] = []  # bodies of chat requests
         self.keys: list[str | None] = []  # their authorization headers
@@ -133,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/props":
             if self.allowed():
                 told = {"model": self.server.models[0], "models": list(self.server.models), "version": "0.1.0"}
-                self.reply({**told, "context": 4096, "defaults": DEFAULTS, "capabilities": ["tools", "thinking"]})
+                self.reply({**told, "context": 4096, "defaults": DEFAULTS, "capabilities": self.server.capabilities})
         else:
             file = PAGE / (path.lstrip("/") or "index.html")
             if not file.is_file() or ".." in path:
@@ -148,6 +149,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.keys.append(self.headers["authorization"])
         self.server.asked.append(body)
         last = body["messages"][-1]["content"]
+        if isinstance(last, list):
+            last = "".join(part.get("text", "") for part in last)
         script = self.server.scripts.get(last, [text(f"You said: {last}")])
         if isinstance(script, Refusal):
             return self.reply(script.body, script.status, **script.headers)

@@ -129,3 +129,61 @@ def pdf(pages, count=None, encrypt=False):
     size = len(places) + 1
     head = b"xref\n0 %d\n0000000000 65535 f \n%s" % (size, table)
     return out + head + b"trailer << /Size %d /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF" % (size, trailer, len(out))
+
+
+def file_of(size=(60, 40), kind="PNG", mode="RGB", **options):
+    """The bytes of a small image."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def saved(array):
+    """The bytes of a PNG with these pixels."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb(side=60_000):
+    """A PNG of side * side pixels in some hundred bytes."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+
+
+def hostile():
+    """{name: (bytes, what is said of them)}: files that are no images, or none for a model."""
+    return {
+        "empty": (b"", "is empty"),
+        "text": (b"hello", "not an image"),
+        "beginning": (file_of()[:20], "image"),
+        "truncated": (file_of((300, 300), mode="RGBA")[:900], "damaged"),
+        "truncated JPEG": (file_of((900, 900), "JPEG")[:3000], "damaged"),
+        "column": (file_of((1, 20_000)), "200 times"),
+        "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        "bomb": (bomb(), "pixels"),
+    }
+
+
+def odd():
+    """{name: bytes}: images of rare kinds."""
+    return {
+        "CMYK": file_of(kind="JPEG", mode="CMYK"),
+        "16 bit": file_of(mode="I;16"),
+        "palette": file_of(mode="P", transparency=3),
+        "alpha": file_of(mode="LA"),
+    }

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from glmlite import chat
 from glmlite.errors import Busy, Closed, ContextOverflow
 from glmlite.generate import CallPart, Completion, Piece, ToolCall
 from glmlite.scheduler import Stats
@@ -140,6 +141,7 @@ class Scripted:
     context = 100
     parallel = 4
     fills_blanks = False
+    images = False
     loaded = True
     defaults = {"temperature": 0.8, "top_p": 0.8}  # noqa: RUF012  nobody writes to it
 
@@ -155,12 +157,16 @@ class Scripted:
         self.tokenizer = SimpleNamespace(piece=lambda token: bytes([token]))
 
     def chat_ids(self, messages, *, tools=None, thinking=None, effort=None, template=None):
-        return list(range(sum(len((message["content"] or "").split()) + 1 for message in messages)))
+        chat.check(messages, None if self.images else self.blind)
+        return list(range(sum(len(words(message).split()) + 1 for message in messages)))
+
+    def blind(self, image, where):
+        raise ValueError(f"{where}: {self.name} sees no images: it is a model for text alone")
 
     def chat_stream(self, messages, *, cancel=None, **options):
+        tokens = len(self.chat_ids(messages))
         self.asked.append({"messages": messages, **options})
-        last = messages[-1]["content"]
-        return self._start(last, len(self.chat_ids(messages)), cancel, options)
+        return self._start(words(messages[-1]), tokens, cancel, options)
 
     def stream(self, prompt, *, cancel=None, **options):
         self.asked.append({"prompt": prompt, **options})
@@ -193,6 +199,35 @@ class Scripted:
         self.closed = True
         for generation in list(self.running):
             generation.fail(Closed("closed"))
+
+
+class Seeing(Scripted):
+    """Takes images, and tells damaged ones from good ones. Each is as many tokens as GLM-OCR takes for it."""
+
+    images = True
+    context = 10_000
+
+    def chat_ids(self, messages, **options):
+        from glmlite.vision.images import open_image
+        from glmlite.vision.preprocess import Settings, image_tokens
+
+        ids = super().chat_ids(messages, **options)
+        for i, message in enumerate(messages):
+            for j, part in enumerate(message["content"] if isinstance(message["content"], list) else ()):
+                if part["type"] == "image":
+                    where = f"messages[{i}].content[{j}]"
+                    image = open_image(part["image"], where)
+                    try:
+                        ids += [-1] * image_tokens(image.height, image.width, Settings())
+                    except ValueError as error:
+                        raise ValueError(f"{where}: {error}") from None
+        return ids
+
+
+def words(message):
+    """The text of a message, with or without images."""
+    content = message["content"] or ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 class Speaking:

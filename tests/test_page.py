@@ -1,9 +1,11 @@
 """The chat page, in Chromium against a stand-in for the server: tests/page_server.py."""
 
+import base64
 import hashlib
 import json
 import re
 import shutil
+import struct
 
 import pytest
 from page_server import BREAK, ENDLESS, PAGE, WAIT, Refusal, StandIn, call, fault, finish, progress, text, thought
@@ -569,17 +571,26 @@ def test_chinese_and_english(visit, server):
 
 # -- files
 
+UNSEEN = [
+    "tiny sees no pictures. A vision model does, served with its mmproj file.",
+    "tiny 看不到图片。请使用视觉模型，并同时加载它的 mmproj 文件。",
+]
+
 
 def test_text_files_go_with_a_message(visit, server, tmp_path):
     for name, content in [
         ("a.py", b"print('```')\r\n"),
         ("b.txt", "你好".encode("gb18030")),
         ("c.png", b"\x89PNG\r\n\x1a\n\0"),
+        ("e.bin", b"\0"),
     ]:
         (tmp_path / name).write_bytes(content)
     page = visit()
     page.set_input_files("#pick", [tmp_path / "a.py", tmp_path / "b.txt", tmp_path / "c.png"])
-    see(page, "#toast", "c.png is not a text file.")
+    page.wait_for_selector("#toast.shown")
+    see(page, "#toast", UNSEEN[0])
+    page.set_input_files("#pick", tmp_path / "e.bin")
+    see(page, "#toast", "e.bin is not a text file.")
     page.set_input_files("#pick", {"name": "d.txt", "mimeType": "text/plain", "buffer": b"x" * (2 << 20)})
     see(page, "#toast", "d.txt is longer than 1 MB.")
     for kind, event in [("drop", "DragEvent"), ("paste", "ClipboardEvent")]:
@@ -600,6 +611,135 @@ def test_text_files_go_with_a_message(visit, server, tmp_path):
     content = "a.py:\n````\nprint('```')\n````\n\nb.txt:\n```\n你好\n```\n\npaste.txt:\n```\npaste\n```\n\nLook"
     assert server.asked[0]["messages"][0]["content"] == content
     assert texts(page, ".file summary") == ["a.py", "b.txt", "paste.txt"] and not page.query_selector(".chip")
+
+
+# -- pictures
+
+DRAW = """async ([width, height, kind]) => {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width, height];
+  const context = canvas.getContext("2d");
+  context.fillStyle = "teal";
+  context.fillRect(0, 0, width, height);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, kind));
+  return [...new Uint8Array(await blob.arrayBuffer())];
+}"""
+GIVE = """([how, event, bytes, name, type]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], name, { type }));
+  const init = { dataTransfer: data, clipboardData: data, bubbles: true, cancelable: true };
+  document.getElementById("text").dispatchEvent(new window[event](how, init));
+}"""
+
+
+def drawn(page, width=60, height=40, kind="image/png"):
+    return page.evaluate(DRAW, [width, height, kind])
+
+
+def test_pictures_go_with_a_message(visit, server):
+    server.capabilities.append("vision")
+    page = visit()
+    small = drawn(page)
+    page.set_input_files("#pick-picture", {"name": "a.png", "mimeType": "image/png", "buffer": bytes(small)})
+    page.wait_for_selector(".chip img")
+    page.evaluate(GIVE, ["paste", "ClipboardEvent", small, "image.png", "image/png"])
+    see(page, ".chip", "image.png")
+    large = drawn(page, 4000, 3000, "image/webp")
+    page.evaluate(GIVE, ["drop", "DragEvent", large, "large.webp", "image/webp"])
+    see(page, ".chip", "large.webp")
+    page.evaluate(GIVE, ["paste", "ClipboardEvent", [1, 2, 3], "bad.png", "image/png"])
+    see(page, "#toast", "bad.png is no picture that this browser can read, or too large.")
+    page.evaluate(GIVE, ["drop", "DragEvent", list(b"<svg/>"), "c.svg", "image/svg+xml"])
+    see(page, ".chip", "c.svg")
+    assert texts(page, ".chip") == ["a.png", "image.png", "large.webp", "c.svg"]
+    page.click("[aria-label='Remove image.png']")
+    ask(page, "What is it?")
+    settled(page)
+    *pictures, words = server.asked[0]["messages"][0]["content"]
+    assert words == {"type": "text", "text": "c.svg:\n```\n<svg/>\n```\n\nWhat is it?"}
+    assert [part["type"] for part in pictures] == ["image_url"] * 2
+    first, second = (part["image_url"]["url"].partition(";base64,") for part in pictures)
+    assert first[0] == "data:image/png" and base64.b64decode(first[2]) == bytes(small)
+    data = base64.b64decode(second[2])
+    assert second[0] == "data:image/png" and struct.unpack(">II", data[16:24]) == (2534, 1900)  # 4.8 million pixels
+    assert [image.get_attribute("alt") for image in page.query_selector_all(".bubble img")] == ["a.png", "large.webp"]
+    assert not page.query_selector(".chip")
+
+    # They stay with the conversation: after a reload, in the next question, in an edited one.
+    page.reload()
+    ready(page)
+    assert page.evaluate("() => [...document.querySelectorAll('.bubble img')].every((i) => i.naturalWidth > 0)")
+    ask(page, "And now?")
+    settled(page)
+    assert server.asked[1]["messages"][0]["content"][:2] == pictures
+    page.hover(".bubble")
+    page.click("[aria-label='Edit and resend'] >> nth=0")
+    page.fill(".editing textarea", "")
+    page.click(".editing >> text=Send")
+    settled(page)
+    assert server.asked[2]["messages"][-1]["content"][:2] == pictures
+
+
+def test_a_picture_alone_and_exported(visit, server, tmp_path):
+    server.capabilities.append("vision")
+    page = visit()
+    page.evaluate(GIVE, ["paste", "ClipboardEvent", drawn(page), "image.png", "image/png"])
+    page.wait_for_selector(".chip img")
+    page.press("#text", "Enter")
+    settled(page)
+    (part,) = server.asked[0]["messages"][0]["content"]
+    assert page.title() == "image.png – glmlite"
+    page.click("#tune")
+    with page.expect_download() as download:
+        page.click("#export")
+    file = tmp_path / "all.json"
+    download.value.save_as(file)
+    kept = json.loads(file.read_text("utf-8"))
+    (asked,) = [n for n in kept["conversations"][0]["nodes"].values() if n["role"] == "user"]
+    good = asked["pictures"][0]
+    assert good == {"name": "image.png", "url": part["image_url"]["url"], "width": 60, "height": 40}
+    asked["pictures"] += [
+        {**good, "url": "https://example.org/a.png"},
+        {**good, "url": "data:image/svg+xml;base64,AAAA"},
+        {**good, "url": good["url"] + "x" * 4_000_000},
+        {**good, "width": -1},
+        None,
+    ]
+    kept["conversations"][0]["updated"] += 1
+    file.write_text(json.dumps(kept), "utf-8")
+    page = visit()
+    page.set_input_files("#pick-import", file)
+    see(page, "#toast", "Imported: 1. Already here: 0.")
+    page.click("#list a")
+    page.wait_for_selector(".bubble img")
+    assert len(page.query_selector_all(".bubble img")) == 1
+
+
+def test_a_message_has_a_bounded_number_of_pictures(visit, server):
+    server.capabilities.append("vision")
+    page = visit()
+    small = {"mimeType": "image/png", "buffer": bytes(drawn(page))}
+    page.set_input_files("#pick-picture", [{"name": f"{i}.png", **small} for i in range(17)])
+    see(page, "#toast", "A message can have 16 pictures.")
+    assert len(page.query_selector_all(".chip")) == 16
+
+
+@pytest.mark.parametrize("language", ["en-US", "zh-CN"])
+def test_a_model_without_eyes_says_so(visit, server, language):
+    page = visit(language=language)
+    assert not page.is_visible("#picture")
+    page.evaluate(GIVE, ["paste", "ClipboardEvent", drawn(page), "image.png", "image/png"])
+    see(page, "#toast", UNSEEN[language == "zh-CN"])
+    assert not page.query_selector(".chip")
+    server.capabilities.append("vision")
+    page.reload()
+    ready(page)
+    label = page.get_attribute("#picture", "aria-label")
+    assert page.is_visible("#picture") and label == ("Add pictures" if language == "en-US" else "添加图片")
+    with page.expect_file_chooser() as chooser:
+        page.focus("#picture")
+        page.keyboard.press("Enter")
+    assert chooser.value.is_multiple()
 
 
 # -- errors

@@ -444,6 +444,7 @@ class Folder:
 
 def test_models_of_a_folder_are_loaded_when_asked_for_once(tmp_path):
     folder = Folder(tmp_path, ["a.gguf", "sub/b.gguf", "c-00001-of-00002.gguf", "c-00002-of-00002.gguf", "broken.gguf"])
+    (tmp_path / "mmproj-a.gguf").write_bytes(b"GGUF")  # no model
 
     async def main():
         application = folder.app()

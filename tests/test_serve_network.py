@@ -182,6 +182,7 @@ def test_what_is_wrong_is_one_line():
         (["missing.gguf"], 1, "missing.gguf"),
         (["--models", "nowhere"], 1, "no such folder"),
         (["builtin", "--models", "."], 2, "expected one of them"),
+        (["--mmproj", "mmproj.gguf", "--models", "."], 2, "expected one of them"),
     ]
     for arguments, code, says in cases:
         with started(*arguments, stderr=subprocess.PIPE, text=True) as process:

@@ -2,24 +2,30 @@
 ones: all are answered, or refused as the client's fault."""
 
 import asyncio
+import base64
 import copy
 import json
 import random
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
+import pictures
 import pytest
-from serving import Call, Scripted, Think, ask, asked
+from serving import Call, Scripted, Seeing, Think, ask, asked
 
 import glmlite
 from glmlite import builtin
 from glmlite.serve import Pool, app
 
 FILES = sorted((Path(__file__).parent / "data" / "requests").glob("*.json"))
+if not find_spec("PIL"):  # of glmlite[vision]
+    FILES = [path for path in FILES if not path.stem.startswith("image-")]
 RECORDED = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
 ANSWER = [Think("hm"), "Hello", Call("read_file", '{"path": "a.py"}')]
 
 
-class Answering(Scripted):
+class Answering(Seeing):
     """Answers everything."""
 
     context = 1 << 20
@@ -56,7 +62,8 @@ def test_recorded_requests_to_a_real_model(name, real):
     body = {**recorded["body"], "max_tokens": 4, "max_output_tokens": 4, "max_completion_tokens": None}
     answer = ask(app(real), recorded["path"], body, headers=list(recorded["headers"].items()))
     assert answer.status in (200, 400)
-    assert answer.status == 200 or any(why in answer.text for why in ("tool", "context size", "too long", "gMASK"))
+    why = ("tool", "context size", "too long", "gMASK", "sees no images")
+    assert answer.status == 200 or any(each in answer.text for each in why)
 
 
 def test_a_billing_header_changes_no_prompt(real):
@@ -94,11 +101,43 @@ JUNK = [
 ]
 
 
+NO_IMAGES = ["?" * 99, "A", "A=A=", "aGk=\n", "data:", "http://example.org/a.png", "file:///etc/passwd"]
+
+
+@cache
+def image_files():
+    """Files that are no images, and odd ones."""
+    return (
+        [b""]
+        if not find_spec("PIL")
+        else [*(data for data, _ in pictures.hostile().values()), *pictures.odd().values()]
+    )
+
+
+def junk_image(chance):
+    """What is no base64, or base64 of a file, which may be damaged."""
+    if chance.random() < 0.3:
+        return chance.choice(NO_IMAGES)
+    data = bytearray(chance.choice(image_files()))
+    for _ in range(chance.choice((0, 0, 1, 4)) if data else 0):
+        data[chance.randrange(len(data))] = chance.choice((0, 1, 127, 255, chance.randrange(256)))
+    return base64.b64encode(data).decode()
+
+
+def worse_image(text, chance):
+    """A string that may be an image's, changed within or put in another's place."""
+    head, _, data = text.rpartition(",")
+    if chance.random() < 0.5 or not data:
+        return (head + "," if head and chance.random() < 0.8 else "") + junk_image(chance)
+    at = chance.randrange(len(data))
+    return text[: len(text) - len(data)] + data[:at] + chance.choice(("", "A", "/", "=", "\u597d")) + data[at + 1 :]
+
+
 def damaged(body, chance):
     """A copy with a few things that do not belong there."""
     body = copy.deepcopy(body)
     for _ in range(chance.randint(1, 4)):
-        at, steps = body, chance.randint(1, 6)
+        at, steps = body, chance.randint(1, 9)
         for _ in range(steps):
             keys = list(at) if isinstance(at, dict) else list(range(len(at)))
             if not keys:
@@ -108,7 +147,9 @@ def damaged(body, chance):
                 at = at[key]
                 continue
             kind = chance.random()
-            if kind < 0.6:
+            if isinstance(at[key], str) and len(at[key]) > 60 and chance.random() < 0.8:
+                at[key] = worse_image(at[key], chance)
+            elif kind < 0.6:
                 at[key] = copy.deepcopy(chance.choice(JUNK))
             elif kind < 0.8:
                 del at[key]

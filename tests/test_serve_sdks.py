@@ -4,13 +4,15 @@ For each: plain, streamed, tools, tools streamed, a schema, 400, 401, 429, a pro
 stream. A scripted model says what a test needs; the built-in model, and SmolLM2 where there is one, answer for real.
 """
 
+import base64
 import importlib
 import json
 import os
 import typing
 
+import pictures
 import pytest
-from serving import Call, Scripted, Think, Wait
+from serving import Call, Scripted, Seeing, Think, Wait
 from test_serve_network import served, until
 
 import glmlite
@@ -41,6 +43,15 @@ def url():
     """Of a scripted model, with the key `k`."""
     with served(app(Scripted(SCRIPT, cached=1), Settings(api_keys=("k",)))) as port:
         yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def seeing():
+    """Of a scripted model that takes images, which has to be asked for the colour of one."""
+    pytest.importorskip("PIL", reason="images need Pillow: pip install 'glmlite[vision]'")
+    model = Seeing({"which colour?": ["teal"]})
+    with served(app(model)) as port:
+        yield f"http://127.0.0.1:{port}", model
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +208,31 @@ def test_openai_schema_for_real(real):
     assert parsed.choices[0].message.parsed.city in ("Berlin", "Rome")
 
 
+def test_openai_images(seeing):
+    url, model = seeing
+    sdk = package("openai")
+    client = sdk.OpenAI(base_url=url + "/v1", api_key="k", max_retries=0)
+    image = pictures.file_of()
+    address = "data:image/png;base64," + base64.b64encode(image).decode()
+    parts = [{"type": "text", "text": "which colour?"}, {"type": "image_url", "image_url": {"url": address}}]
+    shown = [{"type": "text", "text": "which colour?"}, {"type": "image", "image": image}]
+    messages = [{"role": "user", "content": parts}]
+    answer = client.chat.completions.create(model="m", messages=messages)
+    assert answer.choices[0].message.content == "teal" and answer.usage.prompt_tokens > 12
+    assert model.asked[-1]["messages"][0]["content"] == shown
+    with client.chat.completions.stream(model="m", messages=messages) as stream:
+        assert stream.get_final_completion().choices[0].message.content == "teal"
+    items = [{"type": "input_text", "text": "which colour?"}, {"type": "input_image", "image_url": address}]
+    asked = [{"role": "user", "content": items}]
+    assert client.responses.create(model="m", input=asked).output_text == "teal"
+    assert model.asked[-1]["messages"][0]["content"] == shown
+    assert client.responses.input_tokens.count(model="m", input=asked).input_tokens == answer.usage.prompt_tokens
+    parts[1]["image_url"]["url"] = "https://example.org/a.png"
+    with pytest.raises(sdk.BadRequestError, match="is a web address") as raised:
+        client.chat.completions.create(model="m", messages=messages)
+    assert raised.value.param == "messages[0].content[1].image_url.url"
+
+
 # ---- anthropic
 
 
@@ -283,6 +319,31 @@ def test_anthropic_for_real(real):
     assert used.input_tokens + used.cache_read_input_tokens == count
 
 
+def test_anthropic_images(seeing):
+    url, model = seeing
+    sdk = package("anthropic")
+    client = sdk.Anthropic(base_url=url, api_key="k", max_retries=0)
+    image = pictures.file_of()
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(image).decode()}
+    block, words = {"type": "image", "source": source}, {"type": "text", "text": "which colour?"}
+    shown = {"type": "image", "image": image}
+    messages = [{"role": "user", "content": [block, words]}]
+    answer = client.messages.create(model="m", max_tokens=9, messages=messages)
+    assert answer.content[0].text == "teal" and model.asked[-1]["messages"][0]["content"] == [shown, words]
+    counted = client.messages.count_tokens(model="m", messages=messages).input_tokens
+    assert counted == answer.usage.input_tokens > 12
+    used = [{"type": "tool_use", "id": "t", "name": "shot", "input": {}}]
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+    loop = [{"role": "assistant", "content": used}, {"role": "user", "content": [result, words]}]
+    with client.messages.stream(model="m", max_tokens=9, messages=[*messages, *loop]) as stream:
+        assert stream.get_final_message().content[0].text == "teal"
+    assert model.asked[-1]["messages"][2] == {"role": "tool", "tool_call_id": "t", "content": [shown]}
+    assert client.models.retrieve("m").capabilities.image_input.supported
+    source["data"] = "?"
+    with pytest.raises(sdk.BadRequestError, match=r"source\.data is not base64"):
+        client.messages.create(model="m", max_tokens=9, messages=messages)
+
+
 # ---- ollama
 
 
@@ -340,6 +401,20 @@ def test_ollama_for_real(real):
     assert "completion" in shown.capabilities
     assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] >= 512
     assert client.list().models[0].model and client.ps().models[0].size > 0
+
+
+def test_ollama_images(seeing, tmp_path):
+    url, model = seeing
+    client = package("ollama").Client(host=url)
+    image = pictures.file_of()
+    shown = [{"type": "image", "image": image}, {"type": "text", "text": "which colour?"}]
+    (tmp_path / "a.png").write_bytes(image)
+    for given in (image, str(tmp_path / "a.png")):
+        messages = [{"role": "user", "content": "which colour?", "images": [given]}]
+        assert client.chat(model="m", messages=messages).message.content == "teal"
+        assert model.asked[-1]["messages"][0]["content"] == shown
+    assert client.generate(model="m", prompt="which colour?", images=[image]).response == "teal"
+    assert model.asked[-1]["messages"][0]["content"] == shown
 
 
 # ---- llm

@@ -18,6 +18,7 @@ def serve(
     Examples:
       glmlite serve
       glmlite serve glm-4-9b-chat-q4_k_m.gguf --context 16384
+      glmlite serve glm-ocr-q8_0.gguf --mmproj mmproj-glm-ocr-q8_0.gguf --context 16384
       glmlite serve --models ~/models --port 11434
       glmlite serve model.gguf --host 0.0.0.0 --api-key "$(cat key)"
     """
@@ -25,4 +26,6 @@ def serve(
 
     if serving.models is not None and name is not None:
         raise typer.BadParameter("a MODEL and --models, expected one of them")
+    if serving.models is not None and loading.mmproj is not None:
+        raise typer.BadParameter("--mmproj and --models, expected one of them: each takes the mmproj file beside it")
     command.serve(name if name is None else find(name), serving, loading.given(), console)

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from ..generate import Completion, Logprob, Piece
 from ..infill import Infill
 from ..model import Model
 from ..scheduler import Stats
-from . import errors
+from . import errors, images
 from .asked import Asked
 from .errors import Refused
 from .http import within
@@ -261,6 +262,7 @@ class Answers:
         metrics.add("prompt_tokens", stats.prompt_tokens)
         metrics.add("reused_tokens", stats.reused_tokens)
         metrics.add("generated_tokens", stats.generated_tokens)
+        metrics.add("image_seconds", stats.image_seconds)
         metrics.add("prompt_seconds", stats.prompt_seconds)
         metrics.add("generation_seconds", stats.generation_seconds)
         if stats.generated_tokens > 1:
@@ -320,6 +322,7 @@ class Service:
         self.thoughts = Thoughts()
         self.live: Counter[str] = Counter()  # answers that run or wait, by model
         self._workers = ThreadPoolExecutor(WORKERS, "glmlite serve")
+        self._lookers = ThreadPoolExecutor(1, "glmlite serve images")
 
     async def begin(self, asked: Asked) -> Answers:
         """Renders, counts and takes a place in the queue. Raises Refused."""
@@ -331,11 +334,12 @@ class Service:
             taken = asked.count
             self.live[lease.name] += taken
             try:
-                generations = await self.work(partial(self._start, lease, asked))
+                generations = await self.work(partial(self._start, lease, asked), asked)
             except Refused as refused:
                 if refused.param == "schema":
                     refused.param = asked.schema_name
                 raise
+            self.metrics.add("images", asked.images)
             return Answers(self, lease, asked, generations, began)
         except BaseException:
             self.live[lease.name] -= taken
@@ -355,10 +359,14 @@ class Service:
                 retry=errors.RETRY_SECONDS,
             )
 
-    async def work(self, do: Callable[[Cancel], T]) -> T:
-        """What `do` returns on a thread of ours; it is told to end if the one who waits is. Raises Refused."""
+    async def work(self, do: Callable[[Cancel], T], asked: Asked | None = None) -> T:
+        """What `do` returns on a thread of ours; it is told to end if the one who waits is. Raises Refused.
+
+        asked: what it is for. Images, which are large once decoded, are decoded one at a time.
+        """
         cancel = Cancel()
-        running = asyncio.get_running_loop().run_in_executor(self._workers, do, cancel)
+        workers = self._lookers if asked is not None and asked.images else self._workers
+        running = asyncio.get_running_loop().run_in_executor(workers, do, cancel)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -373,13 +381,17 @@ class Service:
     def _start(self, lease: Lease, asked: Asked, cancel: Cancel) -> list[Running]:
         cancel.check("request")
         model = lease.model
-        starts: list[Callable[..., Any]]
         if asked.messages is not None:
-            starts = [partial(model.chat_stream, self.conversation(lease, asked), **self._chat(asked, model))]
-        elif asked.suffix is not None:
-            starts = [partial(self._fill, model, prompt, asked.suffix) for prompt in asked.prompts]
-        else:
-            starts = [partial(model.stream, prompt) for prompt in asked.prompts]
+            with self.conversation(lease, asked) as messages:
+                return self._begin([partial(model.chat_stream, messages, **self._chat(asked, model))], asked, cancel)
+        if asked.suffix is not None:
+            return self._begin(
+                [partial(self._fill, model, text, asked.suffix) for text in asked.prompts], asked, cancel
+            )
+        return self._begin([partial(model.stream, prompt) for prompt in asked.prompts], asked, cancel)
+
+    def _begin(self, starts: Sequence[Callable[..., Any]], asked: Asked, cancel: Cancel) -> list[Running]:
+        """As many of each as choices are asked for."""
         begun: list[Running] = []
         try:
             for start in starts:
@@ -394,11 +406,16 @@ class Service:
             raise
         return begun
 
-    def conversation(self, lease: Lease, asked: Asked) -> list[dict[str, Any]]:
-        """The messages, with the thoughts that the client has left out."""
+    @contextmanager
+    def conversation(self, lease: Lease, asked: Asked) -> Iterator[list[dict[str, Any]]]:
+        """The messages as the model takes them: with the bytes of images, and the thoughts that the client has left
+        out. On a thread of ours. Raises Refused."""
         assert asked.messages is not None
-        asked.messages = self.thoughts.restore(lease.name, asked.messages, self.settings.keep_thinking)
-        return asked.messages
+        messages, where = images.decoded(asked.messages)
+        messages = self.thoughts.restore(lease.name, messages, self.settings.keep_thinking)
+        asked.messages = images.released(messages)
+        with images.named(where):
+            yield messages
 
     def _chat(self, asked: Asked, model: Model) -> dict[str, Any]:
         return {
@@ -424,15 +441,14 @@ class Service:
         """The ids of a conversation's prompt."""
         cancel.check("request")
         tools = offered(asked.tools or None, asked.tool_choice)
-        return lease.model.chat_ids(
-            self.conversation(lease, asked), tools=tools or None, **self._switches(asked, lease.model)
-        )
+        with self.conversation(lease, asked) as messages:
+            return lease.model.chat_ids(messages, tools=tools or None, **self._switches(asked, lease.model))
 
     async def count(self, asked: Asked) -> int:
         """Tokens of a conversation's prompt. Raises Refused."""
         lease = await self.pool.lease(asked.model)
         try:
-            return len(await self.work(partial(self.render, lease, asked)))
+            return len(await self.work(partial(self.render, lease, asked), asked))
         finally:
             lease.release()
 
@@ -446,4 +462,5 @@ class Service:
         return Filled(model.infill(before + blanks.default + suffix, cancel=cancel, **options), 0)
 
     def close(self) -> None:
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for workers in (self._workers, self._lookers):
+            workers.shutdown(wait=False, cancel_futures=True)

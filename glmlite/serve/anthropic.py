@@ -9,7 +9,7 @@ from typing import Any
 
 from . import errors
 from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting
-from .asked import MAX_TOOLS, Asked, Fields, joined, tool
+from .asked import MAX_TOOLS, Asked, Fields, content, joined, part_of, shown, text_of, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 from .openai import budget_of, random_id
@@ -93,20 +93,19 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
 
 
 def _said(message: Fields, blocks: list[Fields], role: str) -> list[dict[str, Any]]:
-    """A user's message: results of tools first, then the text."""
+    """A user's message: results of tools first, then the text and the images."""
     out: list[dict[str, Any]] = []
     rest = []
     for block in blocks:
         if block.text("type") == "tool_result":
-            text = joined(block, "content", ("text",), _document, "\n")
-            if not text and block.flag("is_error"):
-                text = "error"
-            out.append({"role": "tool", "tool_call_id": block.text("tool_use_id"), "content": text})
+            result = content(block, "content", ("text",), _document, "\n")
+            if not result and block.flag("is_error"):
+                result = "error"
+            out.append({"role": "tool", "tool_call_id": block.text("tool_use_id"), "content": result})
         else:
-            rest.append(block.values)
+            rest.append(part_of(block, ("text",), _document))
     if rest or not out:
-        text = joined(Fields({"content": rest}, message.where), "content", ("text",), _document, "\n")
-        out.append({"role": role, "content": text})
+        out.append({"role": role, "content": shown(rest, "\n") if role == "user" else text_of(rest, "\n")})
     return out
 
 

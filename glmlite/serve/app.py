@@ -154,8 +154,7 @@ class App:
     def _hold(self, request: Request) -> int:
         """Bytes that the body may take. Raises Refused where many large ones are held."""
         most = self._settings.body_bytes
-        told = request.headers.get("content-length", "")
-        size = min(int(told), most) if told.isdecimal() and len(told) < 20 else most
+        size = most if request.length is None else request.length if request.length <= most else 0  # nothing is kept
         if self._held + size > BODIES * most:
             raise Refused(503, "too many large requests at once", retry=errors.RETRY_SECONDS)
         self._held += size

@@ -11,8 +11,9 @@ from typing import Any
 from ..parameters import Parameters
 from .errors import Refused
 from .http import kind_of
+from .images import Encoded, found, of_url
 
-__all__ = ["Asked", "Fields", "joined", "tool"]
+__all__ = ["Asked", "Fields", "content", "joined", "part_of", "shown", "text_of", "tool"]
 
 MAX_STOPS = 16
 MAX_CHOICES = 16
@@ -28,10 +29,11 @@ class Asked:
     """A request of any API.
 
     model: the name the client gave, or "". messages: a conversation in the shape of OpenAI's API, each content one
-    string; or else prompts: texts, or token ids, each answered by itself, with what stands behind the gap in `suffix`.
-    options: fields of `glmlite.Parameters`. template: variables for the model's chat template. thinking: whether to
-    think, None: as the model does by itself; effort: how much; thinking_budget: tokens of it. reasoning: whether
-    thoughts are told apart.
+    string, or with images a list of parts, `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}` (see
+    the module `images`); or else prompts: texts, or token ids, each answered by itself, with what stands behind the gap
+    in `suffix`. options: fields of `glmlite.Parameters`. template: variables for the model's chat template.
+    thinking: whether to think, None: as the model does by itself; effort: how much; thinking_budget: tokens of it.
+    reasoning: whether thoughts are told apart.
     choices: answers to each prompt. progress, timings: whether a stream tells how far the prompt is read, and speeds.
     schema_name: the field that has the schema.
     """
@@ -55,6 +57,11 @@ class Asked:
     progress: bool = False
     timings: bool = False
     schema_name: str = "response_format"
+
+    @property
+    def images(self) -> int:
+        """How many its messages have."""
+        return sum(1 for _ in found(self.messages or ()))
 
     @property
     def count(self) -> int:
@@ -90,6 +97,13 @@ class Fields:
         if not isinstance(value, str):
             raise self.wrong(name, "a string")
         return value
+
+    def taken(self, name: str) -> str:
+        """A text that may be large and is kept once: it is taken out of the body."""
+        text = self.text(name)
+        if isinstance(self.values, dict):
+            self.values[name] = ""
+        return text
 
     def flag(self, name: str, default: bool = False) -> bool:
         value = self.values.get(name)
@@ -243,35 +257,102 @@ def joined(
     take: Callable[[Fields], str | None] | None = None,
     between: str = "",
 ) -> str:
-    """The text of a content: a string, null, or parts, whose text is joined.
+    """As `content`, where no images stand. Raises Refused for one, too."""
+    return text_of(_parts(fields, name, text_types, take), between)
+
+
+def text_of(parts: Sequence[str | Encoded], between: str = "") -> str:
+    """Texts as one. Raises Refused for an image."""
+    for part in parts:
+        if isinstance(part, Encoded):
+            why = f"{part.where} is an image, expected text: images stand in messages of users and results of tools"
+            raise Refused(400, why, param=part.where)
+    return between.join(part for part in parts if isinstance(part, str) and part)
+
+
+def content(
+    fields: Fields,
+    name: str,
+    text_types: Sequence[str],
+    take: Callable[[Fields], str | None] | None = None,
+    between: str = "",
+) -> Any:
+    """A content: a string, null, or parts. It is one string, or, with images, a list of parts (see `Asked`).
 
     text_types: the types of parts that have a `text`. take: the text of parts of other types, None for those it does
-    not know. between: what stands between two texts that are not empty. Raises Refused for images, which no model here
-    sees, and for whatever else is no text.
+    not know. between: what stands between two texts that are not empty. Raises Refused for what is neither text nor an
+    image.
     """
+    return shown(_parts(fields, name, text_types, take), between)
+
+
+def shown(parts: Sequence[str | Encoded], between: str = "") -> Any:
+    """Texts and images as a content: one string where there are no images. Texts beside each other are joined."""
+    out: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, Encoded):
+            out.append({"type": "image", "image": part})
+        elif part and out and out[-1]["type"] == "text":
+            out[-1]["text"] += between + part
+        elif part:
+            out.append({"type": "text", "text": part})
+    if any(part["type"] == "image" for part in out):
+        return out
+    return out[0]["text"] if out else ""
+
+
+def _parts(
+    fields: Fields, name: str, text_types: Sequence[str], take: Callable[[Fields], str | None] | None
+) -> list[str | Encoded]:
     value = fields.values.get(name)
     if value is None:
-        return ""
+        return []
     if isinstance(value, str):
-        return value
+        return [value]
     if not isinstance(value, list):
         raise fields.wrong(name, "a string or a list of parts")
-    texts = []
-    for i, part in enumerate(value):
-        where = f"{fields.where}{name}[{i}]"
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        if not isinstance(part, dict):
-            raise Refused(400, f"{where} is {kind_of(part)}, expected a part of a message", param=where)
-        read = Fields(part, where + ".")
-        kind = read.text("type", "text")
-        text = read.text("text") if kind in text_types else take(read) if take is not None else None
-        if text is None:
-            what = "the model sees no images" if "image" in kind else "expected text"
-            raise Refused(400, f"{where} is of type {json.dumps(kind)[:40]}: {what}", param=where)
-        texts.append(text)
-    return between.join(text for text in texts if text)
+    return [_part(f"{fields.where}{name}[{i}]", part, text_types, take) for i, part in enumerate(value)]
+
+
+def _part(
+    where: str, part: Any, text_types: Sequence[str], take: Callable[[Fields], str | None] | None
+) -> str | Encoded:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise Refused(400, f"{where} is {kind_of(part)}, expected a part of a message", param=where)
+    return part_of(Fields(part, where + "."), text_types, take)
+
+
+def part_of(
+    part: Fields, text_types: Sequence[str], take: Callable[[Fields], str | None] | None = None
+) -> str | Encoded:
+    """The text or the image of a part of a content. See `content`."""
+    kind = part.text("type", "text")
+    if (image := _image(part, kind)) is not None:
+        return image
+    text = part.text("text") if kind in text_types else take(part) if take is not None else None
+    if text is None:
+        where = part.where.removesuffix(".")
+        raise Refused(400, f"{where} is of type {json.dumps(kind)[:40]}, expected text or an image", param=where)
+    return text
+
+
+def _image(part: Fields, kind: str) -> Encoded | None:
+    """Of OpenAI's two APIs (`image_url`, `input_image`) and of Anthropic's (`image`); None: the part is no image."""
+    if kind in ("image_url", "input_image"):
+        given = part.object("image_url") if isinstance(part.any("image_url"), dict) else None
+        holder, name = (part, "image_url") if given is None else (given, "url")
+    elif kind == "image":
+        source = part.object("source") or Fields({}, f"{part.where}source.")
+        holder, name = source, "data" if source.text("type", "base64") == "base64" else "url"
+    else:
+        return None
+    where = holder.where + name
+    if not holder.has(name):
+        raise Refused(400, f"{where} is missing, expected an image", param=where)
+    text = holder.taken(name)
+    return Encoded(text, where) if name == "data" else of_url(text, where)
 
 
 def tool(name: str, description: Any, parameters: Any, where: str) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def serve(name: str | os.PathLike[str] | None, serving: Serving, loading: dict[s
     `progress` for people (`glmlite.cli.console`, `Plain`)."""
     if serving.models is not None and name is not None:
         raise ValueError("a MODEL and --models, expected one of them")
+    if serving.models is not None and "mmproj" in loading:
+        raise ValueError("--mmproj and --models, expected one of them: each takes the mmproj file beside it")
     if serving.stdio or serving.sidecar:
         with sidecar.parent() as parent:
             _serve(name, serving, loading, parent, parent)

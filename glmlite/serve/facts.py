@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import mmproj
+from ..errors import FormatError
 from ..model import Model
 from .errors import Refused
 from .pool import Entry
@@ -24,7 +26,7 @@ __all__ = ["Facts", "of"]
 @dataclass(frozen=True)
 class Facts:
     """context: tokens that a request may have, of a model that is not loaded those it was trained for. capabilities:
-    "tools", "thinking", "insert". size: its parameters in words."""
+    "tools", "thinking", "insert", "vision". size: its parameters in words."""
 
     name: str
     architecture: str
@@ -52,7 +54,8 @@ async def of(service: Service, entry: Entry) -> Facts | None:
         return None
     try:
         stat = path.stat()
-        key = (path, stat.st_size, stat.st_mtime_ns)
+        eyes = tuple((file.name, file.stat().st_mtime_ns) for file in mmproj.beside(path))
+        key = (path, stat.st_size, stat.st_mtime_ns, eyes)
         found = await service.work(lambda cancel: _header(*key))
     except (OSError, Refused):
         return None
@@ -63,8 +66,8 @@ async def of(service: Service, entry: Entry) -> Facts | None:
 
 
 @lru_cache(maxsize=256)
-def _header(path: Path, nbytes: int, changed: int) -> Facts:
-    """Raises FormatError and OSError."""
+def _header(path: Path, nbytes: int, changed: int, eyes: tuple[tuple[str, int], ...]) -> Facts:
+    """eyes: what beside it may be its eyes. Raises FormatError and OSError."""
     from .._native import Gguf
     from ..chat import template
 
@@ -86,12 +89,19 @@ def _header(path: Path, nbytes: int, changed: int) -> Facts:
             context=int(trained) if isinstance(trained, int) else 0,
             trained=int(trained) if isinstance(trained, int) else 0,
             template=text,
-            capabilities=_capabilities(text, None),
+            capabilities=(*_capabilities(text, None), *(("vision",) if _sees(path, gguf) else ())),
             created=0,
             digest=hashlib.sha256(f"{path.name}/{nbytes}/{changed}".encode()).hexdigest(),
         )
     finally:
         gguf.close()
+
+
+def _sees(path: Path, gguf: Any) -> bool:
+    try:
+        return mmproj.sees(path, gguf)
+    except FormatError:  # of a model that cannot be loaded the rest is told
+        return False
 
 
 def _capabilities(template: str, model: Model | None) -> tuple[str, ...]:
@@ -100,4 +110,5 @@ def _capabilities(template: str, model: Model | None) -> tuple[str, ...]:
         tools, thinking = "tools" in template, "<think>" in template or "enable_thinking" in template
         return tuple(name for name, has in (("tools", tools), ("thinking", thinking)) if has)
     found = () if model.dialect is None else tuple(model.dialect.capabilities)
-    return (*found, "insert") if model.fills_blanks else found
+    own = (("insert", model.fills_blanks), ("vision", model.images))
+    return (*found, *(name for name, has in own if has))

@@ -69,10 +69,17 @@ class Request:
         except asyncio.TimeoutError:
             raise Refused(408, f"the request's body did not come within {seconds:g} seconds") from None
 
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body, if the client has told how many."""
+        told = self.headers.get("content-length", "")
+        return int(told) if told.isdecimal() and told.isascii() and len(told) < 20 else None
+
     async def _body(self, limit: int) -> bytes:
         parts: list[bytes] = []
         size = 0
         more = True
+        keeps = (self.length or 0) <= limit
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -80,11 +87,14 @@ class Request:
             part: bytes = message.get("body", b"")
             more = message.get("more_body", False)
             size += len(part)
-            if size <= limit:
+            keeps = keeps and size <= limit
+            if keeps:
                 parts.append(part)
-            elif size > DRAINED * limit:
+            else:
+                parts.clear()
+            if size > DRAINED * limit:
                 break
-        if size > limit:
+        if not keeps:
             raise Refused(413, f"the request's body has more than {limit} bytes")
         return b"".join(parts)
 

@@ -17,6 +17,8 @@ _COUNTERS = {
     "glmlite_generated_tokens_total": "Tokens written.",
     "glmlite_prompt_seconds_total": "Seconds from the admission of requests to their first token.",
     "glmlite_generation_seconds_total": "Seconds from the first token to the last.",
+    "glmlite_images_total": "Images in requests.",
+    "glmlite_image_seconds_total": "Seconds that images were looked at, those that were not seen lately.",
     "glmlite_cancelled_total": "Requests that ended because their client went.",
 }
 _HISTOGRAMS = {

@@ -9,9 +9,10 @@ from typing import Any
 
 from . import errors, facts
 from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting
-from .asked import MAX_TOOLS, Asked, Fields, joined, tool
+from .asked import MAX_TOOLS, Asked, Fields, joined, shown, tool
 from .errors import Refused
-from .http import Reply, Stream, dump
+from .http import Reply, Stream, dump, kind_of
+from .images import Encoded
 
 __all__ = ["chat", "generate", "ps", "show", "tags", "version"]
 
@@ -81,9 +82,12 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
         role = {"developer": "system"}.get(message.text("role"), message.text("role"))
         if role not in ("system", "user", "assistant", "tool"):
             raise message.wrong("role", "system, user, assistant or tool")
-        if message.items("images"):
-            raise Refused(400, f"{message.where}images: the model sees no images", param=f"{message.where}images")
-        read: dict[str, Any] = {"role": role, "content": joined(message, "content", ("text",))}
+        said = joined(message, "content", ("text",))
+        if images := _images(message):
+            if role not in ("user", "tool"):
+                raise message.wrong("images", f"none in a message of the role {role}")
+            said = shown([*images, said])
+        read: dict[str, Any] = {"role": role, "content": said}
         if role == "tool":
             for theirs, ours in (("tool_name", "name"), ("name", "name"), ("tool_call_id", "tool_call_id")):
                 if message.text(theirs):
@@ -95,6 +99,18 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
                 read["tool_calls"] = calls
         out.append(read)
     return out
+
+
+def _images(fields: Fields) -> list[Encoded]:
+    """They stand before the text."""
+    given = fields.items("images")
+    for i, image in enumerate(given):
+        if not isinstance(image, str):
+            where = f"{fields.where}images[{i}]"
+            raise Refused(400, f"{where} is {kind_of(image)}, expected base64 of an image", param=where)
+    images = [Encoded(image, f"{fields.where}images[{i}]") for i, image in enumerate(given)]
+    given[:] = [""] * len(given)  # they are large, and kept once
+    return images
 
 
 def _call(call: Fields) -> dict[str, Any]:
@@ -129,10 +145,9 @@ async def generate(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     """A prompt is one question of a chat, unless it is `raw` or has a suffix, or the model is none for chats."""
     fields = Fields(body)
     asked = _read(fields)
-    if fields.items("images"):
-        raise Refused(400, "images: the model sees no images", param="images")
+    images = _images(fields)
     prompt, suffix, system = fields.text("prompt"), fields.text("suffix"), fields.text("system")
-    if not prompt and not suffix:
+    if not prompt and not suffix and not images:
         return await _loaded(service, asked, fields, {"response": ""})
     lease = await service.pool.lease(asked.model)
     try:
@@ -140,10 +155,13 @@ async def generate(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     finally:
         lease.release()
     if plain:
+        if images:
+            why = "images: they stand in chats, expected none with raw, a suffix or a model that does not chat"
+            raise Refused(400, why, param="images")
         asked.prompts, asked.suffix = [prompt], suffix or None
     else:
         asked.messages = [{"role": "system", "content": system}] if system else []
-        asked.messages.append({"role": "user", "content": prompt})
+        asked.messages.append({"role": "user", "content": shown([*images, prompt])})
     return await _answer(service, asked, chatting=False)
 
 

@@ -23,7 +23,7 @@ from .answering import (
     Thought,
     Waiting,
 )
-from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, joined, tool
+from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, content, joined, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 
@@ -175,8 +175,9 @@ def _message(message: Fields) -> dict[str, Any]:
     role = ROLES.get(role, role)
     if role not in ("system", "user", "assistant", "tool"):
         raise message.wrong("role", "system, developer, user, assistant or tool")
-    text = joined(message, "content", ("text", "input_text", "output_text"), _refusal)
-    out: dict[str, Any] = {"role": role, "content": text or (message.text("refusal") if role == "assistant" else "")}
+    read = content if role in ("user", "tool") else joined
+    said = read(message, "content", ("text", "input_text", "output_text"), _refusal)
+    out: dict[str, Any] = {"role": role, "content": said or (message.text("refusal") if role == "assistant" else "")}
     if role == "tool":
         for name in ("tool_call_id", "name"):
             if message.has(name):

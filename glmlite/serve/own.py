@@ -59,16 +59,16 @@ def _gauges(service: Service) -> Iterator[tuple[str, Labels, float]]:
 
 async def models(service: Service, body: Mapping[str, Any]) -> Reply:
     """One answer for the packages of OpenAI and of Anthropic, which ask the same path and read different keys."""
-    data = [_listed(entry) for entry in service.pool.entries()]
+    data = [await _listed(service, entry) for entry in service.pool.entries()]
     ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
     return Reply.json({"object": "list", "data": data, "has_more": False, **ends})
 
 
 async def model(service: Service, body: Mapping[str, Any], name: str) -> Reply:
-    return Reply.json(_listed(service.pool.find(name)))
+    return Reply.json(await _listed(service, service.pool.find(name)))
 
 
-def _listed(entry: Entry) -> dict[str, Any]:
+async def _listed(service: Service, entry: Entry) -> dict[str, Any]:
     when = datetime.datetime.fromtimestamp(entry.created, datetime.timezone.utc)
     listed: dict[str, Any] = {
         "id": entry.name,
@@ -81,7 +81,11 @@ def _listed(entry: Entry) -> dict[str, Any]:
     }
     if entry.model is not None:
         listed |= {"max_model_len": entry.model.context, "context_length": entry.model.context}
-    return listed
+        sees = entry.model.images
+    else:
+        each = await facts.of(service, entry)
+        sees = each is not None and "vision" in each.capabilities
+    return {**listed, "capabilities": {"vision": sees, "image_input": {"supported": sees}}}
 
 
 async def props(service: Service, body: Mapping[str, Any]) -> Reply:
@@ -146,8 +150,8 @@ async def apply_template(service: Service, body: Mapping[str, Any]) -> Reply:
     asked = openai.read_chat(body)
     lease = await service.pool.lease(asked.model)
     try:
-        ids = await service.work(partial(service.render, lease, asked))
-        return Reply.json({"prompt": lease.model.detokenize(ids)})
+        ids = await service.work(partial(service.render, lease, asked), asked)
+        return Reply.json({"prompt": lease.model.detokenize([i for i in ids if i >= 0])})  # images are no text
     finally:
         lease.release()
 

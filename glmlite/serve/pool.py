@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from .. import mmproj
 from ..cancel import Cancel
 from ..errors import Cancelled
 from ..model import Model
@@ -121,7 +122,7 @@ class Pool:
     def _scan(self, folder: Path) -> None:
         found = {}
         for path in sorted(folder.rglob("*.gguf")):
-            if not _LATER_PART.search(path.name) and path.is_file():
+            if not _LATER_PART.search(path.name) and not mmproj.is_named(path) and path.is_file():
                 found[name_of(path.relative_to(folder))] = path
         for name in [name for name, entry in self._entries.items() if name not in found and not _alive(entry)]:
             del self._entries[name]
@@ -176,7 +177,7 @@ class Pool:
                     raise refusal_of(entry.problem) or Refused(500, f"{entry.name}: {entry.problem}")
             if entry.path is not None and not entry.model.loaded:
                 async with self._room:
-                    await self._make_room(_bytes(entry.path) * SPARE)
+                    await self._make_room(_needs(entry, entry.path))
             lease = Lease(entry, entry.model)
             return lease
         finally:
@@ -217,7 +218,7 @@ class Pool:
         load = partial(self._load, entry.path, cancel=self._cancel)
         try:
             async with self._room:
-                await self._make_room(_bytes(entry.path) * SPARE)
+                await self._make_room(_needs(entry, entry.path))
                 try:
                     model = await asyncio.to_thread(load)
                 except MemoryError:
@@ -286,6 +287,12 @@ def _created(path: Path) -> int:
         return int(path.stat().st_mtime)
     except OSError:
         return 0
+
+
+def _needs(entry: Entry, path: Path) -> float:
+    """Bytes of memory that a model takes, with its eyes where it has found some: they come with the first image."""
+    eyes = mmproj.beside(path) if entry.model is not None and entry.model.images else []
+    return SPARE * sum(map(_bytes, [path, *eyes]))
 
 
 def _bytes(path: Path) -> int:

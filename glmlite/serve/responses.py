@@ -8,7 +8,7 @@ from typing import Any
 
 from . import errors
 from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting
-from .asked import EFFORTS, MAX_TOOLS, Asked, Fields, joined, tool
+from .asked import EFFORTS, MAX_TOOLS, Asked, Fields, content, joined, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 from .openai import KEEP_ALIVE, OPTIONS, choice_of, random_id, read_thinking
@@ -120,8 +120,8 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
             calls = last.setdefault("tool_calls", [])
             calls.append({"id": item.text("call_id"), "type": "function", "function": call})
         elif kind == "function_call_output":
-            content = joined(item, "output", TEXTS)
-            messages.append({"role": "tool", "tool_call_id": item.text("call_id"), "content": content})
+            output = content(item, "output", TEXTS)
+            messages.append({"role": "tool", "tool_call_id": item.text("call_id"), "content": output})
         else:
             log.info("%s: an item of type %s is left out", item.where, kind)
     return messages
@@ -132,7 +132,8 @@ def _message(item: Fields) -> dict[str, Any]:
     if role not in ("system", "user", "assistant"):
         raise item.wrong("role", "system, developer, user or assistant")
     refusal = _refusal if role == "assistant" else None
-    return {"role": role, "content": joined(item, "content", TEXTS, refusal)}
+    read = content if role == "user" else joined
+    return {"role": role, "content": read(item, "content", TEXTS, refusal)}
 
 
 def _refusal(part: Fields) -> str | None:

@@ -34,7 +34,7 @@ class Settings:
     queue: int = 64
     per_key: int | None = None
     keep_thinking: bool = False
-    body_bytes: int = 32 << 20
+    body_bytes: int = 64 << 20
     body_seconds: float = 60.0
     seconds: float | None = 3600.0
     keep_alive: float = 10.0

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from .images import digest
+
 __all__ = ["Thoughts"]
 
 MAX_COUNT = 1024
@@ -74,9 +76,13 @@ def _keys(model: str, messages: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         ]
         content = message.get("content") or ""  # clients write null, or nothing, or no content at all
         said = [message.get("role"), content.strip() if isinstance(content, str) else content, calls]
-        text = json.dumps(said, sort_keys=True, default=str)
+        text = json.dumps(said, sort_keys=True, default=_image)
         key = blake2b(text.encode("ascii"), key=key, digest_size=16).digest()
         yield key
+
+
+def _image(value: Any) -> str:
+    return digest(value) if isinstance(value, bytes) else str(value)
 
 
 def _canonical(arguments: Any) -> Any:

@@ -134,6 +134,7 @@ function drawBar() {
   if (several && names.join("\n") !== page.models.join("\n"))
     $("model").replaceChildren(...page.models.map((name) => make("option", { value: name }, name)));
   if (several) $("model").value = model();
+  composer.sees(Boolean(page.props.capabilities?.includes("vision")));
   $("version").textContent = page.props.version ? t("about", { version: page.props.version }) : "";
   drawContext();
 }
@@ -291,9 +292,16 @@ function settingsChanged() {
 
 // ---- answers -----------------------------------------------------------------------------------------------------
 
+/** A text behind pictures, as parts where there are any: so the models were trained. */
+function withPictures(text, pictures = []) {
+  if (!pictures.length) return text;
+  const parts = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  return text ? [...parts, { type: "text", text }] : parts;
+}
+
 /** A message in the API's form; undefined for an answer that came to nothing. */
 function asMessage(node) {
-  if (node.role === "user") return { role: "user", content: withFiles(node.content, node.files) };
+  if (node.role === "user") return { role: "user", content: withPictures(withFiles(node.content, node.files), node.pictures) };
   if (node.role === "tool") return { role: "tool", tool_call_id: node.callId, name: node.name, content: node.content };
   if (!node.content && !node.calls.length) return undefined;
   const message = { role: "assistant", content: node.content || null };
@@ -364,12 +372,12 @@ async function answer(conversation, parent) {
 
 const busy = () => live.has(page.conversation.id);
 
-function send(content, files) {
+function send(content, files = [], pictures = []) {
   if (busy()) return false;
   const { conversation } = page;
   const nodes = shown(conversation);
   const parent = nodes.length ? nodes[nodes.length - 1].id : "";
-  answer(conversation, add(conversation, parent, "user", { content, files }).id);
+  answer(conversation, add(conversation, parent, "user", { content, files, pictures }).id);
   return true;
 }
 
@@ -379,10 +387,11 @@ function stop() {
 
 const actions = {
   edit(node, content) {
-    if (busy() || !(content.trim() || node.files.length)) return draw();
+    const { files, pictures = [] } = node;
+    if (busy() || !(content.trim() || files.length || pictures.length)) return draw();
     const { conversation } = page;
     views.delete(node.id);
-    answer(conversation, add(conversation, node.parent, "user", { content, files: node.files }).id);
+    answer(conversation, add(conversation, node.parent, "user", { content, files, pictures }).id);
   },
   again(node) {
     if (busy()) return;
@@ -429,7 +438,7 @@ function useLanguage(name) {
   $("language-choice").value = language();
   useTheme(document.documentElement.dataset.theme);
   $("ideas").replaceChildren(
-    ...IDEAS.map((idea) => make("li", {}, make("button", { type: "button", onclick: () => send(t(idea), []) }, t(idea)))),
+    ...IDEAS.map((idea) => make("li", {}, make("button", { type: "button", onclick: () => send(t(idea)) }, t(idea)))),
   );
   if (!store) return;
   views.clear();
@@ -456,7 +465,7 @@ for (const [id, choice] of [
 
 // ---- the parts, and the keys -------------------------------------------------------------------------------------
 
-const composer = new Composer({ send, stop });
+const composer = new Composer({ send, stop, model });
 const sidebar = new Sidebar({ rename, remove, save: saveFile });
 const settings = new Settings(page);
 const palette = new Palette({

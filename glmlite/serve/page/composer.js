@@ -1,6 +1,7 @@
-/** The field for a message, and the text files that go with it. */
+/** The field for a message, and the text files and pictures that go with it. */
 import { icon, make, toast } from "./elements.js";
 import { sends } from "./messages.js";
+import { MOST_PICTURES, isPicture, pictureOf } from "./pictures.js";
 import { t } from "./strings.js";
 
 const $ = (id) => document.getElementById(id);
@@ -32,12 +33,17 @@ export function withFiles(content, files) {
 }
 
 export class Composer {
-  /** send(text, files) is called with a message; it returns false to keep it in the field. */
-  constructor({ send, stop }) {
+  /** send(text, files, pictures) is called with a message; it returns false to keep it in the field. model() is the name
+   * of the one that answers. */
+  constructor({ send, stop, model }) {
     this.field = $("text");
     this.files = [];
+    this.pictures = [];
+    this.reading = 0; // files that are not read yet
+    this.model = model;
     const submit = () => {
-      if ((this.field.value.trim() || this.files.length) && send(this.field.value, this.files) !== false) this.set("", []);
+      if (this.reading || !(this.field.value.trim() || this.files.length || this.pictures.length)) return;
+      if (send(this.field.value, this.files, this.pictures) !== false) this.clear();
     };
     $("composer").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -55,19 +61,30 @@ export class Composer {
       this.attach(event.clipboardData.files);
     });
     $("stop").addEventListener("click", stop);
-    $("attach").addEventListener("click", () => $("pick").click());
-    $("pick").addEventListener("change", async () => {
-      await this.attach($("pick").files);
-      $("pick").value = "";
-    });
+    for (const [open, pick] of [
+      ["attach", "pick"],
+      ["picture", "pick-picture"],
+    ]) {
+      $(open).addEventListener("click", () => $(pick).click());
+      $(pick).addEventListener("change", async () => {
+        await this.attach($(pick).files);
+        $(pick).value = "";
+      });
+    }
     this.#drops();
   }
 
-  set(text, files) {
-    this.field.value = text;
-    this.files = files;
+  clear() {
+    this.field.value = "";
+    this.files = [];
+    this.pictures = [];
     this.#draw();
     this.#grow();
+  }
+
+  /** Offers pictures where the model sees them. */
+  sees(is) {
+    $("picture").hidden = !is;
   }
 
   /** Shows the stop button while an answer is written. */
@@ -78,9 +95,24 @@ export class Composer {
     if (had) this.field.focus();
   }
 
-  /** Adds files to the message; what is no text, or too long, is said instead. */
+  /** Adds files to the message; what cannot be is said instead. */
   async attach(files) {
+    this.reading++;
+    try {
+      await this.#read(files);
+    } finally {
+      this.reading--;
+    }
+    this.#draw();
+    this.field.focus();
+  }
+
+  async #read(files) {
     for (const file of files) {
+      if (isPicture(file)) {
+        await this.#look(file);
+        continue;
+      }
       if (file.size > LARGEST_FILE) {
         toast(t("fileTooLong", { name: file.name, limit: "1 MB" }));
         continue;
@@ -89,22 +121,33 @@ export class Composer {
       if (text === undefined) toast(t("fileNotText", { name: file.name }));
       else this.files.push({ name: file.name, text: text.replace(/\r\n?/g, "\n") });
     }
-    this.#draw();
-    this.field.focus();
+  }
+
+  async #look(file) {
+    if ($("picture").hidden) return toast(t("pictureUnseen", { name: this.model() }));
+    if (this.pictures.length >= MOST_PICTURES) return toast(t("pictureTooMany", { n: MOST_PICTURES }));
+    try {
+      this.pictures.push(await pictureOf(file));
+    } catch {
+      toast(t("pictureBad", { name: file.name }));
+    }
   }
 
   #draw() {
+    const chip = (held, sign) => {
+      const remove = make("button", { type: "button", class: "mini", "aria-label": t("fileRemove", { name: held.name }) });
+      remove.append(icon("close"));
+      remove.addEventListener("click", () => {
+        this.files = this.files.filter((other) => other !== held);
+        this.pictures = this.pictures.filter((other) => other !== held);
+        this.#draw();
+        this.field.focus();
+      });
+      return make("span", { class: "chip" }, sign, make("span", {}, held.name), remove);
+    };
     $("files").replaceChildren(
-      ...this.files.map((file) => {
-        const remove = make("button", { type: "button", class: "mini", "aria-label": t("fileRemove", { name: file.name }) });
-        remove.append(icon("close"));
-        remove.addEventListener("click", () => {
-          this.files = this.files.filter((other) => other !== file);
-          this.#draw();
-          this.field.focus();
-        });
-        return make("span", { class: "chip" }, icon("file"), make("span", {}, file.name), remove);
-      }),
+      ...this.pictures.map((picture) => chip(picture, make("img", { src: picture.url, alt: "" }))),
+      ...this.files.map((file) => chip(file, icon("file"))),
     );
   }
 

@@ -61,6 +61,8 @@ export class MessageView {
 
   #question() {
     const bubble = make("div", { class: "bubble" });
+    for (const { name, url, width, height } of this.node.pictures ?? [])
+      bubble.append(make("img", { class: "picture", src: url, alt: name || t("picture"), width, height }));
     for (const file of this.node.files)
       bubble.append(
         make("details", { class: "file" }, make("summary", {}, icon("file"), file.name), make("pre", { tabindex: 0 }, file.text)),

@@ -5,6 +5,8 @@
  * parent, the child that is shown. So an edited or repeated message is another child, and nothing is lost.
  */
 
+import { MOST_PICTURES, pictureFrom } from "./pictures.js";
+
 /** An id; crypto.randomUUID is missing where the page is not served from localhost or by TLS. */
 export function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
@@ -18,7 +20,7 @@ export function blank(settings) {
 }
 
 const MESSAGE = {
-  user: { content: "", files: [] },
+  user: { content: "", files: [], pictures: [] },
   assistant: { content: "", reasoning: "", calls: [], finish: null, stats: {} },
   tool: { content: "", callId: "", name: "" },
 };
@@ -62,7 +64,7 @@ export function drop(conversation, node) {
 /** The first line of what was asked first. */
 export function titleOf(conversation) {
   const first = shown(conversation).find((node) => node.role === "user");
-  const text = first?.content.trim() || first?.files[0]?.name || "";
+  const text = first?.content.trim() || (first?.files[0] ?? first?.pictures?.[0])?.name || "";
   const line = text.split("\n", 1)[0];
   return line.length > 60 ? line.slice(0, 59).trimEnd() + "…" : line;
 }
@@ -118,8 +120,10 @@ function conversationFrom(raw) {
 
 function nodeFrom(raw) {
   const node = { id: raw.id, parent: raw.parent, role: raw.role, created: number(raw.created, Date.now()), content: text(raw.content) };
-  if (raw.role === "user")
+  if (raw.role === "user") {
+    node.pictures = list(raw.pictures).slice(0, MOST_PICTURES).map((picture) => pictureFrom(object(picture))).filter(Boolean);
     node.files = list(raw.files).map((file) => ({ name: text(object(file).name, 200), text: text(object(file).text) }));
+  }
   if (raw.role === "tool") Object.assign(node, { callId: text(raw.callId, 200), name: text(raw.name, 200) });
   if (raw.role === "assistant") {
     node.reasoning = text(raw.reasoning);

@@ -45,10 +45,18 @@ const TABLE = {
   send: ["Send", "发送"],
   stop: ["Stop (Esc)", "停止 (Esc)"],
   attach: ["Add text files", "添加文本文件"],
-  drop: ["Drop text files here", "将文本文件拖到这里"],
+  addPicture: ["Add pictures", "添加图片"],
+  drop: ["Drop files here", "将文件拖到这里"],
   fileRemove: ["Remove {name}", "移除 {name}"],
   fileNotText: ["{name} is not a text file.", "{name} 不是文本文件。"],
   fileTooLong: ["{name} is longer than {limit}.", "{name} 超过 {limit}。"],
+  picture: ["picture", "图片"],
+  pictureUnseen: [
+    "{name} sees no pictures. A vision model does, served with its mmproj file.",
+    "{name} 看不到图片。请使用视觉模型，并同时加载它的 mmproj 文件。",
+  ],
+  pictureTooMany: ["A message can have {n} pictures.", "一条消息最多 {n} 张图片。"],
+  pictureBad: ["{name} is no picture that this browser can read, or too large.", "浏览器无法读取图片 {name}，或图片过大。"],
 
   // Messages
   messages: ["Messages", "消息"],
