@@ -192,7 +192,7 @@ def _read_checkpoint(
     if f"{architecture}.rope.dimension_sections" not in metadata:
         raise FormatError(f"{config_path}: no 'mrope_section', expected one of a model with eyes")
     seeing = eyes.build(seen, whole, metadata[f"{architecture}.embedding_length"])
-    return Contents(metadata, model.tensors), Contents({**seeing.metadata, **name}, seeing.tensors)
+    return Contents(metadata, model.tensors), Contents({**eyes.MMPROJ, **name, **seeing.metadata}, seeing.tensors)
 
 
 def _name(folder: Path, config: Config) -> str:
