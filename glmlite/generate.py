@@ -37,7 +37,10 @@ class Logprob(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a prompt is read: `done` of its `total` tokens, `reused` of them from the cache."""
+    """How far a prompt is read: `done` of its `total` tokens, `reused` of them from the cache.
+
+    To look at an image counts, too, as so many tokens as could be read meanwhile: so `total` is more than there are.
+    """
 
     done: int
     total: int
@@ -386,7 +389,8 @@ class Generation:
             self._error = event
             raise event
         if not self._pieces and self._on_progress is not None and event.finish_reason != CANCELLED:
-            self._on_progress(self.stats.prompt_tokens, self.stats.prompt_tokens)
+            _, total = self._scheduler.reading(self._request)
+            self._on_progress(total, total)
         first, *rest = [event] if self._reply is None else _read(event, self._reply)
         self._ready.extend(rest)
         return self._hand_over(first)

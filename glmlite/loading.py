@@ -15,6 +15,8 @@ from . import builtin, models, packed, placement
 from .cancel import Cancel
 from .errors import Cancelled, FormatError
 from .locate import model_file
+from .mmproj import Found
+from .mmproj import find as find_eyes
 from .model import Model
 from .packed import content_key
 from .parameters import sampling_defaults
@@ -38,6 +40,7 @@ P = ParamSpec("P")
 def load(
     path: str | bytes | os.PathLike[str] | None = None,
     *,
+    mmproj: str | bytes | os.PathLike[str] | None = None,
     context: int | None = None,
     parallel: int = 4,
     max_queue: int | None = None,
@@ -57,6 +60,9 @@ def load(
 
     path: a GGUF file, or one that `glmlite export` has made of it (`~` is your home folder); "builtin": the built-in
         model; "smollm2": the sample model, which is downloaded when it is asked for the first time.
+    mmproj: the file of the eyes of a vision model. Default: those that the model's file has itself, or else the one
+        file `mmproj*.gguf` beside it that fits; `Model.images` tells whether there are any. They are loaded when the
+        first image comes, until when the file has to stay; what memory they need is left free.
     context: tokens that one request may have, prompt and answer. Default: what the model was trained for, at most
         4096, and halved (not below 512) until the cache fits what the machine has free besides the weights. More than
         the model was trained for is cut to that, with a warning in the log; `Model.context` tells what came out.
@@ -113,6 +119,8 @@ def load(
     asked = Asked(native, context, kv_tokens, kv_type, threads, adaptive, priority, device, gpu_layers, packed)
     with _opened(native, file, report) as gguf:
         header = Header.read(gguf, report)
+        found = _eyes(file, gguf, header, mmproj, threads or 0, adaptive, priority)
+        asked = replace(asked, reserved=0 if found.eyes is None else found.eyes.nbytes)
         engine, place, tokens = asked.engine(gguf, header, report)
         idle = None
         if idle_unload is not None:
@@ -141,8 +149,24 @@ def load(
         context=tokens,
         device=place.device,
         native=native,
-        scheduler=Scheduler(native, engine, parallel=parallel, name=name, chunk=chunk, max_queue=max_queue, idle=idle),
+        scheduler=Scheduler(
+            native,
+            engine,
+            parallel=parallel,
+            name=name,
+            chunk=chunk,
+            max_queue=max_queue,
+            idle=idle,
+            eyes=found.eyes,
+        ),
+        eyes=found.eyes,
+        blind=found.blind,
     )
+
+
+def _eyes(file: Path, gguf: Any, header: Header, named: Any, threads: int, adaptive: bool, priority: str) -> Found:
+    computing = {"adaptive": adaptive, "background": priority == "background"}
+    return find_eyes(file, gguf, header.recording, header.metadata, named, threads=threads, **computing)
 
 
 def _for_coroutines(load: Callable[P, Model]) -> Callable[P, Awaitable[Model]]:
@@ -258,13 +282,14 @@ class Asked:
     device: str
     gpu_layers: int | None
     packed: bool | None
+    reserved: int = 0  # bytes of memory that are to stay free
 
     def engine(self, gguf: Any, header: Header, report: Report) -> tuple[Any, placement.Placement, int]:
         """An engine with a file's weights, where it runs, and the tokens of its context."""
         native = self.native
         computing = {"threads": self.threads or 0, "background": self.priority == "background"}
         ops = placement.native_ops(header.recording.ops, gguf.dequantize)
-        room = Room(self.context, self.kv_tokens, self.kv_type, header, native.Engine.page_tokens)
+        room = Room(self.context, self.kv_tokens, self.kv_type, header, native.Engine.page_tokens, self.reserved)
         gpu = _on_gpu(native, self.device, self.gpu_layers, gguf, ops, room)
         report(HEADER)
         place, tokens, cache = gpu or _on_cpu(native, self.packed, gguf, ops, header, room, computing, report)
@@ -311,9 +336,13 @@ def _forget(values: Any) -> None:
 
 
 class Room:
-    """What a model's context needs of a cache. page: tokens of a page."""
+    """What a model's context needs of a cache. page: tokens of a page. reserved: bytes of the machine's memory that
+    are not for it."""
 
-    def __init__(self, context: int | None, kv_tokens: int | None, kv_type: str, header: Header, page: int):
+    def __init__(
+        self, context: int | None, kv_tokens: int | None, kv_type: str, header: Header, page: int, reserved: int
+    ):
+        self.reserved = reserved
         self.kv_type = kv_type
         self._context = context
         self._kv_tokens = kv_tokens
@@ -321,6 +350,10 @@ class Room:
         self.page = page
         # A sequence begins in the prefix's last page, of which it needs a copy.
         self._prefix = placement.prefix_tokens(header.recording.ops, header.shapes.__getitem__) % page
+
+    def free(self, native: Any) -> int:
+        """Bytes of the machine's memory that there are for it."""
+        return max(0, native.available_memory() - self.reserved)
 
     def sizes(self, page_bytes: int, fixed: int, free: int) -> tuple[int, int]:
         """Tokens of context and, in whole pages of so many bytes, of the cache, which lies beside `fixed` bytes in
@@ -370,7 +403,7 @@ def _on_cpu(
     inside = native.packed_in(gguf, ops)  # what `glmlite export` has made has its weights packed
 
     def sizes(fixed: int) -> tuple[int, int, packed.Budget]:
-        free = native.available_memory()
+        free = room.free(native)
         tokens, cache = room.sizes(page_bytes, fixed, free)
         return tokens, cache, packed.Budget(weights, experts, cache // room.page * page_bytes, free)
 
@@ -381,7 +414,7 @@ def _on_cpu(
     if not budget.fits:
         packed.warn(native, Path(os.fsdecode(gguf.paths[0])), budget, header.recording.ops, gguf.tensors)
     file = inside or packed.opened(native, gguf, ops, computing, report.part(0.9), report.again)
-    budget = budget._replace(free=native.available_memory())
+    budget = budget._replace(free=room.free(native))
     return placement.Placement("cpu", {"packed": file, "weight_room": budget.room}), tokens, cache
 
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ from .errors import ContextOverflow
 from .families import FAMILY, about
 from .generate import Answer, Completion, Generation, logits, random_seed
 from .infill import Infill, Infiller
+from .models.layout import IMAGE, with_images
 from .parameters import Options, Parameters, check_integer, token_ids
 from .scheduler import Request, Scheduler, SchedulerStatus
 from .tokenizer import Tokenizer
@@ -28,8 +30,10 @@ from .tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .chat import Prompt
     from .chat.dialects import Dialect
     from .ocr import Doing, Page
+    from .vision.eyes import Eyes, Picture
 
 __all__ = ["Model"]
 
@@ -48,7 +52,7 @@ class Model:
 
     path, name, architecture, tokenizer; metadata: of the file, without what only the tokenizer is made of (merges,
     scores); context: tokens of one request; device: where it runs: "cpu", "cuda:0" or, in two parts, "cpu + cuda:0";
-    vocab_size: width of the logits.
+    vocab_size: width of the logits; images: whether messages may have images.
     `close` or the end of a `with` block gives the memory back at once; requests that run then fail with Closed. A
     model does not survive a fork of the process (multiprocessing: use "spawn", or load in the child).
     """
@@ -66,6 +70,8 @@ class Model:
         device: str,
         native: Any,
         scheduler: Scheduler,
+        eyes: Eyes | None = None,
+        blind: str = "",
     ):
         self.path = path
         self.name = name
@@ -75,6 +81,9 @@ class Model:
         self.context = context
         self.device = device
         self.vocab_size = recording.vocab
+        self.images = eyes is not None
+        self._eyes = eyes
+        self._blind = blind
         self._layout = recording.layout
         self._defaults = defaults
         self._native = native
@@ -132,6 +141,8 @@ class Model:
     def threads(self, threads: int) -> None:
         check_integer("threads", threads, 1, MOST_THREADS)
         self._scheduler.threads = threads
+        if self._eyes is not None:
+            self._eyes.threads = threads
 
     @property
     def debug(self) -> Debug:
@@ -208,6 +219,11 @@ class Model:
     ) -> Completion:
         """Answer a conversation: `[{"role": "user", "content": "..."}]`. Otherwise as `generate`.
 
+        Where the model sees (`images`), a content may be a list of `{"type": "text", "text": "..."}` and
+        `{"type": "image", "image": a path, the bytes of a file, a data URL, a Pillow image or an array}`, or
+        `image_url` as the OpenAI API has it, with a data URL. Needs glmlite[vision]. An image that is none is a
+        ValueError that begins with its place (`messages[0].content[1]`).
+
         tools: functions that the model may call, in the shape of the OpenAI API. tool_choice: "auto"; "none" leaves
             them out; "required" and `{"type": "function", "function": {"name": ...}}` make the model call one, where
             its dialect has a grammar for that (needs `glmlite[grammar]`). parallel_tool_calls: False leaves out the
@@ -264,14 +280,15 @@ class Model:
             check_integer("thinking_budget", thinking_budget, 0)
         offered = chat.offered(tools, tool_choice)
 
-        def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
-            return self.chat_ids(messages, tools=offered, thinking=thinking, effort=effort, template=template)
+        def render(messages: Sequence[Mapping[str, Any]]) -> Prompt:
+            return self._render(messages, tools=offered, thinking=thinking, effort=effort, template=template)
 
+        messages = self._seen(messages, None if p.overflow == "truncate" else self.context)
         if p.overflow == "truncate":
             prompt = chat.fit(render, messages, room=self._room(p), context=self.context)
         else:
             prompt = render(messages)
-        ids = self._ids(prompt)
+        ids = self._ids([i for i in prompt if i != IMAGE])
         assert self.dialect is not None  # rendering would have failed
         goes_on = chat.goes_on(messages)
         reader = self.dialect.reader(ids, offered, goes_on=goes_on, thoughts=reasoning, parallel=parallel_tool_calls)
@@ -286,7 +303,9 @@ class Model:
             end = [thought.end] if isinstance(thought.end, int) else self.tokenize(thought.end)
             constraint = Budget(thinking_budget, thought, end, constraint, self._vocabulary)
         chatting = self.dialect, Reply(reader), trim
-        return self._start(ids, p, self._defaults, cancel, constraint=constraint, chatting=chatting)
+        return self._start(
+            prompt, p, self._defaults, cancel, constraint=constraint, chatting=chatting, pictures=prompt.images
+        )
 
     def chat_ids(
         self,
@@ -298,14 +317,54 @@ class Model:
         template: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """The prompt of a conversation, see `chat` and `glmlite.chat.render`.
+        """The prompt of a conversation, see `chat` and `glmlite.chat.render`; -1 stands for each token of an image.
 
         add_generation_prompt: end where the answer begins, or with a last text of the assistant's.
         """
+        return self._render(
+            self._seen(messages),
+            tools=tools,
+            thinking=thinking,
+            effort=effort,
+            template=template,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def _seen(
+        self, messages: Sequence[Mapping[str, Any]], most: int | None = None
+    ) -> Sequence[Mapping[str, Any]]:
+        """The messages with each image as the eyes have it. most: tokens that they may have, in all."""
+        from . import chat
+
+        count = 0
+
+        def see(image: Any, where: str) -> Picture:
+            nonlocal count
+            if self._eyes is None:
+                raise ValueError(f"{where}: {self.name} sees no images: {self._blind}")
+            picture = self._eyes.picture(image, where)
+            count += picture.tokens
+            if most is not None and count > most:
+                raise self._overflow(count, count)
+            return picture
+
+        return chat.check(messages, see)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        thinking: bool | None,
+        effort: str | None,
+        template: Mapping[str, Any] | None,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """The prompt of messages that `_seen` has seen, with an id for each row of an image."""
         from . import chat
 
         switches = {} if self.dialect is None else self.dialect.template_variables(thinking, effort)
-        return chat.render(
+        prompt = chat.render(
             self.metadata,
             self.tokenizer,
             self.architecture,
@@ -315,6 +374,11 @@ class Model:
             continue_final_message=add_generation_prompt and chat.goes_on(messages),
             **{**switches, **chat.variables(template)},
         )
+        if not prompt.images:
+            return prompt
+        pictures = iter(prompt.images)
+        rows = ([i] * (next(pictures).tokens if i == IMAGE else 1) for i in prompt)
+        return chat.Prompt([i for ids in rows for i in ids], prompt.images)
 
     def infill(
         self,
@@ -421,10 +485,12 @@ class Model:
         *,
         constraint: Constraint | None = None,
         chatting: tuple[Dialect, Reply, bool] | None = None,
+        pictures: Sequence[Picture] = (),
     ) -> Generation:
+        """pictures: whose rows stand for the ids that are `IMAGE`, in their order."""
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
-        self._fits(ids, len(ids) + 1)
+        self._fits(ids, len(ids) + 1, sum(picture.tokens for picture in pictures))
         room = self.context - len(ids)
         max_tokens = room if p.max_tokens is None else min(room, p.max_tokens)
         ends = set(self.tokenizer.eos_ids)
@@ -442,10 +508,24 @@ class Model:
             logprobs=-1 if p.logprobs is None else p.logprobs,
             stop=[*stops, *(() if constraint is None else constraint.stops)],
         )
-        sampler.accept(ids)
+        sampler.accept([i for i in ids if i != IMAGE])
         answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim, marks, constraint)
-        layout = self._layout(ids, self.tokenizer.id_of)
-        request = Request(ids, layout, answer, sampler=sampler, max_tokens=max_tokens, constraint=constraint)
+        layout, items, sight = self._layout(ids, self.tokenizer.id_of), None, None
+        if pictures:
+            assert self._eyes is not None
+            layout, sight = with_images(ids, [picture.shape for picture in pictures]), self._eyes.sight(pictures)
+            contents = chain.from_iterable(map(self._eyes.items, pictures))
+            items = [next(contents) if i == IMAGE else i for i in ids]
+        request = Request(
+            ids,
+            layout,
+            answer,
+            sampler=sampler,
+            max_tokens=max_tokens,
+            constraint=constraint,
+            items=items,
+            sight=sight,
+        )
         return Generation(self._scheduler, request, answer, p.on_progress, seed, self, cancel, reply)
 
     def _constraint(self, p: Parameters) -> Constraint | None:
@@ -492,14 +572,27 @@ class Model:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"{what}: token id {i}, expected 0 to {self.vocab_size - 1}")
 
-    def _fits(self, ids: Sequence[int], need: int) -> None:
-        if need > self.context:
-            raise ContextOverflow(
-                f"the prompt has {len(ids)} tokens and leaves no room in a context of {self.context}; "
-                "shorten it, load the model with a larger context, or pass overflow='truncate'",
-                len(ids),
-                self.context,
-            )
+    def _fits(self, ids: Sequence[int], need: int, of_images: int = 0) -> None:
+        if need <= self.context:
+            return
+        if of_images:
+            raise self._overflow(len(ids), of_images)
+        raise ContextOverflow(
+            f"the prompt has {len(ids)} tokens and leaves no room in a context of {self.context}; "
+            "shorten it, load the model with a larger context, or pass overflow='truncate'",
+            len(ids),
+            self.context,
+        )
+
+    def _overflow(self, tokens: int, of_images: int) -> ContextOverflow:
+        """What to raise for images that do not fit; `tokens` at least has the prompt."""
+        return ContextOverflow(
+            f"the prompt has {tokens} tokens or more, {of_images} of them for images, and leaves no room in a context "
+            f"of {self.context}; load the model with a context of more than {tokens} tokens, or make the images "
+            "smaller",
+            tokens,
+            self.context,
+        )
 
     def _room(self, p: Parameters) -> int:
         """Tokens of the context for a prompt that may be shortened."""
@@ -525,7 +618,8 @@ class Model:
         """Bytes held for "weights" and "kv", the cache; nothing once closed, or unloaded because it was idle."""
         if not self.loaded:
             return {"weights": 0, "kv": 0}
-        return {"weights": self._engine.weight_bytes, "kv": self._engine.kv_bytes}
+        eyes = 0 if self._eyes is None else self._eyes.held
+        return {"weights": self._engine.weight_bytes + eyes, "kv": self._engine.kv_bytes}
 
     @property
     def loaded(self) -> bool:

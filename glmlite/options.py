@@ -12,6 +12,7 @@ __all__ = [
     "Group",
     "KvType",
     "Loading",
+    "Mmproj",
     "Option",
     "Packed",
     "Priority",
@@ -82,6 +83,10 @@ Packed = Annotated[
         ("--packed/--no-packed",),
     ),
 ]
+Mmproj = Annotated[
+    Path | None,
+    Option("The eyes of a vision model [default: MODEL itself, or mmproj*.gguf beside it].", ("--mmproj",), "FILE"),
+]
 
 
 @dataclass
@@ -98,6 +103,7 @@ class Loading(Group):
     device: Device = None
     gpu_layers: GpuLayers = None
     packed: Packed = None
+    mmproj: Mmproj = None
 
 
 @dataclass

@@ -26,6 +26,9 @@ The constraint hears of a token when the call has ended well, so it is never ahe
 An engine that nobody used for long may give its memory back (`Idle`); the next request has it made again, and waits in
 the queue meanwhile, so a cancel ends that wait, too.
 
+A request whose prompt has images waits in the queue until a second thread has looked at them (`Sight`), and lets others
+pass. What fails there fails that request only; what runs meanwhile shares the cores with it.
+
 Only the engine thread touches the engine. Other threads append to the queue and set flags.
 """
 
@@ -73,6 +76,7 @@ class Stats:
     generated_tokens: int = 0
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
+    image_seconds: float = 0.0  # before those: of the tower that looked at the prompt's images
 
     @property
     def prompt_rate(self) -> float | None:
@@ -96,6 +100,31 @@ class Sink(Protocol):
         """Samples, or an array of logits. True: the request is done."""
 
     def fail(self, error: Exception) -> None: ...
+
+
+class Sight(Protocol):
+    """What makes the rows of a request's images. tokens: how many rows; work: how many tokens could be read meanwhile;
+    seconds: that it took."""
+
+    tokens: int
+    work: int
+    seconds: float
+
+    def rows(self) -> np.ndarray:
+        """Called once, on a thread of its own."""
+
+    def progress(self) -> int:
+        """How much of `work` is done; from any thread."""
+
+    def cancel(self) -> None:
+        """Ends `rows`, soon, with Cancelled; from any thread, takes no lock."""
+
+
+class Eyes(Protocol):
+    """What looks. Both wait for nobody who looks, or not long."""
+
+    def unload(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class SchedulerStatus(NamedTuple):
@@ -122,6 +151,7 @@ class Request:
     key, items: whose cached beginning may serve this one, see `glmlite.sequences`. Without items, one for each token,
     the tokens are their own.
     embeddings: (count, width) f32, rows for the tokens that are `IMAGE`, in their order; then there are items.
+    sight: makes them, instead.
     """
 
     def __init__(
@@ -137,6 +167,7 @@ class Request:
         key: Hashable = None,
         items: Iterable[int] | None = None,
         embeddings: np.ndarray | None = None,
+        sight: Sight | None = None,
     ):
         self.tokens = list(tokens)  # grows by what is written
         self.items = items_of(self.tokens if items is None else items)  # so do they
@@ -144,7 +175,9 @@ class Request:
             raise ValueError(f"request: {len(self.items)} items, expected one for each of {len(self.tokens)} tokens")
         self._places = np.flatnonzero(np.asarray(self.tokens, np.int64) == IMAGE)  # of the embeddings
         self._embeddings = embeddings
-        if (given := 0 if embeddings is None else len(embeddings)) != len(self._places):
+        self.sight = sight
+        given = sight.tokens if sight is not None else 0 if embeddings is None else len(embeddings)
+        if given != len(self._places):
             raise ValueError(f"request: {given} embeddings, expected one for each of {len(self._places)} tokens")
         if given and items is None:
             raise ValueError("request: embeddings without items, which tell their contents apart")
@@ -167,8 +200,23 @@ class Request:
     def cancel(self) -> None:
         """From any thread, at any time; takes no lock, so that a finalizer may call it."""
         self.cancelled = True
+        if self.sight is not None:
+            self.sight.cancel()
         if (interrupt := self.interrupt) is not None:
             interrupt.set()
+
+    @property
+    def sees(self) -> bool:
+        """Whether the rows of its images are there, if it has any."""
+        return self.sight is None or self._embeddings is not None
+
+    def look(self) -> None:
+        """Makes them. Raises what the sight raises."""
+        assert self.sight is not None
+        try:
+            self._embeddings = self.sight.rows()
+        finally:
+            self.stats.image_seconds = self.sight.seconds
 
     @property
     def written(self) -> int:
@@ -256,7 +304,8 @@ class Scheduler:
     """Runs requests on `engine` until `close`, at most `parallel` of them at a time.
 
     native: the engine's module; chunk: tokens of prompts in a call that writes nothing; max_queue: how many requests
-    more than `parallel` are taken, None: any number. idle: None: the engine stays.
+    more than `parallel` are taken, None: any number. idle: None: the engine stays. eyes: of the requests that have a
+    sight; they go when the engine goes.
     """
 
     def __init__(
@@ -269,6 +318,7 @@ class Scheduler:
         chunk: int = PREFILL_ALONE,
         max_queue: int | None = None,
         idle: Idle | None = None,
+        eyes: Eyes | None = None,
     ):
         self.native = native
         self.engine = engine
@@ -284,6 +334,9 @@ class Scheduler:
         self._kv_free = engine.kv_free()
         self._threads = 0  # of an engine that is to be made again
         self._idle = idle
+        self._eyes = eyes
+        self._looked_at: Request | None = None
+        self._looker: threading.Thread | None = None  # begins with the first image
         self._used = 0.0  # when the engine was last needed
         self._loaded = True
         self._closing = False
@@ -311,7 +364,10 @@ class Scheduler:
                     waiting,
                 )
             self._queue.append(request)
-            self._changed.notify()
+            if request.sight is not None and self._looker is None:
+                self._looker = threading.Thread(target=self._look_loop, name=f"glmlite {self.name} eyes", daemon=True)
+                self._looker.start()
+            self._changed.notify_all()
 
     @property
     def threads(self) -> int:
@@ -333,11 +389,12 @@ class Scheduler:
                 self._threads = threads
 
     def place(self, request: Request) -> int:
-        """Its place in the queue, 1 for the next one; 0: it runs, or is done."""
+        """Its place in the queue, 1 for the next one; 0: it is looked at, runs, or is done."""
         self._not_forked()
         with self._changed:
             self._drop_cancelled()
-            return self._queue.index(request) + 1 if request in self._queue else 0
+            waits = request in self._queue and request is not self._looked_at
+            return self._queue.index(request) + 1 if waits else 0
 
     def status(self) -> SchedulerStatus:
         """Of one moment; does not wait for a call of the engine."""
@@ -354,16 +411,20 @@ class Scheduler:
             )
 
     def close(self) -> None:
-        """Fails what runs or waits, frees the engine and ends the thread. May be called twice."""
+        """Fails what runs or waits, frees the engine and ends the threads. May be called twice."""
         if os.getpid() != self._pid:
             return
         with self._changed:
             self._closing = True
             if self._interrupt is not None:
                 self._interrupt.set()
-            self._changed.notify()
-        if threading.current_thread() is not self._thread:  # a finalizer may run there
-            self._thread.join()
+            if self._looked_at is not None:
+                self._looked_at.sight.cancel()  # type: ignore[union-attr]
+            self._changed.notify_all()
+        threads = [thread for thread in (self._looker, self._thread) if thread is not None]
+        if threading.current_thread() not in threads:  # a finalizer may run there
+            for thread in threads:
+                thread.join()
 
     @property
     def closed(self) -> bool:
@@ -375,10 +436,14 @@ class Scheduler:
         return self._loaded and not self._closing
 
     def reading(self, request: Request) -> tuple[int, int]:
-        """(tokens of the prompt that were read, of how many), within a call too."""
+        """(tokens of the prompt that were read, of how many), within a call too. To look at images counts as so many
+        tokens as could be read meanwhile."""
         begin, count = request.reading
         total = request.stats.prompt_tokens
-        return min(begin + int(count * self.engine.progress()), total), total
+        done = min(begin + int(count * self.engine.progress()), total)
+        if (sight := request.sight) is None:
+            return done, total
+        return done + (sight.work if request.sees else sight.progress()), total + sight.work
 
     def _not_forked(self) -> None:
         if os.getpid() != self._pid:
@@ -393,10 +458,42 @@ class Scheduler:
             left = deque(r for r in self._queue if not r.cancelled)
             self._count("cancelled", len(self._queue) - len(left))
             self._queue = left
+            self._changed.notify_all()
 
     def _count(self, what: str, more: int) -> None:
         with self._changed:
             self._totals[what] += more
+
+    # ---- the thread that looks at images ----
+
+    def _look_loop(self) -> None:
+        while (request := self._next_look()) is not None:
+            error: Exception | None = None
+            try:
+                request.look()
+            except Exception as problem:
+                error = problem
+            with self._changed:
+                self._looked_at = None
+                self._drop_cancelled()
+                failed = error is not None and not self._closing and request in self._queue
+                if failed:
+                    self._queue.remove(request)
+                self._used = time.perf_counter()
+                self._changed.notify_all()
+            if failed and error is not None:
+                request.sink.fail(error)
+
+    def _next_look(self) -> Request | None:
+        """The next request whose images nobody has seen; waits for one. None: to end."""
+        with self._changed:
+            while True:
+                self._drop_cancelled()
+                request = next((r for r in self._first() if not r.sees), None)
+                if self._closing or request is not None:
+                    self._looked_at = request
+                    return None if self._closing else request
+                self._changed.wait()
 
     # ---- the engine thread ----
 
@@ -415,15 +512,17 @@ class Scheduler:
             self._give_up(Closed(f"{self.name}: the model was closed while this request ran or waited"))
             if self._loaded:
                 self.engine.close()
+            if self._eyes is not None:
+                self._eyes.close()
 
     def _wait(self) -> bool:
         """For something to do; False: to close. Meanwhile an engine that is idle for long gives its memory back."""
         self._used = time.perf_counter()
         while True:
             with self._changed:
-                if self._closing or self._queue or self._active:
+                if self._closing or self._active or any(r.sees for r in self._first()):
                     return not self._closing
-                left = self._seconds_left()
+                left = None if self._queue else self._seconds_left()
                 if left is None or left > 0:
                     self._changed.wait(left)
                     continue
@@ -442,6 +541,8 @@ class Scheduler:
             self._loaded = False
         self.pool.kept.clear()  # they go with the cache
         self.engine.close()
+        if self._eyes is not None:
+            self._eyes.unload()
         self._kv_free = self.engine.kv_tokens
 
     def _load(self) -> bool:
@@ -476,9 +577,12 @@ class Scheduler:
             requests = [*self._active, *self._queue]
             self._active.clear()
             self._queue.clear()
+            self._changed.notify_all()
             sequences = [*self.pool.kept, *(r.sequence for r in requests if r.sequence is not None)]
             self.pool.kept.clear()
         for request in requests:
+            if request.sight is not None:
+                request.sight.cancel()
             request.sink.fail(error)
         for sequence in sequences:
             with suppress(Exception):
@@ -505,15 +609,20 @@ class Scheduler:
     def _admit(self) -> None:
         with self._changed:
             self._drop_cancelled()
-            for request in list(islice(self._queue, 2 * self.parallel)):
+            for request in self._first():
                 if len(self._active) == self.parallel:
                     return
-                if self._follows(request):
+                if not request.sees or self._follows(request):
                     continue
                 if not self._enters(request):
                     return
                 self._queue.remove(request)
                 self._active.append(request)
+                self._changed.notify_all()
+
+    def _first(self) -> list[Request]:
+        """Those of the queue that may be admitted next; the lock is held."""
+        return list(islice(self._queue, 2 * self.parallel))
 
     def _follows(self, request: Request) -> bool:
         """Whether an active request has yet to read so much of this one's beginning that this one better waits."""

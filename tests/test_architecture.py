@@ -21,7 +21,7 @@ LAYERS = [
     ["evaluate", "quantize"],
     ["loading"],
     ["model"],
-    ["infill", "ocr"],
+    ["infill", "mmproj", "ocr"],
     ["generate"],
     ["budget", "locate", "packed", "parameters", "scheduler"],
     ["constrain", "delivery", "sequences", "vision"],

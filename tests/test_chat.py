@@ -425,7 +425,16 @@ def test_variables():
         ([{"role": "user"}], r"messages\[0\]: no content"),
         ([{"role": "system", "content": None}, user("a")], r"messages\[0\]: no content"),
         ([user(3)], r"messages\[0\]: content is int"),
-        ([user([{"type": "image_url", "image_url": "x"}])], r"messages\[0\]: a content part of type 'image_url'"),
+        ([user([{"type": "video", "video": "x"}])], r"messages\[0\]: a content part of type 'video'"),
+        ([user([{"type": "image_url", "image_url": "x"}])], r"messages\[0\].content\[0\]: an image_url of 'x', should"),
+        ([user([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}])], r"an image_url of 'file:///etc/"),
+        ([user([{"type": "image_url", "image_url": 3}])], r"\.content\[0\]: an image_url of int"),
+        ([user(["a", {"type": "image"}])], r"messages\[0\]: a content part of type 'str'"),
+        ([user([{"type": "text", "text": "a"}, {"type": "image"}])], r"messages\[0\]\.content\[1\]: has no image"),
+        (
+            [user("a"), {"role": "assistant", "content": [{"type": "image", "image": b""}]}],
+            r"messages\[1\]\.content\[0\]: an image of the assistant's",
+        ),
         (
             [assistant(None, tool_calls=[{"function": {"name": "f", "arguments": [1]}}])],
             r"tool_calls\[0\]: the arguments are list, should be an object",

@@ -21,7 +21,7 @@ import tiny
 import glmlite
 from glmlite import _native as native
 from glmlite import builtin, samples
-from glmlite.cli import bench, cache, console, inspect, main, running
+from glmlite.cli import bench, cache, console, inspect, main, pictures, running
 from glmlite.errors import ContextOverflow, FormatError
 from glmlite.model import Debug
 from glmlite.scheduler import Stats
@@ -56,7 +56,8 @@ class Stream:
 
 
 class Model:
-    """Echoes: chat says how many messages it got and the last one; generate continues; infill fills."""
+    """Echoes: chat says how many messages it got and the last one, names of images in it; generate continues; infill
+    fills. An image is what begins with "image"."""
 
     architecture = "llama"
     context = 100
@@ -77,6 +78,8 @@ class Model:
     def chat_stream(self, messages, *, on_progress, **settings):
         self.calls.append(("chat", messages, settings))
         said = messages[-1]["content"]
+        if isinstance(said, list):
+            said = " ".join(part.get("text") or part["name"] for part in said)
         if log := os.environ.get("GLMLITE_TEST_LOG"):
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(said) + "\n")
@@ -89,6 +92,12 @@ class Model:
             return Stream(["and so on"] * 3, reason="length")
         system = [m["content"] for m in messages if m["role"] == "system"]
         return Stream([f"{len(messages)} ", *system, f"<{said}>", " 好"])
+
+    def chat_ids(self, messages):
+        (part,) = messages[0]["content"]
+        if not part["image"].startswith(b"image"):
+            raise ValueError("messages[0].content[0]: not an image")
+        return [1, *[-1] * len(part["image"]), 2]
 
     def stream(self, text, *, on_progress, **settings):
         self.calls.append(("generate", text, settings))
@@ -429,6 +438,80 @@ def test_chat_goes_on_after_an_error(model, monkeypatch, capsys):
     assert "glmlite: the prompt has 1000 tokens\n" in err
     assert "glmlite: /load: needs a file name\n" in err
     assert "No such file or directory" in err
+
+
+def image(path, data=b"image"):
+    path.write_bytes(data)
+    return path
+
+
+def test_chat_shows_images_with_the_next_message(model, monkeypatch, capsys, tmp_path):
+    a, b = image(tmp_path / "a.png"), image(tmp_path / "b c.jpg", b"image two")
+    lines = [f"/image {a} '{b}'", "what", "and", f"/image {b}", "/clear", "then", f"/image {tmp_path}/no.png", "/image"]
+    lines += [f"/image {a} {image(tmp_path / 'd.png', b'no')}", "last"]
+    out, err = chat(monkeypatch, capsys, "\n".join(lines))
+    assert out == "1 <a.png b c.jpg what> 好\n3 <and> 好\n1 <then> 好\n3 <last> 好\n"
+    assert "[a.png: 5 tokens]\n[b c.jpg: 9 tokens]\n" in err
+    assert "no.png: No such file" in err and "/image: needs a file name" in err and "d.png: not an image" in err
+    assert [m["role"] for m in model[0].calls[1][1]] == ["user", "assistant", "user"]
+    assert model[0].calls[1][1][0]["content"][0] == {"type": "image", "image": b"image", "name": "a.png"}
+
+
+def test_an_image_that_did_not_fit_is_there_for_the_next_try(model, monkeypatch, capsys, tmp_path):
+    out, _ = chat(monkeypatch, capsys, f"/image {image(tmp_path / 'a.png')}\noverflow\nwhat\n")
+    assert out == "1 <a.png what> 好\n"
+
+
+def test_chat_saves_images_and_loads_them(model, monkeypatch, capsys, tmp_path):
+    file, picture = tmp_path / "x.json", image(tmp_path / "a.JPG")
+    chat(monkeypatch, capsys, f"/image {picture}\nwhat\n/save {file}\n/load {file}\n/save {file}.2\nmore\n")
+    url = "data:image/jpeg;base64,aW1hZ2U="
+    saved = json.loads(file.read_text("utf-8"))
+    assert saved[0]["content"][0] == {"type": "image_url", "image_url": {"url": url}}
+    assert saved == json.loads((tmp_path / "x.json.2").read_text("utf-8"))
+    assert model[0].calls[1][1][0]["content"] == [
+        {"type": "image", "image": url},
+        {"type": "text", "text": "what"},
+    ]
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_images_of_a_command(model, capsys, tmp_path, command):
+    a, b = image(tmp_path / "a.png"), image(tmp_path / "b.png")
+    assert main([command, "m.gguf", "what", "--image", str(a), "--image", str(b)]) == 0
+    assert capsys.readouterr().out == "1 <a.png b.png what> 好\n"
+    assert main([command, "m.gguf", "what", "--image", str(tmp_path / "c.png")]) == 1
+    assert "c.png: No such file" in capsys.readouterr().err
+
+
+def test_dropped_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    a, b, c = image(tmp_path / "a.png"), image(tmp_path / "b c.JPEG"), image(tmp_path / "it's.webp")
+    image(tmp_path / "notes.txt")
+    escaped = str(b).replace(" ", "\\ ")
+    for line, want in {
+        f"{a}": ("", [a]),
+        f"  {b}  ": ("", [b]),
+        f"what is {a}": ("what is", [a]),
+        f"{a} what is it?": ("what is it?", [a]),
+        f"'{a}' '{b}' which": ("which", [a, b]),
+        f'"{b}" and {escaped}': ("and", [b, b]),
+        f"""'{str(c).replace("'", "'" + chr(92) + "''")}' there""": ("there", [c]),
+        f"don't look at '{b}' isn't it": ("don't look at isn't it", [b]),
+        f"{b.as_uri()} now": ("now", [b]),
+        f"FILE://localhost{a.as_posix()}": ("", [a]),
+        "~/a.png here": ("here", [a]),
+        f"{tmp_path}/none.png": (f"{tmp_path}/none.png", []),
+        f"{tmp_path}/notes.txt": (f"{tmp_path}/notes.txt", []),
+        f"{tmp_path}": (f"{tmp_path}", []),
+        "a.png": ("a.png", []),
+        "/clear": ("/clear", []),
+        "two  blanks": ("two  blanks", []),
+        "\0/x.png '": ("\0/x.png '", []),
+        "": ("", []),
+    }.items():
+        text, paths = pictures.dropped(line)
+        assert (text, [Path(path) for path in paths]) == want, line
 
 
 # ---- as a program ------------------------------------------------------------------------------------------------

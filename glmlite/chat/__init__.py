@@ -18,10 +18,10 @@ from . import dialects
 from . import messages as checked
 from .dialects.dialect import no_template
 from .fitting import fit
-from .messages import goes_on
-from .tokens import Tokenizer
+from .messages import check, goes_on, images_of
+from .tokens import Prompt, Tokenizer
 
-__all__ = ["chat_format", "fit", "goes_on", "offered", "render", "variables"]
+__all__ = ["Prompt", "chat_format", "check", "fit", "goes_on", "images_of", "offered", "render", "variables"]
 
 
 def chat_format(metadata: Mapping[str, Any], tokenizer: Tokenizer, architecture: str) -> str | None:
@@ -51,12 +51,13 @@ def render(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     **kwargs: Any,
-) -> list[int]:
-    """Token ids of a conversation, ready for the engine.
+) -> Prompt:
+    """Token ids of a conversation; for the engine each `IMAGE` among them is repeated for the rows of its image.
 
     messages: `{"role": "system" | "user" | "assistant" | "tool" | "observation", "content": text}`, the text a string
-        or a list of `{"type": "text", "text": ...}` parts; an assistant's message may carry `tool_calls` in the shape
-        of the OpenAI API, or `metadata` (the name of the tool it calls). docs/chat.md lists what else they may have.
+        or a list of `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}` parts; an assistant's message
+        may carry `tool_calls` in the shape of the OpenAI API, or `metadata` (the name of the tool it calls).
+        docs/chat.md lists what else they may have.
     tools: functions the model may call, in the shape of the OpenAI API or as the bare `function` objects.
     add_generation_prompt: end where the assistant's answer begins.
     continue_final_message: end with the text of the last message, the assistant's, which the answer goes on with.

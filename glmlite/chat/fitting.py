@@ -7,13 +7,14 @@ from typing import Any
 
 from ..errors import ContextOverflow
 from .messages import check
+from .tokens import Prompt
 
 Messages = list[dict[str, Any]]
 
 
 def fit(
-    render: Callable[[Messages], list[int]], messages: Sequence[Mapping[str, Any]], *, room: int, context: int
-) -> list[int]:
+    render: Callable[[Messages], Prompt], messages: Sequence[Mapping[str, Any]], *, room: int, context: int
+) -> Prompt:
     """The ids of a conversation without as many of its oldest messages as have to go.
 
     render: ids of messages. room: tokens that the prompt should have at most. context: tokens that it may have, with
@@ -31,7 +32,7 @@ def fit(
         return best
     groups = _groups(messages)
 
-    def without(count: int) -> list[int]:
+    def without(count: int) -> Prompt:
         gone = {i for group in groups[:count] for i in group}
         return render([message for i, message in enumerate(messages) if i not in gone])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -20,20 +20,55 @@ RESULTS = ("tool", "observation")  # the roles of what a tool has returned
 # Keys that name or repeat something and carry no text to the model. Past reasoning is not shown to it again, unless a
 # template asks for it.
 _NO_TEXT = frozenset({"role", "content", "id", "tool_call_id", "reasoning_content"})
+# Stands in a message's text for an image: a Unicode noncharacter, which no text has a use for.
+PLACE = "\ufdd2"
+
+See = Callable[[Any, str], Any]
 
 
-def check(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def check(messages: Sequence[Mapping[str, Any]], see: See | None = None) -> list[dict[str, Any]]:
     """Copies of the messages, their content one string each, their role one of ROLES, without keys that are None.
 
+    Where there are images, the content is a list of `{"type": "text", "text": str}` and `{"type": "image", "image":
+    what it was given as, or a data URL}`. see(image, where): what is to stand for an image instead.
     A call's arguments are a dict, or the text where it is not JSON of an object. The results of several calls stand in
     the order of the calls, if their ids tell it: most models match them by it.
-    Raises ValueError, naming the message.
+    Raises ValueError, naming the message, and the part.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ValueError(f"messages: {type(messages).__name__}, should be a list of messages")
     if not messages:
         raise ValueError("messages: none, should be at least one")
-    return _in_order([_message(f"messages[{i}]", message) for i, message in enumerate(messages)])
+    return _in_order([_message(f"messages[{i}]", message, see) for i, message in enumerate(messages)])
+
+
+def images_of(messages: list[dict[str, Any]]) -> list[Any]:
+    """What stands for the images of checked messages, in their order."""
+    return [
+        part["image"]
+        for message in messages
+        if isinstance(message["content"], list)
+        for part in message["content"]
+        if part["type"] == "image"
+    ]
+
+
+def in_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Checked messages with each content one string, in which `PLACE` stands where an image does, and nowhere else."""
+    out = without_places(messages)
+    for message in out:
+        if isinstance(message["content"], list):
+            message["content"] = "".join(part.get("text", PLACE) for part in message["content"])
+    return out
+
+
+def without_places(value: Any) -> Any:
+    """What is made of strings, mappings and lists, with all in it that could be taken for an image's place left out."""
+    if isinstance(value, str):
+        return value.replace(PLACE, "")
+    if isinstance(value, Mapping):
+        return {without_places(key): without_places(item) for key, item in value.items()}
+    return [without_places(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def goes_on(messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -63,7 +98,7 @@ def unread(what: str, reader: str) -> None:
     log.warning("%s is not read by %s", what, reader)
 
 
-def _message(where: str, message: Any) -> dict[str, Any]:
+def _message(where: str, message: Any, see: See | None) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f"{where}: {type(message).__name__}, should be a mapping with 'role' and 'content'")
     out = {key: value for key, value in message.items() if value is not None}
@@ -85,7 +120,7 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     content = out.get("content", out.pop("refusal", None))
     if content is None and role != "assistant" and out["role"] not in RESULTS:
         raise ValueError(f"{where}: no content, should be text")
-    out["content"] = _text(where, content)
+    out["content"] = _content(where, content, out["role"], see)
     if calls:
         out["tool_calls"] = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
     if not isinstance(out.get("metadata", ""), str):
@@ -95,21 +130,45 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     return out
 
 
-def _text(where: str, content: Any) -> str:
+def _content(where: str, content: Any, role: str, see: See | None) -> str | list[dict[str, Any]]:
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray):
-        raise ValueError(f"{where}: content is {type(content).__name__}, should be text or a list of text parts")
-    parts = []
-    for part in content:
+        raise ValueError(f"{where}: content is {type(content).__name__}, should be text or a list of parts")
+    parts: list[dict[str, Any]] = []
+    for j, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if isinstance(part, Mapping) and kind in ("image", "image_url"):
+            at = f"{where}.content[{j}]"
+            if role == "assistant":
+                raise ValueError(f"{at}: an image of the assistant's, should be of another role")
+            image = _image(at, part, kind)
+            parts.append({"type": "image", "image": image if see is None else see(image, at)})
+            continue
         text = part.get(kind) if isinstance(part, Mapping) and kind in ("text", "refusal") else None
         if not isinstance(text, str):
-            raise ValueError(f"{where}: a content part of type {kind!r}, should be 'text'")
-        parts.append(text)
-    return "".join(parts)
+            raise ValueError(f"{where}: a content part of type {kind!r}, should be 'text' or 'image'")
+        if parts and parts[-1]["type"] == "text":
+            parts[-1]["text"] += text
+        else:
+            parts.append({"type": "text", "text": text})
+    seen = any(part["type"] == "image" for part in parts)
+    return parts if seen else "".join(part["text"] for part in parts)
+
+
+def _image(where: str, part: Mapping[str, Any], kind: str) -> Any:
+    """What a part has for an image. An address is a data URL: nothing is fetched, and no path is one."""
+    image = part.get(kind)
+    if kind == "image_url":
+        image = image.get("url") if isinstance(image, Mapping) else image
+        if not isinstance(image, str) or image[:5].lower() != "data:":
+            told = repr(image[:40]) if isinstance(image, str) else type(image).__name__
+            raise ValueError(f"{where}: an image_url of {told}, should be a data URL (data:image/png;base64,...)")
+    if image is None:
+        raise ValueError(f"{where}: has no image, should be {{'type': 'image', 'image': ...}}")
+    return image
 
 
 def _call(where: str, call: Any) -> dict[str, Any]:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..families import GLM_SPECIALS
-from .messages import say_unread, unread
-from .tokens import Tokenizer
+from .messages import PLACE, say_unread, unread
+from .tokens import BEGIN_IMAGE, END_IMAGE, IMAGE, Tokenizer
 
 if TYPE_CHECKING:
     import jinja2.nodes
@@ -32,6 +33,7 @@ MAX_RANGE_STEPS = 1 << 20
 # A Unicode noncharacter, which no text has a use for: it breaks control tokens inside messages apart until the
 # template has run, wherever the template puts them. Another shows where the last message's text ends.
 _MARK, _END = "\ufdd0", "\ufdd1"
+_IMAGE = "<|image|>"  # what templates write for an image
 
 
 def of(metadata: Mapping[str, Any], tools: bool = False) -> str | None:
@@ -52,17 +54,19 @@ def render(
     *,
     generate: bool,
     goes_on: bool = False,
+    images: int = 0,
 ) -> str:
     """What the file's template makes of the messages, for `encode`; the prefix is left as the template has it.
 
-    generate: up to where an answer begins. goes_on: up to the end of the last message's text.
-    Raises ValueError for a template that is too long, fails, or refuses the messages, and for tools and calls that it
-    has no place for.
+    generate: up to where an answer begins. goes_on: up to the end of the last message's text. images: how many places
+    of images the messages have (`messages.in_text`), and so what comes out.
+    Raises ValueError for a template that is too long, fails, or refuses the messages, and for tools, calls and images
+    that it has no place for.
     """
     text = of(metadata, bool(tools))
     assert text is not None
     reader = f"the chat template of {metadata.get('general.name') or 'this model'}"
-    control = _control_tokens(metadata, tokenizer)
+    control = _control_tokens(metadata, tokenizer, (_IMAGE,) if images else ())
     messages = [_role(message, text, tokenizer) for message in _calls_as_read(messages, text)]
     say_unread(messages, text, reader)
     for name in variables:
@@ -79,16 +83,20 @@ def render(
             raise ValueError("tools: the chat template of this model has none")
     special = {f"{kind}_token": _token_text(metadata, kind) for kind in ("bos", "eos", "unk", "padding")}
     special["pad_token"] = special.pop("padding_token")
-    made = _run(
-        text,
-        {
-            **special,
-            **variables,
-            "messages": messages,
-            "tools": tools or None,
-            "add_generation_prompt": generate,
-        },
-    )
+
+    def run(messages: list[dict[str, Any]]) -> str:
+        return _run(
+            text,
+            {
+                **special,
+                **variables,
+                "messages": messages,
+                "tools": tools or None,
+                "add_generation_prompt": generate,
+            },
+        )
+
+    made = _with_images(run, messages, images, tokenizer, reader) if images else run(messages)
     if goes_on:
         made, end, _ = made.rpartition(_END)
         if not end:
@@ -97,9 +105,50 @@ def render(
     return made
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+def _with_images(
+    run: Callable[[list[dict[str, Any]]], str],
+    messages: list[dict[str, Any]],
+    count: int,
+    tokenizer: Tokenizer,
+    reader: str,
+) -> str:
+    """What a template makes of messages with images: of their parts, where it knows those, and else of their text, in
+    which each image stands between the tokens that begin and end it."""
+    with suppress(ValueError):
+        made = run([{**message, "content": _in_parts(message["content"])} for message in messages])
+        if made.count(_IMAGE) == count:
+            return made.replace(_IMAGE, PLACE)
+    made = run(messages)
+    if made.count(PLACE) != count:
+        raise ValueError(f"messages: {reader} leaves out images")
+    return made.replace(PLACE, around(tokenizer, PLACE))
+
+
+def around(tokenizer: Tokenizer, place: str) -> str:
+    """An image's place between the tokens that begin and end it, as far as the vocabulary has them."""
+    begin, end = (text if tokenizer.id_of(text) is not None else "" for text in (BEGIN_IMAGE, END_IMAGE))
+    return begin + place + end
+
+
+def _in_parts(text: str) -> str | list[dict[str, str]]:
+    """A text in which places of images stand as templates are given it; others stay a string."""
+    first, *others = text.split(PLACE)
+    if not others:
+        return text
+    parts = [{"type": "text", "text": first}]
+    for part in others:
+        parts += [{"type": "image"}, {"type": "text", "text": part}]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def encode(tokenizer: Tokenizer, text: str, images: int = 0) -> list[int]:
     """Token ids of what `render` returns, in which control tokens that messages spell are broken apart."""
-    return [token for part in text.split(_MARK) if part for token in tokenizer.encode(part, special=True, prefix=False)]
+    ids: list[int] = []
+    for i, between in enumerate(text.split(PLACE) if images else [text]):
+        ids += [IMAGE] * (i > 0)
+        for part in between.split(_MARK):
+            ids += tokenizer.encode(part, special=True, prefix=False) if part else []
+    return ids
 
 
 def _calls_as_read(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
@@ -168,8 +217,10 @@ def _token_text(metadata: Mapping[str, Any], kind: str) -> str:
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
-def _control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    texts = control_tokens(metadata, tokenizer)
+def _control_tokens(
+    metadata: Mapping[str, Any], tokenizer: Tokenizer, more: Sequence[str]
+) -> re.Pattern[str] | None:
+    texts = [*control_tokens(metadata, tokenizer), *more]
     return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 

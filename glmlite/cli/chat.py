@@ -1,8 +1,9 @@
 """`glmlite chat`: a conversation in the terminal."""
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from ..files import replacing
-from . import console, running, terminal
+from . import console, pictures, running, terminal
 from .arguments import hint, model_and_text
 from .options import Loading, ModelFirst, Sampling, Think, thoughts
 
@@ -20,15 +21,17 @@ HELP = '''\
 /system TEXT  set the system message; without TEXT, remove it
 /save FILE    save the conversation as JSON
 /load FILE    go on with a saved conversation
+/image FILE   show it an image with the next message; so does a path dropped into a line
 /bye          leave; so do /exit, /quit and Ctrl-D
 /help         this list
 """           begins and ends a message of several lines; Alt-Enter begins a new line, too
 //...         a message that begins with a slash
 What is pasted is one message. Ctrl-C stops an answer.'''
 LEAVE = ("/bye", "/exit", "/quit", "/q")
-COMMANDS = ("/clear", "/system", "/save", "/load", "/help", *LEAVE)
+COMMANDS = ("/clear", "/system", "/save", "/load", "/image", "/help", *LEAVE)
 # What other chats call them.
 OTHERS = {"/?": "/help", "/h": "/help", "/reset": "/clear", "/new": "/clear", "/forget": "/clear", "/read": "/load"}
+OTHERS |= {"/img": "/image", "/images": "/image", "/picture": "/image", "/photo": "/image", "/attach": "/image"}
 OTHERS |= {"/set": "/system", "/sys": "/system", "/write": "/save", "/stop": "/bye", "/leave": "/bye", "/x": "/bye"}
 # Words that were hardly meant for the model.
 HINTS = dict.fromkeys(("exit", "quit", ":q", ":q!", ":wq", "exit()", "quit()"), "/bye leaves") | {
@@ -46,6 +49,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="System message.", show_default=False)
     ] = None,
+    image: pictures.Images = None,
     think: Think = None,
     loading: Loading = Loading(),  # noqa: B008
     sampling: Sampling = Sampling(),  # noqa: B008
@@ -59,6 +63,7 @@ def chat(
       glmlite chat smollm2
       glmlite chat glm-4-9b-chat-q4_k_m.gguf --system "Answer in one sentence." --context 8192
       glmlite chat chatglm3-6b-q4_k_m.gguf "你好"
+      glmlite chat glm-4.1v-9b-q4_k_m.gguf --image photo.jpg
     """
     name, prompt = model_and_text(name, prompt)
     if prompt == "-":
@@ -71,6 +76,7 @@ def chat(
         if model.chat_format is None:
             raise ValueError(f"{name}: has no chat template; `run` continues a text with it")
         session = Session(model, system, {**thoughts(think), **sampling.given()})
+        session.show(image or [])
         if prompt is not None:
             answer = session.answer(prompt)
             raise typer.Exit(130 if answer.stopped else 0)
@@ -84,18 +90,30 @@ class Session:
         self.model = model
         self.settings = settings
         self.messages: list[dict[str, Any]] = []
+        self.images: list[dict[str, Any]] = []  # of the next message
         if system:
             self.set_system(system)
 
     def answer(self, text: str) -> running.Answer:
         """Streams the answer to a message and remembers both, unless Ctrl-C came before the first word."""
-        messages = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, {"role": "user", "content": pictures.content(self.images, text)}]
         answer = running.stream(self.model.chat_stream, messages, **self.settings)
         if answer.text or not answer.stopped:
             self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+            self.images = []
         return answer
 
+    def show(self, paths: Iterable[str | os.PathLike[str]]) -> None:
+        """Images for the next message: all of them, or none where one is none."""
+        images = []
+        for path in paths:
+            image, tokens = pictures.part(self.model, path)
+            images.append(image)
+            console.note(f"[{image['name']}: {tokens} tokens]")
+        self.images += images
+
     def clear(self) -> None:
+        self.images = []
         self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
 
     def set_system(self, text: str) -> None:
@@ -103,7 +121,7 @@ class Session:
         self.messages = [{"role": "system", "content": text}, *rest] if text else rest
 
     def save(self, path: str) -> None:
-        text = json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps(pictures.as_saved(self.messages), ensure_ascii=False, indent=1) + "\n"
         with replacing(path) as file:
             file.write(text.encode())
 
@@ -129,7 +147,9 @@ class Session:
         elif name in ("/save", "/load") and argument:
             self.save(argument) if name == "/save" else self.load(argument)
             console.note(f"{len(self.messages)} messages")
-        elif name in ("/save", "/load"):
+        elif name == "/image" and argument:
+            self.show(pictures.paths(argument))
+        elif name in ("/save", "/load", "/image"):
             raise ValueError(f"{name}: needs a file name")
         elif name == "/help":
             console.note(HELP)
@@ -149,6 +169,9 @@ def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
             if message is None:
                 break
             text, plain = message
+            if typed and plain:
+                text, images = pictures.dropped(text)
+                session.show(images)
             word = text.strip().lower() if plain else ""
             if word in LEAVE:
                 break

@@ -1,10 +1,10 @@
 """`glmlite run`: one prompt, one answer."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from . import console, running
+from . import console, pictures, running
 from .arguments import hint, model_and_text
 from .options import File, Loading, ModelFirst, Sampling, Stats, Think, thoughts
 
@@ -17,6 +17,7 @@ def run(
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="System message.", show_default=False)
     ] = None,
+    image: pictures.Images = None,
     think: Think = None,
     stats: Stats = False,
     loading: Loading = Loading(),  # noqa: B008
@@ -32,10 +33,12 @@ def run(
       glmlite run "What is the capital of France?"
       glmlite run smollm2 "Name three colours."
       glmlite run model.gguf -f question.txt --temperature 0 --stats
+      glmlite run glm-4.1v-9b-q4_k_m.gguf "What is this?" --image photo.jpg
       cat notes.txt | glmlite run model.gguf --system "Summarize what you are given." > summary.txt
       glmlite run model.gguf --raw "def fibonacci(n):" -n 100
     """
-    for given, option in ((system is not None, "--system"), (think is not None, "--think and --no-think")):
+    given_options = (system is not None, "--system"), (think is not None, "--think and --no-think"), (image, "--image")
+    for given, option in given_options:
         if raw and given:
             raise typer.BadParameter(f"--raw goes without the chat template, and so without {option}")
     sampling.check()
@@ -49,9 +52,12 @@ def run(
                 raise ValueError(f"{name}: has no chat template, so there is no place for a system message")
             if think is not None:
                 raise ValueError(f"{name}: has no chat template, which --think and --no-think are for")
+            if image:
+                raise ValueError(f"{name}: has no chat template, so there is no place for an image")
             answer = running.stream(model.stream, text, **sampling.given())
         else:
-            messages = [{"role": "user", "content": text}]
+            images = [pictures.part(model, path)[0] for path in image or []]
+            messages: list[dict[str, Any]] = [{"role": "user", "content": pictures.content(images, text)}]
             if system is not None:
                 messages.insert(0, {"role": "system", "content": system})
             answer = running.stream(model.chat_stream, messages, **thoughts(think), **sampling.given())

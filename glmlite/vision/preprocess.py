@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Prepared", "Settings", "image_tokens", "preprocess", "smart_size"]
+__all__ = ["Prepared", "Resized", "Settings", "image_tokens", "patches_of", "preprocess", "resize", "smart_size"]
 
 MOST_RATIO = 200
 
@@ -59,6 +59,14 @@ class Prepared(NamedTuple):
     content: bytes
 
 
+class Resized(NamedTuple):
+    """pixels: (height, width, 3), whole tokens. grid, content: as `Prepared` has them."""
+
+    pixels: NDArray[np.uint8]
+    grid: tuple[int, int]
+    content: bytes
+
+
 def smart_size(height: int, width: int, settings: Preprocessing, where: str = "image") -> tuple[int, int]:
     """The (height, width) that an image is resized to: multiples of patch * merge, as near its own as the limits allow.
 
@@ -87,23 +95,31 @@ def image_tokens(height: int, width: int, settings: Preprocessing) -> int:
 
 
 def preprocess(image: Image.Image, settings: Preprocessing, where: str = "image") -> Prepared:
-    """The patches of an RGB image (`glmlite.vision.images.open_image`).
+    """The patches of an RGB image (`glmlite.vision.images.open_image`). Raises ValueError (`smart_size`)."""
+    resized = resize(image, settings, where)
+    return Prepared(patches_of(resized.pixels, settings), resized.grid, resized.content)
 
-    The merge * merge patches that become one token stand together, tokens row by row. Raises ValueError (`smart_size`).
-    """
-    patch, merge = settings.patch, settings.merge
+
+def resize(image: Image.Image, settings: Preprocessing, where: str = "image") -> Resized:
+    """What a tower sees of an RGB image, in a quarter of the memory that its patches take. Raises as `preprocess`."""
     height, width = smart_size(image.height, image.width, settings, where)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     content = hashlib.sha256(f"{width} x {height} ".encode())
     content.update(np.ascontiguousarray(pixels).data)
-    rows, columns = height // patch, width // patch
+    return Resized(pixels, (height // settings.patch, width // settings.patch), content.digest())
+
+
+def patches_of(pixels: NDArray[np.uint8], settings: Preprocessing) -> NDArray[np.float32]:
+    """The patches of resized pixels. The merge * merge that become one token stand together, tokens row by row."""
+    patch, merge = settings.patch, settings.merge
+    rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
     parts = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     # The bytes are put in order before they become floats: a quarter of the memory to move.
     parts = np.ascontiguousarray(parts.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, 3, patch * patch)
     patches = np.empty(parts.shape, np.float32)
     for channel, levels in enumerate(_tables(tuple(settings.mean), tuple(settings.std))):
         patches[:, channel] = levels[parts[:, channel]]
-    return Prepared(patches.reshape(rows * columns, -1), (rows, columns), content.digest())
+    return patches.reshape(rows * columns, -1)
 
 
 @lru_cache(maxsize=8)

@@ -16,7 +16,7 @@ import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from ..placement import backend, matrices_of_a_token, native_ops
 from ..program import AXES, Op
 from ..reference import NO_ID, Reference, Work
 
-__all__ = ["ReferenceTower", "Tower", "items"]
+__all__ = ["Cost", "ReferenceTower", "Tower", "items"]
 
 Grid = tuple[int, int]  # rows and columns of patches
 
@@ -39,6 +39,26 @@ def items(content: bytes, count: int) -> array[int]:
     """
     numbers = array("q", hashlib.shake_256(content).digest(8 * count))
     return array("q", (-1 - (number & (2**63 - 1)) for number in numbers))
+
+
+class Cost(NamedTuple):
+    """What an image is multiplied with: by the tower, for each patch and for each pair of patches, and by the merger
+    for each patch."""
+
+    patch: float
+    pair: float
+    merged: float
+
+    @classmethod
+    def read(cls, eyes: models.Eyes, tensors: Mapping[str, Any]) -> Cost:
+        c = eyes.config
+        return cls(_weights(eyes.tower, tensors), 2.0 * c.layers * c.dim, _weights(eyes.merger, tensors) / c.merge**2)
+
+    def of(self, patches: int) -> float:
+        return self.tower(patches) + patches * self.merged
+
+    def tower(self, patches: int) -> float:
+        return patches * (self.patch + patches * self.pair)
 
 
 class _Eyes:
@@ -73,7 +93,8 @@ class Tower(_Eyes):
     """The eyes on the CPU. Threads share it: one image at a time, the calls of others wait.
 
     gguf: an open file, which may be closed afterwards. threads: 0: the physical cores. kv_type: of keys and values,
-    "f16" or "q8". Raises FormatError, MemoryError, Cancelled (by `progress`, as `Engine` has it).
+    "f16" or "q8". computing: `adaptive` and `background` of `Engine`. Raises FormatError, MemoryError, Cancelled (by
+    `progress`, as `Engine` has it).
     """
 
     def __init__(
@@ -84,6 +105,7 @@ class Tower(_Eyes):
         kv_type: str = "f16",
         isa: str = "",
         progress: Callable[[int, int], object] | None = None,
+        **computing: bool,
     ):
         super().__init__(gguf)
         self.native = backend("cpu")
@@ -98,11 +120,12 @@ class Tower(_Eyes):
                 threads=threads,
                 isa=isa,
                 progress=progress,
+                **computing,
             )
 
         self._tower = engine(self._programs.tower, patches)
         self._merger = engine(self._programs.merger, patches // self.config.merge**2)
-        self._weights = [_weights(ops, gguf.tensors) for ops in (self._programs.tower, self._programs.merger)]
+        self._cost = Cost.read(self._programs, gguf.tensors)
         self._lock = threading.Lock()
         self._running: tuple[Any, float, float] | None = None  # the engine, and the part of the image that it does
 
@@ -120,6 +143,16 @@ class Tower(_Eyes):
         """Of the weights."""
         return int(self._tower.weight_bytes + self._merger.weight_bytes)
 
+    @property
+    def threads(self) -> int:
+        """As `Engine.threads`."""
+        return int(self._tower.threads)
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        for engine in (self._tower, self._merger):
+            engine.threads = threads
+
     def rows(self, patches: np.ndarray, grid: Grid, *, cancel: Any = None) -> np.ndarray:
         """(N / merge², width) float32, the tokens of an image row by row.
 
@@ -128,9 +161,7 @@ class Tower(_Eyes):
         """
         given, places = self._enter(patches, grid)
         n, merge = len(patches), self.config.merge
-        attention = 2 * n * self.config.layers * self.config.dim
-        parts = n * (self._weights[0] + attention), n // merge**2 * self._weights[1]
-        share = parts[0] / sum(parts)
+        share = self._cost.tower(n) / self._cost.of(n)
         with self._lock:
             x = self._run(self._tower, given, places, n, cancel, 0.0, share)
             x = glm4v.beside(x, merge)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 from ...errors import FormatError
 from ...families import Architecture, about
 from .. import template
-from ..messages import say_unread, unread
+from ..messages import PLACE, images_of, in_text, say_unread, unread, without_places
 from ..readers import ASSISTANT, END_THINK, THINK, Reader
-from ..tokens import Tokenizer
+from ..tokens import BEGIN_IMAGE, END_IMAGE, IMAGE, Prompt, Tokenizer
 
 Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]]
@@ -200,16 +200,33 @@ class Dialect:
         *,
         generate: bool,
         goes_on: bool,
-    ) -> list[int]:
+    ) -> Prompt:
         """Token ids of checked messages, see `glmlite.chat.render`. generate: up to where an answer begins. goes_on: up
         to the end of the last message's text, which is the assistant's."""
+        images = images_of(messages)
+        if images:
+            messages, tools = in_text(messages), without_places(tools)
+        return Prompt(self._render(messages, tools, variables, len(images), generate, goes_on), images)
+
+    def _render(
+        self,
+        messages: Messages,
+        tools: Tools,
+        variables: dict[str, Any],
+        images: int,
+        generate: bool,
+        goes_on: bool,
+    ) -> list[int]:
+        """images: how many places in the messages' text stand for one."""
         metadata, tokenizer, architecture = self.file
         if "glmlite.chat_format" not in metadata and template.of(metadata, bool(tools)) is not None:
             if goes_on and self.file.row.prefix == "last":  # which stands before the answer's text
-                ids = self.render(messages[:-1], tools, variables, generate=True, goes_on=False)
+                ids = self._render(messages[:-1], tools, variables, images, generate=True, goes_on=False)
                 return ids + tokenizer.encode(messages[-1]["content"], special=False, prefix=False)
-            text = template.render(metadata, tokenizer, messages, tools, variables, generate=generate, goes_on=goes_on)
-            return self._with_prefix(template.encode(tokenizer, text), generate)
+            text = template.render(
+                metadata, tokenizer, messages, tools, variables, generate=generate, goes_on=goes_on, images=images
+            )
+            return self._with_prefix(template.encode(tokenizer, text, images), generate)
         if not self.writes:
             raise ValueError(no_template(metadata, architecture))
         if variables:
@@ -218,7 +235,7 @@ class Dialect:
             )
         say_unread(messages, _READ, f"the chat format {self.name}")
         pieces = self.open_pieces(messages, tools) if goes_on else self.pieces(messages, tools, generate)
-        ids = encode(tokenizer, self.name, pieces)
+        ids = encode(tokenizer, self.name, _around_images(tokenizer, pieces) if images else pieces)
         return tokenizer.begin(ids) if self.begins else ids
 
     def _with_prefix(self, ids: list[int], generate: bool) -> list[int]:
@@ -255,10 +272,26 @@ def no_template(metadata: Mapping[str, Any], architecture: str) -> str:
     return f"chat: this {architecture} model has no chat template{named}; generate from plain text instead"
 
 
-def encode(tokenizer: Tokenizer, name: str, pieces: list[str | Token]) -> list[int]:
+def _around_images(tokenizer: Tokenizer, pieces: list[str | Token]) -> list[str | Token | int]:
+    """Pieces whose text has places of images, with those as ids."""
+    begin, end = (tokenizer.id_of(text) for text in (BEGIN_IMAGE, END_IMAGE))
+    image = [i for i in (begin, IMAGE, end) if i is not None]
+    out: list[str | Token | int] = []
+    for piece in pieces:
+        first, *others = piece.split(PLACE) if isinstance(piece, str) else [piece]
+        out.append(first)
+        for part in others:
+            out += [*image, part]
+    return out
+
+
+def encode(tokenizer: Tokenizer, name: str, pieces: Sequence[str | Token | int]) -> list[int]:
     """The ids of the pieces one after another. Raises FormatError for a token that the vocabulary lacks."""
     ids: list[int] = []
     for piece in pieces:
+        if isinstance(piece, int):
+            ids.append(piece)
+            continue
         if isinstance(piece, str):
             ids += tokenizer.encode(piece, special=False, prefix=False)
             continue
