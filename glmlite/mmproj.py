@@ -18,10 +18,11 @@ from .placement import backend, matrices_of_a_token, native_ops
 from .vision.eyes import Eyes
 from .vision.tower import Cost, Tower
 
-__all__ = ["Found", "find"]
+__all__ = ["Found", "beside", "find", "is_named", "sees"]
 
 log = logging.getLogger(__name__)
 
+PATTERN = "[mM][mM][pP][rR][oO][jJ]*.[gG][gG][uU][fF]"
 HOW = "pass its eyes as mmproj= (--mmproj), or put that file, mmproj*.gguf, beside it"
 
 
@@ -60,7 +61,7 @@ def find(
     if "clip.projector_type" in metadata and glm4v.has_tower(gguf.tensors):
         return Found(_read(path, path, gguf, recording, threads, computing))
     fitting = []
-    for file in sorted(path.parent.glob("[mM][mM][pP][rR][oO][jJ]*.[gG][gG][uU][fF]")):
+    for file in beside(path):
         try:
             eyes = _read(file, path, gguf, recording, threads, computing)
         except (FormatError, OSError) as error:
@@ -73,6 +74,22 @@ def find(
         return Found(fitting[0])
     names = ", ".join(eyes.path.name for eyes in fitting)
     return Found(None, f"several files beside it fit ({names}); pass one as mmproj= (--mmproj)" if fitting else HOW)
+
+
+def beside(path: Path) -> list[Path]:
+    """The files beside a model's that may have its eyes, by their names."""
+    return sorted(path.parent.glob(PATTERN))
+
+
+def is_named(path: Path) -> bool:
+    """Whether a file is eyes, and no model, by its name."""
+    return path.name.lower().startswith("mmproj")
+
+
+def sees(path: Path, gguf: Any) -> bool:
+    """Whether the model of a file, which is open, finds its eyes when it is loaded. Raises FormatError."""
+    shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
+    return find(path, gguf, models.record(gguf.metadata, shapes), gguf.metadata).eyes is not None
 
 
 def _width(gguf: Any) -> int:

@@ -3,9 +3,12 @@ and against transformers' numbers; pairs and single files; hostile folders."""
 
 import json
 import os
+import re
 import shutil
 import signal
 from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 
 import checkpoints
 import numpy as np
@@ -16,17 +19,22 @@ from test_engine import WHOLE, assert_close
 from test_tower import STORED, Stored
 
 import glmlite
+from glmlite import _native as native
 from glmlite import models, reference
-from glmlite.cli import main
+from glmlite.cli import inspect, main
 from glmlite.convert import convert, plan, unweighted
 from glmlite.errors import Cancelled, FormatError
 from glmlite.files import replacing_all
+from glmlite.models.layout import with_images
+from glmlite.placement import native_ops
 from glmlite.vision.tower import ReferenceTower, Tower
 
 KINDS = {"glm_ocr": "vision-ocr", "glm4v": "vision-4.1v", "glm4v_moe": "vision-4.5v"}
 # What the converter writes beside the keys that the tiny eyes have.
 PREPARED = {"spatial_merge_size": 2, "image_min_pixels": 6272, "image_max_pixels": 4_816_896}
 VOCAB = 384
+DATA = Path(__file__).parent / "data"
+LIBMTMD = 2e-3
 
 
 def with_tokens(text):
@@ -103,6 +111,35 @@ def test_rows_and_logits_are_transformers(tmp_path, opened, kind):  # noqa: F811
     work = reference.Work(executor.new_sequence(), stored.ids, stored.positions, embeddings=stored.rows)
     logits = executor.step([work], range(len(stored.ids)))[:, : stored.logits.shape[1]]
     assert_close(logits, stored.logits, STORED)
+
+
+def picture(width, height, seed):
+    """Random pixels, (height, width, 3)."""
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_rows_and_logits_are_libmtmds(tmp_path, opened, kind):  # noqa: F811
+    """llama.cpp read this pair (tests/oracles/llamacpp_vision.py); inside, its kernels and their inputs are f16."""
+    pytest.importorskip("PIL.Image", reason="needs glmlite[vision]")
+    from glmlite.vision.images import open_image
+    from glmlite.vision.preprocess import preprocess
+
+    _, _, folder = pair(tmp_path / "copy", kind)
+    gguf = opened(convert(folder, tmp_path / "text.gguf", "f32", mmproj_type="f32"))
+    with np.load(DATA / f"libmtmd-{kind}.npz") as file:
+        sizes, ids, want, logits, after = (file[name] for name in ("sizes", "ids", "rows", "logits", "after"))
+    with closing(Tower.open(tmp_path / "mmproj-text-f32.gguf")) as tower:
+        images = [preprocess(open_image(picture(*size, i)), tower.config) for i, size in enumerate(sizes)]
+        rows = np.concatenate([tower.rows(image.patches, image.grid) for image in images])
+    assert_close(rows, want, LIBMTMD)
+    layout = with_images(ids, [(image.grid[0] // 2, image.grid[1] // 2) for image in images])
+    recording = models.record(gguf.metadata, {name: t.shape for name, t in gguf.tensors.items()})
+    engine = native.Engine(gguf, native_ops(recording.ops, gguf.dequantize), threads=2, kv_tokens=256)
+    work = native.Work(engine.new_sequence(), ids, layout.positions, embeddings=rows)
+    got = engine.step([work], [len(ids) - 1])
+    engine.close()
+    assert_close(got[0], logits, LIBMTMD)
+    assert got.argmax() == logits.argmax() and layout.next_position == (after,) * 3
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -229,6 +266,26 @@ def test_a_model_without_eyes_is_one_file_whatever_is_asked(tmp_path):
     folder = checkpoints.write(tmp_path / "copy", model, "chatglm")
     plain, asked = (written(folder, tmp_path / str(i), **o) for i, o in enumerate(({}, {"one_file": True})))
     assert len(plain) == 1 and plain[0].read_bytes() == asked[0].read_bytes()
+
+
+# ---- what `inspect` tells ---------------------------------------------------------------------------------------
+
+
+def test_inspect_of_each_file(tmp_path, opened, kind):  # noqa: F811
+    _, _, folder = pair(tmp_path / "copy", kind)
+    mmproj, _ = written(folder, tmp_path / "pair")
+    (whole,) = written(folder, tmp_path / "whole", one_file=True)
+    for path in (mmproj, whole):
+        facts = json.loads(json.dumps(inspect.describe(opened(path), 128, False)))
+        sees = facts["sees"]
+        assert (sees["width"], sees["tokens"], sees["most_pixels"]) == (64, 6144, 4_816_896)
+        assert "error" not in facts["memory"] and len(facts["memory"]["contexts"]) == (path == whole)
+        text = inspect._text(facts)
+        assert re.search(r"tower +\d layers of \d+ columns, \d heads(, positions 24 x 24)?\n", text)
+        assert "runs here" not in text and re.search(r"largest image +4.8 million pixels, 6144 tokens\n", text)
+    metadata = dict(opened(mmproj).metadata) | {"clip.vision.block_count": 9}
+    lying = SimpleNamespace(metadata=metadata, tensors=opened(mmproj).tensors)
+    assert "v.blk" in inspect._eyes(lying)["sees"]["error"]
 
 
 # ---- both files or none ------------------------------------------------------------------------------------------
