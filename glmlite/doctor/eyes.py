@@ -61,7 +61,7 @@ def others(paths: list[Path]) -> dict[Path, Subject | str]:
             with closing(Gguf(path)) as gguf:
                 found[path] = Subject.of(gguf)
         except (FormatError, OSError) as error:
-            found[path] = str(error)
+            found[path] = str(error).removeprefix(f"{path}: ")
     return found
 
 

@@ -1,8 +1,8 @@
 """Stores what llama.cpp's libmtmd makes of images with pairs that `glmlite convert` wrote: data/libmtmd-<kind>.npz.
 
 `python tests/oracles/llamacpp_vision.py LLAMA_CPP`, the folder of llama.cpp's sources, built into `build/bin`; needs a
-C++ compiler and glmlite. libmtmd.cpp beside this file asks. A file holds the sizes of the images, whose pixels are those
-of `test_convert_eyes.picture` and whose sides are multiples of 28 since llama.cpp pads others with black, the ids, the
+C++ compiler and glmlite. libmtmd.cpp beside this file asks. A file holds the sizes of the images, whose pixels are of
+`test_convert_eyes.picture` and whose sides are multiples of 28 since llama.cpp pads others with black, the ids, the
 rows, the last logits and the position after the prompt.
 """
 
