@@ -7,12 +7,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["UNFINISHED", "checkpoint_kind", "kind_of", "not_gguf", "refuse_to_overwrite", "replacing"]
+__all__ = ["UNFINISHED", "checkpoint_kind", "kind_of", "not_gguf", "refuse_to_overwrite", "replacing", "replacing_all"]
 
 # What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
@@ -101,22 +101,38 @@ def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[Bin
 
     Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError.
     """
-    path = Path(path)
-    _remove_abandoned(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with replacing_all([path], buffering) as files:
+        yield files[0]
+
+
+@contextmanager
+def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) -> Iterator[list[BinaryIO]]:
+    """As `replacing`, of several files: all get their names, or none is left."""
+    targets = [Path(path) for path in paths]
+    parts: list[Path] = []  # which are ours to remove
+    whole = False
     try:
-        file = _create(part, buffering)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    except BaseException:  # Ctrl-C
-        part.unlink(missing_ok=True)
-        raise
-    try:
-        with file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+        with ExitStack() as opened:
+            files = []
+            for path in targets:
+                _remove_abandoned(path)
+                parts.append(path.with_name(f".{path.name}.{os.getpid()}.part"))
+                try:
+                    files.append(opened.enter_context(_create(parts[-1], buffering)))
+                except OSError as error:
+                    parts.pop()
+                    raise OSError(error.errno, error.strerror, str(path)) from None
+            yield files
+        whole = True
+        for path, part in zip(targets, parts):
+            os.replace(part, path)
+    except BaseException:  # Ctrl-C, too
+        waiting = [part for part in parts if part.exists()]
+        for path, part in zip(targets, parts):
+            if part in waiting:
+                part.unlink(missing_ok=True)
+            elif whole and waiting:
+                path.unlink(missing_ok=True)
         raise
 
 

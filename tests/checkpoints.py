@@ -343,6 +343,8 @@ def hf(model):
         "ffn_up": "mlp.up_proj" if architecture == "llama" else "mlp.gate_up_proj",
         "ffn_down": "mlp.down_proj",
         "post_ffw_norm": "post_mlp_layernorm",
+        "nextn.shared_head_norm": "shared_head.norm",
+        **{f"nextn.{part}": part for part in ("eh_proj", "enorm", "hnorm")},
     }
     others = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "rope_freqs": "-"}
     named = _named(model, blocks, others)
@@ -486,6 +488,119 @@ def _mixture_config(model):
         "tie_word_embeddings": False,
         "eos_token_id": tiny.token_id(model, "<|endoftext|>"),
     }
+
+
+VISION = ("glm_ocr", "glm4v", "glm4v_moe")
+
+
+def vision(text, eyes, kind):
+    """A text model and its eyes as transformers' `glm_ocr` (GLM-OCR), `glm4v` (GLM-4.1V, GLM-4.6V-Flash) and
+    `glm4v_moe` (GLM-4.5V, GLM-4.6V) have them: (tensors, config.json)."""
+    named, config = (glm4_moe if kind == "glm4v_moe" else hf)(text)
+    named.pop("model.layers.0.self_attn.rotary_emb.inv_freq", None)
+    width, turning = _key(text, "attention.key_length"), _key(text, "rope.dimension_count")
+    sections = list(_key(text, "rope.dimension_sections"))[:3]
+    if kind != "glm4v_moe":
+        # Pair i of a head is rows 2 i and 2 i + 1 there, rows i and i + turning/2 in GGUF.
+        pairs = [half + i for i in range(turning // 2) for half in (0, turning // 2)]
+        order = [*pairs, *range(turning, width)]
+        for name, x in named.items():
+            if "q_proj" in name or "k_proj" in name:
+                named[name] = np.array([x[at + i] for at in range(0, len(x), width) for i in order])
+    drafting = text.metadata.get(f"{text.metadata['general.architecture']}.nextn_predict_layers", 0)
+    config["num_hidden_layers"] = _key(text, "block_count") - drafting
+    if drafting and kind == "glm_ocr":
+        last = f"model.layers.{config['num_hidden_layers']}."
+        named[f"{last}embed_tokens.weight"] = named["model.embed_tokens.weight"]
+        named[f"{last}shared_head.head.weight"] = named.get("lm_head.weight", named["model.embed_tokens.weight"])
+    tied = config.pop("tie_word_embeddings")
+    if kind == "glm4v":  # as transformers 4 spelled it
+        config |= {"model_type": "glm4v_text", "rope_scaling": {"type": "default", "mrope_section": sections}}
+    else:
+        moved = {key: config.pop(key) for key in ("rope_theta", "partial_rotary_factor")}
+        config |= {
+            "model_type": f"{kind}_text",
+            "rope_parameters": {"rope_type": "default", "mrope_section": sections, **moved},
+        }
+    named = {name.replace("model.", "model.language_model.", 1): x for name, x in named.items()}
+    whole = {
+        "model_type": kind,
+        "text_config": config,
+        "tie_word_embeddings": tied,
+        "vision_config": _vision_config(eyes),
+        "image_token_id": 63,
+    }
+    return named | _eyes(eyes), whole
+
+
+def _eyes(eyes):
+    """The tower and the merger under transformers' names; its first kernel takes two frames at once."""
+    others = {
+        "v.norm_embd": "post_conv_layernorm",
+        "v.position_embd": "embeddings.position_embedding",
+        "v.post_ln": "post_layernorm",
+        "v.patch_embd": "patch_embed.proj",
+        "mm.patch_merger": "downsample",
+        "mm.model.fc": "merger.proj",
+        "mm.post_norm": "merger.post_projection_norm",
+        **{f"mm.{part}": f"merger.{part}_proj" for part in ("gate", "up", "down")},
+    }
+    blocks = {"ln1": "norm1", "ln2": "norm2", "attn_qkv": "attn.qkv", "attn_out": "attn.proj"}
+    blocks |= {"attn_q_norm": "attn.q_norm", "attn_k_norm": "attn.k_norm"}
+    blocks |= {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    frames = [eyes.tensors[f"v.patch_embd.weight{frame}"] for frame in ("", ".1")]
+    out = {"model.visual.patch_embed.proj.weight": np.stack(frames, axis=2)}
+    for name, x in eyes.tensors.items():
+        stem, _, kind = name.rpartition(".")
+        if stem.startswith("v.blk."):
+            _, _, i, part = stem.split(".")
+            out[f"model.visual.blocks.{i}.{blocks[part]}.{kind}"] = x
+        elif not name.startswith("v.patch_embd.weight"):
+            out[f"model.visual.{others[stem]}.{kind}"] = x
+    return out
+
+
+def _vision_config(eyes):
+    see = {key.removeprefix("clip.vision."): value for key, value in eyes.metadata.items()}
+    return {
+        "depth": see["block_count"],
+        "hidden_size": see["embedding_length"],
+        "num_heads": see["attention.head_count"],
+        "intermediate_size": see["feed_forward_length"],
+        "out_hidden_size": see["projection_dim"],
+        "patch_size": see["patch_size"],
+        "image_size": see["image_size"],
+        "rms_norm_eps": see["attention.layer_norm_epsilon"],
+        "hidden_act": "silu",
+        "in_channels": 3,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+
+
+def preprocessor(eyes):
+    """preprocessor_config.json, of GLM-OCR but for the colours."""
+    return {
+        "size": {"shortest_edge": 12544, "longest_edge": 9633792},
+        "do_rescale": True,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": eyes.metadata["clip.vision.image_mean"],
+        "image_std": eyes.metadata["clip.vision.image_std"],
+        "image_processor_type": "Glm46VImageProcessor",
+    }
+
+
+def write_vision(folder, text, eyes, kind, *, files="safetensors", dtype="F32", shards=1):
+    """A checkpoint's folder of a text model and its eyes. Returns folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    named, config = vision(text, eyes, kind)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(eyes)))
+    write_weights(folder, {name: stored(x, dtype) for name, x in named.items()}, files, shards)
+    write_tokenizer(folder, text)
+    return folder
 
 
 def _prefix(model):

@@ -998,3 +998,81 @@ def test_mutated_files_are_findings_or_format_errors(tmp_path):
         if any(finding.changes for finding in report.findings):
             doctor.fix(report, tmp_path / "fixed.gguf")
     assert answers > 30
+
+
+# ---- eyes --------------------------------------------------------------------------------------------------------
+
+SECTIONS = {"glm4.rope.dimension_sections": [2, 3, 3, 0]}
+PAIR = ("pair", Severity.WARNING, "glm4.embedding_length")
+
+
+def found(report):
+    return [(finding.check, finding.severity, finding.where) for finding in report.findings]
+
+
+def seeing(folder, **others):
+    """A well text model that takes images, in a folder with files of eyes: name -> model."""
+    for name, eyes in others.items():
+        write(folder, eyes, name=f"{name}.gguf")
+    return write(folder, well("glm4", metadata=SECTIONS), name="text.gguf")
+
+
+@pytest.mark.parametrize("options", [{}, {"side": 24, "bias": False}])
+def test_eyes_that_are_well(tmp_path, options):
+    report = doctor.examine(write(tmp_path, tiny.eyes(**options)))
+    assert report.findings == () and report.glm and report.architecture == "clip"
+
+
+@pytest.mark.parametrize(
+    "change, where, what",
+    [
+        ({"clip.projector_type": "qwen2vl"}, "clip.projector_type", "'qwen2vl', expected 'glm4v'"),
+        ({"clip.vision.block_count": 3}, "v.blk.2.ln1.weight", "no tensor"),
+        ({"clip.vision.image_mean": [0.5]}, "clip.vision.image_mean", "three colours"),
+        ({"clip.vision.attention.layer_norm_epsilon": 0.0}, "clip.vision.attention.layer_norm_epsilon", "positive"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_eyes_that_are_not(tmp_path, change, where, what, beside):
+    """Alone, and in the text model's file."""
+    eyes, text = tiny.eyes(metadata=change), well("glm4", metadata=SECTIONS)
+    if beside:
+        keys = {key: value for key, value in eyes.metadata.items() if key.startswith("clip.")}
+        eyes = tiny.Tiny(text.metadata | keys, text.tensors | eyes.tensors)
+    report = doctor.examine(write(tmp_path, eyes))
+    assert found(report) == [("eyes", Severity.ERROR, where)] and what in report.findings[0].what
+
+
+def test_eyes_in_one_file_of_another_width(tmp_path):
+    eyes, text = tiny.eyes(out=96), well("glm4", metadata=SECTIONS)
+    keys = {key: value for key, value in eyes.metadata.items() if key.startswith("clip.")}
+    report = doctor.examine(write(tmp_path, tiny.Tiny(text.metadata | keys, text.tensors | eyes.tensors)))
+    assert found(report) == [("pair", Severity.ERROR, "glm4.embedding_length")]
+    assert "64, but the eyes in the file make rows of 96" in report.findings[0].what
+
+
+def test_a_pair_that_fits_and_one_that_does_not(tmp_path, capsys):
+    path = seeing(tmp_path, mmproj=tiny.eyes())
+    assert doctor.examine(path).findings == ()
+    write(tmp_path, tiny.eyes(out=96), name="mmproj.gguf")
+    (tmp_path / "MMPROJ-b.gguf").write_bytes(b"GGUF")
+    report = doctor.examine(path)
+    assert found(report) == [PAIR] and "mmproj.gguf: rows of 96 columns" in report.findings[0].what
+    assert "MMPROJ-b.gguf" in report.findings[0].what and not report.ok
+    write(tmp_path, tiny.eyes(), name="eyes.gguf")
+    assert main(["doctor", str(path), "--mmproj", str(tmp_path / "eyes.gguf")]) == 0
+    assert main(["doctor", str(path), "--mmproj", str(tmp_path / "mmproj.gguf")]) == 1
+    assert "rows of 96 columns" in capsys.readouterr().out
+    assert main(["doctor", str(path), "--mmproj", str(tmp_path / "none.gguf")]) == 2
+
+
+def test_several_that_fit_are_a_note(tmp_path):
+    report = doctor.examine(seeing(tmp_path, mmproj_a=tiny.eyes(), mmproj_b=tiny.eyes(), mmproj_c=tiny.eyes(out=96)))
+    assert found(report) == [("pair", Severity.NOTE, "mmproj")] and "mmproj_a.gguf, mmproj_b.gguf" in str(report)
+
+
+def test_a_model_for_text_alone_has_no_eyes(tmp_path):
+    eyes = write(tmp_path, tiny.eyes(), name="mmproj.gguf")
+    path = write(tmp_path, well("glm4"))
+    assert doctor.examine(path).findings == ()
+    assert found(doctor.examine(path, mmproj=eyes)) == [("pair", Severity.ERROR, "glm4.rope.dimension_sections")]

@@ -1,7 +1,8 @@
 """`glmlite convert`: a GGUF file from what people have."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,6 +47,13 @@ def convert(
         Path | None,
         typer.Option(metavar="FILE", help="Quantize with this importance matrix.", show_default=False),
     ] = None,
+    mmproj_type: Annotated[
+        str,
+        typer.Option(metavar="TYPE", help="Of a vision model's eyes (mmproj): f32, f16, bf16 or q8_0."),
+    ] = "f16",
+    one_file: Annotated[
+        bool, typer.Option("--one-file", help="Put a vision model's eyes into OUT.gguf, not into a file beside it.")
+    ] = False,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -59,11 +67,14 @@ def convert(
 ) -> None:
     """Make a GGUF file from a checkpoint, in little memory and without torch.
 
+    A vision model becomes two: OUT.gguf, and mmproj-OUT-f16.gguf beside it.
+
     \b
     Examples:
       glmlite convert chatglm3-6b
       glmlite convert glm-4-9b-chat glm4.gguf --type q4_k_m
       glmlite convert zai-org/glm-edge-1.5b-chat
+      glmlite convert zai-org/GLM-OCR --mmproj-type q8_0
       glmlite convert chatglm-6b --ptuning checkpoint-3000 --type f16
       glmlite convert model-f16.gguf model-q4_0.gguf --type q4_0 --tensor-type attn_v=q6_k
       glmlite convert model-f16.gguf --type q4_k_m --imatrix model-f16.imatrix.gguf
@@ -76,20 +87,41 @@ def convert(
         refuse_to_overwrite(out)
     importance = None if imatrix is None else conversion.imatrix.read(imatrix).weights()
     folder = hub.fetch(source) if hub.is_name(source) else source
-    work = conversion.plan(folder, type, tensor_types=_pairs(tensor_type or []), lora=lora, ptuning=ptuning)
+    work = conversion.plan(
+        folder,
+        type,
+        tensor_types=_pairs(tensor_type or []),
+        lora=lora,
+        ptuning=ptuning,
+        mmproj_type=mmproj_type,
+        one_file=one_file,
+    )
+    paths = work.paths(out)
     try:
-        rows = [(role, kind.lower(), count, console.size(nbytes)) for role, kind, count, nbytes in work.roles()]
-        console.note(console.columns([("role", "type", "tensors", "size"), *rows], right=[2, 3]).rstrip())
+        for path in paths if not force else ():
+            refuse_to_overwrite(path)
+        parts = [work] if work.eyes is None else [work, work.eyes]
+        console.note(console.columns(_rows(parts), right=[2, 3]).rstrip())
         if importance is not None:
             _note_unweighted(conversion.unweighted(work, importance), imatrix)
-        with console.progress(f"Writing {out.name} ({console.size(work.nbytes)})", rate=True) as show:
+        names = " and ".join(path.name for path in paths)
+        size = console.size(sum(part.nbytes for part in parts))
+        with console.progress(f"Writing {names} ({size})", rate=True) as show:
             conversion.work_off(work, out, progress=show, importance=importance, threads=threads)
     except (KeyboardInterrupt, ending.Ended):
         console.note(f"glmlite: {out}: stopped, nothing is left of it")
         raise
     finally:
         work.close()
-    console.write(f"{out}\n")
+    console.write("".join(f"{path}\n" for path in paths))
+
+
+def _rows(parts: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """What each kind of tensor becomes, as a table."""
+    rows: list[tuple[Any, ...]] = [("role", "type", "tensors", "size")]
+    for part in parts:
+        rows += [(role, kind.lower(), count, console.size(nbytes)) for role, kind, count, nbytes in part.roles()]
+    return rows
 
 
 def _note_unweighted(names: list[str], imatrix: Path) -> None:

@@ -22,14 +22,23 @@ def doctor(
             metavar="OUT.gguf", help="With --fix: the file to write [default: FILE-fixed.gguf].", show_default=False
         ),
     ] = None,
+    mmproj: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The eyes of a vision model [default: each mmproj*.gguf beside it].",
+            show_default=False,
+        ),
+    ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Write a corrected copy; FILE stays as it is.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Write over OUT.gguf if it is there.")] = False,
     as_json: Json = False,
 ) -> int:
     """Look for what is known to be wrong with GGUF files that people pass around, and correct it.
 
-    Prompt prefix, stop ids, special tokens, chat template, constants of the model, missing tensors, NaN and zeros in
-    the weights. Files of other families than GLM get the checks that need no knowledge of the model.
+    Prompt prefix, stop ids, special tokens, chat template, constants of the model, missing tensors, eyes that do not
+    fit, NaN and zeros in the weights. Files of other families than GLM get the checks that need no knowledge of the
+    model.
 
     \b
     Exit codes: 0 nothing wrong (with --fix: no longer, in the copy), 1 something is, 2 the file cannot be read.
@@ -39,6 +48,7 @@ def doctor(
       glmlite doctor model.gguf
       glmlite doctor model.gguf --fix
       glmlite doctor model.gguf --fix better.gguf
+      glmlite doctor model.gguf --mmproj mmproj-model.gguf
       glmlite doctor model.gguf --json
     """
     from .. import doctor as doctors
@@ -48,7 +58,7 @@ def doctor(
     path = find(file)
     try:
         with console.progress(f"Reading {Path(path).name}") as show:
-            report = doctors.examine(path, progress=show)
+            report = doctors.examine(path, mmproj=mmproj, progress=show)
     except (ValueError, OSError) as error:
         if as_json:
             console.write(json.dumps({"file": str(path), "error": " ".join(str(error).split())}) + "\n")
@@ -64,7 +74,7 @@ def doctor(
         with console.progress(f"Writing {out.name}") as show:
             doctors.fix(report, out, progress=show)
         # Its weights are those of the file, byte for byte.
-        copy = doctors.examine(out, weights=False)
+        copy = doctors.examine(out, mmproj=mmproj, weights=False)
     findings = report.findings if copy is None else _remaining(report.findings, copy.findings)
     if as_json:
         console.write(json.dumps(_facts(report, out if copy else None, findings), ensure_ascii=False, indent=1) + "\n")

@@ -62,6 +62,7 @@ def describe(gguf: Any, context: int | None, tensors: bool, kv_type: str = "f16"
         "architecture": _plain(gguf.metadata.get("general.architecture")),
         "parameters": parameters,
         **_experts(gguf),
+        **_eyes(gguf),
         "types": {name: {"tensors": counts[name], "bytes": types[name]} for name in types},
         "memory": _memory(gguf, nbytes, context, kv_type),
         "metadata": {key: _plain(value) for key, value in gguf.metadata.items()},
@@ -101,8 +102,27 @@ def _experts(gguf: Any) -> dict[str, Any]:
     return {"experts": {"count": experts, "used": used, "shared": shared}, "active_parameters": active}
 
 
+def _eyes(gguf: Any) -> dict[str, Any]:
+    """Of the eyes in a file, alone or with the text model: what they are and see. width: columns of the text model;
+    tokens: of the largest image."""
+    from ..errors import FormatError
+    from ..models import record_eyes
+
+    if "clip.projector_type" not in gguf.metadata:
+        return {}
+    try:
+        config = record_eyes(gguf.metadata, {name: tensor.shape for name, tensor in gguf.tensors.items()}).config
+    except FormatError as error:
+        return {"sees": {"error": str(error)}}
+    names = ("layers", "dim", "heads", "patch", "merge", "side", "width", "least_pixels", "most_pixels")
+    tokens = config.most_pixels // (config.patch * config.merge) ** 2
+    return {"sees": {name: getattr(config, name) for name in names} | {"tokens": tokens}}
+
+
 def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[str, Any]:
-    """Bytes of the weights and of the cache."""
+    """Bytes of the weights and of the cache, which eyes alone have none of."""
+    if gguf.metadata.get("general.type") == "mmproj":
+        return {"weights": weights, "contexts": []}
     from ..errors import FormatError
     from ..models import record
     from ..placement import kv_bytes_per_token
@@ -144,6 +164,8 @@ def _text(facts: dict[str, Any]) -> str:
         shared = f", and {facts['experts']['shared']} beside them" if facts["experts"]["shared"] else ""
         rows.append(("experts", f"{facts['experts']['count']}, {facts['experts']['used']} for a token{shared}"))
         rows.append(("parameters a token", _count(facts["active_parameters"])))
+    if "sees" in facts:
+        rows += _seen(facts["sees"])
     for name, item in facts["types"].items():
         rows.append((name, f"{item['tensors']} tensors, {console.size(item['bytes'])}"))
     memory = facts["memory"]
@@ -161,6 +183,18 @@ def _text(facts: dict[str, Any]) -> str:
             table.append((t["name"], name, " x ".join(map(str, t["shape"])), t["bytes"]))
         out += ["\n", console.columns(table, right=[3])]
     return "".join(out)
+
+
+def _seen(sees: dict[str, Any]) -> list[tuple[str, str]]:
+    """What eyes are, in lines."""
+    if "error" in sees:
+        return [("tower", f"not of use here: {sees['error']}")]
+    positions = f", positions {sees['side']} x {sees['side']}" if sees["side"] else ""
+    return [
+        ("tower", f"{sees['layers']} layers of {sees['dim']} columns, {sees['heads']} heads{positions}"),
+        ("its rows", f"of {sees['width']} columns, as the text model has to have"),
+        ("largest image", f"{sees['most_pixels'] / 1e6:.1f} million pixels, {sees['tokens']} tokens"),
+    ]
 
 
 def _count(n: int) -> str:

@@ -31,13 +31,15 @@ def convert(
 ) -> Path:
     """Write the GGUF file of a checkpoint; options are those of `plan`. Returns `out`.
 
+    A model that sees becomes a pair, unless `one_file`: its eyes are `mmproj-NAME-TYPE.gguf` beside `out`.
+
     progress: called with the bytes written and those in all; returning False cancels (Cancelled).
     importance: tensor name -> weights of its columns, for the quantized types: `imatrix.read(path).weights()`.
         Tensors that it has nothing for are quantized without.
     threads: that read and quantize, by default one per core; the bytes do not depend on it.
 
-    Whatever goes wrong leaves no file. Raises FormatError (the checkpoint's fault: file and tensor), ValueError,
-    OSError, Cancelled.
+    Whatever goes wrong leaves no file, and none of two. Raises FormatError (the checkpoint's fault: file and tensor),
+    ValueError, OSError, Cancelled.
     """
     work = plan(source, type, **options)
     try:

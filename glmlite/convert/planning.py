@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..models.glm4v import TENSORS
 from . import recipes
-from .architectures import Config, Contents, Tensor, build
+from .architectures import Config, Contents, Tensor, build, eyes
 from .checkpoint import Checkpoint
 from .files import load_json, missing
 from .foreign import refuse_quantized
@@ -27,16 +29,30 @@ __all__ = ["Conversion", "plan"]
 log = logging.getLogger(__name__)
 
 _SIMPLE = ("F32", "F16", "BF16", "Q8_0")  # what needs no quantizer
+_ROLE = re.compile(r"^(v\.)?blk\.\d+\.")  # what the name of a block's tensor has before its role
 _QUANTIZATION_VERSION = 2  # of the block formats, as GGUF counts them
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion will write: metadata, and each tensor with its type."""
+    """What a conversion will write: metadata, and each tensor with its type.
+
+    type: the recipe. eyes: of a model that sees, what a second file gets.
+    """
 
     metadata: Mapping[str, Any]
     tensors: Sequence[tuple[Tensor, str]]
+    type: str
     close: Callable[[], None]
+    eyes: Conversion | None = None
+
+    def paths(self, out: Path) -> list[Path]:
+        """The files that are written where the first is `out`: the eyes' is `mmproj-NAME-TYPE.gguf` beside it."""
+        if self.eyes is None:
+            return [out]
+        ending = f"-{self.type}"
+        name = out.stem[: -len(ending)] if out.stem.lower().endswith(ending) else out.stem
+        return [out, out.with_name(f"mmproj-{name}-{self.eyes.type}.gguf")]
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +64,7 @@ class Conversion:
         count: Counter[tuple[str, str]] = Counter()
         nbytes: Counter[tuple[str, str]] = Counter()
         for tensor, type in self.tensors:
-            role = tensor.name.removesuffix(".weight").split(".", 2)[-1] if len(tensor.shape) > 1 else "vectors"
+            role = _ROLE.sub(r"\1", tensor.name.removesuffix(".weight")) if len(tensor.shape) > 1 else "vectors"
             count[role, type] += 1
             nbytes[role, type] += tensor_bytes(tensor.shape, type)
         return [(*key, count[key], nbytes[key]) for key in count]
@@ -61,44 +77,65 @@ def plan(
     tensor_types: Sequence[tuple[str, str]] = (),
     lora: str | os.PathLike[str] | None = None,
     ptuning: str | os.PathLike[str] | None = None,
+    mmproj_type: str = "f16",
+    one_file: bool = False,
 ) -> Conversion:
     """Look through a checkpoint's folder (or a GGUF file) and decide what each tensor becomes. Reads headers only.
 
-    type: a recipe of `glmlite.convert.recipes`, in any case. tensor_types: (pattern of a name, type), exceptions.
+    type: a recipe of `glmlite.convert.recipes`, in any case. tensor_types: (pattern of a name, type), exceptions; those
+    for eyes begin with `v.` or `mm.`, where they are made beside a text model.
     lora: a LoRA folder of PEFT to merge. ptuning: a P-Tuning v2 checkpoint whose prefix is stored.
+    mmproj_type: f32, f16, bf16 or q8_0, of the eyes of a model that sees. one_file: they get no file of their own.
     """
     type = _known("type", type, recipes.RECIPES)
+    mmproj_type = _known("type of the eyes", mmproj_type, recipes.EYES)
     types = [name.lower() for name in TYPES]
     overrides = [(pattern, _known("tensor type", kind, types).upper()) for pattern, kind in tensor_types]
     source = Path(source)
     with ExitStack() as opened:
+        model: Contents | None
         if source.suffix == ".gguf":
             if lora or ptuning:
                 raise ValueError("lora, ptuning: only for a checkpoint, not for a GGUF file")
             from .requantize import read_gguf
 
-            model = read_gguf(source, opened)
+            model, seeing = read_gguf(source, opened)
         else:
-            model = _read_checkpoint(source, lora, ptuning, opened)
-        names = {tensor.name for tensor in model.tensors}
-        layers = model.metadata[f"{model.metadata['general.architecture']}.block_count"]
-        tied = "output.weight" not in names
-        tensors = [
-            (tensor, recipes.choose(tensor.name, tensor.shape, type, layers, tied, overrides))
-            for tensor in model.tensors
-        ]
-        unknown = {kind for _, kind in tensors if kind not in _SIMPLE}
+            model, seeing = _read_checkpoint(source, lora, ptuning, opened)
+        second = None
+        if model is None and seeing is not None:
+            work = _decided(seeing, _known("type of the eyes", type, recipes.EYES), overrides)
+        elif model is not None:
+            work = _decided(model, type, overrides)
+            if seeing is not None:
+                own = [(pattern, kind) for pattern, kind in overrides if pattern.startswith(TENSORS)]
+                second = _decided(seeing, mmproj_type, own)
+        if second is not None and one_file:
+            keys = {key: value for key, value in second.metadata.items() if key.startswith(eyes.KEYS)}
+            work = replace(work, metadata={**work.metadata, **keys}, tensors=[*work.tensors, *second.tensors])
+            second = None
+        unknown = {kind for part in (work, second) if part for _, kind in part.tensors if kind not in _SIMPLE}
         if unknown and not can_quantize():
             raise RuntimeError(
                 f"{min(unknown).lower()}: quantizing needs numba: pip install 'glmlite[convert]' "
                 "(f32, f16, bf16 and q8_0 do without)"
             )
-        metadata = dict(model.metadata)
-        metadata["general.file_type"] = recipes.file_type(type)
-        if type not in ("f32", "f16", "bf16"):
-            metadata["general.quantization_version"] = _QUANTIZATION_VERSION
-        return Conversion(metadata, tensors, opened.pop_all().close)
+        return replace(work, eyes=second, close=opened.pop_all().close)
     raise AssertionError  # an ExitStack swallows nothing
+
+
+def _decided(model: Contents, type: str, overrides: Sequence[tuple[str, str]]) -> Conversion:
+    """Each tensor with its type, and the keys that say so."""
+    names = {tensor.name for tensor in model.tensors}
+    layers = model.metadata.get(f"{model.metadata['general.architecture']}.block_count", 0)
+    tied = "output.weight" not in names
+    tensors = [
+        (tensor, recipes.choose(tensor.name, tensor.shape, type, layers, tied, overrides)) for tensor in model.tensors
+    ]
+    metadata = {**model.metadata, "general.file_type": recipes.file_type(type)}
+    if type not in ("f32", "f16", "bf16"):
+        metadata["general.quantization_version"] = _QUANTIZATION_VERSION
+    return Conversion(metadata, tensors, type, lambda: None)
 
 
 # As other programs call the types.
@@ -118,7 +155,8 @@ def _known(what: str, name: str, known: Collection[str]) -> str:
 
 def _read_checkpoint(
     source: Path, lora: str | os.PathLike[str] | None, ptuning: str | os.PathLike[str] | None, opened: ExitStack
-) -> Contents:
+) -> tuple[Contents, Contents | None]:
+    """The text model, and the eyes, if there are any."""
     folder = source if source.is_dir() else source.parent
     checkpoint = opened.enter_context(Checkpoint(source))
     config_path = folder / "config.json"
@@ -129,6 +167,7 @@ def _read_checkpoint(
     refuse_quantized(checkpoint, config, {*eights.scales, *eights.scales.values()})
     tensors: Source = eights if eights.scales else Unpacked(checkpoint, config.get("quantization_bit"))
     pair = None
+    whole, config = config, eyes.text_config(config)
     if config.get("tie_word_embeddings", False):
         tied = Tied(tensors)
         if tied.differ():
@@ -141,12 +180,19 @@ def _read_checkpoint(
         opened.callback(adapted.adapter.close)
         tensors = adapted
     prefix = None if ptuning is None else opened.enter_context(Checkpoint(Path(ptuning)))
-    model = build(tensors, config, prefix)
+    text, seen = eyes.apart(tensors)
+    model = build(text, config, prefix)
     architecture = model.metadata["general.architecture"]
     rows = next(tensor.shape[0] for tensor in model.tensors if tensor.name == "token_embd.weight")
-    general = {"general.architecture": architecture, "general.name": _name(folder, config)}
-    metadata = {**general, **model.metadata, **text_metadata(folder, config, architecture, rows)}
-    return Contents(metadata, model.tensors)
+    name = {"general.name": _name(folder, whole)}
+    metadata = {"general.architecture": architecture, **name, **model.metadata}
+    metadata |= text_metadata(folder, config, architecture, rows)
+    if seen is None:
+        return Contents(metadata, model.tensors), None
+    if f"{architecture}.rope.dimension_sections" not in metadata:
+        raise FormatError(f"{config_path}: no 'mrope_section', expected one of a model with eyes")
+    seeing = eyes.build(seen, whole, metadata[f"{architecture}.embedding_length"])
+    return Contents(metadata, model.tensors), Contents({**eyes.MMPROJ, **name, **seeing.metadata}, seeing.tensors)
 
 
 def _name(folder: Path, config: Config) -> str:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from .formats import TYPES
 
-__all__ = ["RECIPES", "choose", "file_type"]
+__all__ = ["EYES", "RECIPES", "choose", "file_type"]
 
 
 class Recipe(NamedTuple):
@@ -51,6 +51,7 @@ RECIPES = {
     "iq4_xs": Recipe(30, "IQ4_XS", _ALWAYS | {"attn_v": "Q5_K", "attn_qkv": "Q5_K"}),
     "iq4_nl": Recipe(25, "IQ4_NL", _ALWAYS | {"attn_v": "Q5_K", "attn_qkv": "Q5_K"}),
 }
+EYES = ("f32", "f16", "bf16", "q8_0")  # recipes for eyes: no role in them has a type of its own
 # For rows that are not whole blocks of 256.
 _SMALLER = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "IQ4_XS": "IQ4_NL"}
 _WHOLE = re.compile(r"(position_embd|block_position_embd|rope_freqs|prefix_[kv]|ffn_gate_inp)\.weight$|\.bias$")
@@ -67,6 +68,8 @@ def choose(
     """
     if len(shape) < 2 or _WHOLE.search(name):
         return "F32"
+    if len(shape) > 3:  # the kernel of a convolution, which programs take in no other types
+        return "F32" if RECIPES[recipe].base in ("F32", "BF16") else "F16"
     columns = shape[-1]
     wanted = [type for pattern, type in overrides if fnmatch.fnmatch(name, pattern) or pattern in name]
     if wanted:

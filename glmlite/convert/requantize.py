@@ -5,33 +5,51 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..models.glm4v import TENSORS
 from .architectures import Contents, Tensor
+from .architectures.eyes import KEYS, MMPROJ
 
 __all__ = ["read_gguf"]
 
 _DROPPED = ("split.", "general.file_type", "general.quantization_version", "general.alignment", "quantize.imatrix.")
 
 
-def read_gguf(path: Path, opened: ExitStack) -> Contents:
-    """The tensors and metadata of a GGUF file, which stays open until `opened` is closed. Raises FormatError,
-    OSError."""
+def read_gguf(path: Path, opened: ExitStack) -> tuple[Contents | None, Contents | None]:
+    """The text model in a GGUF file, which stays open until `opened` is closed, and the eyes: it may hold either, or
+    both. Raises FormatError, OSError."""
     from .._native import Gguf, TensorInfo, dequantize
-    from ..models import record
+    from ..models import record, record_eyes
 
     gguf = Gguf(path)
     opened.callback(gguf.close)
-    record(gguf.metadata, {name: tuple(info.shape) for name, info in gguf.tensors.items()})
+    metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
+    shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
+    alone = metadata.get("general.architecture") == MMPROJ["general.architecture"]
+    sees = alone or any(key.startswith(KEYS) for key in metadata)
+    if not alone:
+        record(metadata, shapes)
+    if sees:
+        record_eyes(metadata, shapes)
 
     def reader(info: TensorInfo) -> Callable[[int, int], np.ndarray]:
         if len(info.shape) > 2 and info.supported:
             return lambda begin, end: dequantize(info.type, gguf.data(info.name, begin, end))
         return lambda begin, end: gguf.dequantize(info.name, begin, end)
 
-    metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
-    tensors = [
-        Tensor(name, tuple(info.shape), reader(info), [f"{info.path}: {name!r}"]) for name, info in gguf.tensors.items()
-    ]
-    return Contents(metadata, tensors)
+    def contents(metadata: dict[str, Any], eyes: bool) -> Contents:
+        chosen = (info for info in gguf.tensors.values() if alone or info.name.startswith(TENSORS) == (sees and eyes))
+        tensors = [
+            Tensor(info.name, tuple(info.shape), reader(info), [f"{info.path}: {info.name!r}"]) for info in chosen
+        ]
+        return Contents(metadata, tensors)
+
+    own = {key: value for key, value in metadata.items() if key.startswith(KEYS)}
+    if alone:
+        return None, contents(metadata, True)
+    text = contents({key: value for key, value in metadata.items() if key not in own}, False)
+    name = {key: metadata[key] for key in ("general.name",) if key in metadata}
+    return text, contents(MMPROJ | name | own, True) if sees else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from ..errors import FormatError
 from .checkpoint import Checkpoint, Rows
 from .files import load_json, short
 
-__all__ = ["Adapted", "Float8", "Source", "Tied", "Unpacked", "prefix_table", "same"]
+__all__ = ["Adapted", "Float8", "Part", "Source", "Tied", "Unpacked", "prefix_table", "same"]
 
 
 class Source(Protocol):
@@ -148,6 +149,33 @@ class Float8:
         return False
 
 
+class Part:
+    """Some tensors of a source. renamed: name -> the source's."""
+
+    def __init__(self, source: Source, renamed: Mapping[str, str]):
+        self.source = source
+        self._renamed = renamed
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._renamed)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._renamed
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(self._renamed[name])
+
+    def where(self, name: str) -> str:
+        return self.source.where(self._renamed[name])
+
+    def read(self, name: str, rows: Rows | None = None) -> np.ndarray:
+        return self.source.read(self._renamed[name], rows)
+
+    def adapted(self, name: str) -> bool:
+        return name in self._renamed and self.source.adapted(self._renamed[name])
+
+
 class Tied:
     """A source whose matrix of the logits is that of the embeddings, under both names: an adapter may change one.
 
@@ -156,6 +184,7 @@ class Tied:
 
     _NAMES = (
         ("lm_head.weight", "model.embed_tokens.weight"),
+        ("lm_head.weight", "model.language_model.embed_tokens.weight"),
         ("lm_head.weight", "transformer.word_embeddings.weight"),
         ("transformer.output_layer.weight", "transformer.embedding.word_embeddings.weight"),
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from .._native import default_threads
 from ..errors import Cancelled
+from ..models.glm4v import TENSORS as EYES
 from . import writer
 from .architectures import Tensor
 from .formats import can_quantize, encode
@@ -34,7 +35,7 @@ def work_off(
     importance: Mapping[str, np.ndarray] | None = None,
     threads: int | None = None,
 ) -> Path:
-    """Write the file of a plan, as `convert` does."""
+    """Write the files of a plan, as `convert` does."""
     if importance is not None:
         unweighted(work, importance)
         if not can_quantize():
@@ -63,20 +64,33 @@ def work_off(
             places = ((matrix, begin) for matrix in range(tensor.matrices) for begin in range(0, tensor.rows, step))
             return _in_order(pool, piece, places, _AHEAD * threads)
 
-        entries = [
-            writer.Entry(tensor.name, tensor.shape, kind, partial(pieces, tensor, kind))
-            for tensor, kind in work.tensors
+        parts = [work] if work.eyes is None else [work, work.eyes]
+        files = [
+            writer.File(
+                path,
+                part.metadata,
+                [
+                    writer.Entry(tensor.name, tensor.shape, kind, partial(pieces, tensor, kind))
+                    for tensor, kind in part.tensors
+                ],
+            )
+            for part, path in zip(parts, work.paths(out))
         ]
-        writer.write(out, work.metadata, entries, report)
+        writer.write_all(files, report)
     return out
 
 
 def unweighted(work: Conversion, importance: Mapping[str, np.ndarray]) -> list[str]:
     """The tensors that the plan quantizes and `importance` has nothing for.
 
-    Raises ValueError where they have another width, or nothing for any (another model's), or nothing is quantized.
+    Eyes are not counted, since no text goes through them. Raises ValueError where tensors have another width, or
+    nothing for any (another model's), or nothing is quantized.
     """
-    quantized = [tensor for tensor, kind in work.tensors if kind not in ("F32", "F16", "BF16")]
+    quantized = [
+        tensor
+        for tensor, kind in work.tensors
+        if kind not in ("F32", "F16", "BF16") and not tensor.name.startswith(EYES)
+    ]
     if not quantized:
         raise ValueError("importance: only types that quantize have a use for it; this plan has none")
     for tensor in quantized:

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..files import replacing
+from ..files import replacing_all
 from .formats import TYPES, tensor_bytes
 
-__all__ = ["Entry", "head", "put", "write"]
+__all__ = ["Entry", "File", "head", "put", "write", "write_all"]
 
 _ALIGNMENT = 32
 _U32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64 = 4, 6, 7, 8, 9, 10, 11
@@ -44,6 +44,14 @@ class Entry(NamedTuple):
         return self.stored[1] if self.stored else tensor_bytes(self.shape, self.type)
 
 
+class File(NamedTuple):
+    """A file to be written."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    entries: Sequence[Entry]
+
+
 def write(
     path: Path,
     metadata: Mapping[str, Any],
@@ -55,28 +63,38 @@ def write(
     progress: called with bytes written and bytes in all; what it raises ends the work.
     Raises OSError (a full disk: before the work begins, as far as the system tells).
     """
-    path = Path(path)
-    start = head(metadata, entries)
-    sizes = [entry.nbytes for entry in entries]
-    total = len(start) + sum(map(_padded, sizes))
-    free = shutil.disk_usage(path.absolute().parent).free
+    return write_all([File(Path(path), metadata, entries)], progress)
+
+
+def write_all(files: Sequence[File], progress: Callable[[int, int], None] | None = None) -> int:
+    """As `write`, of files in one folder: they stand there when all are whole, or none does."""
+    starts = [head(file.metadata, file.entries) for file in files]
+    sizes = [_padded(entry.nbytes) for file in files for entry in file.entries]
+    total = sum(map(len, starts)) + sum(sizes)
+    free = shutil.disk_usage(files[0].path.absolute().parent).free
     if free < total:
-        raise OSError(errno.ENOSPC, f"the disk has {free} bytes free, the file needs {total}", str(path))
-    with replacing(path, buffering=0) as file:
-        put(file, start, path)
-        done = len(start)
-        for entry, size in zip(entries, sizes):
-            written = 0
-            for piece in entry.pieces():
-                put(file, np.ascontiguousarray(piece), path)
-                written += piece.nbytes
-                if progress:
-                    progress(done + written, total)
-            if written != size:
-                raise ValueError(f"{entry.name}: {written} bytes, expected {size} for {entry.type} {entry.shape}")
-            put(file, bytes(_padded(size) - size), path)
-            done += _padded(size)
+        raise OSError(errno.ENOSPC, f"the disk has {free} bytes free, {_need(files)} {total}", str(files[0].path))
+    done = 0
+    with replacing_all([file.path for file in files], buffering=0) as targets:
+        for (path, _, entries), start, target in zip(files, starts, targets):
+            put(target, start, path)
+            done += len(start)
+            for entry in entries:
+                size, written = entry.nbytes, 0
+                for piece in entry.pieces():
+                    put(target, np.ascontiguousarray(piece), path)
+                    written += piece.nbytes
+                    if progress:
+                        progress(done + written, total)
+                if written != size:
+                    raise ValueError(f"{entry.name}: {written} bytes, expected {size} for {entry.type} {entry.shape}")
+                put(target, bytes(_padded(size) - size), path)
+                done += _padded(size)
     return total
+
+
+def _need(files: Sequence[File]) -> str:
+    return "the file needs" if len(files) == 1 else f"{len(files)} files need"
 
 
 def put(file: BinaryIO, data: bytes | np.ndarray, path: Path) -> None:

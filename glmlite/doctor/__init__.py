@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..locate import model_file
-from . import constants, tensors, text, values
+from ..mmproj import beside as eyes_beside
+from . import constants, eyes, tensors, text, values
 from .finding import Finding, Report, Severity
 from .repair import beside, corrected, fix, split
 from .subject import Subject
@@ -25,18 +26,20 @@ from .subject import Subject
 __all__ = ["Finding", "Report", "Severity", "beside", "examine", "fix"]
 
 # How many layers there are tells which model it is: first.
-_CHECKS = (tensors.drafting, *text.CHECKS, *constants.CHECKS, *tensors.CHECKS)
+_CHECKS = (tensors.drafting, *text.CHECKS, *constants.CHECKS, *tensors.CHECKS, *eyes.CHECKS)
 
 
 def examine(
     path: str | os.PathLike[str],
     *,
+    mmproj: str | os.PathLike[str] | None = None,
     weights: bool = True,
     threads: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Report:
     """Look through a GGUF file, which may be any part of a split one.
 
+    mmproj: the eyes that a vision model should fit; default: each `mmproj*.gguf` beside it is tried.
     weights: read all weights too, for NaN and zeros; without, only the header is read. threads: to read them with;
     default: as many as the machine has cores. progress: called with the bytes read and those in all; returning False
     cancels (Cancelled).
@@ -45,10 +48,15 @@ def examine(
     """
     from .._native import Gguf
 
-    gguf = Gguf(model_file(path))
+    file = model_file(path)
+    gguf = Gguf(file)
     try:
         subject = Subject.of(gguf)
         findings = look(subject)
+        others = [] if mmproj is None else [model_file(mmproj)]
+        if mmproj is None and subject.sections and not subject.sees:
+            others = eyes_beside(file)
+        findings += eyes.pair(subject, eyes.others(others))
         scan = values.scan(gguf.tensors.values(), threads, progress) if weights else None
     finally:
         gguf.close()
@@ -58,7 +66,7 @@ def examine(
         paths=subject.paths,
         architecture=subject.architecture,
         model=subject.published.name if subject.published else None,
-        glm=subject.glm,
+        glm=subject.glm or subject.metadata.get("clip.projector_type") == "glm4v",
         findings=tuple(sorted(findings, key=lambda finding: list(Severity).index(finding.severity))),
         weight_bytes=scan.nbytes if scan else 0,
         seconds=scan.seconds if scan else 0.0,

@@ -85,6 +85,16 @@ class Subject:
         return self.count("attention.key_length") or (dim // heads if dim and heads else None)
 
     @property
+    def sees(self) -> bool:
+        """Whether the file has eyes, alone or beside a text model."""
+        return "clip.projector_type" in self.metadata or self.text("general.type") == "mmproj"
+
+    @property
+    def sections(self) -> bool:
+        """Whether a text model has the axes that images stand on."""
+        return self.key("rope.dimension_sections") in self.metadata
+
+    @property
     def edge(self) -> bool:
         """A GLM-Edge: the only one of its architecture whose q, k and v have no bias."""
         return self.row.versions and not {"blk.0.attn_qkv.bias", "blk.0.attn_q.bias"} & self.shapes.keys()

@@ -10,17 +10,17 @@ from ...errors import FormatError
 from ...models import record
 from ..files import short
 from ..sources import Source
-from . import chatglm, chatglm1, glm, glm4_moe, glm4_moe_lite, hf, llama
-from .parts import Builder, Config, Contents, Tensor
+from . import chatglm, chatglm1, eyes, glm, glm4_moe, glm4_moe_lite, hf, llama
+from .parts import Builder, Config, Contents, Tensor, recorded
 
-__all__ = ["KINDS", "Config", "Contents", "Tensor", "build"]
+__all__ = ["KINDS", "Config", "Contents", "Tensor", "build", "eyes"]
 
 _KINDS = {
     "ChatGLM-6B": chatglm1,
     "ChatGLM2/3-6B, CodeGeeX2/4, GLM-4-9B": chatglm,
-    "GLM-4-9B-hf, GLM-Edge, GLM-4-0414, GLM-Z1": hf,
+    "GLM-4-9B-hf, GLM-Edge, GLM-4-0414, GLM-Z1, GLM-OCR, GLM-4.1V, GLM-4.6V-Flash": hf,
     "GLM-large, GLM-10B": glm,
-    "GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7": glm4_moe,
+    "GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7, GLM-4.5V, GLM-4.6V": glm4_moe,
     "GLM-4.7-Flash": glm4_moe_lite,
     "Llama, Mistral": llama,
 }
@@ -44,10 +44,5 @@ def build(source: Source, config: Config, prefix: Source | None = None) -> Conte
     out = Builder(source, prefix)
     kind.build(source, config, out)
     model = out.finish()
-    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
-    try:
-        record(model.metadata, shapes)
-    except FormatError as error:
-        origins = [tensor.origin(0) for tensor in model.tensors if f"'{tensor.name}'" in str(error)]
-        raise FormatError(f"{'; '.join(origins) or config.path}: {error}") from None
+    recorded(lambda shapes: record(model.metadata, shapes), model, config)
     return model

@@ -1,4 +1,4 @@
-"""What the mixtures of experts have in common: the keys of the router, a block's feed-forward half, the drafting layer.
+"""What the mixtures of experts have in common: the keys of the router, and a block's feed-forward half.
 
 The experts of a block are tensors apart (as published), or two of all experts (as transformers 5 has them in memory,
 and may save them), gate and up in one, gate's rows first. GGUF has three, each of all experts.
@@ -6,27 +6,19 @@ and may save them), gate and up in one, gate's rows first. GGUF has three, each 
 
 from __future__ import annotations
 
-import re
-
 from ...families import SIGMOID
-from ..sources import Source, same
-from .parts import Builder, Config, layers_of
+from ..sources import Source
+from .parts import Builder, Config
 
 _LAYERS = "model.layers."
 
 
-def is_mixture(source: Source, config: Config, model_type: str, attention: str) -> bool:
+def is_mixture(source: Source, config: Config, model_types: tuple[str, ...], attention: str) -> bool:
     """Whether some block has a router and the first one `attention`. Other families use the same names of tensors for
     other arithmetic, so the config's model_type counts, too."""
     routed = any(name.endswith(".mlp.gate.e_score_correction_bias") for name in source.names)
     has = routed and f"{_LAYERS}0.self_attn.{attention}.weight" in source
-    return has and config.get("model_type") == model_type
-
-
-def depth(source: Source, config: Config) -> tuple[int, int]:
-    """Layers of the model, and drafting layers behind them, which many a copy has lost."""
-    drafting = sum(re.fullmatch(r"model\.layers\.\d+\.eh_proj\.weight", name) is not None for name in source.names)
-    return layers_of(source, config, r"model\.layers\.(\d+)\.", "num_hidden_layers", drafting=drafting), drafting
+    return has and config.get("model_type") in model_types
 
 
 def set_experts(out: Builder, architecture: str, config: Config, layers: int, drafting: int, *, scale: float) -> None:
@@ -79,22 +71,3 @@ def take_feed_forward(out: Builder, config: Config, i: int) -> None:
             out.take_all(f"{ours}{part}_exps.weight", names)
     for part in parts:
         out.take(f"{ours}{part}_shexp.weight", f"{theirs}shared_experts.{part}_proj.weight")
-
-
-def take_drafting(out: Builder, i: int) -> None:
-    """What block `i` has to draft with beside an ordinary block's tensors. Its embeddings and its matrix of the logits
-    are the model's own: copies of those are left out."""
-    ours, theirs = f"blk.{i}.nextn.", f"{_LAYERS}{i}."
-    for part in ("eh_proj", "enorm", "hnorm"):
-        out.take(f"{ours}{part}.weight", f"{theirs}{part}.weight")
-    out.take(f"{ours}shared_head_norm.weight", f"{theirs}shared_head.norm.weight", optional=True)
-    embeddings = "model.embed_tokens.weight"
-    head = "lm_head.weight" if "lm_head.weight" in out.source else embeddings
-    for part, name, model in (
-        ("embed_tokens", f"{theirs}embed_tokens.weight", embeddings),
-        ("shared_head_head", f"{theirs}shared_head.head.weight", head),
-    ):
-        if name in out.source and same(out.source, name, model):
-            out.leave(name)
-        else:
-            out.take(f"{ours}{part}.weight", name, optional=True)

@@ -1,4 +1,5 @@
-"""GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7 -> `glm4moe`: transformers' `glm4_moe`.
+"""GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7, the text models of GLM-4.5V and GLM-4.6V -> `glm4moe`: transformers'
+`glm4_moe` and `glm4v_moe`.
 
 Column i of a head turns with i + n/2 there and in GGUF, so no row moves.
 """
@@ -6,13 +7,14 @@ Column i of a head turns with i + n/2 there and in GGUF, so no row moves.
 from __future__ import annotations
 
 from ..sources import Source
-from .experts import depth, is_mixture, set_experts, take_drafting, take_feed_forward
+from .drafting import depth, take_drafting
+from .experts import is_mixture, set_experts, take_feed_forward
 from .parts import Builder, Config, head_columns
 from .rope import set_rope
 
 
 def matches(source: Source, config: Config) -> bool:
-    return is_mixture(source, config, "glm4_moe", "q_proj")
+    return is_mixture(source, config, ("glm4_moe", "glm4v_moe", "glm4v_moe_text"), "q_proj")
 
 
 def build(source: Source, config: Config, out: Builder) -> None:

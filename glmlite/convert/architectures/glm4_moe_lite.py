@@ -7,13 +7,14 @@ the keys transposed, since they go into the query, so that the latent itself is 
 from __future__ import annotations
 
 from ..sources import Source
-from .experts import depth, is_mixture, set_experts, take_drafting, take_feed_forward
+from .drafting import depth, take_drafting
+from .experts import is_mixture, set_experts, take_feed_forward
 from .parts import Builder, Config
 from .rope import set_rope
 
 
 def matches(source: Source, config: Config) -> bool:
-    return is_mixture(source, config, "glm4_moe_lite", "kv_b_proj")
+    return is_mixture(source, config, ("glm4_moe_lite",), "kv_b_proj")
 
 
 def build(source: Source, config: Config, out: Builder) -> None:

@@ -1,13 +1,18 @@
-"""GLM under the names of transformers: GLM-4-9B-hf and GLM-Edge -> `chatglm`, GLM-4-0414 and GLM-Z1 -> `glm4`.
+"""GLM under the names of transformers: GLM-4-9B-hf and GLM-Edge -> `chatglm`, GLM-4-0414, GLM-Z1 and the text models of
+GLM-OCR, GLM-4.1V and GLM-4.6V-Flash -> `glm4`.
 
 The latter has two more norms a block. q, k and v stay three tensors; transformers turns interleaved pairs of columns
-here, as GGUF does, so no row moves.
+here, as GGUF does, so no row moves. Only where images have axes of their own column i turns with i + n/2 in GGUF: there
+the even rows of what turns in a head of q and k come before the odd ones.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..sources import Source
-from .parts import Builder, Config, head_columns, layers_of
+from .drafting import depth, take_drafting
+from .parts import Builder, Config, head_columns
 from .rope import set_rope
 
 _LAYERS = "model.layers."
@@ -22,29 +27,35 @@ def build(source: Source, config: Config, out: Builder) -> None:
     sandwich = f"{_LAYERS}0.post_self_attn_layernorm.weight" in source
     architecture = "glm4" if sandwich else "chatglm"
     config.expect("hidden_act", "silu", "swish")
-    layers = layers_of(source, config, r"model\.layers\.(\d+)\.", "num_hidden_layers", "num_layers")
+    layers, drafting = depth(source, config, "num_layers")
     dim, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    kv_heads = config.count("num_key_value_heads", default=heads)
     head_dim = head_columns(config, dim, heads, "head_dim")
     out.set(
         architecture,
-        block_count=layers,
+        block_count=layers + drafting,
         context_length=config.count("max_position_embeddings"),
         embedding_length=dim,
         feed_forward_length=config.count("intermediate_size"),
         attention__head_count=heads,
-        attention__head_count_kv=config.count("num_key_value_heads", default=heads),
+        attention__head_count_kv=kv_heads,
         attention__key_length=head_dim,
         attention__value_length=head_dim,
         attention__layer_norm_rms_epsilon=config.number("rms_norm_eps"),
     )
-    set_rope(out, architecture, config, head_dim, rotated=0.5)
+    if drafting:
+        out.set(architecture, nextn_predict_layers=drafting)
+    turning = set_rope(out, architecture, config, head_dim, rotated=0.5)
+    orders: dict[str, np.ndarray] = {}
+    if f"{architecture}.rope.dimension_sections" in out.metadata:
+        orders = {"q": _halves(heads, head_dim, turning), "k": _halves(kv_heads, head_dim, turning)}
 
     out.take("token_embd.weight", "model.embed_tokens.weight")
-    for i in range(layers):
+    for i in range(layers + drafting):
         ours, theirs = f"blk.{i}.", f"{_LAYERS}{i}."
         out.take(ours + "attn_norm.weight", theirs + "input_layernorm.weight")
         for part in "qkv":
-            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj")
+            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", orders.get(part))
         out.take(ours + "attn_output.weight", theirs + "self_attn.o_proj.weight")
         if sandwich:
             out.take(ours + "post_attention_norm.weight", theirs + "post_self_attn_layernorm.weight")
@@ -53,5 +64,14 @@ def build(source: Source, config: Config, out: Builder) -> None:
         out.take(ours + "ffn_down.weight", theirs + "mlp.down_proj.weight")
         if sandwich:
             out.take(ours + "post_ffw_norm.weight", theirs + "post_mlp_layernorm.weight")
+        if i >= layers:
+            take_drafting(out, i)
     out.take("output_norm.weight", "model.norm.weight")
     out.take_output("lm_head.weight", config)
+
+
+def _halves(heads: int, head_dim: int, turning: int) -> np.ndarray:
+    """Row i of a head is the checkpoint's row 2 i, row i + turning/2 its row 2 i + 1."""
+    rows = np.arange(heads * head_dim).reshape(heads, head_dim)
+    parts = rows[:, 0:turning:2], rows[:, 1:turning:2], rows[:, turning:]
+    return np.concatenate(parts, axis=1).reshape(-1)

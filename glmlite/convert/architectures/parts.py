@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ...errors import FormatError
 from ..files import short
 from ..sources import Source, prefix_table
+
+T = TypeVar("T")
 
 _LARGEST = 2**31 - 1
 
@@ -79,12 +81,14 @@ class Tensor:
     @property
     def rows(self) -> int:
         """Rows of a matrix; elements of a vector."""
+        if len(self.shape) > 3:
+            return math.prod(self.shape[:-1])
         return self.shape[-2] if len(self.shape) > 1 else self.shape[0]
 
     @property
     def matrices(self) -> int:
-        """How many matrices it holds."""
-        return math.prod(self.shape[:-2])
+        """How many matrices it holds; those of a convolution's kernel, which are tiny, count as one."""
+        return math.prod(self.shape[:-2]) if len(self.shape) < 4 else 1
 
     def origin(self, matrix: int) -> str:
         """For messages: where the matrix comes from."""
@@ -185,6 +189,13 @@ class Builder:
         shape = (matrices, rows, end - begin if transposed else columns)
         self.tensors.append(Tensor(name, shape, read, [source.where(source_name)]))
 
+    def take_rows(self, name: str, shape: tuple[int, ...], source_name: str, rows: np.ndarray) -> None:
+        """Some rows of a checkpoint's tensor, all of its axes but the last counted through, as a tensor of `shape`."""
+        source = self.source
+        self._used.add(source_name)
+        origins = [source.where(source_name)]
+        self.tensors.append(Tensor(name, shape, lambda begin, end: source.read(source_name, rows[begin:end]), origins))
+
     def leave(self, source_name: str) -> None:
         """A tensor of the checkpoint that the file does without."""
         self._used.add(source_name)
@@ -239,6 +250,15 @@ class Builder:
                 architecture = self.metadata["general.architecture"]
                 raise FormatError(f"{self.source.where(name)}: {architecture!r} models have no such tensor")
         return Contents(self.metadata, self.tensors)
+
+
+def recorded(record: Callable[[Mapping[str, tuple[int, ...]]], T], model: Contents, config: Config) -> T:
+    """The program of a model that is being made; what is wrong with it is told of the checkpoint's tensors."""
+    try:
+        return record({tensor.name: tensor.shape for tensor in model.tensors})
+    except FormatError as error:
+        origins = [tensor.origin(0) for tensor in model.tensors if f"'{tensor.name}'" in str(error)]
+        raise FormatError(f"{'; '.join(origins) or config.path}: {error}") from None
 
 
 def file_of(source: Source) -> str:

@@ -7,13 +7,18 @@ import math
 
 import numpy as np
 
+from ..stored import is_count
 from .parts import Builder, Config
 
 log = logging.getLogger(__name__)
 
 
-def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rotated: float) -> None:
-    """Sets the `rope.*` keys. rotated: the part of a head that turns if the config does not say."""
+_SECTIONED = ("glm4", "glm4moe")  # architectures whose text models may see
+
+
+def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rotated: float) -> int:
+    """Sets the `rope.*` keys. rotated: the part of a head that turns if the config does not say. Returns the columns of
+    a head that turn."""
     parameters, scaling = config.get("rope_parameters", {}), config.get("rope_scaling", {})
     for key, values in (("rope_parameters", parameters), ("rope_scaling", scaling)):
         if not isinstance(values, dict):
@@ -22,14 +27,21 @@ def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rot
             raise config.error(key, {nested: ...}, f"one for all layers, not {nested!r}")
     # A scaling that was added by hand counts before what transformers 5 wrote, which may say `default`.
     rope = Config({**config.values, **parameters, **scaling}, config.path)
-    dim = int(head_dim * rope.number("partial_rotary_factor", default=rotated))
+    sections = _sections(rope) if architecture in _SECTIONED else None
+    turning = int(head_dim * rotated) if sections is None else 2 * sum(sections)
+    if rope.get("partial_rotary_factor") is not None:
+        turning = int(head_dim * rope.number("partial_rotary_factor"))
+    if sections is not None:
+        if 2 * sum(sections) != turning:
+            raise rope.error("mrope_section", sections, f"numbers whose sum is {turning // 2}, the pairs that turn")
+        out.set(architecture, rope__dimension_sections=np.array([*sections, 0], np.int32))
     theta = rope.number("rope_theta", default=10000.0)
-    out.set(architecture, rope__dimension_count=dim, rope__freq_base=theta)
+    out.set(architecture, rope__dimension_count=turning, rope__freq_base=theta)
 
     named = (values.get("rope_type") or values.get("type") for values in (scaling, parameters))
     kind = next((name for name in named if name is not None), "default")
-    if kind in ("default", "mrope"):  # text turns by one position in all of mrope's sections
-        return
+    if kind in ("default", "mrope"):  # what `mrope` adds are its sections
+        return turning
     context = config.count("max_position_embeddings", default=2048)
     original = rope.count("original_max_position_embeddings", default=context)
     if kind == "dynamic":
@@ -37,7 +49,7 @@ def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rot
         key = f"{architecture}.context_length"
         out.metadata[key] = min(out.metadata[key], original)
         log.warning("%s: 'rope_scaling' is 'dynamic': the context ends where it begins, at %d", config.path, original)
-        return
+        return turning
     if kind == "yarn" and original != context and rope.get("factor") is None:
         factor = context / original
     else:
@@ -66,10 +78,20 @@ def set_rope(out: Builder, architecture: str, config: Config, head_dim: int, rot
             # GGUF multiplies YaRN's own magnitude; the config replaces it.
             out.set(architecture, rope__scaling__attn_factor=wanted / magnitude)
     elif kind == "llama3" and architecture == "llama":
-        out.add("rope_freqs.weight", _llama3(rope, dim, theta, factor), f"{config.path}: 'rope_scaling'")
+        out.add("rope_freqs.weight", _llama3(rope, turning, theta, factor), f"{config.path}: 'rope_scaling'")
         _reach(out, architecture, config, factor * original)
     else:
         raise config.error("rope_scaling", kind, "linear, dynamic, yarn or (Llama) llama3")
+    return turning
+
+
+def _sections(rope: Config) -> list[int] | None:
+    """The pairs of columns that turn by time, by an image's row and by its column."""
+    sections = rope.get("mrope_section")
+    valid = isinstance(sections, list) and len(sections) == 3 and all(map(is_count, sections))
+    if sections is not None and not valid:
+        raise rope.error("mrope_section", sections, "pairs of columns for each of three axes")
+    return sections
 
 
 def _magnitude(factor: float, scale: float = 1.0) -> float:
