@@ -17,6 +17,7 @@ from glmlite.cli import main
 from glmlite.convert import convert, imatrix, writer
 from glmlite.errors import Cancelled, FormatError
 from glmlite.models import record
+from glmlite.models.layout import causal
 from glmlite.quantize import quantize
 
 ARCHITECTURES = ["chatglm", "glm4", "llama", "chatglm1", "glm"]
@@ -68,7 +69,7 @@ def test_equals_the_values_of_the_same_engine(tmp_path, format):
     (tokens, *_), *_ = chunks_of(model)
     with glmlite.load(path, context=CONTEXT) as loaded:
         sequence = loaded.debug.engine.new_sequence()
-        positions = np.stack([np.arange(CONTEXT), np.zeros(CONTEXT)], 1).astype(np.int32)
+        positions = causal(tokens, None).positions
         values = loaded.debug.engine.trace([native.Work(sequence, tokens, positions)], [])
     for op in linears(model)[:-1]:
         want = np.square(values[op.inputs["x"].id].astype(np.float64)).sum(axis=0)
@@ -89,7 +90,7 @@ def test_an_expert_has_what_its_own_rows_bring(tmp_path, architecture):
     (tokens, *_), *_ = chunks_of(model)
     with glmlite.load(path, context=CONTEXT) as loaded:
         sequence = loaded.debug.engine.new_sequence()
-        positions = np.stack([np.arange(CONTEXT), np.zeros(CONTEXT)], 1).astype(np.int32)
+        positions = causal(tokens, None).positions
         values = loaded.debug.engine.trace([native.Work(sequence, tokens, positions)], [])
     mixtures = [op for op in record(model.metadata, model.shapes).ops if op.kind == "moe"]
     assert len(mixtures) == 2
