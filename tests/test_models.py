@@ -17,7 +17,7 @@ from glmlite.program import Recorder, Value
 from glmlite.reference import Reference, Work, compare
 
 # Written by the scripts in tests/oracles.
-ORACLE = [p for p in sorted((Path(__file__).parent / "data").glob("*.npz")) if "recipe" in np.load(p)]
+ORACLE = [p for p in sorted((Path(__file__).parent / "data").glob("*.npz")) if {"recipe", "tokens"} <= {*np.load(p)}]
 
 # The stored logits are f32 sums of at most 128 products through at most 3 blocks of 4 matrices: errors of
 # 128 * 12 * 2^-24 = 1e-4 of the largest logit at worst, were they all to go one way.
@@ -850,8 +850,8 @@ def test_fork_truncate_free():
         ({"positions": np.zeros((2, 3), int)}, [0], r"expected \(1, 3\)"),
         ({}, [1], "rows"),
         ({"visible": 2}, [0], "context of 2"),
-        ({"positions": np.array([[257, 0]])}, [0], "position 257"),
-        ({"positions": np.array([[0, -1]])}, [0], "position -1"),
+        ({"positions": np.array([[257, 0, 0]])}, [0], "position 257"),
+        ({"positions": np.array([[0, -1, 0]])}, [0], "position -1"),
         ({"input": np.zeros((1, 64))}, [0], r"input is \(1, 64\), expected None"),
     ],
 )
@@ -859,7 +859,7 @@ def test_bad_steps_are_refused(work, rows, message):
     model = tiny.model("glm")
     reference = Reference(recording(model).ops, model.tensors)
     sequence = reference.new_sequence()
-    whole = {"sequence": sequence, "tokens": [1], "positions": np.zeros((len(work.get("tokens", [1])), 2), int)} | work
+    whole = {"sequence": sequence, "tokens": [1], "positions": np.zeros((len(work.get("tokens", [1])), 3), int)} | work
     with pytest.raises(ValueError, match=message):
         reference.step([Work(**whole)], rows)
     assert reference.length(sequence) == 0
@@ -871,7 +871,7 @@ def test_rows_that_are_not_as_the_program_wants_them_are_refused(input):
     reference = Reference(draft(model.metadata, model.shapes).ops, model.tensors)
     sequence = reference.new_sequence()
     with pytest.raises(ValueError, match=r"input is .*, expected \(1, 64\)"):
-        reference.step([Work(sequence, [1], np.zeros((1, 2), int), input=input)], [0])
+        reference.step([Work(sequence, [1], np.zeros((1, 3), int), input=input)], [0])
     assert reference.length(sequence) == 0
 
 

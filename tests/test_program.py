@@ -180,7 +180,6 @@ def test_a_file_that_does_not_fit(r, call, message):
         lambda r, x: r.select(r.select(x)),
         lambda r, x: Rope(0, 1e4, True),
         lambda r, x: r.input(0),
-        lambda r, x: (r.input(8), r.input(8)),
         lambda r, x: r.head_linear(x, "heads", keep=-1),
         lambda r, x: latent_attention(r, q=0, heads=0),
         lambda r, x: latent_attention(r, scale=0),

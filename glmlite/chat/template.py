@@ -120,7 +120,7 @@ def _with_images(
             return made.replace(_IMAGE, PLACE)
     made = run(messages)
     if made.count(PLACE) != count:
-        raise ValueError(f"messages: {reader} leaves out images")
+        raise ValueError(f"messages: {reader} does not show each image once")
     return made.replace(PLACE, around(tokenizer, PLACE))
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -120,25 +122,35 @@ def _eyes(gguf: Any) -> dict[str, Any]:
 
 
 def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[str, Any]:
-    """Bytes of the weights and of the cache, which eyes alone have none of."""
+    """Bytes of the weights, of the cache, which eyes alone have none of, and of the eyes that `load` finds."""
     if gguf.metadata.get("general.type") == "mmproj":
         return {"weights": weights, "contexts": []}
     from ..errors import FormatError
+    from ..mmproj import find as find_eyes
     from ..models import record
+    from ..models.glm4v import TENSORS
     from ..placement import kv_bytes_per_token
 
     try:
         recording = record(gguf.metadata, {name: tensor.shape for name, tensor in gguf.tensors.items()})
     except FormatError as error:
         return {"error": str(error)}
+    path = Path(os.fsdecode(gguf.paths[0]))
+    eyes = find_eyes(path, gguf, recording, gguf.metadata).eyes
+    found, held = {}, weights
+    if eyes is not None:
+        found = {"eyes": {"path": str(eyes.path), "bytes": eyes.nbytes}}
+        text = (tensor.nbytes for name, tensor in gguf.tensors.items() if not name.startswith(TENSORS))
+        held = sum(text) + eyes.nbytes
     per_token = kv_bytes_per_token(gguf, recording.ops, kv_type)
     contexts = [context] if context else sorted({min(n, recording.context) for n in (2048, 8192, recording.context)})
     return {
         "weights": weights,
+        **found,
         "kv_type": kv_type,
         "cache_per_token": per_token,
         "trained_context": recording.context,
-        "contexts": [{"tokens": n, "bytes": weights + n * per_token} for n in contexts],
+        "contexts": [{"tokens": n, "bytes": held + n * per_token} for n in contexts],
     }
 
 
@@ -172,6 +184,8 @@ def _text(facts: dict[str, Any]) -> str:
     if "error" in memory:
         rows.append(("runs here", f"no: {memory['error']}"))
     else:
+        if "eyes" in memory:
+            rows.append(("eyes", f"{memory['eyes']['path']}, {console.size(memory['eyes']['bytes'])}"))
         for item in memory["contexts"]:
             rows.append((f"memory, {item['tokens']} tokens", console.size(item["bytes"])))
     out = [console.columns(rows), "\n"]

@@ -150,9 +150,10 @@ class Eyes:
             tower.threads = threads
 
     def progress(self) -> float:
-        """How far the image is that is looked at, 0 to 1."""
+        """How far the image is that is looked at, 0 to 1; 0 where none is."""
         tower = self._tower
-        return 0.0 if tower is None else tower.progress()
+        done = 1.0 if tower is None else tower.progress()
+        return done if done < 1 else 0.0
 
     def unload(self) -> None:
         """Gives the memory back, unless somebody looks; the next image loads the tower again."""
