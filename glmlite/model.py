@@ -330,9 +330,7 @@ class Model:
             add_generation_prompt=add_generation_prompt,
         )
 
-    def _seen(
-        self, messages: Sequence[Mapping[str, Any]], most: int | None = None
-    ) -> Sequence[Mapping[str, Any]]:
+    def _seen(self, messages: Sequence[Mapping[str, Any]], most: int | None = None) -> Sequence[Mapping[str, Any]]:
         """The messages with each image as the eyes have it. most: tokens that they may have, in all."""
         from . import chat
 

@@ -8,19 +8,21 @@ import os
 import shutil
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 Image = pytest.importorskip("PIL.Image", reason="needs glmlite[vision]")
 
-import tiny
-from test_chat_images import PARTS
+import tiny  # noqa: E402
+from test_chat_images import PARTS  # noqa: E402
 
-import glmlite
-from glmlite.models.layout import IMAGE
-from glmlite.vision import eyes as seeing
-from glmlite.vision.tower import Tower
+import glmlite  # noqa: E402
+from glmlite import loading  # noqa: E402
+from glmlite.models.layout import IMAGE  # noqa: E402
+from glmlite.vision import eyes as seeing  # noqa: E402
+from glmlite.vision.tower import Tower  # noqa: E402
 
 WAIT = 60  # seconds for what takes one
 SECTIONS = {"glm4.rope.dimension_sections": [4, 6, 6, 0]}
@@ -66,7 +68,9 @@ def png(pixels):
 
 
 def ask(*images, text="what is it?"):
-    return [{"role": "user", "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": text}]}]
+    return [
+        {"role": "user", "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": text}]}
+    ]
 
 
 # ---- where the eyes come from
@@ -151,8 +155,6 @@ def test_memory_that_eyes_need_is_left_free(files, monkeypatch, tmp_path):
     alone = tmp_path / "text.gguf"
     shutil.copy(files / "text.gguf", alone)
     contexts = []
-    from glmlite import loading
-
     for path in (alone, files / "text.gguf"):
         monkeypatch.setattr(loading, "_context", lambda asked, trained, fixed, per, free: contexts.append(free) or 512)
         monkeypatch.setattr("glmlite._native.available_memory", lambda: 10**9)
@@ -167,7 +169,7 @@ def test_a_file_that_changed_is_noticed(tmp_path):
         with pytest.raises(glmlite.FormatError, match=r"mmproj.gguf: its tensors are not those"):
             model.chat(ask(picture()))
         os.unlink(tmp_path / "mmproj.gguf")
-        with pytest.raises(OSError, match="mmproj.gguf"):
+        with pytest.raises(OSError, match="mmproj"):
             model.chat(ask(picture()))
         assert len(model.chat([{"role": "user", "content": "hi"}], **GREEDY).tokens) == 12
 
@@ -228,7 +230,9 @@ def test_answers_differ(alone):
     assert len({tuple(answer) for answer in alone}) == len(alone)
 
 
-@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2}, {"parallel": 1}, {"kv_type": "f16", "adaptive": False}])
+@pytest.mark.parametrize(
+    "options", [{"threads": 1}, {"threads": 2}, {"parallel": 1}, {"kv_type": "f16", "adaptive": False}]
+)
 def test_company_and_threads_change_nothing(load, alone, options):
     model = load(**options)
     texts = [model.chat_stream([{"role": "user", "content": "the other " * n}], **GREEDY) for n in (3, 30)]
@@ -293,7 +297,9 @@ def test_the_engine_in_numpy_reads_images_too(executor, files):
 
 def test_an_image_that_does_not_fit_says_what_it_needs(load):
     model = load(context=512)
-    with pytest.raises(glmlite.ContextOverflow, match=r"of them for images.*context of more than (\d+) tokens") as error:
+    with pytest.raises(
+        glmlite.ContextOverflow, match=r"of them for images.*context of more than (\d+) tokens"
+    ) as error:
         model.chat(ask(picture(size=(600, 800))))
     assert error.value.tokens > 512 and error.value.context == 512
     with pytest.raises(glmlite.ContextOverflow, match="for images"):  # of which each alone fits
@@ -356,7 +362,7 @@ def test_progress_moves_while_the_tower_works(load):
         seen.append(generation.progress)
         generation.take()
         time.sleep(0.001)
-    assert all(a.done <= b.done for a, b in zip(seen, seen[1:]))
+    assert all(a.done <= b.done for a, b in pairwise(seen))
     assert any(0 < p.done < p.total - p.reused for p in seen)
     told = []
     model.chat(ask(picture(5)), max_tokens=1, on_progress=lambda done, total: told.append((done, total)))
@@ -443,7 +449,9 @@ def test_coroutines(load):
     assert len(seen.tokens) == len(text.tokens) == 12
 
     async def cancelled():
-        task = asyncio.ensure_future(model.chat_stream(ask(picture(7)), max_tokens=2000, ignore_eos=True)._result_async())
+        task = asyncio.ensure_future(
+            model.chat_stream(ask(picture(7)), max_tokens=2000, ignore_eos=True)._result_async()
+        )
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

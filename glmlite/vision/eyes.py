@@ -254,7 +254,7 @@ class Sight:
 
 def _check_file(source: Any) -> None:
     """A pipe would be waited for, and a device never ends."""
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and not source[:5].lower() == "data:"):
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and source[:5].lower() != "data:"):
         mode = os.stat(source).st_mode if os.path.exists(source) else stat.S_IFREG
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
