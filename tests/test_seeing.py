@@ -1,6 +1,7 @@
 """Messages with images on a loaded model: where its eyes come from, that nothing but the content of an image decides on
 an answer, what it costs others, what ends it, and what is said of images that are none."""
 
+import _thread
 import asyncio
 import base64
 import io
@@ -390,6 +391,22 @@ def test_a_cancel_ends_the_tower_s_work(load, gate, how):
     assert model.status().cancelled == 1 and model.status().waiting == 0
 
 
+def test_ctrl_c_is_heard_while_the_tower_works(load, gate, capsys):
+    from glmlite.cli import running
+
+    model = load()
+
+    def interrupt():
+        if gate.began.wait(WAIT):
+            _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    answer = running.stream(model.chat_stream, ask(picture()), **GREEDY)
+    assert answer.stopped and answer.text == ""
+    gate.go.set()
+    assert len(model.chat(ask(picture(1)), **GREEDY).tokens) == 12
+
+
 def test_an_error_of_the_tower_is_its_request_s(load, monkeypatch):
     model, rows = load(), Tower.rows
 
@@ -491,13 +508,29 @@ def test_an_idle_model_is_not_unloaded_under_who_looks(load, gate):
     assert len(generation.result().tokens) == 12
 
 
-def test_a_queue_of_images_is_looked_at_in_order_and_not_all_at_once(load, gate):
+def test_a_queue_of_images_is_looked_at_in_order(load, gate):
     model = load(parallel=1)
     running = [model.chat_stream(ask(picture(i)), **GREEDY) for i in range(6)]
     assert gate.began.wait(WAIT)
     assert [generation.place for generation in running] == [0, 2, 3, 4, 5, 6]
+    assert len(model.chat([{"role": "user", "content": "hi"}], **GREEDY).tokens) == 12  # waits for none of them
     gate.go.set()
     assert all(len(generation.result().tokens) == 12 for generation in running)
+
+
+def test_not_all_that_wait_get_their_rows(load, monkeypatch):
+    model, ready, rows = load(parallel=1), [], Tower.rows
+
+    def count(self, *image, **options):
+        ready.append(sum(r.sight is not None and r.sees for r in model._scheduler._queue))
+        return rows(self, *image, **options)
+
+    monkeypatch.setattr(Tower, "rows", count)
+    busy = model.chat_stream([{"role": "user", "content": "hi"}], max_tokens=1500, ignore_eos=True)
+    running = [model.chat_stream(ask(picture(i)), max_tokens=2) for i in range(6)]
+    for generation in running:
+        generation.result()
+    assert busy.result().tokens and len(ready) == 6 and max(ready) <= 1
 
 
 # ---- images that are none
