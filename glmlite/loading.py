@@ -353,7 +353,7 @@ class Room:
 
     def free(self, native: Any) -> int:
         """Bytes of the machine's memory that there are for it."""
-        return max(0, native.available_memory() - self.reserved)
+        return max(0, int(native.available_memory()) - self.reserved)
 
     def sizes(self, page_bytes: int, fixed: int, free: int) -> tuple[int, int]:
         """Tokens of context and, in whole pages of so many bytes, of the cache, which lies beside `fixed` bytes in

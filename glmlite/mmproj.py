@@ -1,4 +1,4 @@
-"""Which file has a model's eyes: the one that is named, the model's own, or the one `mmproj*.gguf` beside it that fits."""
+"""Which file has a model's eyes: the one that is named, the model's own, or `mmproj*.gguf` beside it, if one fits."""
 
 from __future__ import annotations
 

@@ -489,10 +489,14 @@ class Scheduler:
         with self._changed:
             while True:
                 self._drop_cancelled()
-                request = next((r for r in self._first() if not r.sees), None)
-                if self._closing or request is not None:
-                    self._looked_at = request
-                    return None if self._closing else request
+                if self._closing:
+                    return None
+                # The rows of a page take 17 MB, so not all that wait get theirs.
+                ready = sum(r.sight is not None and r.sees for r in self._queue)
+                self._looked_at = next((r for r in self._queue if not r.sees), None)
+                if self._looked_at is not None and ready < 2 * self.parallel:
+                    return self._looked_at
+                self._looked_at = None
                 self._changed.wait()
 
     # ---- the engine thread ----
@@ -520,7 +524,7 @@ class Scheduler:
         self._used = time.perf_counter()
         while True:
             with self._changed:
-                if self._closing or self._active or any(r.sees for r in self._first()):
+                if self._closing or self._active or any(r.sees for r in self._queue):
                     return not self._closing
                 left = None if self._queue else self._seconds_left()
                 if left is None or left > 0:
@@ -609,20 +613,16 @@ class Scheduler:
     def _admit(self) -> None:
         with self._changed:
             self._drop_cancelled()
-            for request in self._first():
+            for request in list(islice((r for r in self._queue if r.sees), 2 * self.parallel)):
                 if len(self._active) == self.parallel:
                     return
-                if not request.sees or self._follows(request):
+                if self._follows(request):
                     continue
                 if not self._enters(request):
                     return
                 self._queue.remove(request)
                 self._active.append(request)
                 self._changed.notify_all()
-
-    def _first(self) -> list[Request]:
-        """Those of the queue that may be admitted next; the lock is held."""
-        return list(islice(self._queue, 2 * self.parallel))
 
     def _follows(self, request: Request) -> bool:
         """Whether an active request has yet to read so much of this one's beginning that this one better waits."""

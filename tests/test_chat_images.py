@@ -125,7 +125,11 @@ def test_results_of_calls_keep_their_images():
 
 def test_each_image_is_seen_once_at_its_place():
     seen = []
-    parts = [image(), {"type": "image_url", "image_url": {"url": "data:,y"}}, {"type": "image_url", "image_url": "DATA:z"}]
+    parts = [
+        image(),
+        {"type": "image_url", "image_url": {"url": "data:,y"}},
+        {"type": "image_url", "image_url": "DATA:z"},
+    ]
     checked = check([user("a"), user([text("b"), *parts])], lambda *seen_: seen.append(seen_) or len(seen))
     assert seen == [("x", "messages[1].content[1]"), ("data:,y", "messages[1].content[2]"), ("DATA:z", seen[2][1])]
     assert images_of(checked) == [1, 2, 3]
@@ -156,7 +160,11 @@ def ocr():
     tokens = [tiny.byte_symbol(byte) for byte in range(256)]
     tokens += [f"[PAD{i}]" for i in range(256, 59392)]
     merged = [merge.replace(" ", "") for merge in MERGES]
-    for i, token in [*WORDS.items(), *SPECIALS.items(), *enumerate((m for m in merged if m not in WORDS.values()), 300)]:
+    for i, token in [
+        *WORDS.items(),
+        *SPECIALS.items(),
+        *enumerate((m for m in merged if m not in WORDS.values()), 300),
+    ]:
         tokens[i] = token
     types = np.full(len(tokens), tiny.NORMAL, np.int32)
     types[list(SPECIALS)] = tiny.CONTROL
@@ -195,4 +203,3 @@ def test_text_that_spells_the_token_is_text(ocr, kind):
     prompt = render(metadata, tokenizer, "glm4", [user([image(), text("<|image|>")])])
     assert prompt.count(IMAGE) == 1 and 59280 not in prompt
     assert tokenizer.decode([i for i in prompt if i != IMAGE]).endswith("<|end_of_image|><|image|><|assistant|>\n")
-

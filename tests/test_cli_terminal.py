@@ -210,3 +210,19 @@ def test_what_is_piped_in_is_taken_line_by_line(tmp_path):
         p.communicate(b'exit\nb\n"""c\n/bye\n"""\n/bye\nd\n', timeout=WAIT)
     assert p.returncode == 0
     assert [json.loads(line) for line in Path(log).read_text().splitlines()] == ["exit", "b", "c\n/bye"]
+
+
+def test_a_path_that_is_dropped_is_an_image(terminal, tmp_path):
+    """With the rest of its line, or for the next one; what is pasted in several lines, or in quotes, is text."""
+    picture = test_cli.image(tmp_path / "a b.png")
+    t = terminal()
+    t.type(f"{BEGIN}'{picture}' {END}what is it?\r")
+    t.wait_for("tokens/s]")
+    t.type(str(picture).replace(" ", "\\ ") + "\r")
+    t.wait_for("[a b.png: 5 tokens]")
+    t.wait_for(">")
+    t.type("and now\r")
+    t.wait_for("tokens/s]")
+    t.type(f"{BEGIN}{picture}\nis a path{END}\r")
+    t.wait_for("tokens/s]")
+    assert t.messages() == ["a b.png what is it?", "a b.png and now", f"{picture}\nis a path"]

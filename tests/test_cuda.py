@@ -618,6 +618,25 @@ def test_load_on_a_device(installed, file):
     assert len({tuple(tokens) for tokens in texts.values()}) == 1
 
 
+def test_images_are_looked_at_on_the_cpu(installed, tmp_path):
+    pytest.importorskip("PIL", reason="needs glmlite[vision]")
+    sections = {"glm4.rope.dimension_sections": [4, 6, 6, 0]}
+    model = tiny.model("glm4", rope_dim=32, metadata=sections)
+    file = plain_gguf.write(tmp_path / "text.gguf", model.metadata, list(model.tensors.items()))
+    eyes = tiny.eyes()
+    plain_gguf.write(tmp_path / "mmproj.gguf", eyes.metadata, list(eyes.tensors.items()))
+    image = np.random.RandomState(0).randint(0, 256, (60, 90, 3)).astype(np.uint8)
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "hi"}]}]
+    answers = {}
+    for device, layers in (("cpu", None), ("cuda", None), ("cuda", 1)):
+        with glmlite.load(file, device=device, gpu_layers=layers) as model:
+            asked = model.chat_stream(messages, max_tokens=8, temperature=0)
+            asked.cancel()
+            assert asked.result().finish_reason == "cancelled"
+            answers[device, layers] = model.chat(messages, max_tokens=8, temperature=0, ignore_eos=True).tokens
+    assert len({tuple(tokens) for tokens in answers.values()}) == 1 and len(answers["cpu", None]) == 8
+
+
 def test_load_says_what_is_not_there(installed, file):
     with pytest.raises(RuntimeError, match=r"'cuda:7': there is no GPU cuda:7, this machine has cuda:0 \("):
         glmlite.load(file, device="cuda:7")

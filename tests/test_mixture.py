@@ -19,7 +19,8 @@ from glmlite.placement import native_ops
 STORED = [
     path
     for path in sorted((Path(__file__).parent / "data").glob("*.npz"))
-    if {"recipe", "tokens"} <= {*np.load(path)} and json.loads(str(np.load(path)["recipe"]))["architecture"] in tiny.MIXTURES
+    if {"recipe", "tokens"} <= {*np.load(path)}
+    and json.loads(str(np.load(path)["recipe"]))["architecture"] in tiny.MIXTURES
 ]
 WHOLE = 5e-3  # keys and values are f16, 2^-11 of each
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_K")

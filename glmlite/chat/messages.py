@@ -55,7 +55,7 @@ def images_of(messages: list[dict[str, Any]]) -> list[Any]:
 
 def in_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Checked messages with each content one string, in which `PLACE` stands where an image does, and nowhere else."""
-    out = without_places(messages)
+    out: list[dict[str, Any]] = without_places(messages)
     for message in out:
         if isinstance(message["content"], list):
             message["content"] = "".join(part.get("text", PLACE) for part in message["content"])

@@ -217,9 +217,7 @@ def _token_text(metadata: Mapping[str, Any], kind: str) -> str:
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
-def _control_tokens(
-    metadata: Mapping[str, Any], tokenizer: Tokenizer, more: Sequence[str]
-) -> re.Pattern[str] | None:
+def _control_tokens(metadata: Mapping[str, Any], tokenizer: Tokenizer, more: Sequence[str]) -> re.Pattern[str] | None:
     texts = [*control_tokens(metadata, tokenizer), *more]
     return re.compile("|".join(map(re.escape, texts))) if texts else None
 

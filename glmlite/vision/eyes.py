@@ -82,6 +82,7 @@ class Eyes:
         self._using = threading.Lock()  # held while the tower is loaded, looks, or goes
         self._closed = False
         self._rows: OrderedDict[bytes, np.ndarray] = OrderedDict()  # least recently used first
+        self._bytes = 0  # of them
         self._guard = threading.Lock()  # of the rows
 
     # ---- any thread
@@ -194,12 +195,14 @@ class Eyes:
     def _keep(self, picture: Picture, rows: np.ndarray) -> None:
         with self._guard:
             self._rows[picture.content] = rows
-            while sum(kept.nbytes for kept in self._rows.values()) > KEPT:
-                self._rows.popitem(last=False)
+            self._bytes += rows.nbytes
+            while self._bytes > KEPT:
+                self._bytes -= self._rows.popitem(last=False)[1].nbytes
 
     def _drop(self) -> None:
         with self._guard:
             self._rows.clear()
+            self._bytes = 0
         tower, self._tower = self._tower, None
         if tower is not None:
             tower.close()
@@ -254,7 +257,7 @@ class Sight:
 
 def _check_file(source: Any) -> None:
     """A pipe would be waited for, and a device never ends."""
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and not source[:5].lower() == "data:"):
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and source[:5].lower() != "data:"):
         mode = os.stat(source).st_mode if os.path.exists(source) else stat.S_IFREG
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
