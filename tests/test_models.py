@@ -844,7 +844,8 @@ def test_fork_truncate_free():
     ("work", "rows", "message"),
     [
         ({"tokens": [384]}, [0], "token 384"),
-        ({"tokens": [-1]}, [0], "token -1"),
+        ({"tokens": [-1]}, [0], "embeddings of 0 values, expected 64"),
+        ({"tokens": [-2]}, [0], "token -2"),
         ({"sequence": 5}, [0], "sequence 5"),
         ({"tokens": []}, [], "0 tokens"),
         ({"positions": np.zeros((2, 3), int)}, [0], r"expected \(1, 3\)"),
