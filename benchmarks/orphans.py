@@ -161,7 +161,7 @@ def cycle(command, folder, kind, sentences, phase, delay, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, help="with a context of 4096 or more: its prompts are long")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--sentences", type=int, default=30, help="of a prompt, 12 tokens each")

@@ -530,10 +530,10 @@ def vision(text, eyes, kind):
         "vision_config": _vision_config(eyes),
         "image_token_id": 63,
     }
-    return named | _eyes(eyes), whole
+    return named | eyes_of(eyes), whole
 
 
-def _eyes(eyes):
+def eyes_of(eyes):
     """The tower and the merger under transformers' names; its first kernel takes two frames at once."""
     others = {
         "v.norm_embd": "post_conv_layernorm",

@@ -55,7 +55,7 @@ class Answer:
         self.ticks, self.total = ticks, max(ticks, 1)
         self.error = error
         self.finished = False
-        self.stats = SimpleNamespace(prompt_seconds=1.0, generation_seconds=2.0)
+        self.stats = SimpleNamespace(image_seconds=0.5, prompt_seconds=0.5, generation_seconds=2.0)
         self.model.running += 1
         self.model.most = max(self.model.most, self.model.running)
 

@@ -133,6 +133,16 @@ def settled(page):
     page.wait_for_selector("#send:visible")
 
 
+def exported(page, folder):
+    """The file that the page's export writes, and what is in it."""
+    page.click("#tune")
+    with page.expect_download() as download:
+        page.click("#export")
+    file = folder / "all.json"
+    download.value.save_as(file)
+    return file, json.loads(file.read_text("utf-8"))
+
+
 def see(page, selector, words):
     page.wait_for_selector(f"{selector} >> text={json.dumps(words, ensure_ascii=False)}")
 
@@ -397,12 +407,7 @@ def test_export_and_import(visit, server, tmp_path):
     page.fill(".editing textarea", "Keep me too")
     page.press(".editing textarea", "Enter")
     settled(page)
-    page.click("#tune")
-    with page.expect_download() as download:
-        page.click("#export")
-    file = tmp_path / "all.json"
-    download.value.save_as(file)
-    kept = json.loads(file.read_text("utf-8"))
+    file, kept = exported(page, tmp_path)
     assert kept["format"] == "glmlite.conversations" and len(kept["conversations"]) == 1
     assert [n["content"] for n in kept["conversations"][0]["nodes"].values() if n["role"] == "user"] == [
         "Keep me",
@@ -689,12 +694,7 @@ def test_a_picture_alone_and_exported(visit, server, tmp_path):
     settled(page)
     (part,) = server.asked[0]["messages"][0]["content"]
     assert page.title() == "image.png – glmlite"
-    page.click("#tune")
-    with page.expect_download() as download:
-        page.click("#export")
-    file = tmp_path / "all.json"
-    download.value.save_as(file)
-    kept = json.loads(file.read_text("utf-8"))
+    file, kept = exported(page, tmp_path)
     (asked,) = [n for n in kept["conversations"][0]["nodes"].values() if n["role"] == "user"]
     good = asked["pictures"][0]
     assert good == {"name": "image.png", "url": part["image_url"]["url"], "width": 60, "height": 40}

@@ -4,15 +4,21 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..options import Loading, Option
 from . import console, ending, running
-from .options import Loading
 
-CONTEXT = 8192  # a whole page at 150 dpi and a long answer
+
+@dataclass
+class Reading(Loading):
+    """Arguments of `glmlite.load`, of which the context has a whole page at 150 dpi and a long answer."""
+
+    context: Annotated[int, Option("Tokens of context to make room for.", ("--context", "-c"), "N", min=1)] = 8192
 
 
 def ocr(
@@ -74,7 +80,7 @@ def ocr(
         int, typer.Option("--max-tokens", "-n", min=1, metavar="N", help="Tokens that a block may have.")
     ] = 8192,
     force: Annotated[bool, typer.Option("--force", "-f", help="Write over OUT.md if it is there.")] = False,
-    loading: Loading = Loading(),  # noqa: B008
+    loading: Reading = Reading(),  # noqa: B008
 ) -> None:
     """Read documents: text as Markdown, tables as HTML, formulas as LaTeX.
 
@@ -111,7 +117,7 @@ def ocr(
         "text_layer": text_layer,
         "max_tokens": max_tokens,
     }
-    with running.opened(model, loading, context=CONTEXT) as opened:
+    with running.opened(model, loading) as opened:
         failed = False
         for target, documents in targets:
             write = _as_lines if lines else _as_markdown

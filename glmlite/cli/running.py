@@ -18,9 +18,8 @@ from .options import Loading, find
 
 
 @contextmanager
-def opened(name: str, loading: Loading, hint: str = "", **defaults: Any) -> Iterator[Any]:
-    """The model, loaded with a progress bar and closed at the end. hint: what to add where there is no such file.
-    defaults: of the command, for options that are not given."""
+def opened(name: str, loading: Loading, hint: str = "") -> Iterator[Any]:
+    """The model, loaded with a progress bar and closed at the end. hint: what to add where there is no such file."""
     import glmlite
 
     from .. import builtin
@@ -30,7 +29,7 @@ def opened(name: str, loading: Loading, hint: str = "", **defaults: Any) -> Iter
         console.note(builtin.NOTE)
     try:
         with console.progress("loading") as progress:
-            model = glmlite.load(path, progress=lambda done: progress(done, 1), **{**defaults, **loading.given()})
+            model = glmlite.load(path, progress=lambda done: progress(done, 1), **loading.given())
     except (FileNotFoundError, ValueError) as error:
         if not hint or os.path.isfile(path):
             raise

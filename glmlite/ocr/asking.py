@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Answering", "ask"]
+    from ..generate import Generation
+
+__all__ = ["ask"]
 
 REPETITION_PENALTY = 1.1
 
 
-class Answering(Protocol):
-    """What is used of `glmlite.Generation`."""
-
-    @property
-    def finished(self) -> bool: ...
-    @property
-    def progress(self) -> Any: ...
-    @property
-    def stats(self) -> Any: ...
-    def take(self) -> Any: ...
-    def on_event(self, wake: Any) -> None: ...
-    def cancel(self) -> None: ...
-    def close(self) -> None: ...
-
-
-def ask(model: Any, image: Image, prompt: str, **parameters: Any) -> Answering:
+def ask(model: Any, image: Image, prompt: str, **parameters: Any) -> Generation:
     """The image first, and no line end between: so the models were trained. Takes the likeliest tokens."""
     content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
-    answer: Answering = model.chat_stream(
+    answer: Generation = model.chat_stream(
         [{"role": "user", "content": content}],
         temperature=0.0,
         repetition_penalty=REPETITION_PENALTY,

@@ -21,6 +21,8 @@ from .tasks import TASKS, Loop, fields_prompt, fields_schema, without_fence
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..generate import Generation
+
 __all__ = ["DPI", "FAST_DPI", "MAX_TOKENS", "read"]
 
 DPI = 150
@@ -55,7 +57,7 @@ def read(
         raise ValueError(f"task {task!r} and fields are given, expected one of them")
     if not LEAST_DPI <= dpi <= MOST_DPI:
         raise ValueError(f"dpi is {dpi}, expected {LEAST_DPI} to {MOST_DPI}")
-    if not getattr(model, "images", True):
+    if not model.images:
         raise ValueError(f"{model.name}: sees no images, expected a vision model with its tower (mmproj), as GLM-OCR")
     try:
         import PIL  # noqa: F401
@@ -162,7 +164,7 @@ class Rendering:
 class Answer:
     """A block that the model reads. reason: why its answer ended; None while it is written."""
 
-    def __init__(self, crop: Crop, answering: asking.Answering):
+    def __init__(self, crop: Crop, answering: Generation):
         self.crop = crop
         self.reason: str | None = None
         self._answering = answering
@@ -193,7 +195,7 @@ class Answer:
     def finish(self, page: Page) -> None:
         self.crop.part.text = without_fence(self._text)
         stats = self._answering.stats
-        page.seconds.read += stats.prompt_seconds + getattr(stats, "image_seconds", 0.0)
+        page.seconds.read += stats.prompt_seconds + stats.image_seconds
         page.seconds.write += stats.generation_seconds
 
     def close(self) -> None:
@@ -293,7 +295,7 @@ class Reading:
         self._wake = threading.Event()
         self._work: deque[Work] = deque()
         self._coming: deque[Future[Sheet | None]] = deque()
-        self._most = int(getattr(model, "parallel", 1)) + 1  # one is prepared while the others run
+        self._most = model.parallel + 1  # one is prepared while the others run
 
     def run(self) -> Iterator[Page]:
         sheets = self._rendering.sheets()
@@ -307,12 +309,11 @@ class Reading:
                     future = pool.submit(next, sheets, None)
                     future.add_done_callback(lambda _: self._wake.set())
                     self._coming.append(future)
-                while self._coming and self._coming[0].done() and not self._work_waits():
+                if not self._idle():
                     sheet = self._coming.popleft().result()
                     ended = ended or sheet is None
                     if sheet is not None:
                         self._work.append(Work(sheet))
-                    break
                 self._start()
                 for work in self._work:
                     work.take()

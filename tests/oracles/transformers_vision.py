@@ -17,6 +17,7 @@ import transformers
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
+import checkpoints  # noqa: E402
 import tiny  # noqa: E402
 
 IMAGE, OTHERS = 63, {"video_token_id": 62, "image_start_token_id": 60, "image_end_token_id": 61}
@@ -142,7 +143,8 @@ def build(kind, model, eyes, sections, recipe):
     turning = key["rope.dimension_count"] if architecture == "glm4" else 0
     for i in range(key["block_count"]):
         state |= block(w, f"blk.{i}.", f"model.language_model.layers.{i}.", head_dim, turning)
-    theirs.load_state_dict(state | eyes_state(w), strict=True)
+    seen = {name: torch.tensor(x) for name, x in checkpoints.eyes_of(eyes).items()}
+    theirs.load_state_dict(state | seen, strict=True)
     return theirs
 
 
@@ -181,31 +183,6 @@ def interleaved(x, head_dim, turning):
     heads = x.reshape(-1, head_dim, *x.shape[1:])
     turned = heads[:, :turning].reshape(len(heads), 2, turning // 2, *x.shape[1:]).transpose(1, 2)
     return torch.cat([turned.reshape(heads[:, :turning].shape), heads[:, turning:]], dim=1).reshape(x.shape)
-
-
-def eyes_state(w):
-    frames = torch.stack([w["v.patch_embd.weight"], w["v.patch_embd.weight.1"]], dim=2)
-    state = {"patch_embed.proj.weight": frames, "patch_embed.proj.bias": w["v.patch_embd.bias"]}
-    names = {
-        "v.norm_embd": "post_conv_layernorm",
-        "v.position_embd": "embeddings.position_embedding",
-        "v.post_ln": "post_layernorm",
-        "mm.patch_merger": "downsample",
-        "mm.model.fc": "merger.proj",
-        "mm.post_norm": "merger.post_projection_norm",
-        **{f"mm.{x}": f"merger.{x}_proj" for x in ("gate", "up", "down")},
-    }
-    blocks = {"ln1": "norm1", "ln2": "norm2", "attn_qkv": "attn.qkv", "attn_out": "attn.proj"}
-    blocks |= {"attn_q_norm": "attn.q_norm", "attn_k_norm": "attn.k_norm"}
-    blocks |= {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
-    for name, x in w.items():
-        stem, _, part = name.rpartition(".")
-        if stem in names:
-            state[f"{names[stem]}.{part}"] = x
-        elif name.startswith("v.blk."):
-            _, _, i, inner = stem.split(".")
-            state[f"blocks.{i}.{blocks[inner]}.{part}"] = x
-    return {f"model.visual.{name}": x for name, x in state.items()}
 
 
 if __name__ == "__main__":
