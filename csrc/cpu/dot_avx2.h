@@ -5,7 +5,7 @@
 namespace glmlite {
 namespace {
 
-constexpr int kTilePanels = 1, kTileTokens = 4, kDirectTokens = 4, kFloatSums = 4;
+constexpr int kTilePanels = 1, kTileTokens = 4, kDirectTokens = 4, kFewTokens = 16, kFloatSums = 4;
 constexpr int kPeakDots = 4, kPeakQuads = 4;
 constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 0;

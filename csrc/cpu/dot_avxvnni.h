@@ -5,7 +5,7 @@
 namespace glmlite {
 namespace {
 
-constexpr int kTilePanels = 1, kTileTokens = 6, kDirectTokens = 4, kFloatSums = 4;
+constexpr int kTilePanels = 1, kTileTokens = 6, kDirectTokens = 4, kFewTokens = 16, kFloatSums = 4;
 constexpr int kPeakDots = 6, kPeakQuads = 1;
 constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 128;

@@ -8,7 +8,7 @@
 namespace glmlite {
 namespace {
 
-constexpr int kTilePanels = 1, kTileTokens = 4, kDirectTokens = 4, kFloatSums = 4;
+constexpr int kTilePanels = 1, kTileTokens = 4, kDirectTokens = 4, kFewTokens = 16, kFloatSums = 4;
 constexpr int kPeakDots = 6, kPeakQuads = 1;
 constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 0;  // sdot is signed, and codes of up to 6 bits are not negative either way

@@ -10,7 +10,7 @@
 namespace glmlite {
 namespace {
 
-constexpr int kTilePanels = 1, kTileTokens = 1, kDirectTokens = 1, kFloatSums = 1;
+constexpr int kTilePanels = 1, kTileTokens = 1, kDirectTokens = 1, kFewTokens = 4, kFloatSums = 1;
 constexpr int kPeakDots = 1, kPeakQuads = 1;
 constexpr bool kTileSumsInRegisters = false;
 constexpr int kCodeOffset = 0;

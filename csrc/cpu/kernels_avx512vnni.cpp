@@ -1,7 +1,7 @@
 // AVX-512 F, BW, VL, DQ and VNNI, for CPUs on which every vector operation is in the way of dot products: Intel's.
 namespace glmlite {
 namespace {
-constexpr int kTileTokens = 7;
+constexpr int kTileTokens = 7, kFewTokens = 8;
 }
 }  // namespace glmlite
 

@@ -1,7 +1,7 @@
 // The same instructions as in kernels_avx512vnni.cpp, for CPUs that add and convert beside their dot products: AMD's.
 namespace glmlite {
 namespace {
-constexpr int kTileTokens = 6;
+constexpr int kTileTokens = 6, kFewTokens = 32;
 }
 }  // namespace glmlite
 
