@@ -340,7 +340,7 @@ def test_reused_and_forked_prefixes_equal_fresh_ones(case, architecture, length,
     np.testing.assert_array_equal(after(late, end_a), fresh(end_a))
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", ["llama", "deepseek2"])
 @pytest.mark.parametrize("isa", _native.isas())
 def test_sequences_that_begin_alike_go_on_together_as_alone(case, architecture, isa, kv_type):
     c = case(architecture, "Q4_0", context=512)
@@ -349,7 +349,7 @@ def test_sequences_that_begin_alike_go_on_together_as_alone(case, architecture, 
     first, second = engine.new_sequence(), engine.new_sequence()
     engine.step([_native.Work(first, prompt(c, 300), causal(300))], [])
     engine.step([_native.Work(second, prompt(c, 70, seed=1), causal(70))], [])
-    forks = [(first, n) for n in [300, 256, 300, 128, 100, 300, 64, 300] * 3]
+    forks = [(first, n) for n in [300, 256, 300, 128, 100, 300, 64, 300, 200] * 2]
     forks += [(second, 70), (second, 64), (second, 70), (second, 0)]
     together, alone, lengths = [], [], []
     for i in np.random.default_rng(1).permutation(len(forks)):
@@ -359,7 +359,7 @@ def test_sequences_that_begin_alike_go_on_together_as_alone(case, architecture, 
             sequences.append(engine.fork(beginning, length))
             engine.step([_native.Work(sequences[-1], prompt(c, own, seed=i), causal(own, length))], [])
         lengths.append(length + own)
-    for i, token in enumerate([3, 9, 27]):
+    for i, token in enumerate([3, 9, 27]):  # with one, two and three threads
         engine.threads = i + 1
         works = [_native.Work(s, [token], causal(1, n + i)) for s, n in zip(together, lengths)]
         rows = engine.step(works, range(len(works)))
