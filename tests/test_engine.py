@@ -450,6 +450,32 @@ def test_works_of_every_length_share_steps(case):
     assert together == alone
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_row_of_a_step_draws_as_alone(case, threads):
+    c = case("llama")
+    engine = c.engine(threads=threads)
+    samplers = [{"seed": i, "temperature": i % 3, "top_p": 0.9, "logprobs": i % 2 * 3 - 1} for i in range(9)]
+    works, alone = [], []
+    for i, options in enumerate(samplers):
+        ids = prompt(c, 3 + i, seed=i)
+        for works_of in (alone, works):
+            work = _native.Work(
+                engine.new_sequence(),
+                ids,
+                causal(len(ids)),
+                sampler=_native.Sampler(**options),
+                budget=6,
+                next_position=everywhere(len(ids)),
+            )
+            works_of.append(work)
+    want = [engine.run([work], max_ms=60_000)[0] for work in alone]
+    got = engine.run(works, max_ms=60_000)
+    assert len({tuple(s.token for s in samples) for samples in want}) > 1
+    for row, expected in zip(got, want):
+        assert [(s.token, s.top) for s in row] == [(s.token, s.top) for s in expected]
+        np.testing.assert_array_equal([s.logprob for s in row], [s.logprob for s in expected])
+
+
 # ---- failing, and losing nothing
 
 
