@@ -232,8 +232,6 @@ class ChunkTeam {
   std::vector<Line> scratch_;
 };
 
-constexpr int64_t kChunkPages = kChunkTokens / kPageTokens;
-
 // What some KV heads keep of a context, in pages, and a team of threads: stored once, attended to many times.
 class KvPages {
  public:

@@ -313,28 +313,33 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
       break;  // what was sampled so far is good
     }
     std::vector<int32_t> rows;
+    std::vector<Sampler*> samplers;  // by row
     std::vector<std::optional<DrawRequest>> requests;
     int32_t last = -1;
     for (const Work& w : active) {
       last += static_cast<int32_t>(w.tokens.size());
       if (!w.sampler) continue;
       rows.push_back(last);
+      samplers.push_back(w.sampler.get());
       requests.emplace_back(request_of(w, info_.vocab));
       if (w.sampler->needs_logits()) requests.back().reset();
     }
     const StepResult result = advance(active, rows, std::move(requests), cancel, nullptr);
+    std::vector<Sample> drawn(rows.size());
+    executor_->share(static_cast<int64_t>(rows.size()), [&](int64_t row) {
+      Sampler& sampler = *samplers[row];
+      const int32_t token = result.tokens.empty() ? -1 : result.tokens[row];
+      const int64_t at = selects_ ? row : rows[row];
+      drawn[row] = token >= 0 ? sampler.take(token) : sampler.sample(result.logits + at * info_.vocab, info_.vocab);
+    });
     std::vector<Work> next;
     std::vector<size_t> next_origin;
     size_t row = 0;
     for (size_t i = 0; i < active.size(); ++i) {
       Work& w = active[i];
       if (!w.sampler) continue;
-      const int64_t at = selects_ ? static_cast<int64_t>(row) : rows[row];
-      const int32_t drawn = result.tokens.empty() ? -1 : result.tokens[row];
-      ++row;
       auto& out = samples[origin[i]];
-      out.push_back(drawn >= 0 ? w.sampler->take(drawn)
-                               : w.sampler->sample(result.logits + at * info_.vocab, info_.vocab));
+      out.push_back(std::move(drawn[row++]));
       const int32_t token = out.back().token;
       if (static_cast<int64_t>(out.size()) >= w.budget || w.sampler->stops(token) || token >= tokens_) continue;
       const auto n = static_cast<int32_t>(out.size()) - 1;

@@ -75,6 +75,10 @@ class Executor {
   virtual ~Executor() = default;
   // Entries of the cache that the step writes are garbage if it throws: Cancelled, OutOfMemory.
   virtual StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) = 0;
+  // Calls fn(i) for each i below `count`, on the threads that steps have on the CPU. Throws what an fn throws.
+  virtual void share(int64_t count, const std::function<void(int64_t)>& fn) {
+    for (int64_t i = 0; i < count; ++i) fn(i);
+  }
   virtual void copy_page(int32_t from, int32_t to) = 0;
   // Writes the program's prefix into the pages of the first sequence.
   virtual void write_prefix(const std::vector<int32_t>& pages) = 0;

@@ -30,6 +30,7 @@ class HybridExecutor final : public Executor {
       shifted.expert = [&](int value, const ExpertRows& rows) { watch->expert(value + shift_, rows); };
     return second_->run(rest, cancel, watch ? &shifted : nullptr);
   }
+  void share(int64_t count, const std::function<void(int64_t)>& fn) override { first_->share(count, fn); }
   void copy_page(int32_t from, int32_t to) override {
     first_->copy_page(from, to);
     second_->copy_page(from, to);

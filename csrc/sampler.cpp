@@ -50,6 +50,19 @@ void require(bool ok, const std::string& name, double value, const std::string& 
   if (!ok) throw std::invalid_argument(name + " is " + number(value) + ", expected " + expected);
 }
 
+// In lanes, so that compilers make vectors of them.
+float largest_of(const float* x, int64_t n) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes];
+  std::fill_n(lanes, kLanes, -std::numeric_limits<float>::infinity());
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
+  float most = *std::max_element(lanes, lanes + kLanes);
+  for (; i < n; ++i) most = std::max(most, x[i]);
+  return most;
+}
+
 // Tokens in bins first to last are those that matter; weights of the bins before the first, and of all.
 struct Range {
   int first, last;
@@ -78,9 +91,9 @@ Range range_of(const Draw& draw, const float* logits, int64_t vocab, float max) 
 
 // From logits as adjusted. Only the few that matter are put in order.
 int32_t draw_token(const Draw& draw, const float* logits, int64_t vocab) {
-  const float* largest = std::max_element(logits, logits + vocab);
-  const float max = *largest;
-  if (draw.sharpness == 0 || !std::isfinite(max)) return static_cast<int32_t>(largest - logits);
+  const float max = largest_of(logits, vocab);
+  if (draw.sharpness == 0 || !std::isfinite(max))
+    return static_cast<int32_t>(std::find(logits, logits + vocab, max) - logits);
 
   const Range range = range_of(draw, logits, vocab, max);
   std::vector<uint64_t> keys;
@@ -291,7 +304,7 @@ Sample Sampler::sample(const float* logits, int64_t vocab) {
   Sample result = take(token);
   if (options_.logprobs < 0) return result;
 
-  const double max = *std::max_element(logits, logits + vocab);
+  const double max = largest_of(logits, vocab);
   double sum = 0;
   for (int64_t i = 0; i < vocab; ++i) sum += std::exp(logits[i] - max);
   const double log_sum = max + std::log(sum);

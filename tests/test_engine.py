@@ -340,6 +340,37 @@ def test_reused_and_forked_prefixes_equal_fresh_ones(case, architecture, length,
     np.testing.assert_array_equal(after(late, end_a), fresh(end_a))
 
 
+@pytest.mark.parametrize("architecture", ["llama", "deepseek2"])
+@pytest.mark.parametrize("isa", _native.isas())
+def test_sequences_that_begin_alike_go_on_together_as_alone(case, architecture, isa, kv_type):
+    c = case(architecture, "Q4_0", context=512)
+    engine = c.engine(isa=isa, kv_type=kv_type, kv_tokens=1 << 14)
+    # Forks of two beginnings at the ends of pages and of a chunk, and within a page; and one that begins like none.
+    first, second = engine.new_sequence(), engine.new_sequence()
+    engine.step([_native.Work(first, prompt(c, 300), causal(300))], [])
+    engine.step([_native.Work(second, prompt(c, 70, seed=1), causal(70))], [])
+    forks = [(first, n) for n in [300, 256, 300, 128, 100, 300, 64, 300, 200] * 2]
+    forks += [(second, 70), (second, 64), (second, 70), (second, 0)]
+    together, alone, lengths = [], [], []
+    for i in np.random.default_rng(1).permutation(len(forks)):
+        beginning, length = forks[i]
+        own = 1 + 7 * int(i) % 90
+        for sequences in together, alone:
+            sequences.append(engine.fork(beginning, length))
+            engine.step([_native.Work(sequences[-1], prompt(c, own, seed=i), causal(own, length))], [])
+        lengths.append(length + own)
+    for i, token in enumerate([3, 9, 27]):  # with one, two and three threads
+        engine.threads = i + 1
+        works = [_native.Work(s, [token], causal(1, n + i)) for s, n in zip(together, lengths)]
+        rows = engine.step(works, range(len(works)))
+        for sequence, length, row in zip(alone, lengths, rows):
+            (want,) = engine.step([_native.Work(sequence, [token], causal(1, length + i))], [0])
+            np.testing.assert_array_equal(row.view(np.int32), want.view(np.int32))
+        engine.free(together.pop(5 * i))  # the others do not miss it
+        engine.free(alone.pop(5 * i))
+        lengths.pop(5 * i)
+
+
 # ---- running
 
 
@@ -417,6 +448,32 @@ def test_works_of_every_length_share_steps(case):
     assert together.pop(2) == []
     assert engine.length(idle) == 3
     assert together == alone
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_row_of_a_step_draws_as_alone(case, threads):
+    c = case("llama")
+    engine = c.engine(threads=threads)
+    samplers = [{"seed": i, "temperature": i % 3, "top_p": 0.9, "logprobs": i % 2 * 3 - 1} for i in range(9)]
+    works, alone = [], []
+    for i, options in enumerate(samplers):
+        ids = prompt(c, 3 + i, seed=i)
+        for works_of in (alone, works):
+            work = _native.Work(
+                engine.new_sequence(),
+                ids,
+                causal(len(ids)),
+                sampler=_native.Sampler(**options),
+                budget=6,
+                next_position=everywhere(len(ids)),
+            )
+            works_of.append(work)
+    want = [engine.run([work], max_ms=60_000)[0] for work in alone]
+    got = engine.run(works, max_ms=60_000)
+    assert len({tuple(s.token for s in samples) for samples in want}) > 1
+    for row, expected in zip(got, want):
+        assert [(s.token, s.top) for s in row] == [(s.token, s.top) for s in expected]
+        np.testing.assert_array_equal([s.logprob for s in row], [s.logprob for s in expected])
 
 
 # ---- failing, and losing nothing

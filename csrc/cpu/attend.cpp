@@ -2,14 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace glmlite {
 
 namespace {
 
 constexpr int64_t kTileQueries = 64;
-constexpr int kChunkPages = kChunkTokens / kPageTokens;
+constexpr int64_t kTasksPerThread = 4;  // so that threads end at about the same time
 
+int64_t pages(int64_t context) { return (context + kPageTokens - 1) / kPageTokens; }
 int64_t chunks(int64_t context) { return (context + kChunkTokens - 1) / kChunkTokens; }
 int64_t max_queries(int64_t group) { return std::max(kTileQueries, group); }
 // Floats that (max, sum, acc) of so many queries take: (M), (M), (M, value_dim).
@@ -72,39 +74,79 @@ void Attend::resize(int64_t tokens) {
   }
 }
 
+// Tokens of one run stay together. Of sequences that have one token, those that begin with the same page become
+// neighbours, the more pages they share, the nearer.
+void Attend::find_members(const Step& step) {
+  members_.clear();
+  stretches_.clear();
+  std::vector<Member> single;
+  for (const Run& run : step.runs) {
+    const int64_t context = *std::max_element(step.visible.begin() + run.begin, step.visible.begin() + run.end);
+    if (run.end - run.begin == 1) {
+      single.push_back({run.begin, &run, context});
+      continue;
+    }
+    const auto begin = static_cast<int64_t>(members_.size());
+    for (int64_t t = run.begin; t < run.end; ++t) members_.push_back({t, &run, context});
+    stretches_.push_back({begin, begin + run.end - run.begin});
+  }
+  std::sort(single.begin(), single.end(), [](const Member& a, const Member& b) {
+    return std::lexicographical_compare(a.run->pages, a.run->pages + pages(a.context), b.run->pages,
+                                        b.run->pages + pages(b.context));
+  });
+  for (const Member& member : single) {
+    const auto at = static_cast<int64_t>(members_.size());
+    if (&member == single.data() || member.run->pages[0] != members_.back().run->pages[0])
+      stretches_.push_back({at, at});
+    members_.push_back(member);
+    ++stretches_.back().end;
+  }
+}
+
 void Attend::plan(const Step& step) {
+  find_members(step);
   tiles_.assign(program_.caches.size(), {});
   splits_.assign(program_.caches.size(), false);
   work_.assign(program_.caches.size(), 0);
+  const int64_t longest = *std::max_element(step.visible.begin(), step.visible.end());
   size_t partials = 0;
   for (const Shape& shape : shapes_) {
     if (shape.cache < 0 || !tiles_[shape.cache].empty()) continue;  // those that share a cache are alike
     auto& tiles = tiles_[shape.cache];
     const int64_t tile_tokens = std::max<int64_t>(1, kTileQueries / shape.group);
     const int kv_heads = program_.caches[shape.cache].heads;
-    int64_t longest = 0, most = 0, groups = 0;
-    for (const Run& run : step.runs) groups += (run.end - run.begin + tile_tokens - 1) / tile_tokens * kv_heads;
-    for (const int64_t visible : step.visible) longest = std::max(longest, visible);
+    // As few tiles as can be, but enough for all threads where tokens are of several sequences.
+    const auto cuts = [&](const Stretch& stretch) {
+      const int64_t tokens = stretch.end - stretch.begin, least = (tokens + tile_tokens - 1) / tile_tokens;
+      if (members_[stretch.begin].run == members_[stretch.end - 1].run) return least;
+      const int64_t tasks = kv_heads * chunks(longest);
+      return std::max(least, std::min(tokens, (kTasksPerThread * team_.size() + tasks - 1) / tasks));
+    };
+    int64_t most = 0, groups = 0;
+    for (const Stretch& stretch : stretches_) groups += cuts(stretch) * kv_heads;
     // Where a short context has fewer groups of heads than there are threads, threads share a group.
     const int64_t parts = chunks(longest) > 1 ? 1 : std::min(shape.group, (team_.size() + groups - 1) / groups);
     const auto heads = static_cast<int>((shape.group + parts - 1) / parts);
-    for (const Run& run : step.runs) {
-      for (int64_t begin = run.begin; begin < run.end; begin += tile_tokens) {
-        const int64_t end = std::min(begin + tile_tokens, run.end);
-        const int64_t context = *std::max_element(step.visible.begin() + begin, step.visible.begin() + end);
-        for (int h = 0; h < kv_heads; ++h) {
+    for (const Stretch& stretch : stretches_) {
+      const int64_t tokens = stretch.end - stretch.begin, count = cuts(stretch);
+      for (int h = 0; h < kv_heads; ++h) {  // outside, so that what tiles share stays in the cache
+        for (int64_t cut = 0; cut < count; ++cut) {
+          const int64_t begin = stretch.begin + tokens * cut / count, end = stretch.begin + tokens * (cut + 1) / count;
+          int64_t context = 0;
+          for (int64_t m = begin; m < end; ++m) context = std::max(context, step.visible[members_[m].token]);
           const int last = static_cast<int>((h + 1) * shape.group);
           for (int first = last - static_cast<int>(shape.group); first < last; first += heads)
-            tiles.push_back({begin, end, &run, h, first, std::min(heads, last - first), context});
+            tiles.push_back({begin, end, h, first, std::min(heads, last - first), context});
+          most = std::max(most, (end - begin) * heads);
         }
-        most = std::max(most, (end - begin) * heads);
       }
     }
     for (const Tile& tile : tiles) work_[shape.cache] += work(shape, tile.queries(), tile.context);
     // The longest first, so that no thread is left with one at the end.
-    std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return a.context > b.context; });
-    splits_[shape.cache] =
-        team_.size() > 1 && tiles.size() < 4 * static_cast<size_t>(team_.size()) && chunks(tiles[0].context) > 1;
+    std::stable_sort(tiles.begin(), tiles.end(),
+                     [](const Tile& a, const Tile& b) { return chunks(a.context) > chunks(b.context); });
+    splits_[shape.cache] = team_.size() > 1 && tiles.size() < kTasksPerThread * static_cast<size_t>(team_.size()) &&
+                           chunks(tiles[0].context) > 1;
     if (splits_[shape.cache])
       partials = std::max(partials,
                           tiles.size() * partial_values(shape.value_dim, most) * static_cast<size_t>(chunks(longest)));
@@ -231,7 +273,8 @@ bool Attend::attend(const Op& op, int thread, const Watched& watched) {
     int64_t next;
     more = team_.take(count * longest, &next);
     const uint8_t* ahead[kChunkPages];
-    find_pages(shape, more ? tiles[next / longest] : tile, more ? next % longest : chunk, ahead, nullptr);
+    const Tile& then = more ? tiles[next / longest] : tile;
+    find_pages(shape, members_[then.begin], then.kv_head, more ? next % longest : chunk, ahead, nullptr);
     if (chunk < chunks(tile.context))
       attend_chunk(shape, tile, chunk, ahead, partials_.as<float>() + task * stride, scratch);
     task = next;
@@ -246,41 +289,57 @@ bool Attend::attend(const Op& op, int thread, const Watched& watched) {
 }
 
 // The pages of a chunk; beyond the context, the last again. v may be null.
-void Attend::find_pages(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t** k,
+void Attend::find_pages(const Shape& shape, const Member& member, int kv_head, int64_t chunk, const uint8_t** k,
                         const uint8_t** v) const {
-  const int64_t last = (tile.context - 1) / kPageTokens;
+  const int64_t last = pages(member.context) - 1;
   for (int64_t i = 0; i < kChunkPages; ++i) {
-    const int32_t page = tile.run->pages[std::min(chunk * kChunkPages + i, last)];
-    k[i] = pages_.keys(shape.cache, page, tile.kv_head);
-    if (v) v[i] = pages_.values(shape.cache, page, tile.kv_head);
+    const int32_t page = member.run->pages[std::min(chunk * kChunkPages + i, last)];
+    k[i] = pages_.keys(shape.cache, page, kv_head);
+    if (v) v[i] = pages_.values(shape.cache, page, kv_head);
   }
 }
 
 // (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched.
 void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
                           uint8_t* scratch) {
-  const int64_t queries = tile.queries(), width = program_.values[shape.q].width;
+  const int64_t queries = tile.queries(), width = program_.values[shape.q].width, heads = tile.heads;
   auto** q = reinterpret_cast<const float**>(scratch);
   auto* visible = reinterpret_cast<int64_t*>(scratch + queries * sizeof *q);
   int64_t i = 0;
-  for (int64_t t = tile.begin; t < tile.end; ++t) {
+  for (int64_t m = tile.begin; m < tile.end; ++m) {
+    const int64_t t = members_[m].token;
     for (int h = tile.first; h < tile.first + tile.heads; ++h, ++i) {
       q[i] = buffers_.value(shape.q) + t * width + int64_t{h} * shape.key_dim;
       visible[i] = buffers_.step().visible[t];
     }
   }
   scratch += align64(max_queries(shape.group) * 16);
-  const uint8_t *k[kChunkPages], *v[kChunkPages];
-  find_pages(shape, tile, chunk, k, shape.latent ? nullptr : v);
   const int type = static_cast<int>(pages_.type());
-  const int64_t begin = chunk * kChunkTokens, end = std::min(begin + kChunkTokens, tile.context);
-  float *max = out, *sum = out + queries, *acc = out + 2 * queries;
-  if (shape.latent) {
-    kernels_.attend_latent[type]({q, queries, shape.value_dim, shape.key_dim - shape.value_dim, shape.scale, k, ahead,
-                                  begin, end, visible, max, sum, acc, scratch});
-  } else {
-    kernels_.attend[type](
-        {q, queries, shape.key_dim, shape.scale, k, v, ahead, begin, end, visible, max, sum, acc, scratch});
+  const int64_t begin = chunk * kChunkTokens;
+  const bool one = members_[tile.begin].run == members_[tile.end - 1].run;
+  const uint8_t *k[kTileQueries][kChunkPages], *v[kTileQueries][kChunkPages];  // by member, or of them all
+  for (int64_t m = 0; m < (one ? 1 : tile.end - tile.begin); ++m)
+    find_pages(shape, members_[tile.begin + m], tile.kv_head, chunk, k[m], shape.latent ? nullptr : v[m]);
+  // The kernel takes those that share the first page; of latents, those that share all of them.
+  const auto alike = [&](int64_t a, int64_t b) {
+    return shape.latent ? std::equal(k[a], k[a] + kChunkPages, k[b]) : k[a][0] == k[b][0];
+  };
+  for (int64_t from = 0, to; from < tile.end - tile.begin; from = to) {
+    to = one ? tile.end - tile.begin : from + 1;
+    while (to < tile.end - tile.begin && alike(from, to)) ++to;
+    const int64_t first = from * heads, count = (to - from) * heads;
+    float *max = out + first, *sum = out + queries + first, *acc = out + 2 * queries + first * shape.value_dim;
+    const int64_t end = std::min(begin + kChunkTokens, *std::max_element(visible + first, visible + first + count));
+    if (end <= begin) {
+      std::fill_n(max, count, -std::numeric_limits<float>::infinity());
+      std::fill_n(sum, count, 0.0f);
+    } else if (shape.latent) {
+      kernels_.attend_latent[type]({q + first, count, shape.value_dim, shape.key_dim - shape.value_dim, shape.scale,
+                                    k[from], ahead, begin, end, visible + first, max, sum, acc, scratch});
+    } else {
+      kernels_.attend[type]({q + first, count, shape.key_dim, shape.scale, k[from], v[from], ahead, begin, end,
+                             visible + first, max, sum, acc, scratch, one ? count : heads});
+    }
   }
 }
 
@@ -291,7 +350,7 @@ void Attend::attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch)
   scratch = reinterpret_cast<uint8_t*>(chunk + partial_values(shape.value_dim, max_queries(shape.group)));
   const uint8_t* ahead[kChunkPages];
   for (int64_t c = 0; c < chunks(tile.context); ++c) {
-    find_pages(shape, tile, std::min(c + 1, chunks(tile.context) - 1), ahead, nullptr);
+    find_pages(shape, members_[tile.begin], tile.kv_head, c + 1, ahead, nullptr);
     attend_chunk(shape, tile, c, ahead, c == 0 ? state : chunk, scratch);
     if (c > 0) merge(shape, queries, state, chunk);
   }
@@ -314,9 +373,9 @@ void Attend::merge(const Shape& shape, int64_t queries, float* state, const floa
 void Attend::finish_tile(const Shape& shape, const Tile& tile, const float* state) {
   const int64_t queries = tile.queries(), width = program_.values[shape.out].width;
   int64_t i = 0;
-  for (int64_t t = tile.begin; t < tile.end; ++t) {
+  for (int64_t m = tile.begin; m < tile.end; ++m) {
     for (int h = tile.first; h < tile.first + tile.heads; ++h, ++i) {
-      float* head = buffers_.value(shape.out) + t * width + int64_t{h} * shape.value_dim;
+      float* head = buffers_.value(shape.out) + members_[m].token * width + int64_t{h} * shape.value_dim;
       kernels_.attend_finish(state + 2 * queries + i * shape.value_dim, state[queries + i], head, shape.value_dim);
       // The values were turned latents.
       if (shape.latent && pages_.type() == KvType::kQ8) kernels_.rotate(head, shape.value_dim);

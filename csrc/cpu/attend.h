@@ -42,10 +42,16 @@ class Attend {
   bool run(const Op& op, const ops::LatentAttention& kind, int thread, const Watched& watched);
 
  private:
-  // Query heads of some tokens of one sequence that share a KV head: what one call of a kernel computes.
-  struct Tile {
-    int64_t begin, end;  // tokens
+  // A token of the step, as tiles have them.
+  struct Member {
+    int64_t token;
     const Run* run;
+    int64_t context;  // entries that any token of its run sees
+  };
+  // Query heads of some tokens that share a KV head, and read its pages together: of one sequence, or of several, one
+  // each, that begin alike.
+  struct Tile {
+    int64_t begin, end;  // members
     int kv_head;
     int first, heads;  // the query heads [first, first + heads)
     int64_t context;   // entries that any of its tokens sees
@@ -72,9 +78,15 @@ class Attend {
   template <class Fn>
   void each_token(int thread, Fn fn) const;
   bool attend(const Op& op, int thread, const Watched& watched);
+  // A stretch of members whose tokens may be in one tile.
+  struct Stretch {
+    int64_t begin, end;
+  };
+  void find_members(const Step& step);
   void attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
                     uint8_t* scratch);
-  void find_pages(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t** k, const uint8_t** v) const;
+  void find_pages(const Shape& shape, const Member& member, int kv_head, int64_t chunk, const uint8_t** k,
+                  const uint8_t** v) const;
   void attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch);
   void merge_tile(const Shape& shape, const Tile& tile, float* parts, size_t stride);
   void merge(const Shape& shape, int64_t queries, float* state, const float* chunk);
@@ -91,6 +103,8 @@ class Attend {
   Team& team_;
 
   std::vector<Shape> shapes_;             // by op; of those that attend
+  std::vector<Member> members_;           // all tokens of the step
+  std::vector<Stretch> stretches_;        // of them
   std::vector<std::vector<Tile>> tiles_;  // by cache
   // Likewise: whether chunks of a context, not only tiles, are spread over the threads. The result is the same either
   // way, but it may not change in the middle of a step.

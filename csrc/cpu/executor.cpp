@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <exception>
+#include <mutex>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
@@ -82,6 +84,7 @@ class CpuExecutor final : public Executor {
   }
 
   StepResult run(const Step& step, const CancelFlag* cancel, const Watch* watch) override;
+  void share(int64_t count, const std::function<void(int64_t)>& fn) override;
   void copy_page(int32_t from, int32_t to) override { pages_.copy(from, to); }
   void write_prefix(const std::vector<int32_t>& pages) override;
   size_t weight_bytes() const override { return weights_.held(); }
@@ -259,6 +262,24 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
   if (cancelled_.load(std::memory_order_relaxed)) throw Cancelled("the step was cancelled");
   const auto bad = std::find(bad_.begin(), bad_.end(), 1);
   return {buffers_.value(program_.ops.back().out), {}, bad == bad_.end() ? -1 : bad - bad_.begin()};
+}
+
+void CpuExecutor::share(int64_t count, const std::function<void(int64_t)>& fn) {
+  if (count < 2) return Executor::share(count, fn);
+  std::mutex mutex;
+  std::exception_ptr error;
+  team_.run([&](int) {
+    int64_t i;
+    while (team_.take(count, &i)) {
+      try {
+        fn(i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex);
+        error = std::current_exception();
+      }
+    }
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 size_t CpuExecutor::run_from(size_t first, const Watch* watch) {

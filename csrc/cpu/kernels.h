@@ -16,6 +16,7 @@ constexpr int kLanes = 16;         // rows of a panel; lanes of a sum
 constexpr int kActBlock = 32;      // activations that share one scale
 constexpr int kChunkTokens = 256;  // positions whose scores are made at once: whole pages, and the unit of the split of
                                    // a context over threads. A constant of the results: merging goes chunk by chunk.
+constexpr int kChunkPages = kChunkTokens / kPageTokens;
 
 // Quantized activations: T rows of k values, k % 32 == 0, in superblocks of 256 columns (the last one filled up with
 // zeros). All rows of a superblock lie together, in groups of so many as a kernel multiplies at once (and a last group
@@ -97,6 +98,9 @@ struct AttendArgs {
   float* sum;                   // (M) out: sum of exp(score - max), 0 if it sees none
   float* acc;                   // (M, head_dim) out: sum of exp(score - max) * v, 0 if it sees none
   void* scratch;                // 64-byte aligned, attend_scratch_bytes(M, head_dim) bytes, one per thread
+  // Each so many queries have pages of their own: those of query i are at k + i / alike * kChunkPages, v likewise.
+  // Neighbours that have the same page in a place, and so in all before it, share its reading.
+  int64_t alike = INT64_MAX;
 };
 
 // The cache of latent attention: one entry per position, `latent` columns and then `rope` columns, which all query

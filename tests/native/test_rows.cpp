@@ -368,6 +368,60 @@ TEST(attend_is_the_same_in_all_sets) {
   }
 }
 
+// Sequences that share the first shared[i] pages of one beginning, with some queries each, at once and one by one.
+TEST(attend_reads_shared_pages_once_and_changes_no_bit) {
+  const std::vector<int64_t> shared = {0, 4, 4, 4, 3, 3, 2, 2, 2, 2, 2, 1, 1};
+  const std::vector<int64_t> visible = {1, 256, 256, 230, 193, 240, 256, 129, 180, 192, 250, 65, 128};
+  for (KvType type : {KvType::kF16, KvType::kQ8}) {
+    for (int64_t dim : {20, 64}) {
+      for (size_t heads : {1, 3, 5}) {
+        const Floats q = normal(shared.size() * heads * dim, 1), k = normal(64 * 256 * dim, 2), v = normal(k.size(), 3);
+        for (const CpuKernels* set : sets()) {
+          std::vector<std::vector<Line>> pages;  // keys and values by turns
+          for (size_t page = 0; page < 4 * (shared.size() + 1); ++page) {
+            pages.resize(pages.size() + 2, std::vector<Line>(kv_bytes(type, dim) / sizeof(Line)));
+            for (int64_t i = 0; i < kPageTokens; ++i) {
+              const auto at = static_cast<size_t>((static_cast<int64_t>(page) * kPageTokens + i) * dim);
+              CHECK(set->store_kv[static_cast<int>(type)](&k[at], &v[at], dim,
+                                                          reinterpret_cast<uint8_t*>(pages[2 * page].data()),
+                                                          reinterpret_cast<uint8_t*>(pages[2 * page + 1].data()), i));
+            }
+          }
+          std::vector<const uint8_t*> k_table, v_table;
+          std::vector<int64_t> sees;
+          std::vector<const float*> rows;
+          for (size_t i = 0; i < shared.size(); ++i) {
+            for (int64_t page = 0; page < 4; ++page) {
+              const size_t at = 2 * (static_cast<size_t>(page) + (page < shared[i] ? 0 : 4 * (i + 1)));
+              k_table.push_back(reinterpret_cast<const uint8_t*>(pages[at].data()));
+              v_table.push_back(reinterpret_cast<const uint8_t*>(pages[at + 1].data()));
+            }
+            for (size_t h = 0; h < heads; ++h) {
+              sees.push_back(visible[i]);
+              rows.push_back(&q[(i * heads + h) * static_cast<size_t>(dim)]);
+            }
+          }
+          const auto attend = [&](size_t first, size_t count, Chunk* out) {
+            std::vector<Line> scratch(attend_scratch_bytes(static_cast<int64_t>(count), dim) / sizeof(Line) + 1);
+            const size_t table = first / heads * 4;
+            set->attend[static_cast<int>(type)](
+                {&rows[first], static_cast<int64_t>(count), dim, 0.125f, &k_table[table], &v_table[table],
+                 &k_table[table], 0, *std::max_element(&sees[first], &sees[first] + count), &sees[first],
+                 &out->max[first], &out->sum[first], &out->acc[first * static_cast<size_t>(dim)], scratch.data(),
+                 static_cast<int64_t>(heads)});
+          };
+          const size_t m = rows.size();
+          Chunk together{Floats(m), Floats(m), Floats(m * static_cast<size_t>(dim))}, alone = together;
+          attend(0, m, &together);
+          for (size_t i = 0; i < m; i += heads) attend(i, heads, &alone);
+          CHECK(same_bits(together.max, alone.max) && same_bits(together.sum, alone.sum) &&
+                same_bits(together.acc, alone.acc));
+        }
+      }
+    }
+  }
+}
+
 TEST(sum_rows_is_a_tree_of_each_row) {
   const Floats x = normal(256, 1);
   float sums[16];
