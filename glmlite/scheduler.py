@@ -327,7 +327,10 @@ class Scheduler:
         self.chunk = chunk
         self.max_queue = max_queue
         self.pool = Pool(engine)
-        self._changed = threading.Condition()  # held to change queue, active and totals, and to look at them together
+        # Held to change queue, active and totals, and to look at them together. Not entered as a condition, which is made in
+        # Python: Ctrl-C between that and the block would leave it held for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[Request] = deque()
         self._active: list[Request] = []  # in order of admission
         self._totals = dict.fromkeys(TOTALS, 0)
@@ -351,7 +354,7 @@ class Scheduler:
         """Queues. Raises Closed, Busy where the queue is full, and RuntimeError where this process is a fork of the one
         that loaded the model."""
         self._not_forked()
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise Closed(f"{self.name}: the model is closed")
             self._drop_cancelled()
@@ -372,7 +375,7 @@ class Scheduler:
     @property
     def threads(self) -> int:
         """That a step has at most; 0 once closed. May be set, and counts from the next step on."""
-        with self._changed:
+        with self._lock:
             if self._closing:
                 return 0
             threads: int = self.engine.threads if self._loaded else self._threads
@@ -380,7 +383,7 @@ class Scheduler:
 
     @threads.setter
     def threads(self, threads: int) -> None:
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise Closed(f"{self.name}: the model is closed")
             if self._loaded:
@@ -391,7 +394,7 @@ class Scheduler:
     def place(self, request: Request) -> int:
         """Its place in the queue, 1 for the next one; 0: it is looked at, runs, or is done."""
         self._not_forked()
-        with self._changed:
+        with self._lock:
             self._drop_cancelled()
             waits = request in self._queue and request is not self._looked_at
             return self._queue.index(request) + 1 if waits else 0
@@ -399,7 +402,7 @@ class Scheduler:
     def status(self) -> SchedulerStatus:
         """Of one moment; does not wait for a call of the engine."""
         self._not_forked()
-        with self._changed:
+        with self._lock:
             self._drop_cancelled()
             return SchedulerStatus(
                 running=len(self._active),
@@ -414,7 +417,7 @@ class Scheduler:
         """Fails what runs or waits, frees the engine and ends the threads. May be called twice."""
         if os.getpid() != self._pid:
             return
-        with self._changed:
+        with self._lock:
             self._closing = True
             if self._interrupt is not None:
                 self._interrupt.set()
@@ -461,7 +464,7 @@ class Scheduler:
             self._changed.notify_all()
 
     def _count(self, what: str, more: int) -> None:
-        with self._changed:
+        with self._lock:
             self._totals[what] += more
 
     # ---- the thread that looks at images ----
@@ -473,7 +476,7 @@ class Scheduler:
                 request.look()
             except Exception as problem:
                 error = problem
-            with self._changed:
+            with self._lock:
                 self._looked_at = None
                 self._drop_cancelled()
                 failed = error is not None and not self._closing and request in self._queue
@@ -486,7 +489,7 @@ class Scheduler:
 
     def _next_look(self) -> Request | None:
         """The next request whose images nobody has seen; waits for one. None: to end."""
-        with self._changed:
+        with self._lock:
             while True:
                 self._drop_cancelled()
                 if self._closing:
@@ -523,7 +526,7 @@ class Scheduler:
         """For something to do; False: to close. Meanwhile an engine that is idle for long gives its memory back."""
         self._used = time.perf_counter()
         while True:
-            with self._changed:
+            with self._lock:
                 if self._closing or self._active or any(r.sees for r in self._queue):
                     return not self._closing
                 left = None if self._queue else self._seconds_left()
@@ -540,7 +543,7 @@ class Scheduler:
 
     def _unload(self) -> None:
         log.info("%s: idle, its memory is given back", self.name)
-        with self._changed:
+        with self._lock:
             self._threads = self.engine.threads
             self._loaded = False
         self.pool.kept.clear()  # they go with the cache
@@ -562,7 +565,7 @@ class Scheduler:
         except Exception as error:
             self._give_up(error)
             return False
-        with self._changed:
+        with self._lock:
             if engine.threads != self._threads:  # set meanwhile
                 engine.threads = self._threads
             self.engine, self.pool = engine, Pool(engine)
@@ -570,14 +573,14 @@ class Scheduler:
         return True
 
     def _check_waiting(self) -> None:
-        with self._changed:
+        with self._lock:
             self._drop_cancelled()
             if self._closing or not self._queue:
                 raise _NobodyWaits
 
     def _give_up(self, error: Exception) -> None:
         """Fails every request and frees every sequence."""
-        with self._changed:
+        with self._lock:
             requests = [*self._active, *self._queue]
             self._active.clear()
             self._queue.clear()
@@ -611,7 +614,7 @@ class Scheduler:
             self._run(turns, 0.0 if alone else BURST_MS)
 
     def _admit(self) -> None:
-        with self._changed:
+        with self._lock:
             self._drop_cancelled()
             for request in list(islice((r for r in self._queue if r.sees), 2 * self.parallel)):
                 if len(self._active) == self.parallel:
@@ -797,7 +800,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         """The request is done with its sequence, which is kept if that can help a later one."""
-        with self._changed:
+        with self._lock:
             if request in self._active:
                 self._active.remove(request)
                 self._put_back(request.sequence, request)
@@ -809,13 +812,13 @@ class Scheduler:
             self.pool.free(sequence)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        with self._changed:
+        with self._lock:
             self._active.remove(request)
             self.pool.free(request.sequence)
         request.sink.fail(error)
 
     def _preempt(self, request: Request) -> None:
-        with self._changed:
+        with self._lock:
             self._active.remove(request)
             self.pool.free(request.sequence)
             request.sequence = None

@@ -222,6 +222,39 @@ def test_keyboard_interrupt_cancels_and_propagates(slow):
     assert model.generate([1, 2], **PARAMETERS).finish_reason == "length"
 
 
+def test_ctrl_c_leaves_no_lock_behind(load):
+    """It comes most often when the lock has just been had, because the main thread waits for its turn to run then."""
+    scheduler = load(sizes={"layers": 1})._scheduler
+    done = threading.Event()
+
+    def hold():
+        while not done.is_set():
+            with scheduler._lock:
+                sum(range(300))
+
+    def interrupt():
+        for _ in range(100):
+            time.sleep(0.003)
+            _thread.interrupt_main()
+        done.set()
+
+    threads = [threading.Thread(target=target) for target in (hold, hold, interrupt)]
+    for thread in threads:
+        thread.start()
+    left = 0
+    while any(thread.is_alive() for thread in threads):
+        try:
+            while not done.is_set():
+                scheduler.status()
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            while scheduler._changed._is_owned():
+                left += 1
+                scheduler._lock.release()
+    assert left == 0
+
+
 def test_an_exception_of_on_progress_cancels(slow):
     model, prompt = slow
 
