@@ -327,8 +327,8 @@ class Scheduler:
         self.chunk = chunk
         self.max_queue = max_queue
         self.pool = Pool(engine)
-        # Held to change queue, active and totals, and to look at them together. Not entered as a condition, which is made in
-        # Python: Ctrl-C between that and the block would leave it held for ever.
+        # Held to change queue, active and totals, and to look at them together. Not entered as a condition, which is
+        # made in Python: Ctrl-C between that and the block would leave it held for ever.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._queue: deque[Request] = deque()
