@@ -244,8 +244,10 @@ class Request:
 
     def embeddings(self, begin: int, end: int) -> np.ndarray | None:
         """The rows of those of its tokens from begin to end that have some."""
+        if self._embeddings is None:
+            return None
         first, last = np.searchsorted(self._places, (begin, end))
-        return None if first == last or self._embeddings is None else self._embeddings[first:last]
+        return None if first == last else self._embeddings[first:last]
 
     def position(self, index: int) -> tuple[int, ...]:
         """The position of the token at `index`, at or after the end of the prompt."""
@@ -270,12 +272,14 @@ class Turn(NamedTuple):
         r = self.request
         begin = r.cached
         end = begin + self.tokens
-        positions = [*map(tuple, r.layout.positions[begin:end])]
-        positions += [r.position(i) for i in range(begin + len(positions), end)]
+        positions = r.layout.positions[begin:end]
+        if len(positions) < self.tokens:
+            written = [r.position(i) for i in range(begin + len(positions), end)]
+            positions = np.concatenate([positions, np.asarray(written, np.int32)]) if len(positions) else written
         return native.Work(
             r.sequence.handle,
             np.asarray(r.tokens[begin:end], np.int32),
-            np.asarray(positions, np.int32).reshape(len(positions), -1),
+            np.asarray(positions, np.int32),
             visible=self.visible,
             sampler=r.sampler if self.budget else None,
             budget=max(self.budget, 1),
@@ -762,7 +766,8 @@ class Scheduler:
         sequence.shared = False
         request.reading = (request.cached, 0)
         request.spared = False
-        self._count("prompt_tokens", max(min(begin + count, request.stats.prompt_tokens) - begin, 0))
+        if begin < request.stats.prompt_tokens:
+            self._count("prompt_tokens", min(begin + count, request.stats.prompt_tokens) - begin)
 
     def _deliver(self, request: Request, result: Any) -> None:
         try:

@@ -222,6 +222,44 @@ def test_keyboard_interrupt_cancels_and_propagates(slow):
     assert model.generate([1, 2], **PARAMETERS).finish_reason == "length"
 
 
+@pytest.mark.parametrize("architecture", ["chatglm", "chatglm1"])
+def test_an_answer_that_nobody_watches_comes_whole(load, architecture):
+    model = load(architecture, {"layers": 1}, parallel=2)
+    prompt = [5, 6, 7] + (
+        [model.tokenizer.id_of("[gMASK]"), model.tokenizer.id_of("<sop>")] if "1" in architecture else []
+    )
+    asked = {"seed": 3, "logprobs": 1, "stop": "qq", **PARAMETERS}
+    whole = model.generate(prompt, **asked)
+    for taken in (0, 3, len(whole.tokens)):  # pieces that came before anybody said so
+        generation = model.stream(prompt, **asked)
+        for _ in range(taken):
+            if not generation.finished:
+                next(generation)
+        ended = threading.Event()
+        woken = []
+        generation.on_end(lambda woken=woken, ended=ended: (woken.append(1), ended.set()))
+        assert ended.wait(60)
+        again = generation.result()
+        assert (again.text, again.tokens, again.logprobs) == (whole.text, whole.tokens, whole.logprobs)
+        assert again.finish_reason == whole.finish_reason and woken == [1]
+
+
+def test_whoever_waits_for_the_end_hears_of_a_cancel_and_of_an_error(slow):
+    model, long = slow
+    ended = threading.Event()
+    generation = model.stream(long, max_tokens=5)
+    generation.on_end(ended.set)
+    generation.cancel()
+    assert ended.wait(60) and generation.result().finish_reason == "cancelled"
+    ended = threading.Event()
+    generation = model.stream(long, max_tokens=5)
+    generation.on_end(ended.set)
+    model.close()
+    assert ended.wait(60)
+    with pytest.raises(glmlite.Closed):
+        generation.result()
+
+
 def test_ctrl_c_leaves_no_lock_behind(load):
     """It comes most often when the lock has just been had, because the main thread waits for its turn to run then."""
     scheduler = load(sizes={"layers": 1})._scheduler
