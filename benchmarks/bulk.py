@@ -32,7 +32,7 @@ import serve
 
 import glmlite
 from glmlite.bulk import AT_ONCE
-from glmlite.bulk.batch import journal_path, load_for
+from glmlite.bulk.work import journal_path, load_for
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny
 
 import glmlite
 from glmlite.bulk import rows as reading
 from glmlite.bulk.asking import FIELDS, Question, seed_of
-from glmlite.bulk.batch import journal_path
 from glmlite.bulk.running import WINDOW, answers
+from glmlite.bulk.work import journal_path
 from glmlite.cli import main
 from glmlite.journal import Journal, Other
 
@@ -90,6 +91,19 @@ def test_answers_depend_on_neither_neighbours_nor_order(model):
     assert once == few == loose
     assert all(once[i] == beside[i] for i in range(0, 24, 2))
     assert {r.answer for r in glmlite.batch(model, ["hello"] * 6, max_tokens=8)} != {once[0]["answer"]}
+
+
+def test_what_prompts_have_in_common_is_read_once(tmp_path):
+    path = tiny.write(tmp_path / "m.gguf", tiny.model("chatglm", layers=1, context=512))
+    texts = [letter * 200 + f" {i}" for i in range(6) for letter in "abcdefgh"]  # mixed up
+    with glmlite.load(path, parallel=4, kv_tokens=2048) as model:
+        found = list(glmlite.batch(model, texts, **SMALL))
+        read = model.status().prompt_tokens - model.status().reused_tokens
+        lengths = [result.values["prompt_tokens"] for result in found]
+        assert model.status().reused_tokens > 0.7 * sum(lengths), read
+        for i in (0, 13, 47):
+            alone = model.chat([{"role": "user", "content": texts[i]}], max_tokens=8, seed=seed_of(5, i))
+            assert found[i].answer == alone.text
 
 
 def test_rows_have_seeds_of_their_own(model):
@@ -596,7 +610,7 @@ def stopped_after(model, rows, out, count, **options):
             raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glmlite.bulk.batch.TELL_SECONDS", 0)
+        patch.setattr("glmlite.bulk.work.TELL_SECONDS", 0)
         with pytest.raises(Stopped):
             glmlite.batch(model, rows, out, progress=stop, **options)
 
