@@ -20,7 +20,6 @@ import os
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from contextlib import closing
 
@@ -30,7 +29,7 @@ from memory import highest
 from PIL import Image, ImageDraw, ImageFont
 
 import glmlite
-from glmlite import _native, mmproj
+from glmlite import _native
 from glmlite.ocr import asking
 from glmlite.ocr.reading import DPI, FAST_DPI
 from glmlite.ocr.tasks import TASKS
@@ -38,7 +37,8 @@ from glmlite.vision.pdf import Pdf
 from glmlite.vision.preprocess import Settings, patches_of, resize
 from glmlite.vision.tower import Tower
 
-WORDS = "the quick brown fox jumps over the lazy dog while many other animals of the forest look on and wonder".split()
+SENTENCE = "the quick brown fox jumps over the lazy dog while many other animals of the forest look on and wonder"
+WORDS = SENTENCE.split()
 A4 = (8.27, 11.69)  # inches
 
 
@@ -145,13 +145,14 @@ class Mtmd:
 
     def __init__(self, program, eyes, text, image, threads):
         self.name = "libmtmd"
-        self.file = tempfile.NamedTemporaryFile(suffix=".png")
-        image.save(self.file.name)
-        self.command = [program, str(eyes), str(text), self.file.name, str(threads)]
+        self.image = image
+        self.command = [*map(os.path.abspath, (program, eyes, text)), "image.png", str(threads)]
 
     def seconds(self):
-        lines = subprocess.run(self.command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-        return float(lines[-1])
+        with tempfile.TemporaryDirectory() as folder:
+            self.image.save(os.path.join(folder, "image.png"))
+            said = subprocess.run(self.command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
+        return float(said.split()[-1])
 
 
 def middle(rows):
