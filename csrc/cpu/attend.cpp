@@ -233,7 +233,7 @@ bool Attend::attend(const Op& op, int thread, const Watched& watched) {
     const uint8_t* ahead[kChunkPages];
     find_pages(shape, more ? tiles[next / longest] : tile, more ? next % longest : chunk, ahead, nullptr);
     if (chunk < chunks(tile.context))
-      attend_chunk(shape, tile, chunk, ahead, partials_.as<float>() + task * stride, scratch);
+      attend_chunk(shape, tile, chunk, ahead, partials_.as<float>() + task * stride, scratch, false);
     task = next;
   }
   products_.wait_after(shape.out, thread);
@@ -256,9 +256,10 @@ void Attend::find_pages(const Shape& shape, const Tile& tile, int64_t chunk, con
   }
 }
 
-// (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched.
+// (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched. again:
+// whether what was last done with this scratch is another chunk of the same tile.
 void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
-                          uint8_t* scratch) {
+                          uint8_t* scratch, bool again) {
   const int64_t queries = tile.queries(), width = program_.values[shape.q].width;
   auto** q = reinterpret_cast<const float**>(scratch);
   auto* visible = reinterpret_cast<int64_t*>(scratch + queries * sizeof *q);
@@ -280,7 +281,7 @@ void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, c
                                   begin, end, visible, max, sum, acc, scratch});
   } else {
     kernels_.attend[type](
-        {q, queries, shape.key_dim, shape.scale, k, v, ahead, begin, end, visible, max, sum, acc, scratch});
+        {q, queries, shape.key_dim, shape.scale, k, v, ahead, begin, end, visible, max, sum, acc, scratch, again});
   }
 }
 
@@ -292,7 +293,7 @@ void Attend::attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch)
   const uint8_t* ahead[kChunkPages];
   for (int64_t c = 0; c < chunks(tile.context); ++c) {
     find_pages(shape, tile, std::min(c + 1, chunks(tile.context) - 1), ahead, nullptr);
-    attend_chunk(shape, tile, c, ahead, c == 0 ? state : chunk, scratch);
+    attend_chunk(shape, tile, c, ahead, c == 0 ? state : chunk, scratch, c > 0);
     if (c > 0) merge(shape, queries, state, chunk);
   }
   finish_tile(shape, tile, state);

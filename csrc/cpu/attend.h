@@ -73,7 +73,7 @@ class Attend {
   void each_token(int thread, Fn fn) const;
   bool attend(const Op& op, int thread, const Watched& watched);
   void attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
-                    uint8_t* scratch);
+                    uint8_t* scratch, bool again);
   void find_pages(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t** k, const uint8_t** v) const;
   void attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch);
   void merge_tile(const Shape& shape, const Tile& tile, float* parts, size_t stride);
