@@ -3,6 +3,7 @@
 import logging
 
 from ._package import VERSION, find_modules
+from .bulk import batch
 from .cancel import Cancel
 from .errors import Busy, Cancelled, Closed, ContextOverflow, FormatError
 from .generate import CallPart, Completion, Generation, Logprob, Piece, Progress, ToolCall
@@ -64,5 +65,6 @@ __all__ = [
     "TextStreamer",
     "ToolCall",
     "aload",
+    "batch",
     "load",
 ]

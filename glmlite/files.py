@@ -12,7 +12,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["UNFINISHED", "checkpoint_kind", "kind_of", "not_gguf", "refuse_to_overwrite", "replacing", "replacing_all"]
+__all__ = [
+    "UNFINISHED",
+    "checkpoint_kind",
+    "kind_of",
+    "lock",
+    "not_gguf",
+    "refuse_to_overwrite",
+    "replacing",
+    "replacing_all",
+]
 
 # What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
@@ -153,6 +162,10 @@ def _remove_abandoned(path: Path) -> None:
 # Who writes a part holds a lock on it, which ends with the process, however that ends.
 if sys.platform == "win32":
 
+    def lock(file: BinaryIO) -> bool:
+        """See below; here nothing is locked."""
+        return True
+
     def _create(part: Path, buffering: int) -> BinaryIO:
         return part.open("xb", buffering=buffering)
 
@@ -167,12 +180,21 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+    def lock(file: BinaryIO) -> bool:
+        """Takes a file for this process as long as it is open; False where another one has it. A file system without
+        locks has nobody who could tell."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
     def _create(part: Path, buffering: int) -> BinaryIO:
         while True:
             file = part.open("xb", buffering=buffering)
-            # A file system without locks has no way to tell who is gone; nothing is removed there.
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)  # where there are no locks, nothing can tell who is gone, and nothing is removed
             with suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
                 if os.path.samestat(os.fstat(file.fileno()), part.stat()):
                     return file

@@ -163,6 +163,12 @@ class Answer:
         self._marks = marks or {}
         self._logprobs = parameters.logprobs is not None
         self._constraint = constraint
+        self._gathered: list[Piece] | None = None
+        self.ended = False  # the last event is there, or about to be
+
+    def gather(self) -> None:
+        """From now on what comes is one piece, which is delivered at the end."""
+        self._gathered = self._gathered or []
 
     def take(self, samples: list[Any]) -> bool:
         text, tokens, reason = "", [], None
@@ -190,8 +196,17 @@ class Answer:
             rest, stop = self._strings.push(self._text(self._decoder.finish()) if reason == "stop" else "")
             text += rest + self._strings.flush()
             self.stop = self.stop if stop is None else stop
-        self.events.put(Piece(text, tokens, logprobs, reason))
+        self._put(Piece(text, tokens, logprobs, reason))
         return reason is not None
+
+    def _put(self, piece: Piece) -> None:
+        if self._gathered is not None:
+            self._gathered.append(piece)
+            if piece.finish_reason is None:
+                return
+            piece = _joined(self._gathered)
+        self.ended = piece.finish_reason is not None
+        self.events.put(piece)
 
     def _before(self, mark: str) -> tuple[str, str | None]:
         """The text before a mark, which is certain now, with the mark."""
@@ -208,10 +223,23 @@ class Answer:
         return written
 
     def fail(self, error: Exception) -> None:
+        self.ended = True
         self.events.put(error)
 
     def cancel(self) -> None:
-        self.events.put(Piece("", [], None, CANCELLED))
+        self.ended = True
+        self.events.put(_joined([*(self._gathered or ()), Piece("", [], None, CANCELLED)]))
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    """What a model wrote, in one piece."""
+    logprobs = [each for piece in pieces for each in piece.logprobs or ()]
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        [token for piece in pieces for token in piece.tokens],
+        logprobs if any(piece.logprobs is not None for piece in pieces) else None,
+        pieces[-1].finish_reason,
+    )
 
 
 class Generation:
@@ -293,6 +321,21 @@ class Generation:
         logged.
         """
         self._answer.events.on_event(wake)
+
+    def on_end(self, wake: Callable[[], object]) -> None:
+        """Has `wake` called once, when the answer is whole, or has failed, so that `result` does not wait; at once if
+        that is so. What is written from now on comes in one piece, which costs less where nobody watches.
+
+        It is called as `on_event` calls, whose place this takes.
+        """
+        answer, once = self._answer, [wake]
+
+        def ended() -> None:
+            if answer.ended and once:
+                once.pop()()
+
+        answer.gather()
+        answer.events.on_event(ended)
 
     def take(self) -> Piece | None:
         """The next piece if it is there, without waiting; None if not, and when it is `finished`. Raises what the

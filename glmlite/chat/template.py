@@ -254,7 +254,26 @@ def _mask(value: Any, control: re.Pattern[str] | None) -> Any:
 # ---- the sandbox -------------------------------------------------------------------------------------------------
 
 
-def _run(text: str, variables: dict[str, Any]) -> str:
+def of_row(text: str, variables: Mapping[str, Any]) -> str:
+    """What a template of a user's makes of the columns of a row, in the same sandbox. Raises ValueError, also for a
+    variable that the row has not."""
+    return _run(text, variables, "template", strict=True)
+
+
+def columns(text: str) -> frozenset[str]:
+    """The names that such a template reads of a row. Raises ValueError where it is none."""
+    import jinja2
+
+    try:
+        _compile(text, strict=True)
+    except (jinja2.TemplateError, RecursionError, ValueError) as error:
+        line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise ValueError(f"template: {line}{error}") from None
+    return read_by(text) - _environment().globals.keys()
+
+
+def _run(text: str, variables: Mapping[str, Any], what: str = "chat template", *, strict: bool = False) -> str:
+    """strict: a variable that is not there is an error, where it would be empty."""
     import jinja2
 
     steps = 0
@@ -270,17 +289,17 @@ def _run(text: str, variables: dict[str, Any]) -> str:
     parts: list[str] = []
     size = 0
     try:
-        for part in _compile(text).generate(range=bounded_range, **variables):
+        for part in _compile(text, strict).generate({"range": bounded_range, **variables}):
             parts.append(part)
             size += len(part)
             if size > MAX_OUTPUT_CHARS:
                 raise ValueError(f"more than {MAX_OUTPUT_CHARS} characters of output")
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"chat template: line {error.lineno}: {error.message}") from error
+        raise ValueError(f"{what}: line {error.lineno}: {error.message}") from error
     except MemoryError:
-        raise ValueError("chat template: it asks for more memory than there is") from None
+        raise ValueError(f"{what}: it asks for more memory than there is") from None
     except Exception as error:  # a template is a program: whatever it raises is its fault, or its refusal
-        raise ValueError(f"chat template: {error}") from error
+        raise ValueError(f"{what}: {error}") from error
     return "".join(parts)
 
 
@@ -298,10 +317,13 @@ def read_by(text: str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=8)
-def _compile(text: str) -> jinja2.Template:
+def _compile(text: str, strict: bool = False) -> jinja2.Template:
+    import jinja2
+
     if len(text) > MAX_TEMPLATE_CHARS:
         raise ValueError(f"{len(text)} characters long, should be at most {MAX_TEMPLATE_CHARS}")
-    return _environment().from_string(text)
+    environment = _environment().overlay(undefined=jinja2.StrictUndefined) if strict else _environment()
+    return environment.from_string(text)
 
 
 @lru_cache(maxsize=1)

@@ -120,6 +120,7 @@ COMMANDS = {
     "bench": "benchmark",
     "perplexity": "ppl eval evaluate",
     "infill": "fim fill",
+    "batch": "bulk map label",
     "ocr": "scan parse read pdf2md vision",
     "serve": "server llama-server api",
     "sample-model": "download pull get fetch install create",

@@ -10,6 +10,7 @@ import typer
 
 from . import console, options
 from .aliases import Command, Commands
+from .batch import batch
 from .bench import bench
 from .chat import chat
 from .convert import convert
@@ -112,5 +113,5 @@ def sample_model(
     console.write(f"{options.get_sample(folder)}\n")
 
 
-for command in (run, chat, serve, ocr, infill, convert, export, imatrix, perplexity, doctor, inspect, bench):
+for command in (run, chat, serve, batch, ocr, infill, convert, export, imatrix, perplexity, doctor, inspect, bench):
     app.command(command.__name__, cls=Command)(options.grouped(command))

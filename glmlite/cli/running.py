@@ -18,8 +18,9 @@ from .options import Loading, find
 
 
 @contextmanager
-def opened(name: str, loading: Loading, hint: str = "") -> Iterator[Any]:
-    """The model, loaded with a progress bar and closed at the end. hint: what to add where there is no such file."""
+def opened(name: str, loading: Loading, hint: str = "", load: Callable[..., Any] | None = None) -> Iterator[Any]:
+    """The model, loaded with a progress bar and closed at the end. hint: what to add where there is no such file. load:
+    in place of `glmlite.load`."""
     import glmlite
 
     from .. import builtin
@@ -29,7 +30,7 @@ def opened(name: str, loading: Loading, hint: str = "") -> Iterator[Any]:
         console.note(builtin.NOTE)
     try:
         with console.progress("loading") as progress:
-            model = glmlite.load(path, progress=lambda done: progress(done, 1), **loading.given())
+            model = (load or glmlite.load)(path, progress=lambda done: progress(done, 1), **loading.given())
     except (FileNotFoundError, ValueError) as error:
         if not hint or os.path.isfile(path):
             raise

@@ -6,26 +6,24 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..cancel import Cancel
-from ..chat import offered, template
-from ..families import about
-from ..generate import Completion, Logprob, Piece
-from ..infill import Infill
-from ..model import Model
+from ..chat import offered
+from ..generate import Logprob, Piece
 from ..scheduler import Stats
-from . import errors, images
+from . import errors, images, starting
 from .asked import Asked
 from .errors import Refused
 from .http import within
 from .metrics import Metrics
 from .pool import Lease, Pool
 from .settings import Settings
+from .starting import Running
 from .thoughts import Thoughts
 
 __all__ = [
@@ -112,50 +110,6 @@ class Usage(NamedTuple):
     cached: int
     completion: int
     reasoning: int
-
-
-class Running(Protocol):
-    """What `Generation` is."""
-
-    @property
-    def stats(self) -> Stats: ...
-    @property
-    def progress(self) -> tuple[int, int, int]: ...
-    def __aiter__(self) -> AsyncIterator[Piece]: ...
-    def __await__(self) -> Generator[Any, None, Completion]: ...
-    def cancel(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class Filled:
-    """A gap that was filled, in the shape of a generation: one piece."""
-
-    def __init__(self, done: Infill, gap: int):
-        self._text = done.spans[gap]
-        self._completion = done.completions[gap]
-
-    @property
-    def stats(self) -> Stats:
-        return self._completion.stats
-
-    @property
-    def progress(self) -> tuple[int, int, int]:
-        return self.stats.prompt_tokens, self.stats.prompt_tokens, 0
-
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        done = self._completion
-        yield Piece(self._text, done.tokens, done.logprobs, done.finish_reason)
-
-    async def _whole(self) -> Completion:
-        return self._completion
-
-    def __await__(self) -> Generator[Any, None, Completion]:
-        return self._whole().__await__()
-
-    def cancel(self) -> None:
-        pass
-
-    close = cancel
 
 
 class Answers:
@@ -380,31 +334,11 @@ class Service:
 
     def _start(self, lease: Lease, asked: Asked, cancel: Cancel) -> list[Running]:
         cancel.check("request")
-        model = lease.model
-        if asked.messages is not None:
-            with self.conversation(lease, asked) as messages:
-                return self._begin([partial(model.chat_stream, messages, **self._chat(asked, model))], asked, cancel)
-        if asked.suffix is not None:
-            return self._begin(
-                [partial(self._fill, model, text, asked.suffix) for text in asked.prompts], asked, cancel
-            )
-        return self._begin([partial(model.stream, prompt) for prompt in asked.prompts], asked, cancel)
-
-    def _begin(self, starts: Sequence[Callable[..., Any]], asked: Asked, cancel: Cancel) -> list[Running]:
-        """As many of each as choices are asked for."""
-        begun: list[Running] = []
-        try:
-            for start in starts:
-                for i in range(asked.choices):
-                    options = dict(asked.options)
-                    if "seed" in options:
-                        options["seed"] = (options["seed"] + i) % 2**64
-                    begun.append(start(cancel=cancel, **options))
-        except BaseException:
-            for generation in begun:
-                generation.close()
-            raise
-        return begun
+        keep = self.settings.keep_thinking
+        if asked.messages is None:
+            return starting.prompts(lease.model, asked, cancel)
+        with self.conversation(lease, asked) as messages:
+            return starting.conversation(lease.model, asked, messages, cancel, keep_thinking=keep)
 
     @contextmanager
     def conversation(self, lease: Lease, asked: Asked) -> Iterator[list[dict[str, Any]]]:
@@ -417,32 +351,13 @@ class Service:
         with images.named(where):
             yield messages
 
-    def _chat(self, asked: Asked, model: Model) -> dict[str, Any]:
-        return {
-            "tools": asked.tools or None,
-            "tool_choice": asked.tool_choice,
-            "parallel_tool_calls": asked.parallel_tool_calls,
-            "thinking_budget": asked.thinking_budget,
-            "reasoning": asked.reasoning,
-            **self._switches(asked, model),
-        }
-
-    def _switches(self, asked: Asked, model: Model) -> dict[str, Any]:
-        """What is asked of thinking, and variables for the model's template, of those that it reads."""
-        variables = dict(asked.template)
-        if self.settings.keep_thinking:
-            variables.setdefault("clear_thinking", False)
-        text = template.of(model.metadata) if model.chat_format == "template" else None
-        known = template.read_by(text) if text is not None else frozenset()
-        variables = {name: value for name, value in variables.items() if name in known}
-        return {"thinking": asked.thinking, "effort": asked.effort, "template": variables}
-
     def render(self, lease: Lease, asked: Asked, cancel: Cancel) -> list[int]:
         """The ids of a conversation's prompt."""
         cancel.check("request")
         tools = offered(asked.tools or None, asked.tool_choice)
+        switches = starting.switches(lease.model, asked, keep_thinking=self.settings.keep_thinking)
         with self.conversation(lease, asked) as messages:
-            return lease.model.chat_ids(messages, tools=tools or None, **self._switches(asked, lease.model))
+            return lease.model.chat_ids(messages, tools=tools or None, **switches)
 
     async def count(self, asked: Asked) -> int:
         """Tokens of a conversation's prompt. Raises Refused."""
@@ -451,15 +366,6 @@ class Service:
             return len(await self.work(partial(self.render, lease, asked), asked))
         finally:
             lease.release()
-
-    def _fill(self, model: Model, prompt: str | list[int], suffix: str, *, cancel: Cancel, **options: Any) -> Filled:
-        blanks = about(model.architecture).blanks
-        if blanks is None:
-            raise Refused(400, f"suffix: {model.name} does not fill gaps; leave it out", param="suffix")
-        before = prompt if isinstance(prompt, str) else model.detokenize(prompt)
-        if any(mask in before + suffix for mask in blanks.masks):
-            raise Refused(400, f"prompt: has a mask of its own, one of {', '.join(blanks.masks)}", param="prompt")
-        return Filled(model.infill(before + blanks.default + suffix, cancel=cancel, **options), 0)
 
     def close(self) -> None:
         for workers in (self._workers, self._lookers):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from .._package import VERSION
-from ..generate import Logprob
+from ..generate import Completion, Logprob
 from ..model import Model
 from . import errors
 from .answering import (
@@ -27,7 +27,18 @@ from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, content, join
 from .errors import Refused
 from .http import Reply, Stream, sse
 
-__all__ = ["OPTIONS", "budget_of", "chat", "choice_of", "completions", "random_id", "read_chat", "read_thinking"]
+__all__ = [
+    "OPTIONS",
+    "budget_of",
+    "chat",
+    "choice_of",
+    "completions",
+    "random_id",
+    "read_chat",
+    "read_completions",
+    "read_thinking",
+    "written",
+]
 
 log = logging.getLogger("glmlite.serve")
 
@@ -348,8 +359,15 @@ async def _chat_whole(answers: Answers) -> dict[str, Any]:
             messages[event.choice]["tool_calls"][event.call]["function"]["arguments"] += event.text
         elif isinstance(event, End):
             reasons[event.choice] = event.reason
-    wanted = "logprobs" in answers.asked.options
-    choices = [
+    return _whole_of(answers, "chat.completion", "chatcmpl-", _chat_choices(answers.asked, messages, told, reasons))
+
+
+def _chat_choices(
+    asked: Asked, messages: Sequence[dict[str, Any]], told: Sequence[list[dict[str, Any]]], reasons: Sequence[str]
+) -> list[dict[str, Any]]:
+    """told: the log probabilities of each, as chats tell them."""
+    wanted = "logprobs" in asked.options
+    return [
         {
             "index": i,
             "message": _message_of(message),
@@ -358,7 +376,6 @@ async def _chat_whole(answers: Answers) -> dict[str, Any]:
         }
         for i, message in enumerate(messages)
     ]
-    return _whole_of(answers, "chat.completion", "chatcmpl-", choices)
 
 
 def _whole_of(answers: Answers, kind: str, prefix: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -372,6 +389,48 @@ def _whole_of(answers: Answers, kind: str, prefix: str, choices: list[dict[str, 
         "usage": usage_of(answers),
         "timings": timings(answers),
     }
+
+
+def written(
+    model: Model, asked: Asked, answers: Sequence[Completion], name: str, row: str, echo: bool
+) -> dict[str, Any]:
+    """The whole answer to a request that is a row of many, as a client would get it: without what would be another the
+    next time, the clock, how much was in the cache and random ids. name: the model's; row: what its ids are made of."""
+    reasons = [each.finish_reason for each in answers]
+    if asked.messages is not None:
+        messages = [_written_message(each, f"{row}-{i}") for i, each in enumerate(answers)]
+        told = [(logprobs_of(model, each.logprobs) or {"content": []})["content"] for each in answers]
+        kind, prefix, choices = "chat.completion", "chatcmpl-", _chat_choices(asked, messages, told, reasons)
+    else:
+        echoed = [_echoed(model, asked, i) if echo else "" for i in range(len(answers))]
+        texts = [before + each.text for before, each in zip(echoed, answers)]
+        logprobs = [each.logprobs or [] for each in answers]
+        kind, prefix, choices = "text_completion", "cmpl-", _text_choices(model, asked, texts, logprobs, reasons)
+    prompt = sum(each.stats.prompt_tokens for each in answers[:: asked.choices])
+    completion = sum(len(each.tokens) for each in answers)
+    return {
+        "id": prefix + row,
+        "object": kind,
+        "created": 0,
+        "model": asked.model or name,
+        "system_fingerprint": FINGERPRINT,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
+    }
+
+
+def _written_message(answer: Completion, row: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        calls = [call.as_dict() for call in answer.tool_calls]
+        message["tool_calls"] = [{**call, "id": f"call_{row}-{i}"} for i, call in enumerate(calls)]
+    return message
 
 
 def _message_of(message: dict[str, Any]) -> dict[str, Any]:
@@ -431,9 +490,9 @@ async def completions(service: Service, body: Mapping[str, Any]) -> Reply | Stre
         answers.close()
 
 
-def _echoed(answers: Answers, choice: int) -> str:
-    prompt = answers.asked.prompts[choice // answers.asked.choices]
-    return prompt if isinstance(prompt, str) else answers.model.detokenize(prompt)
+def _echoed(model: Model, asked: Asked, choice: int) -> str:
+    prompt = asked.prompts[choice // asked.choices]
+    return prompt if isinstance(prompt, str) else model.detokenize(prompt)
 
 
 async def _text_chunks(answers: Answers, echo: bool) -> AsyncIterator[bytes]:
@@ -452,7 +511,7 @@ async def _text_chunks(answers: Answers, echo: bool) -> AsyncIterator[bytes]:
         return sse({**frame, "choices": choices, **more})
 
     for i in range(asked.count):
-        yield chunk(i, _echoed(answers, i) if echo else "")
+        yield chunk(i, _echoed(answers.model, asked, i) if echo else "")
     try:
         async for event in answers:
             if isinstance(event, Text):
@@ -482,17 +541,24 @@ async def _text_whole(answers: Answers, echo: bool) -> dict[str, Any]:
             told[event.choice] += event.logprobs or []
         elif isinstance(event, End):
             reasons[event.choice] = event.reason
-    wanted = "logprobs" in answers.asked.options
-    choices = [
+    model, asked = answers.model, answers.asked
+    texts = [(_echoed(model, asked, i) if echo else "") + text for i, text in enumerate(texts)]
+    return _whole_of(answers, "text_completion", "cmpl-", _text_choices(model, asked, texts, told, reasons))
+
+
+def _text_choices(
+    model: Model, asked: Asked, texts: Sequence[str], told: Sequence[Sequence[Logprob]], reasons: Sequence[str]
+) -> list[dict[str, Any]]:
+    wanted = "logprobs" in asked.options
+    return [
         {
             "index": i,
-            "text": (_echoed(answers, i) if echo else "") + text,
-            "logprobs": _text_logprobs(answers.model, told[i], 0) if wanted else None,
+            "text": text,
+            "logprobs": _text_logprobs(model, told[i], 0) if wanted else None,
             "finish_reason": reasons[i],
         }
         for i, text in enumerate(texts)
     ]
-    return _whole_of(answers, "text_completion", "cmpl-", choices)
 
 
 def _text_logprobs(model: Model, logprobs: Sequence[Logprob] | None, offset: int) -> dict[str, Any] | None:

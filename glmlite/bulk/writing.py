@@ -1,0 +1,166 @@
+"""Rows as they are written: JSON lines, CSV or Parquet, with what was answered."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import datetime
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from .asking import FIELDS, Asking, OpenAI, Prompts, Record
+from .rows import Parquet, Row, Source, arrow, kind_of
+
+__all__ = ["check_target", "line_of", "write"]
+
+BATCH = 1024  # rows that are written to a Parquet file together
+GROUP = 64 * BATCH  # rows of a row group of it
+
+Kept = Iterable[tuple[Row, Record]]
+
+
+def check_target(path: Path, asking: Asking, ordered: bool) -> None:
+    """Raises ValueError for a file that the rows cannot be written to, and ModuleNotFoundError."""
+    kind = kind_of(path)
+    if kind != "jsonl" and isinstance(asking, OpenAI):
+        raise ValueError(f"{path}: answers to requests in OpenAI's form are JSON lines, expected a name with .jsonl")
+    if kind != "jsonl" and not ordered:
+        raise ValueError(f"{path}: rows as they are completed are JSON lines, expected a name with .jsonl")
+    if kind == "parquet":
+        arrow()
+
+
+def line_of(result: Mapping[str, Any]) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(result, ensure_ascii=False, default=_plain) + "\n"
+
+
+def write(file: BinaryIO, path: Path, asking: Asking, source: Source, kept: Kept) -> None:
+    """The rows with what was kept of them, in the form that the path's ending says. kept: may be iterated once."""
+    kind = kind_of(path)
+    if kind == "jsonl":
+        for row, record in kept:
+            file.write(line_of(asking.result(row, record)).encode("utf-8", "replace"))
+        return
+    assert isinstance(asking, Prompts)
+    columns = _columns(source, asking)
+    if kind == "csv":
+        _write_csv(file, columns, (asking.result(row, record) for row, record in kept))
+    elif isinstance(source, Parquet):
+        _extend_parquet(file, source, asking, (record for _, record in kept))
+    else:
+        _write_parquet(file, columns, (asking.result(row, record) for row, record in kept))
+
+
+# ---- columns
+
+
+class Column(NamedTuple):
+    """type: "string", "int64", "float64" or "bool"; what is of several types, or of others, is its JSON text."""
+
+    name: str
+    type: str
+
+
+TYPES = {bool: "bool", int: "int64", float: "float64", str: "string"}
+ADDED = ("string", "string", "json", "string", "int64", "int64", "string")  # of `asking.FIELDS`
+
+
+def _columns(source: Source, asking: Prompts) -> list[Column]:
+    added = [Column(name, kind) for name, kind in zip(asking.fields, ADDED)]
+    if source.columns is not None:
+        return [*(Column(name, "string") for name in source.columns), *added]
+    found: dict[str, str | None] = {}
+    for row in source.rows():
+        for name, value in row.values.items():
+            if name not in asking.fields:
+                found[name] = _wider(found.get(name), value)
+    return [*(Column(name, kind or "string") for name, kind in found.items()), *added]
+
+
+def _wider(kind: str | None, value: Any) -> str | None:
+    """The type of a column that has this value, too."""
+    if value is None:
+        return kind
+    own = TYPES.get(type(value), "json")
+    if own == "int64" and not -(2**63) <= value < 2**63:
+        own = "json"
+    if kind is None or kind == own:
+        return own
+    return "float64" if {kind, own} == {"int64", "float64"} else "json"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value)
+
+
+def _cell(value: Any, kind: str) -> Any:
+    if value is None:
+        return None
+    if kind == "json":
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    return float(value) if kind == "float64" else value
+
+
+# ---- files
+
+
+def _write_csv(file: BinaryIO, columns: Sequence[Column], results: Iterable[Mapping[str, Any]]) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([column.name for column in columns])
+    for result in results:
+        cells = [result.get(column.name) for column in columns]
+        rows.writerow([_text(cell) for cell in cells])
+    text.flush()
+    text.detach()
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, str | int | float | None):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=_plain) if isinstance(value, list | dict) else _plain(value)
+
+
+def _schema(columns: Sequence[Column]) -> Any:
+    pa = arrow()
+    return pa.schema([(c.name, pa.type_for_alias("string" if c.type == "json" else c.type)) for c in columns])
+
+
+def _write_parquet(file: BinaryIO, columns: Sequence[Column], results: Iterable[Mapping[str, Any]]) -> None:
+    pa, schema = arrow(), _schema(columns)
+    with pa.parquet.ParquetWriter(file, schema) as writer:
+        for part in _parts(results, GROUP):
+            cells = {c.name: [_cell(result.get(c.name), c.type) for result in part] for c in columns}
+            writer.write_table(pa.table(cells, schema=schema))
+
+
+def _extend_parquet(file: BinaryIO, source: Parquet, asking: Prompts, records: Iterable[Record]) -> None:
+    """The columns of the source stay as they are, whatever their types."""
+    pa = arrow()
+    added = [Column(name, kind) for name, kind in zip(asking.fields, ADDED)]
+    schema = pa.schema([*source.schema, *_schema(added)], metadata=source.schema.metadata)
+    rest = iter(records)
+    with pa.parquet.ParquetWriter(file, schema) as writer:
+        for batches in _parts(source.batches(), GROUP // BATCH):
+            table = pa.Table.from_batches(batches, schema=source.schema)
+            part = list(islice(rest, len(table)))
+            for column, name in zip(added, FIELDS):
+                cells = [_cell(record.get(name), column.type) for record in part]
+                table = table.append_column(schema.field(column.name), pa.array(cells, schema.field(column.name).type))
+            writer.write_table(table.cast(schema), row_group_size=GROUP)
+
+
+def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
