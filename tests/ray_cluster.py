@@ -1,4 +1,4 @@
-"""What a cluster has to show: two nodes on this machine, by hand or in CI. `GLMLITE_RAY=1 pytest tests/test_ray.py` runs it.
+"""What a cluster has to show, of two nodes on this machine: by hand, or by `GLMLITE_RAY=1 pytest tests/test_ray.py`.
 
     python tests/ray_cluster.py [serve] [data]
 

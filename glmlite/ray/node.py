@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from ..files import lock, replacing
 from ..loading import DEFAULT_CONTEXT, load
 from ..locate import model_file
 from ..model import Model
@@ -21,6 +20,7 @@ from ..samples import place
 __all__ = ["engine", "file_of", "locked", "require"]
 
 _ADDRESS = re.compile(r"(?!\w:[\\/])\w[\w+.-]*://")
+TICK = 0.1  # seconds between two looks at a lock
 _PART = 1 << 22  # bytes that are fetched at a time
 
 
@@ -35,7 +35,7 @@ def require(name: str) -> Any:
 
 
 def engine(model: str, *, parallel: int, cpus: float, gpus: float, loading: dict[str, Any]) -> Model:
-    """A model with as many threads as it has CPUs, on the GPU where it has one, and with a cache for `parallel` requests.
+    """A model with a thread for each CPU, on the GPU where it has one, and with a cache for `parallel` requests.
 
     model: as for `file_of`. loading: arguments of `glmlite.load`, before these. The weights on a CPU are taken from a
     packed file, which the first process of a node makes: so all share the memory.
@@ -88,23 +88,6 @@ def locked(name: str) -> Iterator[None]:
     folder = place()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f".{name}.lock", "ab") as file:
-        _lock(file.fileno())
+        while not lock(file):
+            time.sleep(TICK)
         yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-    import time
-
-    def _lock(number: int) -> None:
-        while True:
-            try:
-                os.lseek(number, 0, os.SEEK_SET)
-                return msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
-            except OSError:
-                time.sleep(0.1)
-else:
-    import fcntl
-
-    def _lock(number: int) -> None:
-        fcntl.flock(number, fcntl.LOCK_EX)

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from ..serve import errors
 from ..serve.app import ROUTES, Exchange
 from ..serve.app import app as asgi_app
-from ..serve import errors
 from ..serve.errors import RETRY_SECONDS, Refused
 from ..serve.http import Gone, Receive, Request, Scope, Send, dump, sse
 from ..serve.openai import random_id
