@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..bulk.batch import load_for
 from ..files import lock, replacing
-from ..loading import DEFAULT_CONTEXT, load
 from ..locate import model_file
 from ..model import Model
 from ..samples import place
@@ -34,23 +34,16 @@ def require(name: str) -> Any:
         ) from None
 
 
-def engine(model: str, *, parallel: int, cpus: float, gpus: float, loading: dict[str, Any]) -> Model:
-    """A model with a thread for each CPU, on the GPU where it has one, and with a cache for `parallel` requests.
+def engine(model: str, at_once: int, loading: Mapping[str, Any], *, cpus: float, gpus: float) -> Model:
+    """A model for so many requests at once, with a thread for each CPU, or on the GPU where it has one.
 
     model: as for `file_of`. loading: arguments of `glmlite.load`, before these. The weights on a CPU are taken from a
-    packed file, which the first process of a node makes: so all share the memory.
+    packed file, which the first process of a node makes: so all of them share the memory.
     """
     path = file_of(model)
-    asked = {
-        "parallel": parallel,
-        "threads": max(1, int(cpus)),
-        "device": "cuda" if gpus else "cpu",
-        "kv_tokens": parallel * (loading.get("context") or DEFAULT_CONTEXT),
-        **({} if gpus else {"packed": True}),
-        **loading,
-    }
+    own = {"device": "cuda"} if gpus else {"device": "cpu", "threads": max(1, int(cpus)), "packed": True}
     with locked(f"{path.name}.load"):
-        return load(path, **asked)
+        return load_for(path, at_once, **{**own, **loading})
 
 
 def file_of(model: str) -> Path:

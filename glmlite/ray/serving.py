@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from ..loading import DEFAULT_CONTEXT
 from ..serve import errors
 from ..serve.app import ROUTES, Exchange
 from ..serve.app import app as asgi_app
@@ -113,7 +114,8 @@ class Replica:
     def __init__(
         self, model: str, settings: Settings, parallel: int, cpus: float, gpus: float, loading: dict[str, Any]
     ):
-        self._model = node.engine(model, parallel=parallel, cpus=cpus, gpus=gpus, loading=loading)
+        room = parallel * (loading.get("context") or DEFAULT_CONTEXT)
+        self._model = node.engine(model, parallel, {"kv_tokens": room, **loading}, cpus=cpus, gpus=gpus)
         self._app = asgi_app(self._model, settings)
         self._gauges: dict[str, Any] = {}
 
