@@ -168,11 +168,6 @@ class Replica:
                 gauge = self._gauges[name] = metrics.Gauge(name, tag_keys=tuple(key for key, _ in labels))
             gauge.set(value, tags=dict(labels))
 
-    async def __del__(self) -> None:
-        """Called by Serve, when the last answer has ended."""
-        await self._app.close()
-        await asyncio.to_thread(self._model.close)
-
 
 class Front:
     """Passes requests to replicas, and what they answer to clients."""
