@@ -97,7 +97,7 @@ def app(
         **scaling,
     )
     passing = serve.deployment(
-        serve.ingress()(Front),
+        serve.ingress()(Ingress),
         name="Front",
         num_replicas=fronts,
         ray_actor_options={"num_cpus": 0},
@@ -169,18 +169,24 @@ class Replica:
             gauge.set(value, tags=dict(labels))
 
 
+class Ingress:
+    """What Serve makes of a front: it takes no class that is an application itself."""
+
+    def __init__(self, replicas: Any, settings: Settings):
+        self._front = Front(replicas, settings)
+
+    def __serve_build_asgi_app__(self) -> Front:
+        return self._front
+
+
 class Front:
-    """Passes requests to replicas, and what they answer to clients."""
+    """An ASGI application that passes requests to replicas, and what they answer to clients."""
 
     def __init__(self, replicas: Any, settings: Settings):
         self._replicas = replicas
         self._settings = settings
 
-    def __serve_build_asgi_app__(self) -> Any:
-        return self.answer
-
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._pass(scope, receive, send)
         elif scope["type"] == "lifespan":
