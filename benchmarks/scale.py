@@ -18,8 +18,8 @@ It is a discrete-event simulation: what happens at a node is an event, rows come
    done on the mean. Another node comes after `replace` seconds, fetches the model at 0.5 GB/s, and packs it.
 5. The program that hands out rows takes `DRIVER` seconds for each row, reading, journal and writing together. Where
    that is what bounds the job, the rows are split in as many files and programs as are needed (`drivers`), evenly.
-   The simulation hands out larger units than batches, until the last ones; of a unit that is lost, all is done again,
-   which overstates what a loss costs.
+   The simulation hands out larger units than batches, until the last ones, so that it ends; of a unit that is lost,
+   all is done again, which overstates what a loss costs.
 6. The end. A node that finds no more rows is idle. What runs is given to nobody else, or, with `--twice`, to idle nodes
    as well, and the first to end counts. The last row of a batch runs alone: its longest answer, at one row's speed.
 7. Ray itself (its control store, its network) is taken to cost nothing and not to fail. That is an assumption; Ray's
@@ -72,13 +72,14 @@ class Job:
     answer: int = 50
     days_between_losses: float = 30.0  # of one node
     replace: float = 300.0  # seconds until another node is there
+    batch: int = AT_ONCE  # rows that a node takes together
     twice: bool = False
     price: float = 0.04  # dollars for a core and hour
     units: int = 200_000  # rows come in so many units, or in batches where those are larger
 
     @property
     def unit(self) -> float:
-        return max(AT_ONCE, self.rows / self.units)
+        return max(self.batch, self.rows / self.units)
 
     @property
     def scale(self) -> float:
@@ -112,7 +113,7 @@ class Outcome:
     ideal: float  # hours, of equal nodes that are never lost
     again: float  # of the rows, that were done in vain
     losses: int
-    end: float  # hours from 99 % of the rows to the last one
+    end: float  # seconds from the first node that finds no more rows to the last row
     idle: float  # of the nodes' time
 
     def dollars(self, job: Job) -> float:
@@ -147,7 +148,8 @@ def run(job: Job, seed: int = 0) -> Outcome:
     running: dict[int, int] = {}  # on how many nodes each runs
     again: list[int] = []  # those that were lost
     finished: set[int] = set()
-    done = in_vain = busy = now = nearly = 0.0
+    done = in_vain = busy = now = 0.0
+    idle = math.inf  # when the first node found no more rows
     losses = 0
 
     def leave(unit: int) -> None:
@@ -164,17 +166,17 @@ def run(job: Job, seed: int = 0) -> Outcome:
             else:
                 finished.add(unit)
                 done += sizes[unit]
-                nearly = now if done <= 0.99 * job.rows else nearly
         # The next unit: one that was lost, a new one, or, at the end, one that another node has.
         if again:
             unit = again.pop()
         elif rest > 0.5:
             # At the end, as they really are: batches.
-            size = min(rest, job.unit if rest > 2 * job.nodes * job.unit else AT_ONCE)
+            size = min(rest, job.unit if rest > 2 * job.nodes * job.unit else job.batch)
             rest -= size
             unit = len(sizes)
             sizes.append(size)
         else:
+            idle = min(idle, now)
             alone = (each for each, count in running.items() if count == 1 and each not in finished)
             unit = next(alone, -1) if job.twice else -1  # the oldest
             if unit < 0:
@@ -194,7 +196,7 @@ def run(job: Job, seed: int = 0) -> Outcome:
             continue
         # Lost: rows that were finished are kept, those at hand are done again, by whoever is free.
         losses += 1
-        in_vain += min(AT_ONCE * (AHEAD + 1) / 2, size)
+        in_vain += min(job.batch * (AHEAD + 1) / 2, size)
         leave(unit)
         if unit not in running and unit not in finished:
             again.append(unit)
@@ -202,10 +204,9 @@ def run(job: Job, seed: int = 0) -> Outcome:
         lose[node] = back + rng.expovariate(1 / lived)
         speeds[node] = speed()
         heapq.heappush(events, (back, node, -1))
-    ideal = job.rows * job.row / job.nodes
-    return Outcome(
-        now / 3600, ideal / 3600, in_vain / job.rows, losses, (now - nearly) / 3600, 1 - busy / (now * job.nodes)
-    )
+    idle = min(idle, now)
+    share = 1 - busy / (now * job.nodes)
+    return Outcome(now / 3600, job.rows * job.row / job.nodes / 3600, in_vain / job.rows, losses, now - idle, share)
 
 
 def main() -> None:
@@ -219,25 +220,23 @@ def main() -> None:
     if job == given:
         jobs = [
             job,
-            replace(job, twice=True),
             replace(job, days_between_losses=1.0),
-            replace(job, days_between_losses=1.0, twice=True),
+            replace(job, batch=10_000),
+            replace(job, batch=10_000, twice=True),
             replace(job, nodes=100),
             replace(job, model="glm-4-9b"),
-            replace(job, model="glm-4-9b", days_between_losses=1.0, twice=True),
+            replace(job, model="glm-4-9b", days_between_losses=1.0),
         ]
     print(
-        "| model | nodes | a node is lost every | twice | hours | ideal | last 1 % | idle | in vain | lost nodes |"
-        " programs | core hours | dollars |"
+        "| model | nodes | a node lives | batch | twice | hours | ideal | end | idle | in vain | lost | programs | $ |"
     )
     print("|" + "---|" * 13)
     for each in jobs:
         o = run(each)
         print(
-            f"| {each.model} | {each.nodes} x {each.cores} | {each.days_between_losses:g} days | "
-            f"{'yes' if each.twice else 'no'} | {o.hours:.2f} | {o.ideal:.2f} | {60 * o.end:.1f} min | {o.idle:.1%} | "
-            f"{o.again:.3%} | {o.losses} | {each.drivers} | {o.hours * each.nodes * each.cores:,.0f} | "
-            f"{o.dollars(each):,.0f} |"
+            f"| {each.model} | {each.nodes} x {each.cores} | {each.days_between_losses:g} days | {each.batch:,} | "
+            f"{'yes' if each.twice else 'no'} | {o.hours:.2f} | {o.ideal:.2f} | {o.end:.0f} s | {o.idle:.2%} | "
+            f"{o.again:.4%} | {o.losses} | {each.drivers} | {o.dollars(each):,.0f} |"
         )
 
 

@@ -7,14 +7,22 @@ Needs the extra `ray`. Prints what was shown, and ends with an AssertionError wh
 
 import http.client
 import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
+import ray.data
 from ray import serve
 from ray.cluster_utils import Cluster
 
@@ -149,7 +157,7 @@ def disconnect(handle):
         response.read1()
         assert sum(slots(handle)) > 0, "nothing runs"
 
-    body = {"messages": said("Count for ever."), "max_tokens": 900, "stream": True, "stop": [], "logit_bias": {}}
+    body = {"messages": said("Count for ever."), "max_tokens": 900, "stream": True, "ignore_eos": True}
     ask("/v1/chat/completions", body, read=read)
     for _ in range(100):
         if not any(slots(handle)):
@@ -221,7 +229,7 @@ def lost():
         for turn in range(4):
             stream = number % 2 == 0
             for _ in range(60):
-                status, headers, data = chat(said(f"{number} {turn}"), max_tokens=64, stream=stream)
+                status, headers, data = chat(said(f"{number} {turn}"), max_tokens=300, stream=stream, ignore_eos=True)
                 if status == 200 and stream:
                     last = events(data)[-1]
                     kind = "done" if last == "[DONE]" else "an error as the last event"
@@ -260,11 +268,93 @@ def lost():
     show("serve: a new replica is there")
 
 
+# ---- rows
+
+ROWS = 500
+ASKED = {"max_tokens": 24, "temperature": 1.0, "seed": 7}
+
+
+def shown_by_data(nodes, folder):
+    table = pa.table({"id": range(ROWS), "text": [f"Say it in other words: number {i} is here." for i in range(ROWS)]})
+    rows, alone = folder / "rows.parquet", folder / "alone.parquet"
+    pq.write_table(table, rows)
+    done = glmlite.batch("builtin", rows, alone, column="text", context=1024, **ASKED)
+    assert (done.rows, done.failed) == (ROWS, 0)
+    show(f"data: one process: {done.progress}")
+    ray_data(rows, folder / "parts", alone)
+    killed(nodes, rows, folder / "cluster.parquet", alone)
+
+
+def ray_data(rows, out, alone):
+    """Ray Data, from Parquet to Parquet; an actor is killed when the first rows are there."""
+    stopped = threading.Event()
+
+    def kill():
+        while not stopped.wait(0.2):
+            if pids := actors("MapWorker"):
+                time.sleep(2)
+                os.kill(pids[0], signal.SIGKILL)
+                show(f"data: one of {len(pids)} actors of Ray Data is killed")
+                return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    (
+        ray.data.read_parquet(str(rows), override_num_blocks=10)
+        .map_batches(
+            glmlite.ray.Generate,
+            fn_constructor_args=("builtin",),
+            fn_constructor_kwargs={"column": "text", "number": "id", "loading": {"context": 1024}, **ASKED},
+            batch_format="pyarrow",
+            batch_size=50,
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=2),
+        )
+        .write_parquet(str(out))
+    )
+    stopped.set()
+    killer.join()
+    found = pq.read_table(out).sort_by("id").to_pylist()
+    assert found == pq.read_table(alone).to_pylist()
+    show(f"data: Ray Data wrote {len(found)} rows, equal to those of one process")
+
+
+def killed(nodes, rows, out, alone):
+    """`glmlite.batch` on a cluster: an actor is killed after a fifth of the rows, a node after a half."""
+    told = []
+
+    def progress(p):
+        if len(told) == 0 and p.done > ROWS / 5:
+            pids = actors("Worker")
+            os.kill(pids[0], signal.SIGKILL)
+            told.append(f"one of {len(pids)} actors after {p.done} rows")
+        elif len(told) == 1 and p.done > ROWS / 2:
+            nodes.remove_node(nodes.worker_nodes.copy().pop(), allow_graceful=False)
+            told.append(f"one of 2 nodes after {p.done}")
+
+    cluster = glmlite.ray.Cluster("auto", cpus=2)
+    asked = {"column": "text", "at_once": 8, "progress": progress, **ASKED}
+    with glmlite.load(context=1024, kv_tokens=1024) as model:
+        done = glmlite.batch(model, rows, out, cluster=cluster, **asked)
+    assert len(told) == 2, told
+    assert (done.rows, done.failed) == (ROWS, 0)
+    assert out.read_bytes() == alone.read_bytes()
+    show(f"data: killed were {' and '.join(told)}: {ROWS} rows, and the file is that of one process, byte for byte")
+
+
+def actors(kind):
+    """Processes of the actors of a class."""
+    found = subprocess.run(["pgrep", "-f", rf"^ray::{kind}\b"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
 def main():
     wanted = sys.argv[1:] or ["serve", "data"]
-    with cluster(cpus=1):
+    with cluster(cpus=2) as nodes, tempfile.TemporaryDirectory() as folder:
         if "serve" in wanted:
             shown_by_serve()
+        if "data" in wanted:
+            shown_by_data(nodes, Path(folder))
 
 
 if __name__ == "__main__":

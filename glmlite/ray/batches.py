@@ -238,8 +238,13 @@ class _Run:
         path = work.model.path
         model = cluster.model or (builtin.NAME if builtin.is_it(path) else str(path.absolute()))
         loading = {"context": work.model.context, **cluster.loading}
-        options = {"num_cpus": cpus, "num_gpus": cluster.gpus, "max_restarts": -1, "max_concurrency": 1 + AHEAD}
-        actor = ray.remote(**options)(Worker)
+        actor = ray.remote(
+            num_cpus=cpus,
+            num_gpus=cluster.gpus,
+            max_restarts=-1,
+            max_concurrency=1 + AHEAD,
+            scheduling_strategy="SPREAD",
+        )(Worker)
         self._start: Callable[[], Any] = lambda: actor.remote(model, work.asking.recipe(), work.at_once, loading)
         self._actors: set[Any] = set()
         self._begun: set[Any] = set()  # those that have been ready once
