@@ -31,6 +31,7 @@ import glmlite.ray
 PORT = 8517
 STORE = 200 * 1024 * 1024
 PARALLEL = 4
+CHATS = os.environ.get("GLMLITE_SMOLLM2", "smollm2")  # the built-in model reads each prompt whole: it has no beginnings
 
 
 def show(text):
@@ -103,7 +104,7 @@ def slots(handle):
 
 def shown_by_serve():
     serve.start(http_options={"host": "127.0.0.1", "port": PORT, "location": "HeadOnly"})
-    serve.run(glmlite.ray.app("builtin", replicas=2, cpus=1, parallel=PARALLEL, context=1024), route_prefix="/")
+    serve.run(glmlite.ray.app(CHATS, replicas=2, cpus=1, parallel=PARALLEL, context=1024), route_prefix="/")
     handle = serve.get_deployment_handle("Replica", "default")
     assert len(replicas()) == 2
     show("serve: 2 replicas are there")
@@ -226,10 +227,10 @@ def lost():
     killed = threading.Event()
 
     def client(number):
-        for turn in range(4):
+        for turn in range(3):
             stream = number % 2 == 0
             for _ in range(60):
-                status, headers, data = chat(said(f"{number} {turn}"), max_tokens=300, stream=stream, ignore_eos=True)
+                status, headers, data = chat(said(f"{number} {turn}"), max_tokens=64, stream=stream, ignore_eos=True)
                 if status == 200 and stream:
                     last = events(data)[-1]
                     kind = "done" if last == "[DONE]" else "an error as the last event"
@@ -255,9 +256,9 @@ def lost():
                     ray.kill(ray.get_actor(name, namespace="serve"))
 
     together(client, range(16), at_once=16)
-    assert sum(done.values()) == 64
+    assert sum(done.values()) == 48
     failed = sum(count for kind, count in told.items() if kind != "done")
-    show(f"serve: 16 clients, one replica killed: {dict(told)}; all 64 requests were answered in the end")
+    show(f"serve: 16 clients, one replica killed: {dict(told)}; all 48 requests were answered in the end")
     assert 0 < failed <= PARALLEL + 2, "more failed than ran on the replica that was killed"
     for _ in range(300):
         if len(replicas()) == 2:
@@ -278,7 +279,7 @@ def shown_by_data(nodes, folder):
     table = pa.table({"id": range(ROWS), "text": [f"Say it in other words: number {i} is here." for i in range(ROWS)]})
     rows, alone = folder / "rows.parquet", folder / "alone.parquet"
     pq.write_table(table, rows)
-    done = glmlite.batch("builtin", rows, alone, column="text", context=1024, **ASKED)
+    done = glmlite.batch("builtin", rows, alone, column="text", **ASKED)
     assert (done.rows, done.failed) == (ROWS, 0)
     show(f"data: one process: {done.progress}")
     ray_data(rows, folder / "parts", alone)
