@@ -116,6 +116,8 @@ class StopStrings:
 
     def push(self, text: str) -> tuple[str, str | None]:
         """(text that is certain, the stop string that was found, if one was)."""
+        if not self._stops:
+            return text, None
         text = self._held + text
         found = [(i + len(s), i, s) for s in self._stops if (i := text.find(s)) >= 0]
         if found:
@@ -328,14 +330,16 @@ class Generation:
 
         It is called as `on_event` calls, whose place this takes.
         """
-        answer, once = self._answer, [wake]
+        answer, once = self._answer, iter([wake])
 
         def ended() -> None:
-            if answer.ended and once:
-                once.pop()()
+            if answer.ended:
+                for wake in once:
+                    wake()
 
         answer.gather()
         answer.events.on_event(ended)
+        ended()  # its last piece may have been taken
 
     def take(self) -> Piece | None:
         """The next piece if it is there, without waiting; None if not, and when it is `finished`. Raises what the

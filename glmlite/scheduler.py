@@ -244,8 +244,10 @@ class Request:
 
     def embeddings(self, begin: int, end: int) -> np.ndarray | None:
         """The rows of those of its tokens from begin to end that have some."""
+        if self._embeddings is None:
+            return None
         first, last = np.searchsorted(self._places, (begin, end))
-        return None if first == last or self._embeddings is None else self._embeddings[first:last]
+        return None if first == last else self._embeddings[first:last]
 
     def position(self, index: int) -> tuple[int, ...]:
         """The position of the token at `index`, at or after the end of the prompt."""
@@ -270,12 +272,14 @@ class Turn(NamedTuple):
         r = self.request
         begin = r.cached
         end = begin + self.tokens
-        positions = [*map(tuple, r.layout.positions[begin:end])]
-        positions += [r.position(i) for i in range(begin + len(positions), end)]
+        positions = r.layout.positions[begin:end]
+        if len(positions) < self.tokens:
+            written = [r.position(i) for i in range(begin + len(positions), end)]
+            positions = np.concatenate([positions, np.asarray(written, np.int32)]) if len(positions) else written
         return native.Work(
             r.sequence.handle,
             np.asarray(r.tokens[begin:end], np.int32),
-            np.asarray(positions, np.int32).reshape(len(positions), -1),
+            np.asarray(positions, np.int32),
             visible=self.visible,
             sampler=r.sampler if self.budget else None,
             budget=max(self.budget, 1),
@@ -327,7 +331,10 @@ class Scheduler:
         self.chunk = chunk
         self.max_queue = max_queue
         self.pool = Pool(engine)
-        self._changed = threading.Condition()  # held to change queue, active and totals, and to look at them together
+        # Held to change queue, active and totals, and to look at them together. Not entered as a condition, which is
+        # made in Python: Ctrl-C between that and the block would leave it held for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[Request] = deque()
         self._active: list[Request] = []  # in order of admission
         self._totals = dict.fromkeys(TOTALS, 0)
@@ -351,7 +358,7 @@ class Scheduler:
         """Queues. Raises Closed, Busy where the queue is full, and RuntimeError where this process is a fork of the one
         that loaded the model."""
         self._not_forked()
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise Closed(f"{self.name}: the model is closed")
             self._drop_cancelled()
@@ -372,7 +379,7 @@ class Scheduler:
     @property
     def threads(self) -> int:
         """That a step has at most; 0 once closed. May be set, and counts from the next step on."""
-        with self._changed:
+        with self._lock:
             if self._closing:
                 return 0
             threads: int = self.engine.threads if self._loaded else self._threads
@@ -380,7 +387,7 @@ class Scheduler:
 
     @threads.setter
     def threads(self, threads: int) -> None:
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise Closed(f"{self.name}: the model is closed")
             if self._loaded:
@@ -391,7 +398,7 @@ class Scheduler:
     def place(self, request: Request) -> int:
         """Its place in the queue, 1 for the next one; 0: it is looked at, runs, or is done."""
         self._not_forked()
-        with self._changed:
+        with self._lock:
             self._drop_cancelled()
             waits = request in self._queue and request is not self._looked_at
             return self._queue.index(request) + 1 if waits else 0
@@ -399,7 +406,7 @@ class Scheduler:
     def status(self) -> SchedulerStatus:
         """Of one moment; does not wait for a call of the engine."""
         self._not_forked()
-        with self._changed:
+        with self._lock:
             self._drop_cancelled()
             return SchedulerStatus(
                 running=len(self._active),
@@ -414,7 +421,7 @@ class Scheduler:
         """Fails what runs or waits, frees the engine and ends the threads. May be called twice."""
         if os.getpid() != self._pid:
             return
-        with self._changed:
+        with self._lock:
             self._closing = True
             if self._interrupt is not None:
                 self._interrupt.set()
@@ -461,7 +468,7 @@ class Scheduler:
             self._changed.notify_all()
 
     def _count(self, what: str, more: int) -> None:
-        with self._changed:
+        with self._lock:
             self._totals[what] += more
 
     # ---- the thread that looks at images ----
@@ -473,7 +480,7 @@ class Scheduler:
                 request.look()
             except Exception as problem:
                 error = problem
-            with self._changed:
+            with self._lock:
                 self._looked_at = None
                 self._drop_cancelled()
                 failed = error is not None and not self._closing and request in self._queue
@@ -486,7 +493,7 @@ class Scheduler:
 
     def _next_look(self) -> Request | None:
         """The next request whose images nobody has seen; waits for one. None: to end."""
-        with self._changed:
+        with self._lock:
             while True:
                 self._drop_cancelled()
                 if self._closing:
@@ -523,7 +530,7 @@ class Scheduler:
         """For something to do; False: to close. Meanwhile an engine that is idle for long gives its memory back."""
         self._used = time.perf_counter()
         while True:
-            with self._changed:
+            with self._lock:
                 if self._closing or self._active or any(r.sees for r in self._queue):
                     return not self._closing
                 left = None if self._queue else self._seconds_left()
@@ -540,7 +547,7 @@ class Scheduler:
 
     def _unload(self) -> None:
         log.info("%s: idle, its memory is given back", self.name)
-        with self._changed:
+        with self._lock:
             self._threads = self.engine.threads
             self._loaded = False
         self.pool.kept.clear()  # they go with the cache
@@ -562,7 +569,7 @@ class Scheduler:
         except Exception as error:
             self._give_up(error)
             return False
-        with self._changed:
+        with self._lock:
             if engine.threads != self._threads:  # set meanwhile
                 engine.threads = self._threads
             self.engine, self.pool = engine, Pool(engine)
@@ -570,14 +577,14 @@ class Scheduler:
         return True
 
     def _check_waiting(self) -> None:
-        with self._changed:
+        with self._lock:
             self._drop_cancelled()
             if self._closing or not self._queue:
                 raise _NobodyWaits
 
     def _give_up(self, error: Exception) -> None:
         """Fails every request and frees every sequence."""
-        with self._changed:
+        with self._lock:
             requests = [*self._active, *self._queue]
             self._active.clear()
             self._queue.clear()
@@ -611,7 +618,7 @@ class Scheduler:
             self._run(turns, 0.0 if alone else BURST_MS)
 
     def _admit(self) -> None:
-        with self._changed:
+        with self._lock:
             self._drop_cancelled()
             for request in list(islice((r for r in self._queue if r.sees), 2 * self.parallel)):
                 if len(self._active) == self.parallel:
@@ -759,7 +766,8 @@ class Scheduler:
         sequence.shared = False
         request.reading = (request.cached, 0)
         request.spared = False
-        self._count("prompt_tokens", max(min(begin + count, request.stats.prompt_tokens) - begin, 0))
+        if begin < request.stats.prompt_tokens:
+            self._count("prompt_tokens", min(begin + count, request.stats.prompt_tokens) - begin)
 
     def _deliver(self, request: Request, result: Any) -> None:
         try:
@@ -797,7 +805,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         """The request is done with its sequence, which is kept if that can help a later one."""
-        with self._changed:
+        with self._lock:
             if request in self._active:
                 self._active.remove(request)
                 self._put_back(request.sequence, request)
@@ -809,13 +817,13 @@ class Scheduler:
             self.pool.free(sequence)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        with self._changed:
+        with self._lock:
             self._active.remove(request)
             self.pool.free(request.sequence)
         request.sink.fail(error)
 
     def _preempt(self, request: Request) -> None:
-        with self._changed:
+        with self._lock:
             self._active.remove(request)
             self.pool.free(request.sequence)
             request.sequence = None

@@ -16,12 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny
 
 import glmlite
 from glmlite.bulk import rows as reading
 from glmlite.bulk.asking import FIELDS, Question, seed_of
-from glmlite.bulk.batch import journal_path
 from glmlite.bulk.running import WINDOW, answers
+from glmlite.bulk.work import journal_path
 from glmlite.cli import main
 from glmlite.journal import Journal, Other
 
@@ -92,9 +93,22 @@ def test_answers_depend_on_neither_neighbours_nor_order(model):
     assert {r.answer for r in glmlite.batch(model, ["hello"] * 6, max_tokens=8)} != {once[0]["answer"]}
 
 
+def test_what_prompts_have_in_common_is_read_once(tmp_path):
+    path = tiny.write(tmp_path / "m.gguf", tiny.model("chatglm", layers=1, context=512))
+    texts = [letter * 200 + f" {i}" for i in range(6) for letter in "abcdefgh"]  # mixed up
+    with glmlite.load(path, parallel=4, kv_tokens=2048) as model:
+        found = list(glmlite.batch(model, texts, **SMALL))
+        read = model.status().prompt_tokens - model.status().reused_tokens
+        lengths = [result.values["prompt_tokens"] for result in found]
+        assert model.status().reused_tokens > 0.7 * sum(lengths), read
+        for i in (0, 13, 47):
+            alone = model.chat([{"role": "user", "content": texts[i]}], max_tokens=8, seed=seed_of(5, i))
+            assert found[i].answer == alone.text
+
+
 def test_rows_have_seeds_of_their_own(model):
     assert len({r.answer for r in glmlite.batch(model, ["hello"] * 12, temperature=1.5, max_tokens=8)}) > 3
-    assert seed_of(0, 0) == 9384082911388229018 and seed_of(5, 3) == 10361310497240346262  # answers hang on them
+    assert seed_of(0, 0) == 14680368682093457738 and seed_of(5, 3) == 6392240615234010488  # answers hang on them
     assert len({seed_of(run, row) for run in range(30) for row in range(30)}) == 900
 
 
@@ -102,7 +116,9 @@ def test_a_column_a_template_and_what_stands_before(model):
     rows = [{"q": "1 + 1", "my text": "?"}, {"q": "Hi", "my text": "!"}]
     asked = ["1 + 1?", "Hi!"]
     want = [
-        model.chat([{"role": "system", "content": "Short."}, {"role": "user", "content": text}], max_tokens=5, seed=s).text
+        model.chat(
+            [{"role": "system", "content": "Short."}, {"role": "user", "content": text}], max_tokens=5, seed=s
+        ).text
         for text, s in zip(asked, (seed_of(0, 0), seed_of(0, 1)))
     ]
     made = glmlite.batch(model, rows, template='{{ q }}{{ row["my text"] }}', system="Short.", max_tokens=5)
@@ -112,7 +128,9 @@ def test_a_column_a_template_and_what_stands_before(model):
     messages = [[{"role": "system", "content": "Short."}, {"role": "user", "content": text}] for text in asked]
     assert [r.answer for r in glmlite.batch(model, [{"messages": m} for m in messages], max_tokens=5)] == want
     raw = glmlite.batch(model, asked, raw=True, max_tokens=5)
-    assert [r.answer for r in raw] == [model.generate(t, max_tokens=5, seed=seed_of(0, i)).text for i, t in enumerate(asked)]
+    assert [r.answer for r in raw] == [
+        model.generate(t, max_tokens=5, seed=seed_of(0, i)).text for i, t in enumerate(asked)
+    ]
 
 
 def test_answers_follow_a_schema(model):
@@ -148,13 +166,14 @@ def test_requests_of_openais_batches(model):
     rows = [
         request(0),
         request(1, seed=3, n=2),
-        request(2, "/v1/completions", prompt="Once", echo=True, logprobs=1),
+        request(2, "/v1/completions", prompt="Once", logprobs=1),
+        request(4, "/v1/completions", prompt=["Once"], echo=True),
         request(3, logprobs=True, top_logprobs=2),
     ]
     summary = glmlite.batch(model, jsonl("in.jsonl", rows), "out.jsonl")
-    assert (summary.rows, summary.failed, summary.error) == (4, 0, None)
-    first, two, text, told = lines("out.jsonl")
-    assert [row["custom_id"] for row in lines("out.jsonl")] == ["r0", "r1", "r2", "r3"]
+    assert (summary.rows, summary.failed, summary.error) == (5, 0, None)
+    first, two, text, echoed, told = lines("out.jsonl")
+    assert [row["custom_id"] for row in lines("out.jsonl")] == ["r0", "r1", "r2", "r4", "r3"]
     assert set(first) == {"id", "custom_id", "response", "error"} and first["error"] is None
     assert first["response"]["status_code"] == 200
     body = first["response"]["body"]
@@ -170,7 +189,8 @@ def test_requests_of_openais_batches(model):
     texts = [choice["message"]["content"] for choice in two["response"]["body"]["choices"]]
     assert texts == [model.chat(rows[1]["body"]["messages"], max_tokens=6, seed=s).text for s in (3, 4)]
     choice = text["response"]["body"]["choices"][0]
-    assert choice["text"].startswith("Once") and len(choice["logprobs"]["tokens"]) > 0
+    assert len(choice["logprobs"]["tokens"]) > 0
+    assert echoed["response"]["body"]["choices"][0]["text"].startswith("Once")
     assert all(len(each["top_logprobs"]) == 2 for each in told["response"]["body"]["choices"][0]["logprobs"]["content"])
     with pytest.raises(ValueError, match=r"out\.csv: answers to requests in OpenAI's form are JSON lines"):
         glmlite.batch(model, "in.jsonl", "out.csv")
@@ -192,7 +212,14 @@ def test_requests_that_fail_do_so_alone(model):
     assert [row["custom_id"] for row in found] == [f"r{i}" for i in range(8)]
     assert [i for i, row in enumerate(found) if row["error"] is None] == [0, 7]
     assert summary.failed == 6 and summary.error.startswith("line 2: max_tokens is 0")
-    for number, word in ((1, "max_tokens"), (2, "/v1/embeddings"), (3, "too long"), (4, "body"), (5, "schema"), (6, "web address")):
+    for number, word in (
+        (1, "max_tokens"),
+        (2, "/v1/embeddings"),
+        (3, "too long"),
+        (4, "body"),
+        (5, "schema"),
+        (6, "web address"),
+    ):
         assert found[number]["error"]["message"].startswith(f"line {number + 1}: ")
         assert word in found[number]["error"]["message"]
         assert found[number]["response"]["status_code"] == 400
@@ -281,7 +308,7 @@ def test_without_pyarrow_the_error_names_the_extra(model, monkeypatch):
 
 
 def test_rows_that_fail_are_named_and_the_others_go_on(model):
-    good = '{"prompt": "hi"}'.encode()
+    good = b'{"prompt": "hi"}'
     Path("in.jsonl").write_bytes(
         b"\xef\xbb\xbf"
         + b"\n".join(
@@ -343,7 +370,9 @@ def test_templates_that_fail(model):
             glmlite.batch(model, rows, template=template)
     secret = errors(glmlite.batch(model, rows[:1], template="{{ a.__class__.__mro__ }}", **SMALL))
     assert "unsafe" in secret[0] or "undefined" in secret[0]
-    assert "ranges" in errors(glmlite.batch(model, rows[:1], template="{% for i in range(10**9) %}{% endfor %}{{ a }}"))[0]
+    assert (
+        "ranges" in errors(glmlite.batch(model, rows[:1], template="{% for i in range(10**9) %}{% endfor %}{{ a }}"))[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -418,7 +447,9 @@ def test_a_prefix_keeps_columns_of_the_same_name(model):
 
 def test_a_row_that_the_model_has_no_eyes_for(model):
     Path("x.png").write_bytes(b"no image")
-    said = errors(glmlite.batch(model, [{"prompt": "what?", "image": "x.png"}, {"prompt": "x", "image": ""}], image="image"))
+    said = errors(
+        glmlite.batch(model, [{"prompt": "what?", "image": "x.png"}, {"prompt": "x", "image": ""}], image="image")
+    )
     assert "sees no images" in said[0] and "'image' is empty" in said[1]
 
 
@@ -527,7 +558,7 @@ def test_a_closed_model_ends_it_and_a_cancel_too(model):
 
 def test_progress_is_told(model):
     told = []
-    rows = prompts(40) + [{"prompt": 5}]
+    rows = [*prompts(40), {"prompt": 5}]
     list(glmlite.batch(model, rows, progress=told.append, max_tokens=20))
     assert all(a.done <= b.done for a, b in itertools.pairwise(told)) and all(p.total == 41 for p in told)
     list(glmlite.batch(model, iter(rows), progress=told.append, max_tokens=2))
@@ -550,14 +581,14 @@ def test_a_journal_keeps_what_is_whole(folder):
     begin = data.index(b"\n") + 1
     for end in range(len(data) + 1):
         path.write_bytes(data[:end])
-        found = []
-        again = Journal(path, header, lambda record, offset: found.append(record["row"]))
-        assert found == list(range(max(data[:end].count(b"\n") - 1, 0)))
+        found = {}
+        again = Journal(path, header, lambda record, offset, found=found: found.update({record["row"]: offset}))
+        assert list(found) == list(range(max(data[:end].count(b"\n") - 1, 0)))
         again.add([{"row": 9}])
         again.close()
         assert json.loads(path.read_bytes().splitlines()[-1]) == {"row": 9}
     path.write_bytes(data[:begin] + b"\0" * 50 + b"\n" + data[begin:])  # as after a power cut
-    Journal(path, header, found.clear).close()
+    Journal(path, header, lambda record, offset: pytest.fail("there is none")).close()
     assert path.read_bytes() == data[:begin]
     for other in (b"[]\n", b"what is this\n", data.replace(b'"a"', b'"b"')):
         path.write_bytes(other)
@@ -579,7 +610,7 @@ def stopped_after(model, rows, out, count, **options):
             raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glmlite.bulk.batch.TELL_SECONDS", 0)
+        patch.setattr("glmlite.bulk.work.TELL_SECONDS", 0)
         with pytest.raises(Stopped):
             glmlite.batch(model, rows, out, progress=stop, **options)
 

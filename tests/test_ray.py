@@ -14,8 +14,8 @@ import pytest
 
 import glmlite
 from glmlite.bulk.asking import Prompt, Prompts
-from glmlite.bulk.batch import Work
 from glmlite.bulk.rows import Given
+from glmlite.bulk.work import Work
 from glmlite.cancel import Cancel
 from glmlite.parameters import Parameters
 from glmlite.ray import Cluster, Generate, app, batches, node, serving

@@ -222,6 +222,77 @@ def test_keyboard_interrupt_cancels_and_propagates(slow):
     assert model.generate([1, 2], **PARAMETERS).finish_reason == "length"
 
 
+@pytest.mark.parametrize("architecture", ["chatglm", "chatglm1"])
+def test_an_answer_that_nobody_watches_comes_whole(load, architecture):
+    model = load(architecture, {"layers": 1}, parallel=2)
+    prompt = [5, 6, 7] + (
+        [model.tokenizer.id_of("[gMASK]"), model.tokenizer.id_of("<sop>")] if "1" in architecture else []
+    )
+    asked = {"seed": 3, "logprobs": 1, "stop": "qq", **PARAMETERS}
+    whole = model.generate(prompt, **asked)
+    for taken in (0, 3, len(whole.tokens)):  # pieces that came before anybody said so
+        generation = model.stream(prompt, **asked)
+        for _ in range(taken):
+            if not generation.finished:
+                next(generation)
+        ended = threading.Event()
+        woken = []
+        generation.on_end(lambda woken=woken, ended=ended: (woken.append(1), ended.set()))
+        assert ended.wait(60)
+        again = generation.result()
+        assert (again.text, again.tokens, again.logprobs) == (whole.text, whole.tokens, whole.logprobs)
+        assert again.finish_reason == whole.finish_reason and woken == [1]
+
+
+def test_whoever_waits_for_the_end_hears_of_a_cancel_and_of_an_error(slow):
+    model, long = slow
+    ended = threading.Event()
+    generation = model.stream(long, max_tokens=5)
+    generation.on_end(ended.set)
+    generation.cancel()
+    assert ended.wait(60) and generation.result().finish_reason == "cancelled"
+    ended = threading.Event()
+    generation = model.stream(long, max_tokens=5)
+    generation.on_end(ended.set)
+    model.close()
+    assert ended.wait(60)
+    with pytest.raises(glmlite.Closed):
+        generation.result()
+
+
+def test_ctrl_c_leaves_no_lock_behind(load):
+    """It comes most often when the lock has just been had, because the main thread waits for its turn to run then."""
+    scheduler = load(sizes={"layers": 1})._scheduler
+    done = threading.Event()
+
+    def hold():
+        while not done.is_set():
+            with scheduler._lock:
+                sum(range(300))
+
+    def interrupt():
+        for _ in range(100):
+            time.sleep(0.003)
+            _thread.interrupt_main()
+        done.set()
+
+    threads = [threading.Thread(target=target) for target in (hold, hold, interrupt)]
+    for thread in threads:
+        thread.start()
+    left = 0
+    while any(thread.is_alive() for thread in threads):
+        try:
+            while not done.is_set():
+                scheduler.status()
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            while scheduler._changed._is_owned():
+                left += 1
+                scheduler._lock.release()
+    assert left == 0
+
+
 def test_an_exception_of_on_progress_cancels(slow):
     model, prompt = slow
 

@@ -599,3 +599,36 @@ def test_without_pillow_the_extra_is_named(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "glmlite.vision.images", None)
     with pytest.raises(ModuleNotFoundError, match=r"glmlite\[vision\]"):
         load().chat(ask(picture()))
+
+
+def test_rows_of_a_batch_have_images(load, tmp_path):
+    """By a column of paths, of bytes and of data URLs, and in requests of OpenAI's form."""
+    import json
+
+    model = load(parallel=2)
+    data = [png(picture(i)) for i in range(3)]
+    for i, each in enumerate(data):
+        (tmp_path / f"{i}.png").write_bytes(each)
+    urls = ["data:image/png;base64," + base64.b64encode(each).decode() for each in data]
+    want = [model.chat(ask(each), **GREEDY).text for each in data]
+    assert len(set(want)) == 3
+
+    source = tmp_path / "in.csv"
+    source.write_text("".join(["prompt,file\n", *(f"what is it?,{i}.png\n" for i in range(3)), "what is it?,no.png\n"]))
+    found = list(glmlite.batch(model, source, image="file", **GREEDY))
+    assert [result.answer for result in found] == [*want, None]
+    assert found[3].error.startswith("line 5: ") and "no.png" in found[3].error
+    for images in (data, urls, [{"bytes": each, "path": None} for each in data]):
+        rows = [{"prompt": "what is it?", "picture": image} for image in images]
+        assert [result.answer for result in glmlite.batch(model, rows, image="picture", **GREEDY)] == want
+
+    def request(i, url):
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what is it?"}]
+        return {"custom_id": f"{i}", "body": {"messages": [{"role": "user", "content": parts}]}}
+
+    source = tmp_path / "in.jsonl"
+    asked = [request(i, url) for i, url in enumerate([*urls, "data:image/png;base64,AAAA"])]
+    source.write_text("".join(json.dumps(each) + "\n" for each in asked))
+    found = list(glmlite.batch(model, source, **GREEDY))
+    assert [result.answer for result in found] == [*want, None]
+    assert found[3].error.startswith("line 4: messages[0].content[0].image_url.url: ")

@@ -30,6 +30,21 @@ def loads() -> None:
     glmlite.load(context="8192")  # type: ignore[arg-type]
 
 
+def rows(model: glmlite.Model) -> None:
+    for result in glmlite.batch(model, ["one", "two"], max_tokens=5, at_once=2, ordered=False):
+        answer: str | None = result.answer
+        print(result.number, answer, result.error, result.values["finish_reason"])
+    asked = glmlite.Parameters(temperature=0.0)
+    done = glmlite.batch("model.gguf", Path("in.csv"), "out.csv", asked, template="{{ a }}", force=True, restart=True)
+    count: int = done.rows + done.failed
+    print(count, done.progress.rows_per_second, done.error, done)
+    glmlite.batch(
+        None, [{"prompt": "x"}], Path("out.parquet"), progress=lambda p: print(p.done), cancel=glmlite.Cancel()
+    )
+    glmlite.batch(model, ["x"], restart=True)  # type: ignore[call-overload]
+    glmlite.batch(model, 5)  # type: ignore[call-overload]
+
+
 def answers(model: glmlite.Model) -> str:
     done: glmlite.Completion = model.generate("The capital of France", max_tokens=20, temperature=0.0, stop=["\n"])
     done = model.generate([1, 2, 3], logit_bias={5: -1.0}, logprobs=2, stop_ids=[7], ignore_eos=True, seed=None)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..parameters import Options
-    from .batch import Cluster, Progress, Result, Summary
+    from .work import Cluster, Progress, Result, Summary
 
 __all__ = ["AT_ONCE", "batch"]
 
@@ -145,8 +145,8 @@ def batch(
     FileExistsError, ModuleNotFoundError, Cancelled, Closed.
     """
     from .asking import Prompt, asking_of
-    from .batch import Work, into_file, load_for, results, spooled
     from .rows import Given, Source, source_of
+    from .work import Work, into_file, load_for, results, spooled
 
     if at_once is not None:
         check_integer("at_once", at_once, 1)

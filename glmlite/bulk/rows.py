@@ -208,9 +208,20 @@ class Parquet:
     def rows(self) -> Iterator[Row]:
         number = 0
         for batch in self.batches():
-            for values in batch.to_pylist():
+            for values in self._plain(batch).to_pylist():
                 yield Row(number, f"row {number + 1}", values)
                 number += 1
+
+    def _plain(self, batch: Any) -> Any:
+        """With times in microseconds, which Python's have."""
+        pa = self._arrow
+        fields = [
+            field.with_type(pa.timestamp("us", field.type.tz))
+            if pa.types.is_timestamp(field.type) and field.type.unit == "ns"
+            else field
+            for field in batch.schema
+        ]
+        return batch.cast(pa.schema(fields), safe=False)
 
     def measure(self) -> tuple[int, str]:
         return self._count, _digest(self.path)

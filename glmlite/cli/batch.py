@@ -19,7 +19,7 @@ from .options import Sampling, Think
 
 @dataclass
 class Running(Loading):
-    """Arguments of `glmlite.bulk.batch.load_for`."""
+    """Arguments of `glmlite.bulk.work.load_for`."""
 
     kv_tokens: Annotated[
         int | None,
@@ -110,8 +110,8 @@ def batch(
     import glmlite
 
     from ..bulk import AT_ONCE
-    from ..bulk.batch import load_for
     from ..bulk.rows import source_of
+    from ..bulk.work import load_for
     from ..bulk.writing import line_of
 
     if column is not None and template is not None:
@@ -174,7 +174,7 @@ def _tools(path: Path) -> Any:
 
 
 def _say_kept(out: Path, ended_by: BaseException) -> None:
-    from ..bulk.batch import journal_path
+    from ..bulk.work import journal_path
 
     kept = journal_path(out)
     if isinstance(ended_by, KeyboardInterrupt | ending.Ended) and kept.exists():

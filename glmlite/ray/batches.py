@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import builtin
 from ..bulk import AT_ONCE
 from ..bulk.asking import Asking, Prompt, Prompts
-from ..bulk.batch import Work
 from ..bulk.rows import Row, arrow
 from ..bulk.running import Finished, answers
+from ..bulk.work import Work
 from ..bulk.writing import extended
 from ..cancel import Cancel
 from ..model import Model
@@ -202,7 +202,7 @@ class Cluster:
     loading: Mapping[str, Any] = field(default_factory=dict)
 
     def answers(self, rows: Iterator[Row], work: Work) -> Iterator[list[Finished]]:
-        """See `glmlite.bulk.batch.Cluster`. Raises ModuleNotFoundError (needs glmlite[ray]), ConnectionError,
+        """See `glmlite.bulk.work.Cluster`. Raises ModuleNotFoundError (needs glmlite[ray]), ConnectionError,
         RuntimeError (no actor can begin: why), and what ends all rows in an actor."""
         ray = node.require("ray")
         ours = not ray.is_initialized()

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..bulk.batch import load_for
+from ..bulk.work import load_for
 from ..files import lock, replacing
 from ..locate import model_file
 from ..model import Model
