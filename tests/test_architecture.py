@@ -14,6 +14,7 @@ LAYERS = [
     ["__main__", "_pyinstaller"],
     ["cli"],
     ["__init__"],
+    ["ray"],
     ["bulk"],
     ["serve"],
     ["hf"],

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..parameters import Options
-    from .work import Progress, Result, Summary
+    from .work import Cluster, Progress, Result, Summary
 
 __all__ = ["AT_ONCE", "batch"]
 
@@ -45,6 +45,7 @@ def batch(
     thinking_budget: int | None = None,
     prefix: str = "",
     at_once: int | None = None,
+    cluster: Cluster | None = None,
     ordered: bool = True,
     progress: Callable[[Progress], object] | None = None,
     cancel: Cancel | None = None,
@@ -72,6 +73,7 @@ def batch(
     thinking_budget: int | None = None,
     prefix: str = "",
     at_once: int | None = None,
+    cluster: Cluster | None = None,
     ordered: bool = True,
     force: bool = False,
     restart: bool = False,
@@ -100,6 +102,7 @@ def batch(
     thinking_budget: int | None = None,
     prefix: str = "",
     at_once: int | None = None,
+    cluster: Cluster | None = None,
     ordered: bool = True,
     force: bool = False,
     restart: bool = False,
@@ -130,6 +133,7 @@ def batch(
     prefix: stands before the names of the columns that are added: answer, reasoning, tool_calls, finish_reason,
         prompt_tokens, completion_tokens, error.
     at_once: rows that run at the same time; by default as many as the model runs, or 64 of one that is loaded here.
+    cluster: a `glmlite.ray.Cluster`, whose machines answer the rows; the model that is loaded here has the template.
     ordered: rows come in their order; False: as they are finished.
     force: write over a file that is there. restart: give up the rows that are kept.
     progress: called with a `Progress`, ten times a second at most, by the thread that waits.
@@ -160,7 +164,7 @@ def batch(
         if not isinstance(model, Model):
             model = stack.enter_context(load_for(model, at_once or AT_ONCE, cancel=cancel))
         asking = asking_of(model, source, prompt, p, cancel)
-        work = Work(model, source, asking, p, at_once or model.parallel, ordered, cancel, progress)
+        work = Work(model, source, asking, p, at_once or model.parallel, ordered, cancel, progress, cluster)
         if out is not None:
             return into_file(work, Path(out), force=force, restart=restart)
         found = results(work)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -42,6 +43,9 @@ class Asking(Protocol):
 
     def describe(self) -> Any:
         """What the answers depend on, as JSON."""
+
+    def recipe(self) -> Callable[[Model, Cancel], Asking]:
+        """What makes the same in another process, of the model that is there."""
 
     def check(self, source: Source) -> None:
         """Raises ValueError for what would fail in all rows, before one is asked."""
@@ -111,7 +115,7 @@ def asking_of(model: Model, source: Source, prompt: Prompt, parameters: Paramete
     if prompt.column is None and prompt.template is None:
         names = list(source.columns) if source.columns is not None else _seen(source)
         if source.columns is None and {"custom_id", "body"} <= set(names):
-            return OpenAI(model, parameters, cancel)
+            return OpenAI(model, cancel, parameters)
         column = next((name for name in COLUMNS if name in names), None)
         if column is None and names:
             raise ValueError(
@@ -119,7 +123,7 @@ def asking_of(model: Model, source: Source, prompt: Prompt, parameters: Paramete
                 f"there is {', '.join(map(repr, names))}"
             )
         prompt = replace(prompt, column=column or COLUMNS[0])
-    return Prompts(model, prompt, parameters, cancel, Path(source.name).parent)
+    return Prompts(model, cancel, prompt, parameters, Path(source.name).parent)
 
 
 def _seen(source: Source) -> list[str]:
@@ -135,7 +139,7 @@ def _seen(source: Source) -> list[str]:
 class Prompts:
     """Rows with a column of prompts, or columns that a template makes a prompt of."""
 
-    def __init__(self, model: Model, prompt: Prompt, parameters: Parameters, cancel: Cancel, folder: Path):
+    def __init__(self, model: Model, cancel: Cancel, prompt: Prompt, parameters: Parameters, folder: Path):
         self._model = model
         self._prompt = prompt
         self._parameters = parameters
@@ -150,6 +154,9 @@ class Prompts:
         if self._prompt.image is not None:
             described["folder"] = str(self._folder.absolute())
         return described
+
+    def recipe(self) -> Callable[[Model, Cancel], Asking]:
+        return partial(Prompts, prompt=self._prompt, parameters=self._parameters, folder=self._folder.absolute())
 
     def check(self, source: Source) -> None:
         prompt = self._prompt
@@ -261,13 +268,16 @@ class Prompts:
 class OpenAI:
     """Rows in the form of OpenAI's batches: a `custom_id`, a `url` and the `body` of a request."""
 
-    def __init__(self, model: Model, parameters: Parameters, cancel: Cancel):
+    def __init__(self, model: Model, cancel: Cancel, parameters: Parameters):
         self._model = model
         self._parameters = parameters
         self._cancel = cancel
 
     def describe(self) -> Any:
         return "openai"
+
+    def recipe(self) -> Callable[[Model, Cancel], Asking]:
+        return partial(OpenAI, parameters=self._parameters)
 
     def check(self, source: Source) -> None:
         self._model._constraint(self._parameters)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from .. import journal
 from ..cancel import Cancel
@@ -25,7 +25,18 @@ from .rows import Lines, Row, Source
 from .running import Finished, answers
 from .writing import check_target, write
 
-__all__ = ["Progress", "Result", "Summary", "Work", "into_file", "journal_path", "load_for", "results", "spooled"]
+__all__ = [
+    "Cluster",
+    "Progress",
+    "Result",
+    "Summary",
+    "Work",
+    "into_file",
+    "journal_path",
+    "load_for",
+    "results",
+    "spooled",
+]
 
 VERSION = 1
 ROOM = 1024  # tokens of cache for each row that runs, unless more is asked for; rows that need more wait for each other
@@ -103,9 +114,17 @@ class Summary:
         )
 
 
+class Cluster(Protocol):
+    """Other machines that answer rows: `glmlite.ray.Cluster`."""
+
+    def answers(self, rows: Iterator[Row], work: Work) -> Iterator[list[Finished]]:
+        """As `running.answers`; each row once, in whatever order."""
+
+
 @dataclass(frozen=True)
 class Work:
-    """A run. parameters: of all rows. ordered: rows come out in their order, and not as they are finished."""
+    """A run. parameters: of all rows. ordered: rows come out in their order, and not as they are finished. cluster: the
+    machines that answer; None: this process."""
 
     model: Model
     source: Source
@@ -115,6 +134,12 @@ class Work:
     ordered: bool
     cancel: Cancel
     progress: Callable[[Progress], object] | None
+    cluster: Cluster | None = None
+
+    def answers(self, rows: Iterator[Row]) -> Iterator[list[Finished]]:
+        if self.cluster is not None:
+            return self.cluster.answers(rows, self)
+        return answers(rows, self.asking, at_once=self.at_once, cancel=self.cancel)
 
 
 def results(work: Work) -> Iterator[Result]:
@@ -127,7 +152,7 @@ def results(work: Work) -> Iterator[Result]:
 def _results(work: Work, rows: Iterator[Row]) -> Iterator[Result]:
     total = 0 if work.progress is None else work.source.measure()[0]
     meter = Meter(total, 0, 0, work.progress)
-    for finished in answers(rows, work.asking, at_once=work.at_once, cancel=work.cancel):
+    for finished in work.answers(rows):
         meter.add(finished)
         for row, record, *_ in finished:
             asking = work.asking
@@ -162,7 +187,7 @@ def into_file(work: Work, path: Path, *, force: bool = False, restart: bool = Fa
     meter = Meter(count, len(kept.order), kept.failed, work.progress)
     try:
         rows = (row for row in work.source.rows() if row.number not in kept)
-        for finished in answers(rows, work.asking, at_once=work.at_once, cancel=work.cancel):
+        for finished in work.answers(rows):
             kept.add(finished)
             meter.add(finished)
         work.cancel.check("batch")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from .asking import FIELDS, Asking, OpenAI, Prompts, Record
 from .rows import Parquet, Row, Source, arrow, kind_of
 
-__all__ = ["check_target", "line_of", "write"]
+__all__ = ["check_target", "extended", "line_of", "write"]
 
 BATCH = 1024  # rows that are written to a Parquet file together
 GROUP = 64 * BATCH  # rows of a row group of it
@@ -70,8 +70,12 @@ TYPES = {bool: "bool", int: "int64", float: "float64", str: "string"}
 ADDED = ("string", "string", "json", "string", "int64", "int64", "string")  # of `asking.FIELDS`
 
 
+def _added(asking: Prompts) -> list[Column]:
+    return [Column(name, kind) for name, kind in zip(asking.fields, ADDED)]
+
+
 def _columns(source: Source, asking: Prompts) -> list[Column]:
-    added = [Column(name, kind) for name, kind in zip(asking.fields, ADDED)]
+    added = _added(asking)
     if source.columns is not None:
         return [*(Column(name, "string") for name in source.columns), *added]
     found: dict[str, str | None] = {}
@@ -147,17 +151,22 @@ def _write_parquet(file: BinaryIO, columns: Sequence[Column], results: Iterable[
 def _extend_parquet(file: BinaryIO, source: Parquet, asking: Prompts, records: Iterable[Record]) -> None:
     """The columns of the source stay as they are, whatever their types."""
     pa = arrow()
-    added = [Column(name, kind) for name, kind in zip(asking.fields, ADDED)]
-    schema = pa.schema([*source.schema, *_schema(added)], metadata=source.schema.metadata)
+    schema = pa.schema([*source.schema, *_schema(_added(asking))], metadata=source.schema.metadata)
     rest = iter(records)
     with pa.parquet.ParquetWriter(file, schema) as writer:
         for batches in _parts(source.batches(), GROUP // BATCH):
             table = pa.Table.from_batches(batches, schema=source.schema)
-            part = list(islice(rest, len(table)))
-            for column, name in zip(added, FIELDS):
-                cells = [_cell(record.get(name), column.type) for record in part]
-                table = table.append_column(schema.field(column.name), pa.array(cells, schema.field(column.name).type))
+            table = extended(table, asking, list(islice(rest, len(table))))
             writer.write_table(table.cast(schema), row_group_size=GROUP)
+
+
+def extended(table: Any, asking: Prompts, records: Sequence[Record]) -> Any:
+    """A table of pyarrow with the columns of the answers to its rows."""
+    pa, columns = arrow(), _added(asking)
+    for column, field, name in zip(columns, _schema(columns), FIELDS):
+        cells = [_cell(record.get(name), column.type) for record in records]
+        table = table.append_column(field, pa.array(cells, field.type))
+    return table
 
 
 def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

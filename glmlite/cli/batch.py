@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,6 +67,17 @@ def batch(
     at_once: Annotated[
         int | None, _text("Rows that run at the same time [default: 64].", "--at-once", min=1, metavar="N")
     ] = None,
+    ray: Annotated[
+        str | None,
+        _text("Have a Ray cluster answer; auto: the one that this machine is part of.", "--ray", metavar="ADDRESS"),
+    ] = None,
+    actors: Annotated[
+        int | None, _text("With --ray: engines [default: as many as there is room for].", min=1, metavar="N")
+    ] = None,
+    actor_cpus: Annotated[
+        float | None, _text("With --ray: CPUs of an engine [default: a node's].", min=0.1, metavar="N")
+    ] = None,
+    actor_gpus: Annotated[float, _text("With --ray: GPUs of an engine [default: none].", min=0, metavar="N")] = 0,
     as_completed: Annotated[
         bool, typer.Option("--as-completed", help="Write rows as they are finished, not in their order.")
     ] = False,
@@ -93,6 +104,7 @@ def batch(
       glmlite batch corpus.parquet english.parquet -m model.gguf --column zh --system "Translate into English."
       glmlite batch requests.jsonl answers.jsonl -m model.gguf        (in the form of OpenAI's batches)
       glmlite batch scans.csv cards.jsonl -m glm-4.1v.gguf --column question --image file --schema card.json
+      glmlite batch corpus.parquet english.parquet -m model.gguf --column zh --ray auto
       cat prompts.jsonl | glmlite batch - -m model.gguf | jq .answer
     """
     import glmlite
@@ -122,6 +134,14 @@ def batch(
         **sampling.given(),
     }
     load = partial(load_for, at_once=at_once or AT_ONCE)
+    if ray is not None:
+        from ..ray import Cluster
+
+        given_loading = loading.given()
+        asked["cluster"] = Cluster(ray, None, actors, actor_cpus, actor_gpus, given_loading)
+        asked["at_once"] = at_once or AT_ONCE
+        loading = replace(loading, packed=True)  # here it is needed for its template alone
+        load = partial(load_for, at_once=1)
     failed, error, notes = 0, None, []
     with running.opened(model, loading, load=load) as opened, _progress() as progress:
         if out is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 __all__ = ["Metrics"]
 
@@ -48,6 +48,12 @@ class Metrics:
     def observe(self, name: str, value: float) -> None:
         self._buckets[f"glmlite_{name}"][bisect_left(SECONDS, value)] += 1
         self._sums[f"glmlite_{name}"] += value
+
+    def counts(self) -> Iterator[tuple[str, Labels, float]]:
+        """(name, labels, value) of the counters that have counted."""
+        for name, counts in self._counts.items():
+            for labels, value in counts.items():
+                yield name, labels, value
 
     def text(self, gauges: Iterable[tuple[str, Labels, float]]) -> str:
         """gauges: (name, labels, value) of what is counted elsewhere."""

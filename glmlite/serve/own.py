@@ -22,6 +22,7 @@ __all__ = [
     "count_chat",
     "count_responses",
     "detokenize",
+    "gauges",
     "health",
     "metrics",
     "model",
@@ -42,11 +43,12 @@ async def health(service: Service, body: Mapping[str, Any]) -> Reply:
 
 
 async def metrics(service: Service, body: Mapping[str, Any]) -> Reply:
-    text = service.metrics.text(_gauges(service))
+    text = service.metrics.text(gauges(service))
     return Reply(text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _gauges(service: Service) -> Iterator[tuple[str, Labels, float]]:
+def gauges(service: Service) -> Iterator[tuple[str, Labels, float]]:
+    """(name, labels, value) of what the models that are loaded do now."""
     for entry in service.pool.entries():
         if entry.model is None or entry.model.closed:
             continue
