@@ -340,8 +340,7 @@ def test_reused_and_forked_prefixes_equal_fresh_ones(case, architecture, length,
     np.testing.assert_array_equal(after(late, end_a), fresh(end_a))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "deepseek2"])
-@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("architecture, isa", [*(("llama", isa) for isa in _native.isas()), ("deepseek2", "")])
 def test_sequences_that_begin_alike_go_on_together_as_alone(case, architecture, isa, kv_type):
     c = case(architecture, "Q4_0", context=512)
     engine = c.engine(isa=isa, kv_type=kv_type, kv_tokens=1 << 14)
