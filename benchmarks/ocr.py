@@ -146,11 +146,11 @@ class Mtmd:
     def __init__(self, program, eyes, text, image, threads):
         self.name = "libmtmd"
         self.image = image
-        self.command = [*map(os.path.abspath, (program, eyes, text)), "image.png", str(threads)]
+        self.command = [*map(os.path.abspath, (program, eyes, text)), "image.ppm", str(threads)]
 
     def seconds(self):
         with tempfile.TemporaryDirectory() as folder:
-            self.image.save(os.path.join(folder, "image.png"))
+            self.image.save(os.path.join(folder, "image.ppm"))
             said = subprocess.run(self.command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
         return float(said.split()[-1])
 
