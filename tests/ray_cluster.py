@@ -192,6 +192,7 @@ def cached_share(name, ask):
 
     def talk(number):
         messages = said(f"{number} {name} is my story. " + f"word{number} " * 60)
+        read = 0
         for turn in range(3):
             status, _, whole = ask(messages)
             assert status == 200, whole
