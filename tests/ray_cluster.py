@@ -8,12 +8,14 @@ Needs the extra `ray`. Prints what was shown, and ends with an AssertionError wh
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 import uuid
 from collections import Counter
 from contextlib import contextmanager
@@ -56,6 +58,8 @@ def cluster(cpus):
 
 # ---- requests
 
+SCOPE = {"type": "http", "query_string": b"", "headers": [], "client": None}
+
 
 def ask(path, body, *, read=None):
     """(status, headers, body) of an answer; read: called with the open response instead of reading it."""
@@ -90,7 +94,7 @@ def replicas():
 
 def slots(handle):
     """How many answers run, as each replica tells that a key leads to."""
-    scope = {"type": "http", "method": "GET", "path": "/slots", "query_string": b"", "headers": [], "client": None}
+    scope = {**SCOPE, "method": "GET", "path": "/slots"}
     found = []
     for _ in range(16):
         answer = handle.options(stream=True, session_id=uuid.uuid4().hex).respond.remote(scope, b"")
@@ -110,8 +114,11 @@ def shown_by_serve():
     show("serve: 2 replicas are there")
     streams()
     disconnect(handle)
-    prefixes()
+    prefixes(handle)
     lost()
+    exported()
+    serve.delete("default")
+    scales()
     serve.shutdown()
 
 
@@ -169,30 +176,48 @@ def disconnect(handle):
     show("serve: the answer of a client that went is ended")
 
 
-def prefixes():
-    """Twelve conversations at once, of three rounds; a round's prompt begins with the prompt before it."""
-    read, cached, ideal = Counter(), Counter(), Counter()
-    lock = threading.Lock()
+def prefixes(handle):
+    """Twelve conversations of three rounds, with nothing in common: a round's prompt begins with the prompt before it.
+    The same with keys at random shows what routing is worth."""
+    shares = {name: cached_share(name, ask) for name, ask in (("own", chat), ("random", with_random_key(handle)))}
+    show(
+        f"serve: of the prompts that went before, cached_tokens of rounds 2 and 3 are {shares['own']:.0%}; "
+        f"{shares['random']:.0%} with keys at random"
+    )
+    assert shares["own"] > 0.9 > shares["random"], shares
+
+
+def cached_share(name, ask):
+    cached, before = [], []
 
     def talk(number):
-        messages = [{"role": "system", "content": "You are short. " * 8}, *said(f"Story {number}: " + "word " * 40)]
-        before = 0
+        messages = said(f"{number} {name} is my story. " + f"word{number} " * 60)
+        read = 0
         for turn in range(3):
-            status, _, whole = chat(messages)
+            status, _, whole = ask(messages)
             assert status == 200, whole
             answer = json.loads(whole)
             usage = answer["usage"]
-            with lock:
-                read[turn] += usage["prompt_tokens"]
-                cached[turn] += usage["prompt_tokens_details"]["cached_tokens"]
-                ideal[turn] += before
-            before = usage["prompt_tokens"]
+            if turn:
+                cached.append(min(usage["prompt_tokens_details"]["cached_tokens"], read))
+                before.append(read)
+            read = usage["prompt_tokens"]
             messages += [answer["choices"][0]["message"], *said("Go on.")]
 
-    together(talk, range(12), at_once=PARALLEL)
-    share = (cached[1] + cached[2]) / (ideal[1] + ideal[2])
-    show(f"serve: cached_tokens of rounds 2 and 3 are {share:.0%} of the prompts before them ({dict(cached)})")
-    assert share > 0.85, (read, cached, ideal)
+    together(talk, range(12), at_once=2)
+    return sum(cached) / sum(before)
+
+
+def with_random_key(handle):
+    def ask(messages):
+        answer = handle.options(stream=True, session_id=uuid.uuid4().hex).respond.remote(
+            {**SCOPE, "method": "POST", "path": "/v1/chat/completions"},
+            json.dumps({"messages": messages, "max_tokens": 16, "temperature": 0}).encode(),
+        )
+        found = [message for part in answer for message in part]
+        return found[0]["status"], None, b"".join(message["body"] for message in found[1:])
+
+    return ask
 
 
 def together(do, items, at_once):
@@ -269,6 +294,46 @@ def lost():
     show("serve: a new replica is there")
 
 
+def exported():
+    """Counters of the replicas among Ray's metrics, of all nodes."""
+    for _ in range(60):
+        text = ""
+        for each in ray.nodes():
+            with urllib.request.urlopen(
+                f"http://{each['NodeManagerAddress']}:{each['MetricsExportPort']}/metrics"
+            ) as r:
+                text += r.read().decode()
+        if found := [line for line in text.splitlines() if line.startswith("ray_glmlite_requests_total{")]:
+            assert all("replica=" in line and "status=" in line for line in found), found
+            show(f"serve: Ray exports ray_glmlite_requests_total and {len(set(GAUGE.findall(text))) - 1} others")
+            return
+        time.sleep(1)
+    raise AssertionError("no metrics of ours")
+
+
+GAUGE = re.compile(r"^(ray_glmlite_\w+)", re.M)
+
+
+def scales():
+    """From one replica to two, while there are more requests than one has places for."""
+    serve.run(
+        glmlite.ray.app(CHATS, replicas=(1, 2), cpus=1, parallel=PARALLEL, context=1024, fronts=2), route_prefix="/"
+    )
+    assert len(replicas()) == 1
+    begun = time.monotonic()
+
+    def client(number):
+        while len(replicas()) < 2:
+            assert time.monotonic() < begun + 600, "no second replica"
+            status, _, data = chat(said(f"{number}"), max_tokens=64, ignore_eos=True)
+            assert status == 200, data
+
+    together(client, range(16), at_once=16)
+    show(
+        f"serve: 16 clients of one replica with {PARALLEL} places: a second one after {time.monotonic() - begun:.0f} s"
+    )
+
+
 # ---- rows
 
 ROWS = 500
@@ -282,8 +347,19 @@ def shown_by_data(nodes, folder):
     done = glmlite.batch("builtin", rows, alone, column="text", **ASKED)
     assert (done.rows, done.failed) == (ROWS, 0)
     show(f"data: one process: {done.progress}")
+    command(nodes, rows, folder / "command.parquet", alone)
     ray_data(rows, folder / "parts", alone)
     killed(nodes, rows, folder / "cluster.parquet", alone)
+
+
+def command(nodes, rows, out, alone):
+    options = ["--column", "text", "--max-tokens", 24, "--temperature", 1, "--seed", 7, "--at-once", 16]
+    cluster = ["--ray", nodes.address, "--actor-cpus", 1]
+    line = [sys.executable, "-m", "glmlite", "batch", rows, out, *options, *cluster]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes() == alone.read_bytes()
+    show("data: `glmlite batch --ray` wrote the file of one process, byte for byte, on four actors")
 
 
 def ray_data(rows, out, alone):
