@@ -31,7 +31,7 @@ Products::Products(const Program& program, const CpuKernels& kernels, const Pack
 }
 
 size_t Products::scratch_bytes(int64_t tokens) const {
-  const size_t piece = static_cast<size_t>(std::max(kPieceValues, 2 * kLanes * tokens)) * sizeof(float);
+  const size_t piece = static_cast<size_t>(std::max(kPieceValues, 2 * kUnitPanels * kLanes * tokens)) * sizeof(float);
   const size_t head = align64(static_cast<size_t>(tokens * head_columns_) * sizeof(float)) +
                       static_cast<size_t>(act_bytes(head_columns_, tokens));
   return align64(linear_scratch_bytes(tokens)) + std::max(piece, head);
@@ -136,10 +136,12 @@ void Products::linear(const Op& op, const ops::Linear& kind, int thread) {
   });
 }
 
-// Calls work(begin, end) for parts of the panels [from, to), of which those of two matrices make 512 KB of results.
+// Calls work(begin, end) for parts of the panels [from, to), of which those of two matrices make 512 KB of results, or
+// that are one tile wide: narrower tiles are half as fast, which costs more than results that leave the cache.
 template <class Work>
 void Products::each_piece(int64_t rows, int64_t from, int64_t to, Work work) {
-  const int64_t step = std::max<int64_t>(1, std::min(to - from, kPieceValues / (2 * kLanes * rows)));
+  const int64_t panels = kPieceValues / (2 * kLanes * rows) / kUnitPanels * kUnitPanels;
+  const int64_t step = std::max(kUnitPanels, std::min(to - from, panels));
   for (int64_t begin = from; begin < to; begin += step) work(begin, std::min(begin + step, to));
 }
 
