@@ -643,6 +643,9 @@ def test_kept_rows_are_for_the_same_input_model_and_options(model):
     ):
         with pytest.raises(ValueError, match=why + ".*--restart"):
             glmlite.batch(model, "in.jsonl", "out.jsonl", **SMALL | change)
+    why = "another context and another kv_type"
+    with glmlite.load(context=256, kv_type="q8") as other, pytest.raises(ValueError, match=why):
+        glmlite.batch(other, "in.jsonl", "out.jsonl", **SMALL)
     jsonl("in.jsonl", prompts(31))
     with pytest.raises(ValueError, match="another input"):
         glmlite.batch(model, "in.jsonl", "out.jsonl", **SMALL)

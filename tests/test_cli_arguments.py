@@ -301,7 +301,9 @@ def test_the_page_has_every_command():
 def test_the_page_has_the_options_of_each_command_and_no_others(command):
     said = set(re.findall(r"(?<!\w)--[a-z][\w-]*", SECTIONS[command]))
     of_run = {"--threads", "--device"} | set(re.findall(r"(?<!\w)--[a-z][\w-]*", SECTIONS["run"]))
-    shared = of_run if command in ("chat", "infill", "serve") else set()  # what `run` says of them is not said again
+    shared = (
+        of_run if command in ("batch", "chat", "infill", "serve") else set()
+    )  # what `run` says of them is not said again
     there = options_of(command)
     assert there - said - shared == set()
     assert said - there <= {"--imatrix", "--type"}  # of `convert`, which others point to

@@ -274,6 +274,7 @@ def _header(work: Work, digest: str) -> dict[str, Any]:
         "input": digest,
         "model": journal.content_of(model.path),
         "context": model.context,
+        "kv_type": model.memory()["kv"] // model.status().kv_tokens,  # in bytes of a token
         "device": model.device,
         "prompts": work.asking.describe(),
         "options": parameters,
@@ -327,7 +328,7 @@ class Meter:
 def load_for(path: Any, at_once: int, **loading: Any) -> Model:
     """`glmlite.load`, with room for so many rows at once, or for fewer where memory is short."""
     least = loading.get("context") or DEFAULT_CONTEXT
-    room = loading.pop("kv_tokens", None) or max(least, at_once * ROOM)
+    room = 0 if "kv_tokens" in loading else at_once * ROOM
     while room > least:
         try:
             return load(path, parallel=at_once, kv_tokens=room, **{"packed": False, **loading})
