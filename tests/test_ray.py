@@ -174,7 +174,7 @@ def scope(path="/v1/chat/completions", method="POST", headers=()):
         "method": method,
         "path": path,
         "query_string": b"",
-        "headers": [(b"host", b"localhost"), *headers],
+        "headers": [*headers] if any(name == b"host" for name, _ in headers) else [(b"host", b"localhost"), *headers],
         "client": ("127.0.0.1", 1),
     }
 
@@ -289,6 +289,18 @@ def test_a_front_passes_on(replica):
 def test_a_front_reads_no_more_than_it_may(replica):
     status, _, answer = through(Handle(replica), scope(), b"x" * 100, Settings(body_bytes=99))
     assert status == 413 and b"99 bytes" in answer
+
+
+def test_a_front_admits_whom_it_knows_and_reads_nothing_of_others(replica):
+    settings = Settings(api_keys=("k",))
+    handle = Handle(replica)
+    status, _, answer = through(handle, scope(), b"x" * 100, settings)
+    assert status == 401 and json.loads(answer)["error"]["code"] == "invalid_api_key" and not handle.keys
+    data = body(messages=said("", "Hello")[1:], max_tokens=3)
+    assert through(handle, scope(headers=[(b"authorization", b"Bearer k")]), data, settings)[0] == 200
+    assert through(Handle(replica), scope("/health", "GET"), settings=settings)[0] == 200
+    assert through(Handle(replica), scope(headers=[(b"host", b"evil.example")]), data)[0] == 403
+    assert through(handle, scope("/nowhere"), data)[0] == 404
 
 
 def test_metrics_are_said_to_be_elsewhere(replica):

@@ -13,12 +13,13 @@ from typing import Any
 
 from ..loading import DEFAULT_CONTEXT
 from ..serve import errors
-from ..serve.app import ROUTES, Exchange
+from ..serve.app import App, Exchange
 from ..serve.app import app as asgi_app
 from ..serve.errors import RETRY_SECONDS, Refused
-from ..serve.http import Gone, Receive, Request, Scope, Send, dump, sse
+from ..serve.http import Receive, dump, sse
 from ..serve.openai import random_id
 from ..serve.own import gauges
+from ..serve.pool import Pool
 from ..serve.settings import Settings
 from . import node
 from .routing import beginning
@@ -179,44 +180,32 @@ class Ingress:
         return self._front
 
 
-class Front:
-    """An ASGI application that passes requests to replicas, and what they answer to clients."""
+class Front(App):
+    """The application of `glmlite.serve`, but that replicas answer what it has admitted."""
 
     def __init__(self, replicas: Any, settings: Settings):
+        super().__init__(Pool([]), settings)
         self._replicas = replicas
-        self._settings = settings
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._pass(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            while (await receive())["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
-            await send({"type": "lifespan.shutdown.complete"})
-        else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1000})
-
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        exchange = Exchange(request, scope, send, [])
-        route = ROUTES.get(request.path)
-        if route is not None:
-            exchange.api = "anthropic" if "anthropic-version" in request.headers else route.api
+    async def _respond(self, exchange: Exchange, receive: Receive, trusted: bool) -> None:
+        request = exchange.request
+        body = b""
         try:
-            body = b""
+            if request.method != "OPTIONS":
+                route = self._route(request, exchange)
+                if not (trusted or route.public):
+                    self._admit(request, exchange)
+                if request.path == "/metrics":
+                    raise Refused(404, "the metrics of all replicas are among Ray's: see docs/scale.md")
             if request.method == "POST":
-                body = await request.body(self._settings.body_bytes, self._settings.body_seconds)
-            elif request.path == "/metrics":
-                raise Refused(404, "the metrics of all replicas are Ray's: see docs/scale.md")
+                body = await self._body(request, exchange)
         except Refused as refused:
             await exchange.refuse(refused)
             return
-        except Gone:
-            return
-        await self._relay({name: scope[name] for name in SCOPE if name in scope}, body, exchange, send)
+        await self._relay(exchange, body)
 
-    async def _relay(self, scope: dict[str, Any], body: bytes, exchange: Exchange, send: Send) -> None:
+    async def _relay(self, exchange: Exchange, body: bytes) -> None:
+        scope = {name: exchange.scope[name] for name in SCOPE if name in exchange.scope}
         handle = self._replicas.options(stream=True, session_id=beginning(body) if body else "")
         answer = handle.respond.remote(scope, body)
         started: dict[str, Any] | None = None
@@ -224,16 +213,18 @@ class Front:
         try:
             async for messages in answer:
                 for message in messages:
-                    started = started or message
+                    if started is None:
+                        started = message
+                        exchange.status = message["status"]
                     ended = message["type"] == "http.response.body" and not message.get("more_body", False)
-                    await send(message)
+                    await exchange.transport(message)
         except Exception as error:
             refused = _lost(error)
             if started is None:
                 await exchange.refuse(refused)
             elif not ended and _is_stream(started):
-                last = _last_event(exchange.api, scope["path"], refused)
-                await send({"type": "http.response.body", "body": last})
+                last = _last_event(exchange.api, exchange.request.path, refused)
+                await exchange.transport({"type": "http.response.body", "body": last})
             elif not ended:
                 raise
         finally:
@@ -242,12 +233,15 @@ class Front:
 
 def _lost(error: Exception) -> Refused:
     """What a client is told of what went wrong between a front and a replica."""
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
     if isinstance(error, BackPressureError):
         return Refused(429, "too many requests wait", code="rate_limit_exceeded", retry=RETRY_SECONDS)
-    if isinstance(error, RayActorError | DeploymentUnavailableError):
+    gone = isinstance(error, RayError) and not (
+        isinstance(error, RayTaskError) and not isinstance(error, RayActorError)
+    )
+    if gone or isinstance(error, DeploymentUnavailableError):
         # It is not asked of another replica here: a request that ends replicas would end them all.
         return Refused(503, "the replica that answered was lost; ask again", retry=RETRY_SECONDS)
     return errors.told(error)
@@ -262,7 +256,7 @@ def _last_event(api: str, path: str, refused: Refused) -> bytes:
         return dump(errors.ollama(refused)) + b"\n"
     if api == "anthropic":
         return sse(errors.anthropic(refused, random_id("req_")), "error")
-    if path.rstrip("/").endswith("/responses"):
+    if path == "/responses":
         error = {"type": "error", "code": "server_error", "message": refused.message, "param": None}
         return sse({**error, "sequence_number": 0}, "error")
     return sse(errors.openai(refused))

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping
 from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
 from ..model import Model
@@ -126,7 +125,7 @@ class App:
             if not (trusted or route.public):
                 self._admit(request, exchange)
             self.service.pool.start()
-            body = request.query if request.method != "POST" else await self._body(request, exchange)
+            body = request.query if request.method != "POST" else parse(await self._body(request, exchange))
         except Refused as refused:
             await exchange.refuse(refused)
             return
@@ -143,13 +142,13 @@ class App:
             raise Gone
         work.result()
 
-    async def _body(self, request: Request, exchange: Exchange) -> dict[str, Any]:
+    async def _body(self, request: Request, exchange: Exchange) -> bytes:
         """Raises Refused, and Gone."""
         exchange.held = self._hold(request)
         data = await request.body(self._settings.body_bytes, self._settings.body_seconds)
         self._held += len(data) - exchange.held
         exchange.held = len(data)
-        return parse(data)
+        return data
 
     def _hold(self, request: Request) -> int:
         """Bytes that the body may take. Raises Refused where many large ones are held."""
@@ -246,15 +245,17 @@ class App:
 
 
 class Exchange:
-    """A request and what has become of it. more: headers of every answer. held: bytes of its body. key: its key."""
+    """A request and what has become of it. transport: what takes the messages of its answer. more: headers of every
+    answer. held: bytes of its body. key: its key."""
 
     def __init__(self, request: Request, scope: Scope, send: Send, more: list[tuple[str, str]]):
         self.request = request
+        self.scope = scope
+        self.transport = send
         self.api = "openai"
         self.status = 0
         self.held = 0
         self.key: str | None = None
-        self._send = send
         self._id = openai.random_id("req_")
         self._more = [*more, ("request-id", self._id)]
 
@@ -272,7 +273,7 @@ class Exchange:
     async def send(self, answer: Reply | Stream) -> None:
         self.status = answer.status
         try:
-            await answer.send(self._send, self._more, self.request.method == "HEAD")
+            await answer.send(self.transport, self._more, self.request.method == "HEAD")
         finally:
             if isinstance(answer, Stream):
                 answer.close()
