@@ -339,7 +339,7 @@ void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, c
                                     k[from], ahead, begin, end, visible + first, max, sum, acc, scratch});
     } else {
       kernels_.attend[type]({q + first, count, shape.key_dim, shape.scale, k[from], v[from], ahead, begin, end,
-                             visible + first, max, sum, acc, scratch, again && one, one ? count : heads});
+                             visible + first, max, sum, acc, scratch, one ? count : heads, again && count == queries});
     }
   }
 }

@@ -98,10 +98,10 @@ struct AttendArgs {
   float* sum;                   // (M) out: sum of exp(score - max), 0 if it sees none
   float* acc;                   // (M, head_dim) out: sum of exp(score - max) * v, 0 if it sees none
   void* scratch;                // 64-byte aligned, attend_scratch_bytes(M, head_dim) bytes, one per thread
-  bool again = false;           // whether the call before had this scratch and these queries, of another chunk
   // Each so many queries have pages of their own: those of query i are at k + i / alike * kChunkPages, v likewise.
   // Neighbours that have the same page in a place, and so in all before it, share its reading.
   int64_t alike = INT64_MAX;
+  bool again = false;  // whether the call before had this scratch and these queries, of another chunk
 };
 
 // The cache of latent attention: one entry per position, `latent` columns and then `rope` columns, which all query
