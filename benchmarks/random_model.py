@@ -26,6 +26,10 @@ from glmlite.convert import recipes, vocab
 
 PIECE = 1 << 24  # values made at a time
 
+# What a model that sees is asked with.
+CONTROLS = ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|begin_of_image|>", "<|end_of_image|>", "<|endoftext|>"]
+TEMPLATE = "[gMASK]<sop>{% for m in messages %}<|user|>\n{{ m.content }}{% endfor %}<|assistant|>\n"
+
 # The 256 bytes as byte-level BPE writes them: printable ones as themselves, the others above U+0100.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = [chr(b) for b in _PRINTABLE] + [chr(256 + i) for i in range(256 - len(_PRINTABLE))]
@@ -108,12 +112,13 @@ class Matrix:
             piece[first : first + count].tofile(file)
 
 
-def made_up_tokens(count):
+def made_up_tokens(count, controls=()):
+    words = [*BYTES, "ab", *(f"[{i}]" for i in range(257, count - len(controls)))]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "chatglm-bpe",
-        "tokenizer.ggml.tokens": [*BYTES, "ab", *(f"[{i}]" for i in range(257, count))],
-        "tokenizer.ggml.token_type": [1] * count,
+        "tokenizer.ggml.tokens": [*words, *controls],
+        "tokenizer.ggml.token_type": [1] * len(words) + [3] * len(controls),
         "tokenizer.ggml.merges": ["a b"],
     }
 
@@ -157,7 +162,11 @@ def write(path, shape, format, seed=0, tokenizer=None, **sizes):
         w.add_kv_lora_rank(s.kv_rank)
         w.add_key_length_mla(s.head_dim)
         w.add_value_length_mla(s.value_dim)
-    tokens = vocab.from_folder(tokenizer, vocab_size=s.vocab) if tokenizer else made_up_tokens(s.vocab)
+    controls = CONTROLS if s.sections else ()
+    tokens = vocab.from_folder(tokenizer, vocab_size=s.vocab) if tokenizer else made_up_tokens(s.vocab, controls)
+    if s.sections:
+        w.add_rope_dimension_sections(s.sections)
+        w.add_chat_template(TEMPLATE)
     w.add_tokenizer_model(tokens["tokenizer.ggml.model"])
     w.add_tokenizer_pre(tokens["tokenizer.ggml.pre"])
     w.add_token_list(tokens["tokenizer.ggml.tokens"])

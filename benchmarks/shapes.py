@@ -8,7 +8,8 @@ class Shape(NamedTuple):
 
     Of a mixture: `dense` leading layers of width `ffn`, then `experts` of width `expert_ffn`, `used` of which a token
     is sent to (weights times `scale`), beside `shared` ones; draft: blocks behind the layers that draft. With a latent
-    (`kv_rank`): q_rank of the queries, head_dim of a query, rope_dim of which turn, value_dim of a value.
+    (`kv_rank`): q_rank of the queries, head_dim of a query, rope_dim of which turn, value_dim of a value. sections: of
+    a model that sees, how many pairs turn by each axis.
     """
 
     architecture: str
@@ -32,6 +33,7 @@ class Shape(NamedTuple):
     q_rank: int = 0
     kv_rank: int = 0
     value_dim: int = 0
+    sections: tuple[int, ...] = ()
 
 
 _MIXTURE = {"theta": 1e6, "dense": 1, "shared": 1}
@@ -44,6 +46,8 @@ SHAPES = {
     "glm-4-9b": Shape("chatglm", 40, 4096, 32, 2, 128, 13696, 64, 151552, False),
     "glm-4-9b-0414": Shape("glm4", 40, 4096, 32, 2, 128, 13696, 64, 151552, False),
     "glm-4-32b": Shape("glm4", 61, 6144, 48, 2, 128, 23040, 64, 151552, False),
+    "glm-4.1v-9b": Shape("glm4", 40, 4096, 32, 2, 128, 13696, 64, 151552, False, sections=(8, 12, 12, 0)),
+    "glm-ocr": Shape("glm4", 16, 1536, 16, 8, 128, 4608, 128, 59392, False, sections=(16, 24, 24, 0)),
     "glm-4.5-air": Shape(
         "glm4moe", 46, 4096, 96, 8, 128, 10944, 64, 151552, False, experts=128, used=8, expert_ffn=1408, **_MIXTURE
     ),
@@ -129,3 +133,54 @@ def _experts(s, w):
 def _matrices(w, kind, ffn, dim, *experts):
     for part, shape in (("gate", (ffn, dim)), ("up", (ffn, dim)), ("down", (dim, ffn))):
         yield f"{w}ffn_{part}{kind}.weight", (*experts, *shape)
+
+
+class Eyes(NamedTuple):
+    """A tower, and the merger after it. ffn: of a block; inner: of the merger; out: columns of the text model; side: of
+    the square of learned positions, 0: none, and then there are biases and norms of the heads."""
+
+    layers: int
+    dim: int
+    heads: int
+    ffn: int
+    out: int
+    inner: int
+    side: int
+
+
+EYES = {
+    "glm-ocr": Eyes(24, 1024, 16, 4096, 1536, 4608, 0),
+    "glm-4.1v-9b": Eyes(24, 1536, 12, 4096, 4096, 13696, 24),
+}
+
+
+def eyes_tensors(e):
+    """(name, shape) of every tensor of an mmproj, numpy order."""
+    for frame in ("", ".1"):
+        yield f"v.patch_embd.weight{frame}", (e.dim, 3, 14, 14)
+    yield "v.patch_embd.bias", (e.dim,)
+    if e.side:
+        yield "v.norm_embd.weight", (e.dim,)
+        yield "v.position_embd.weight", (e.side**2, e.dim)
+    for i in range(e.layers):
+        w = f"v.blk.{i}."
+        yield w + "ln1.weight", (e.dim,)
+        yield w + "ln2.weight", (e.dim,)
+        matrices = {"attn_qkv": (3 * e.dim, e.dim), "attn_out": (e.dim, e.dim)}
+        matrices |= {"ffn_gate": (e.ffn, e.dim), "ffn_up": (e.ffn, e.dim), "ffn_down": (e.dim, e.ffn)}
+        for name, shape in matrices.items():
+            yield f"{w}{name}.weight", shape
+            if not e.side:
+                yield f"{w}{name}.bias", shape[:1]
+        if not e.side:
+            for part in "qk":
+                yield f"{w}attn_{part}_norm.weight", (e.dim // e.heads,)
+    yield "v.post_ln.weight", (e.dim,)
+    yield "mm.patch_merger.weight", (e.out, e.dim, 2, 2)
+    yield "mm.patch_merger.bias", (e.out,)
+    yield "mm.model.fc.weight", (e.out, e.out)
+    yield "mm.post_norm.weight", (e.out,)
+    yield "mm.post_norm.bias", (e.out,)
+    yield "mm.gate.weight", (e.inner, e.out)
+    yield "mm.up.weight", (e.inner, e.out)
+    yield "mm.down.weight", (e.out, e.inner)

@@ -16,7 +16,7 @@ from .models import glm4v
 from .packed import content_key
 from .placement import backend, matrices_of_a_token, native_ops
 from .vision.eyes import Eyes
-from .vision.tower import Cost, Tower
+from .vision.tower import Cost, Tower, kv_type_of
 
 __all__ = ["Found", "beside", "find", "is_named", "sees"]
 
@@ -113,7 +113,7 @@ def _read(
             packed = native_ops(ops, gguf.dequantize)
             nbytes += native.weight_bytes(gguf, packed)[0]
         pages = -(-programs.config.most_patches // native.Engine.page_tokens)
-        nbytes += pages * native.page_bytes(gguf, native_ops(programs.tower, gguf.dequantize))
+        nbytes += pages * native.page_bytes(gguf, native_ops(programs.tower, gguf.dequantize), kv_type_of(gguf.tensors))
         token = math.fsum(
             share * math.prod(tensor.shape)
             for op, tensor, share in matrices_of_a_token(recording.ops, text.tensors)

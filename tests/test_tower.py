@@ -16,7 +16,7 @@ from glmlite.errors import Cancelled, FormatError
 from glmlite.models import glm4v
 from glmlite.models.layout import IMAGE
 from glmlite.program import AXES
-from glmlite.vision.tower import ReferenceTower, Tower, items
+from glmlite.vision.tower import ReferenceTower, Tower, items, kv_type_of
 
 DATA = Path(__file__).parent / "data"
 CASES = ["vision-ocr", "vision-4.1v", "vision-4.5v"]
@@ -125,6 +125,17 @@ def test_every_op_equals_numpy(tmp_path, kind, format, kv_type):
             error = np.abs(values[op.out.id] - want).max() / np.abs(want).max()
             assert error <= bounds.get(op.kind, 1e-5), f"{op}: off by {error:.3g} of its largest value"
         engine.close()
+
+
+@pytest.mark.parametrize("format, kv_type", [("F32", "f16"), ("F16", "f16"), ("Q8_0", "q8"), ("Q4_0", "q8")])
+def test_keys_and_values_are_as_exact_as_the_weights(opened, tmp_path, format, kv_type):
+    eyes, image = tiny.eyes(heads=4), (tiny.patches((12, 26)), (12, 26))
+    with closing(_native.Gguf(str(tiny.write(tmp_path / "eyes.gguf", eyes, format)))) as gguf:
+        assert kv_type_of(gguf.tensors) == kv_type
+    rows = opened(Tower, eyes, format).rows(*image)
+    assert (rows == opened(Tower, eyes, format, kv_type=kv_type).rows(*image)).all()
+    other = {"f16": "q8", "q8": "f16"}[kv_type]
+    assert (rows != opened(Tower, eyes, format, kv_type=other).rows(*image)).any()
 
 
 def engine_of(gguf, ops, **options):

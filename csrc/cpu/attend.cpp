@@ -276,7 +276,7 @@ bool Attend::attend(const Op& op, int thread, const Watched& watched) {
     const Tile& then = more ? tiles[next / longest] : tile;
     find_pages(shape, members_[then.begin], then.kv_head, more ? next % longest : chunk, ahead, nullptr);
     if (chunk < chunks(tile.context))
-      attend_chunk(shape, tile, chunk, ahead, partials_.as<float>() + task * stride, scratch);
+      attend_chunk(shape, tile, chunk, ahead, partials_.as<float>() + task * stride, scratch, false);
     task = next;
   }
   products_.wait_after(shape.out, thread);
@@ -299,9 +299,10 @@ void Attend::find_pages(const Shape& shape, const Member& member, int kv_head, i
   }
 }
 
-// (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched.
+// (max, sum, acc) of the tile's queries over one chunk, into out; meanwhile the keys `ahead` are fetched. again:
+// whether what was last done with this scratch is another chunk of the same tile.
 void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
-                          uint8_t* scratch) {
+                          uint8_t* scratch, bool again) {
   const int64_t queries = tile.queries(), width = program_.values[shape.q].width, heads = tile.heads;
   auto** q = reinterpret_cast<const float**>(scratch);
   auto* visible = reinterpret_cast<int64_t*>(scratch + queries * sizeof *q);
@@ -338,7 +339,7 @@ void Attend::attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, c
                                     k[from], ahead, begin, end, visible + first, max, sum, acc, scratch});
     } else {
       kernels_.attend[type]({q + first, count, shape.key_dim, shape.scale, k[from], v[from], ahead, begin, end,
-                             visible + first, max, sum, acc, scratch, one ? count : heads});
+                             visible + first, max, sum, acc, scratch, one ? count : heads, again && count == queries});
     }
   }
 }
@@ -351,7 +352,7 @@ void Attend::attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch)
   const uint8_t* ahead[kChunkPages];
   for (int64_t c = 0; c < chunks(tile.context); ++c) {
     find_pages(shape, members_[tile.begin], tile.kv_head, c + 1, ahead, nullptr);
-    attend_chunk(shape, tile, c, ahead, c == 0 ? state : chunk, scratch);
+    attend_chunk(shape, tile, c, ahead, c == 0 ? state : chunk, scratch, c > 0);
     if (c > 0) merge(shape, queries, state, chunk);
   }
   finish_tile(shape, tile, state);

@@ -84,7 +84,7 @@ class Attend {
   };
   void find_members(const Step& step);
   void attend_chunk(const Shape& shape, const Tile& tile, int64_t chunk, const uint8_t* const* ahead, float* out,
-                    uint8_t* scratch);
+                    uint8_t* scratch, bool again);
   void find_pages(const Shape& shape, const Member& member, int kv_head, int64_t chunk, const uint8_t** k,
                   const uint8_t** v) const;
   void attend_tile(const Shape& shape, const Tile& tile, uint8_t* scratch);

@@ -75,6 +75,15 @@ struct Dot<8> {
     GLMLITE_PIN_XMM(sum.lo);
     GLMLITE_PIN_XMM(sum.hi);
   }
+  GLMLITE_INLINE static __m256i dot_values(__m256i c, __m256i q) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(q, c), _mm256_set1_epi16(1));
+  }
+  GLMLITE_INLINE void add_values(Codes c, Quad q) {
+    sum.lo = _mm256_add_epi32(sum.lo, dot_values(c.lo, q.v));
+    sum.hi = _mm256_add_epi32(sum.hi, dot_values(c.hi, q.v));
+    GLMLITE_PIN_XMM(sum.lo);
+    GLMLITE_PIN_XMM(sum.hi);
+  }
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 bits() { return as_f32(sum); }
   GLMLITE_INLINE F32x16 total() { return to_f32(sum); }

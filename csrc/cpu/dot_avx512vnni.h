@@ -87,6 +87,10 @@ struct Dot {
     sum.v = _mm512_dpbusd_epi32(sum.v, c.v, q.v);
     GLMLITE_PIN_ZMM(sum.v);
   }
+  GLMLITE_INLINE void add_values(Codes c, Quad q) {
+    sum.v = _mm512_dpbusd_epi32(sum.v, q.v, c.v);
+    GLMLITE_PIN_ZMM(sum.v);
+  }
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 bits() const { return {_mm512_castsi512_ps(sum.v)}; }
   GLMLITE_INLINE F32x16 total() const { return {_mm512_cvtepi32_ps(sum.v)}; }

@@ -28,6 +28,10 @@ struct Dot {
     sum.lo = _mm256_dpbusd_avx_epi32(sum.lo, c.lo, q.v);
     sum.hi = _mm256_dpbusd_avx_epi32(sum.hi, c.hi, q.v);
   }
+  GLMLITE_INLINE void add_values(Codes c, Quad q) {
+    sum.lo = _mm256_dpbusd_avx_epi32(sum.lo, q.v, c.lo);
+    sum.hi = _mm256_dpbusd_avx_epi32(sum.hi, q.v, c.hi);
+  }
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 bits() const { return as_f32(sum); }
   GLMLITE_INLINE F32x16 total() const { return to_f32(sum); }

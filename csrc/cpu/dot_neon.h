@@ -106,6 +106,7 @@ struct Dot {
   GLMLITE_INLINE void add(Codes c, Quad q) {
     for (int i = 0; i < 4; ++i) sum.v[i] = vdotq_s32(sum.v[i], vreinterpretq_s8_u8(c.v[i]), q.v);
   }
+  GLMLITE_INLINE void add_values(Codes c, Quad q) { add<0>(c, q); }
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 bits() const {
     F32x16 r;

@@ -121,6 +121,7 @@ struct Dot {
         sum.v[r] += (kBits == 8 ? static_cast<int8_t>(c.v[4 * r + i]) : c.v[4 * r + i]) * q.v[i];
     }
   }
+  GLMLITE_INLINE void add_values(Codes c, Quad q) { add<0>(c, q); }
   GLMLITE_INLINE void settle() {}
   GLMLITE_INLINE F32x16 bits() const {
     F32x16 r;

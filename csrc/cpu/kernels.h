@@ -101,6 +101,7 @@ struct AttendArgs {
   // Each so many queries have pages of their own: those of query i are at k + i / alike * kChunkPages, v likewise.
   // Neighbours that have the same page in a place, and so in all before it, share its reading.
   int64_t alike = INT64_MAX;
+  bool again = false;  // whether the call before had this scratch and these queries, of another chunk
 };
 
 // The cache of latent attention: one entry per position, `latent` columns and then `rope` columns, which all query

@@ -72,6 +72,19 @@ inline void store_i8(int8_t* p, F32x16 x) {
                    _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
+inline void store_halves(int8_t* high, int8_t* low, const F32x16 (&x)[4]) {
+  // The packs work within 128-bit lanes; the permutation puts the groups of four back in order.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), seven = _mm256_set1_epi16(127);
+  for (int i = 0; i < 4; i += 2) {
+    const __m256i a = _mm256_packs_epi32(_mm256_cvtps_epi32(x[i].lo), _mm256_cvtps_epi32(x[i].hi));
+    const __m256i b = _mm256_packs_epi32(_mm256_cvtps_epi32(x[i + 1].lo), _mm256_cvtps_epi32(x[i + 1].hi));
+    const __m256i h = _mm256_packs_epi16(_mm256_srli_epi16(a, 7), _mm256_srli_epi16(b, 7));
+    const __m256i l = _mm256_packs_epi16(_mm256_and_si256(a, seven), _mm256_and_si256(b, seven));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + 16 * i), _mm256_permutevar8x32_epi32(h, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + 16 * i), _mm256_permutevar8x32_epi32(l, order));
+  }
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline F32x16 mul(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
@@ -100,6 +113,9 @@ inline F32x16 scale2(F32x16 x, F32x16 n) { return {scale2(x.lo, n.lo), scale2(x.
 inline Mask16 less(F32x16 a, F32x16 b) {
   return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};
 }
+inline Mask16 not_less(F32x16 a, F32x16 b) {
+  return {_mm256_cmp_ps(a.lo, b.lo, _CMP_NLT_UQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ)};
+}
 inline Mask16 is_nan(F32x16 x) {
   return {_mm256_cmp_ps(x.lo, x.lo, _CMP_UNORD_Q), _mm256_cmp_ps(x.hi, x.hi, _CMP_UNORD_Q)};
 }
@@ -107,6 +123,7 @@ inline bool any(Mask16 m) { return _mm256_movemask_ps(_mm256_or_ps(m.lo, m.hi)) 
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
   return {_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi)};
 }
+inline F32x16 keep(Mask16 m, F32x16 x) { return {_mm256_and_ps(m.lo, x.lo), _mm256_and_ps(m.hi, x.hi)}; }
 template <int kApart>
 inline F32x16 swap_lanes(F32x16 x) {
   switch (kApart) {

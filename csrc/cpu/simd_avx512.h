@@ -38,6 +38,18 @@ inline void store_i8(int8_t* p, F32x16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
 
+inline void store_halves(int8_t* high, int8_t* low, const F32x16 (&x)[4]) {
+  __m512i n[4];
+  for (int i = 0; i < 4; ++i) n[i] = _mm512_cvtps_epi32(x[i].v);
+  const __m512i a = _mm512_packs_epi32(n[0], n[1]), b = _mm512_packs_epi32(n[2], n[3]), seven = _mm512_set1_epi16(127);
+  // The packs work within 128-bit lanes; the permutation puts the groups of four back in order.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i h = _mm512_packs_epi16(_mm512_srli_epi16(a, 7), _mm512_srli_epi16(b, 7));
+  const __m512i l = _mm512_packs_epi16(_mm512_and_si512(a, seven), _mm512_and_si512(b, seven));
+  _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, h));
+  _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, l));
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F32x16 mul(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -50,9 +62,11 @@ inline F32x16 round(F32x16 x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_
 inline F32x16 scale2(F32x16 x, F32x16 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 
 inline Mask16 less(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+inline Mask16 not_less(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ); }
 inline Mask16 is_nan(F32x16 x) { return _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q); }
 inline bool any(Mask16 m) { return m != 0; }
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+inline F32x16 keep(Mask16 m, F32x16 x) { return {_mm512_maskz_mov_ps(m, x.v)}; }
 template <int kApart>
 inline F32x16 swap_lanes(F32x16 x) {
   switch (kApart) {

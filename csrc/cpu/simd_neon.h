@@ -78,6 +78,18 @@ inline void store_i8(int8_t* p, F32x16 x) {
   vst1q_s8(p, vcombine_s8(vmovn_s16(vcombine_s16(v[0], v[1])), vmovn_s16(vcombine_s16(v[2], v[3]))));
 }
 
+inline void store_halves(int8_t* high, int8_t* low, const F32x16 (&x)[4]) {
+  for (int i = 0; i < 4; ++i) {
+    int16x8_t n[2];
+    for (int h = 0; h < 2; ++h) {
+      n[h] = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(x[i].v[2 * h])), vmovn_s32(vcvtnq_s32_f32(x[i].v[2 * h + 1])));
+    }
+    const int16x8_t seven = vdupq_n_s16(127);
+    vst1q_s8(high + 16 * i, vcombine_s8(vshrn_n_s16(n[0], 7), vshrn_n_s16(n[1], 7)));
+    vst1q_s8(low + 16 * i, vcombine_s8(vmovn_s16(vandq_s16(n[0], seven)), vmovn_s16(vandq_s16(n[1], seven))));
+  }
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) {
   return each([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
 }
@@ -96,6 +108,9 @@ inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
 inline Mask16 less(F32x16 a, F32x16 b) {
   return each_mask([&](int i) { return vcltq_f32(a.v[i], b.v[i]); });
 }
+inline Mask16 not_less(F32x16 a, F32x16 b) {
+  return each_mask([&](int i) { return vmvnq_u32(vcltq_f32(a.v[i], b.v[i])); });
+}
 inline Mask16 is_nan(F32x16 x) {
   return each_mask([&](int i) { return vmvnq_u32(vceqq_f32(x.v[i], x.v[i])); });
 }
@@ -106,6 +121,9 @@ inline Mask16 first_lanes(int n) {
 inline bool any(Mask16 m) { return vmaxvq_u32(vorrq_u32(vorrq_u32(m.q[0], m.q[1]), vorrq_u32(m.q[2], m.q[3]))) != 0; }
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
   return each([&](int i) { return vbslq_f32(m.q[i], a.v[i], b.v[i]); });
+}
+inline F32x16 keep(Mask16 m, F32x16 x) {
+  return each([&](int i) { return vreinterpretq_f32_u32(vandq_u32(m.q[i], vreinterpretq_u32_f32(x.v[i]))); });
 }
 // Not vmaxq_f32, which returns NaN where either is.
 inline float32x4_t max(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }

@@ -84,6 +84,18 @@ inline void store_i8(int8_t* p, F32x16 x) {
   for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(x.v[l] == x.v[l] ? x.v[l] : 0.0f);
 }
 
+// x: 64 numbers that round, ties to even, to whole ones n from 0 to 16383; n / 128 to high, n % 128 to low. What a NaN
+// becomes is not said.
+inline void store_halves(int8_t* high, int8_t* low, const F32x16 (&x)[4]) {
+  for (int i = 0; i < 64; ++i) {
+    constexpr float kShift = 12582912.0f;  // see round
+    const float value = x[i / 16].v[i % 16];
+    const int whole = value == value ? static_cast<int>(value + kShift - kShift) : 0;
+    high[i] = static_cast<int8_t>(whole >> 7);
+    low[i] = static_cast<int8_t>(whole & 127);
+  }
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) {
   return each([&](int l) { return a.v[l] + b.v[l]; });
 }
@@ -133,6 +145,12 @@ inline Mask16 less(F32x16 a, F32x16 b) {
   for (int l = 0; l < 16; ++l) m.lane[l] = a.v[l] < b.v[l];
   return m;
 }
+// Where one of them is NaN, too.
+inline Mask16 not_less(F32x16 a, F32x16 b) {
+  Mask16 m;
+  for (int l = 0; l < 16; ++l) m.lane[l] = !(a.v[l] < b.v[l]);
+  return m;
+}
 inline Mask16 is_nan(F32x16 x) {
   Mask16 m;
   for (int l = 0; l < 16; ++l) m.lane[l] = x.v[l] != x.v[l];
@@ -153,6 +171,8 @@ inline bool any(Mask16 m) {
 inline F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
   return each([&](int l) { return m.lane[l] ? a.v[l] : b.v[l]; });
 }
+// m ? x : 0
+inline F32x16 keep(Mask16 m, F32x16 x) { return select(m, x, set1(0.0f)); }
 // Lane l of x to lane l ^ kApart, a power of two below 16.
 template <int kApart>
 inline F32x16 swap_lanes(F32x16 x) {

@@ -27,7 +27,7 @@ from ..placement import backend, matrices_of_a_token, native_ops
 from ..program import AXES, Op
 from ..reference import NO_ID, Reference, Work
 
-__all__ = ["Cost", "ReferenceTower", "Tower", "items"]
+__all__ = ["Cost", "ReferenceTower", "Tower", "items", "kv_type_of"]
 
 Grid = tuple[int, int]  # rows and columns of patches
 
@@ -39,6 +39,12 @@ def items(content: bytes, count: int) -> array[int]:
     """
     numbers = array("q", hashlib.shake_256(content).digest(8 * count))
     return array("q", (-1 - (number & (2**63 - 1)) for number in numbers))
+
+
+def kv_type_of(tensors: Mapping[str, Any]) -> str:
+    """Of a tower's keys and values: q8 where its weights are integers, too, whose rounding costs more."""
+    blocks = [tensor.type for name, tensor in tensors.items() if name.startswith("v.blk.") and len(tensor.shape) > 1]
+    return "f16" if all(type in ("F32", "F16", "BF16") for type in blocks) else "q8"
 
 
 class Cost(NamedTuple):
@@ -93,7 +99,7 @@ class Tower(_Eyes):
     """The eyes on the CPU. Threads share it: one image at a time, the calls of others wait.
 
     gguf: an open file, which may be closed afterwards. threads: 0: the physical cores. kv_type: of keys and values,
-    "f16" or "q8". computing: `adaptive` and `background` of `Engine`. Raises FormatError, MemoryError, Cancelled (by
+    "f16" or "q8"; None: what goes with the weights. computing: `adaptive` and `background` of `Engine`. Raises FormatError, MemoryError, Cancelled (by
     `progress`, as `Engine` has it).
     """
 
@@ -102,7 +108,7 @@ class Tower(_Eyes):
         gguf: Any,
         *,
         threads: int = 0,
-        kv_type: str = "f16",
+        kv_type: str | None = None,
         isa: str = "",
         progress: Callable[[int, int], object] | None = None,
         **computing: bool,
@@ -116,7 +122,7 @@ class Tower(_Eyes):
                 gguf,
                 native_ops(ops, gguf.dequantize),
                 kv_tokens=max(tokens, 1),
-                kv_type=kv_type,
+                kv_type=kv_type or kv_type_of(gguf.tensors),
                 threads=threads,
                 isa=isa,
                 progress=progress,
