@@ -18,8 +18,8 @@ It is a discrete-event simulation: what happens at a node is an event, rows come
    done on the mean. Another node comes after `replace` seconds, fetches the model at 0.5 GB/s, and packs it.
 5. The program that hands out rows takes `DRIVER` seconds for each row, reading, journal and writing together. Where
    that is what bounds the job, the rows are split in as many files and programs as are needed (`drivers`), evenly.
-   The simulation hands out larger units than batches, until the last ones, so that it ends; of a unit that is lost,
-   all is done again, which overstates what a loss costs.
+   The simulation hands out more rows at a time, until the last ones, so that it ends; of such a unit that is lost, all
+   is done again, which overstates what a loss costs.
 6. The end. A node that finds no more rows is idle. What runs is given to nobody else, or, with `--twice`, to idle nodes
    as well, and the first to end counts. The last row of a batch runs alone: its longest answer, at one row's speed.
 7. Ray itself (its control store, its network) is taken to cost nothing and not to fail. That is an assumption; Ray's
@@ -75,11 +75,16 @@ class Job:
     batch: int = AT_ONCE  # rows that a node takes together
     twice: bool = False
     price: float = 0.04  # dollars for a core and hour
-    units: int = 200_000  # rows come in so many units, or in batches where those are larger
+    units: int = 200_000  # rows come in so many units, or in what a node has at a time where that is more
+
+    @property
+    def hand(self) -> float:
+        """Rows that a node has at a time."""
+        return self.batch * (1 + AHEAD)
 
     @property
     def unit(self) -> float:
-        return max(self.batch, self.rows / self.units)
+        return max(self.hand, self.rows / self.units)
 
     @property
     def scale(self) -> float:
@@ -170,8 +175,8 @@ def run(job: Job, seed: int = 0) -> Outcome:
         if again:
             unit = again.pop()
         elif rest > 0.5:
-            # At the end, as they really are: batches.
-            size = min(rest, job.unit if rest > 2 * job.nodes * job.unit else job.batch)
+            # At the end, as it really is: what a node has at a time.
+            size = min(rest, job.unit if rest > 2 * job.nodes * job.unit else job.hand)
             rest -= size
             unit = len(sizes)
             sizes.append(size)
@@ -196,7 +201,7 @@ def run(job: Job, seed: int = 0) -> Outcome:
             continue
         # Lost: rows that were finished are kept, those at hand are done again, by whoever is free.
         losses += 1
-        in_vain += min(job.batch * (AHEAD + 1) / 2, size)
+        in_vain += job.hand / 2
         leave(unit)
         if unit not in running and unit not in finished:
             again.append(unit)

@@ -411,8 +411,7 @@ def killed(nodes, rows, out, alone):
 
     cluster = glmlite.ray.Cluster("auto", cpus=2)
     asked = {"column": "text", "at_once": 8, "progress": progress, **ASKED}
-    with glmlite.load(context=1024, kv_tokens=1024) as model:
-        done = glmlite.batch(model, rows, out, cluster=cluster, **asked)
+    done = glmlite.batch("builtin", rows, out, cluster=cluster, **asked)
     assert len(told) == 2, told
     assert (done.rows, done.failed) == (ROWS, 0)
     assert out.read_bytes() == alone.read_bytes()

@@ -133,7 +133,7 @@ def batch(
     prefix: stands before the names of the columns that are added: answer, reasoning, tool_calls, finish_reason,
         prompt_tokens, completion_tokens, error.
     at_once: rows that run at the same time; by default as many as the model runs, or 64 of one that is loaded here.
-    cluster: a `glmlite.ray.Cluster`, whose machines answer the rows; the model that is loaded here has the template.
+    cluster: a `glmlite.ray.Cluster`, whose engines answer the rows, `at_once` (64) each.
     ordered: rows come in their order; False: as they are finished.
     force: write over a file that is there. restart: give up the rows that are kept.
     progress: called with a `Progress`, ten times a second at most, by the thread that waits.
@@ -162,9 +162,12 @@ def batch(
         else:
             source = stack.enter_context(spooled(rows))
         if not isinstance(model, Model):
-            model = stack.enter_context(load_for(model, at_once or AT_ONCE, cancel=cancel))
+            # With a cluster it is here for its template alone: mapped, of which hardly a page is read.
+            loading = {"at_once": at_once or AT_ONCE} if cluster is None else {"at_once": 1, "packed": True}
+            model = stack.enter_context(load_for(model, cancel=cancel, **loading))
         asking = asking_of(model, source, prompt, p, cancel)
-        work = Work(model, source, asking, p, at_once or model.parallel, ordered, cancel, progress, cluster)
+        most = at_once or (model.parallel if cluster is None else AT_ONCE)
+        work = Work(model, source, asking, p, most, ordered, cancel, progress, cluster)
         if out is not None:
             return into_file(work, Path(out), force=force, restart=restart)
         found = results(work)

@@ -137,10 +137,9 @@ def batch(
     if ray is not None:
         from ..ray import Cluster
 
-        given_loading = loading.given()
-        asked["cluster"] = Cluster(ray, None, actors, actor_cpus, actor_gpus, given_loading)
+        asked["cluster"] = Cluster(ray, None, actors, actor_cpus, actor_gpus, loading.given())
         asked["at_once"] = at_once or AT_ONCE
-        loading = replace(loading, packed=True)  # here it is needed for its template alone
+        loading = replace(loading, packed=True)  # here it is for its template alone: mapped
         load = partial(load_for, at_once=1)
     failed, error, notes = 0, None, []
     with running.opened(model, loading, load=load) as opened, _progress() as progress:
