@@ -92,8 +92,10 @@ Range range_of(const Draw& draw, const float* logits, int64_t vocab, float max) 
 // From logits as adjusted. Only the few that matter are put in order.
 int32_t draw_token(const Draw& draw, const float* logits, int64_t vocab) {
   const float max = largest_of(logits, vocab);
-  if (draw.sharpness == 0 || !std::isfinite(max))
-    return static_cast<int32_t>(std::find(logits, logits + vocab, max) - logits);
+  if (draw.sharpness == 0 || !std::isfinite(max)) {
+    const auto at = static_cast<int32_t>(std::find(logits, logits + vocab, max) - logits);
+    return at < vocab ? at : 0;  // where all are NaN
+  }
 
   const Range range = range_of(draw, logits, vocab, max);
   std::vector<uint64_t> keys;
