@@ -99,8 +99,8 @@ class Tower(_Eyes):
     """The eyes on the CPU. Threads share it: one image at a time, the calls of others wait.
 
     gguf: an open file, which may be closed afterwards. threads: 0: the physical cores. kv_type: of keys and values,
-    "f16" or "q8"; None: what goes with the weights. computing: `adaptive` and `background` of `Engine`. Raises FormatError, MemoryError, Cancelled (by
-    `progress`, as `Engine` has it).
+    "f16" or "q8"; None: what goes with the weights. computing: `adaptive` and `background` of `Engine`. Raises
+    FormatError, MemoryError, Cancelled (by `progress`, as `Engine` has it).
     """
 
     def __init__(
