@@ -264,6 +264,14 @@ def test_ctrl_c_leaves_no_lock_behind(load):
     """It comes most often when the lock has just been had, because the main thread waits for its turn to run then."""
     scheduler = load(sizes={"layers": 1})._scheduler
     done = threading.Event()
+    armed = False  # so that none comes where nothing catches it
+    left = 0
+
+    def raise_once(*_):
+        nonlocal armed
+        if armed:
+            armed = False
+            raise KeyboardInterrupt
 
     def hold():
         while not done.is_set():
@@ -276,20 +284,26 @@ def test_ctrl_c_leaves_no_lock_behind(load):
             _thread.interrupt_main()
         done.set()
 
+    before = signal.signal(signal.SIGINT, raise_once)
     threads = [threading.Thread(target=target) for target in (hold, hold, interrupt)]
-    for thread in threads:
-        thread.start()
-    left = 0
-    while any(thread.is_alive() for thread in threads):
-        try:
-            while not done.is_set():
-                scheduler.status()
-            for thread in threads:
-                thread.join()
-        except KeyboardInterrupt:
-            while scheduler._changed._is_owned():
-                left += 1
-                scheduler._lock.release()
+    try:
+        for thread in threads:
+            thread.start()
+        while not done.is_set():
+            try:
+                armed = True
+                while not done.is_set():
+                    scheduler.status()
+                armed = False
+            except KeyboardInterrupt:
+                while scheduler._changed._is_owned():
+                    left += 1
+                    scheduler._lock.release()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        signal.signal(signal.SIGINT, before)
     assert left == 0
 
 
