@@ -160,7 +160,8 @@ def test_memory_that_eyes_need_is_left_free(files, monkeypatch, tmp_path):
         monkeypatch.setattr(loading, "_context", lambda asked, trained, fixed, per, free: contexts.append(free) or 512)
         monkeypatch.setattr("glmlite._native.available_memory", lambda: 10**9)
         glmlite.load(path, packed=False).close()
-    assert contexts[0] == 10**9 and 6e6 < contexts[0] - contexts[1] < 8e6
+    # Keys and values in q8 of as many patches as an image may have; weights are small beside them.
+    assert contexts[0] == 10**9 and 3e6 < contexts[0] - contexts[1] < 5e6
 
 
 def test_a_file_that_changed_is_noticed(tmp_path):
