@@ -6,7 +6,8 @@ import pkgutil
 import re
 import subprocess
 import sys
-from importlib import import_module, metadata
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,7 @@ TOOLS = ("glmlite.convert", "glmlite.doctor", "glmlite.quantize")  # what makes 
 def test_nothing_at_run_time_imports_the_converters():
     for module in modules():
         if not module.startswith((*TOOLS, "glmlite.cli")):  # the commands have files of the same names
-            source = inspect.getsource(import_module(module))
-            assert not re.search(r"^\s*from \.*(glmlite\.)?(convert|doctor|quantize)\b", source, re.M), module
+            assert not re.search(r"^\s*from \.*(glmlite\.)?(convert|doctor|quantize)\b", source(module), re.M), module
 
 
 # ---- docstrings --------------------------------------------------------------------------------------------------
@@ -60,6 +60,11 @@ def modules():
         if "._" not in info.name:
             found.append(info.name)
     return found
+
+
+def source(module):
+    """Not of an import: some need what is not installed."""
+    return Path(find_spec(module).origin).read_text("utf-8")
 
 
 def test_public_names_exist_and_are_documented():
@@ -89,7 +94,7 @@ def own_doc(item):
 
 
 def test_modules_have_docstrings():
-    missing = [name for name in modules() if not import_module(name).__doc__]
+    missing = [name for name in modules() if not ast.get_docstring(ast.parse(source(name)))]
     assert missing == []
 
 
