@@ -87,7 +87,7 @@ def test_the_hooks_are_found_by_an_entry_point():
 
 def test_each_hook_has_its_module():
     names = [path.name.removeprefix("hook-").removesuffix(".py") for path in HOOKS.glob("hook-*.py")]
-    assert len(names) == 4
+    assert len(names) == 5
     for name in names:
         assert find_spec(name) is not None, name
 
