@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AT_ONCE", "batch"]
 
-AT_ONCE = 64
+AT_ONCE = 64  # rows: so many queries of a common beginning attention takes at once; others were not compared
 
 AnyPath: TypeAlias = "str | os.PathLike[str]"
 
