@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+from test_constrain import TOOLS, thinker  # noqa: F401 (thinker: a fixture)
 
 import glmlite
 from glmlite.bulk import rows as reading
@@ -144,14 +145,12 @@ def test_answers_follow_a_schema(model):
         glmlite.batch(model, prompts(2), schema={"type": "array", "uniqueItems": True})
 
 
-TOOL = {"type": "function", "function": {"name": "weather", "description": "", "parameters": {"type": "object"}}}
-
-
-def test_calls_of_tools_are_the_same_the_next_time(model):
+def test_calls_of_tools_are_the_same_the_next_time(thinker):  # noqa: F811
     pytest.importorskip("llguidance")
-    asked = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 30}
-    found = [[r.values for r in glmlite.batch(model, prompts(3), **asked)] for _ in range(2)]
+    asked = {"tools": TOOLS, "tool_choice": "required", "thinking": False, "max_tokens": 150}
+    found = [[r.values for r in glmlite.batch(thinker, prompts(3), **asked)] for _ in range(2)]
     assert found[0] == found[1]
+    assert [row["error"] for row in found[0]] == [None] * 3 and all(row["tool_calls"] for row in found[0])
 
 
 # ---- OpenAI's form
