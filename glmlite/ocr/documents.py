@@ -19,6 +19,7 @@ __all__ = ["ENDINGS", "MOST_PAGES", "Document", "Source", "sources_of"]
 ENDINGS = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
 MOST_PAGES = 10_000
 _A4 = 8.27 * 11.69  # square inches
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
 _RANGE = re.compile(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?")
 
 
@@ -73,6 +74,9 @@ def sources_of(sources: Any) -> list[Source]:
         data = isinstance(value, str) and value[:5].lower() == "data:"
         if isinstance(value, Source):
             found.append(value)
+            continue
+        if isinstance(value, str) and _ADDRESS.match(value):
+            found.append(Source(value, value))  # which is refused by name when its turn comes
             continue
         if not isinstance(value, str | os.PathLike) or data:
             found.append(Source(f"image {number}" if several else "image", value))
