@@ -278,7 +278,7 @@ def test_what_is_no_image_is_a_clear_error(source, error, message):
 
 def test_pages_without_end():
     assert frame_count(tiff_of_pages(3)) == frame_count(tiff_of_pages(3, cyclic=True)) == 3
-    with pytest.raises(ValueError, match="^scan: more than 10000 pages, expected at most so many"):
+    with pytest.raises(ValueError, match="scan: more than 10000 pages, expected at most so many"):
         frame_count(tiff_of_pages(images.MOST_FRAMES + 2), "scan")
 
 
