@@ -401,8 +401,6 @@ def test_every_kind_of_source(tmp_path):
     pdf = pictures.pdf([text_page("i")])
     for kind in (bytearray, memoryview):
         assert [colours(page) for page in ocr.read(Reader(), kind(pdf))] == [["i"]]
-        [["i"]]
-    ] * 2
     many = [
         str(folder),
         tiff,
