@@ -630,6 +630,14 @@ def test_names_of_files_that_are_no_text(model, capsys):
     assert all(line.startswith("in/") for line in capsys.readouterr().err.splitlines())
 
 
+def test_oddities_of_a_photo_are_not_told(model):
+    exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\x10\0\0\0"
+    text_page("a").save(model / "a.jpg", quality=100, subsampling=0, exif=b"Exif\0\0" + exif)
+    process = start(model, "a.jpg", "-m", "model.gguf", slow=0)
+    out, err = process.communicate(timeout=WAIT)
+    assert out.split() == [b"Text", b"a"] and err.startswith(b"a.jpg: blocks 1") and err.count(b"\n") == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
 def test_a_folder_with_what_are_no_files(model, capsys):
     folder = model / "in"
