@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_constrain import TOOLS, thinker  # noqa: F401 (thinker: a fixture)
 
 import glmlite
 from glmlite.bulk.asking import Prompt, Prompts
@@ -412,6 +413,17 @@ def test_without_numbers_a_row_has_the_answer_that_its_columns_have(generate):
     once = answer(pa.Table.from_pylist(ROWS))["answer"].to_pylist()
     again = answer(pa.Table.from_pylist(ROWS[3:] + ROWS[:3]))["answer"].to_pylist()
     assert again == once[3:] + once[:3] and len(set(once)) > 1
+
+
+def test_tools_of_a_table_are_called_as_on_one_machine(thinker, monkeypatch, tmp_path):  # noqa: F811
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("llguidance")
+    monkeypatch.setattr(batches, "_engine", lambda name, at_once, loading: thinker)
+    asked = {"tools": TOOLS, "tool_choice": "required", "thinking": False, "max_tokens": 150, "seed": 7}
+    glmlite.batch(thinker, ROWS[:3], tmp_path / "alone.parquet", **asked)
+    table = Generate("builtin", number="id", **asked)(pa.Table.from_pylist(ROWS[:3]))
+    assert all(table["tool_calls"].to_pylist())
+    assert table.to_pylist() == pq.read_table(tmp_path / "alone.parquet").to_pylist()
 
 
 def test_a_row_of_a_table_that_fails_has_an_error(generate):

@@ -1,5 +1,6 @@
 """Pages of PDF files as images, and pages cut into blocks by their white space."""
 
+import re
 import threading
 from itertools import pairwise
 
@@ -63,6 +64,32 @@ def test_a_damaged_page_is_named_and_the_others_are_there():
         with pytest.raises(ValueError, match=r"^scan.pdf, page 4: there is no such page, expected 1 to 3"):
             file.text(4)
         assert file.text(3) == "b"
+
+
+@pytest.mark.parametrize(("turn", "size"), [(90, (877, 620)), (180, (620, 877)), (45, (620, 877))])
+def test_a_page_that_says_it_is_turned(turn, size):
+    file = pictures.pdf(["a line"]).replace(b"/Type /Page /Parent", b"/Rotate %d /Type /Page /Parent" % turn)
+    with Pdf(file) as pdf:
+        image = pdf.render(1, 75)
+        assert np.allclose(image.size, size, atol=1) and np.asarray(image).min() < 100
+        assert pdf.text(1) == "a line"
+
+
+def test_a_table_of_places_that_is_damaged_is_made_again():
+    whole = pictures.pdf(["a line"])
+    for file in (whole.replace(b"startxref", b"startxxxx"), whole.replace(b"00000 n", b"00000 x")):
+        with Pdf(file) as pdf:
+            assert pdf.pages == 1 and pdf.text(1) == "a line"
+
+
+@pytest.mark.parametrize("box", [b"[0 0 0 0]", b"[595 842 0 0]", b"[0 0 1e30 1e30]", b"[0 0 14400 0.5]", b"[x]", b"[]"])
+def test_a_page_without_a_size_is_rendered_or_refused(box):
+    file = re.sub(rb"/MediaBox \[[^]]*\]", b"/MediaBox " + box, pictures.pdf(["a line"]))
+    with Pdf(file) as pdf:
+        try:
+            assert max(pdf.render(1, 150).size) <= LONGEST
+        except ValueError as error:
+            assert str(error).startswith("PDF, page 1: ")
 
 
 def test_a_million_pages_that_are_not_there():

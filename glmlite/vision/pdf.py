@@ -33,9 +33,11 @@ class Pdf:
     Raises ValueError (damaged, encrypted) and OSError.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | bytes, where: str = "PDF"):
+    def __init__(self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, where: str = "PDF"):
         self.where = where
-        if not isinstance(source, bytes):
+        if isinstance(source, bytes | bytearray | memoryview):
+            source = bytes(source)
+        else:
             with open(source, "rb"):  # an error of the system's, not PDFium's
                 source = Path(source)
         import pypdfium2 as pdfium
