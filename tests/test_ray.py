@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,18 +201,22 @@ def test_a_replica_answers(replica):
     asyncio.run(run())
 
 
-def test_an_answer_that_nobody_wants_ends(replica, model):
+def test_an_answer_that_nobody_wants_ends(replica, model, monkeypatch):
+    real = model._scheduler._round
+    monkeypatch.setattr(model._scheduler, "_round", lambda: (time.sleep(0.02), real()))  # 8 s for all that is asked
+
     async def run():
-        asked = {"prompt": "One, two,", "max_tokens": 400, "stream": True, "logit_bias": {}}
+        asked = {"prompt": "One, two,", "max_tokens": 400, "stream": True, "ignore_eos": True}
+        ended = model.status().cancelled
         answer = replica.respond(scope("/v1/completions"), body(**asked))
         await answer.__anext__()
         assert model.status().running + model.status().waiting == 1
         await answer.aclose()
         for _ in range(600):
             if model.status().running + model.status().waiting == 0:
-                return
+                break
             await asyncio.sleep(0.1)
-        raise AssertionError("it runs on")
+        assert model.status().cancelled == ended + 1
 
     asyncio.run(run())
 
