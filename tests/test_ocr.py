@@ -643,6 +643,7 @@ def test_a_folder_with_what_are_no_files(model, capsys):
     folder = model / "in"
     (folder / "sub.pdf").mkdir(parents=True)
     text_page("a").save(folder / "a.png")
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     os.mkfifo(folder / "pipe.png")
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "none.png").symlink_to("nothing")
@@ -650,6 +651,7 @@ def test_a_folder_with_what_are_no_files(model, capsys):
     text = (model / "out.md").read_text(encoding="utf-8").replace(f"in{os.sep}", "")
     assert marks(text) == [
         "<!-- a.png, page 1 -->",
+        "<!-- IMG_1.HEIC, not read: IMG_1.HEIC: is an HEIC image, expected one of PNG, JPEG, WEBP, TIFF, GIF, BMP, PPM -->",
         "<!-- loop.png, not read: loop.png: Too many levels of symbolic links -->",
         "<!-- none.png, not read: none.png: No such file or directory -->",
         "<!-- pipe.png, not read: pipe.png: is no regular file, expected a document -->",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["ENDINGS", "MOST_PAGES", "Document", "Source", "sources_of"]
 
 ENDINGS = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
+# Pictures that are refused, by name, each when its turn comes: who has them in a folder is told.
+REFUSED = (".heic", ".heif", ".avif", ".jxl")
 MOST_PAGES = 10_000
 _A4 = 8.27 * 11.69  # square inches
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
@@ -67,7 +69,7 @@ class Source(NamedTuple):
 
 def sources_of(sources: Any) -> list[Source]:
     """The documents that a user means: one, or a sequence of them; of a folder, the files in it by name, `page2` before
-    `page10`. Raises ValueError for a folder without any, and for an empty sequence."""
+    `page10`, also pictures of kinds that are not read. Raises ValueError for a folder without any, and for an empty sequence."""
     several = isinstance(sources, Sequence) and not isinstance(sources, str | bytes | bytearray | memoryview | Source)
     found: list[Source] = []
     for number, value in enumerate(sources if several else [sources], 1):
@@ -89,8 +91,9 @@ def sources_of(sources: Any) -> list[Source]:
 
 
 def _in_folder(folder: Path) -> list[Source]:
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
-    if not paths:
+    pages = ENDINGS + REFUSED
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in pages and not path.name.startswith(".")]
+    if not any(path.suffix.lower() in ENDINGS for path in paths):
         raise ValueError(f"{folder}: a folder without documents, expected files of {', '.join(ENDINGS)}")
     return [Source(str(path), path) for path in sorted(paths, key=lambda path: _natural(path.name))]
 
