@@ -651,7 +651,8 @@ def test_a_folder_with_what_are_no_files(model, capsys):
     text = (model / "out.md").read_text(encoding="utf-8").replace(f"in{os.sep}", "")
     assert marks(text) == [
         "<!-- a.png, page 1 -->",
-        "<!-- IMG_1.HEIC, not read: IMG_1.HEIC: is an HEIC image, expected one of PNG, JPEG, WEBP, TIFF, GIF, BMP, PPM -->",
+        "<!-- IMG_1.HEIC, not read: IMG_1.HEIC: is an HEIC image, "
+        "expected one of PNG, JPEG, WEBP, TIFF, GIF, BMP, PPM -->",
         "<!-- loop.png, not read: loop.png: Too many levels of symbolic links -->",
         "<!-- none.png, not read: none.png: No such file or directory -->",
         "<!-- pipe.png, not read: pipe.png: is no regular file, expected a document -->",

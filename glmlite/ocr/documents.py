@@ -69,7 +69,8 @@ class Source(NamedTuple):
 
 def sources_of(sources: Any) -> list[Source]:
     """The documents that a user means: one, or a sequence of them; of a folder, the files in it by name, `page2` before
-    `page10`, also pictures of kinds that are not read. Raises ValueError for a folder without any, and for an empty sequence."""
+    `page10`, also pictures of kinds that are not read. Raises ValueError for a folder without documents, and for an
+    empty sequence."""
     several = isinstance(sources, Sequence) and not isinstance(sources, str | bytes | bytearray | memoryview | Source)
     found: list[Source] = []
     for number, value in enumerate(sources if several else [sources], 1):
