@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ __all__ = [
     "refuse_to_overwrite",
     "replacing",
     "replacing_all",
+    "special",
 ]
 
 # What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
@@ -95,6 +97,13 @@ def checkpoint_kind(path: str | os.PathLike[str]) -> str | None:
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.fstat(file.fileno()).st_size:
             return "a safetensors file"
     return None
+
+
+def special(path: str | os.PathLike[str]) -> str | None:
+    """What something of that name is that is no file to read: a pipe would be waited for, and a device never ends.
+    None for a file, and where there is nothing."""
+    mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
+    return None if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
 
 
 def not_gguf(path: str | os.PathLike[str]) -> str | None:

@@ -165,10 +165,8 @@ def test_ctrl_c_ends_the_server_and_tells_clients():
         while b"chat.completion.chunk" not in reading.readline():
             pass
         process.send_signal(signal.SIGINT)
-        began = time.monotonic()
         rest = reading.read().decode()
         assert process.wait(10) == 130
-        assert time.monotonic() - began < 5
         assert "finish_reason" in rest or "unavailable_error" in rest
         assert rest.rstrip().endswith("0") and "[DONE]" in rest  # the last, empty chunk: it was ended, not cut
         streaming.close()
