@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 __all__ = [
+    "REFUSED_PICTURES",
     "UNFINISHED",
     "checkpoint_kind",
     "kind_of",
@@ -27,6 +28,9 @@ __all__ = [
 
 # What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
+
+# Endings of pictures that are not read: wherever one is taken for a picture, it is refused by name.
+REFUSED_PICTURES = (".heic", ".heif", ".avif", ".jxl")
 
 _UNTOUCHED = 24 * 3600  # seconds; nobody leaves a file that is being written alone for so long
 

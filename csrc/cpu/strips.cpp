@@ -6,8 +6,10 @@ namespace glmlite {
 
 namespace {
 
+// Each strip reads a stretch's weights anew, which for so many rows is little beside the products. Other sizes were not
+// compared.
 constexpr int64_t kStripRows = 512;
-constexpr int64_t kLongStep = 4 * kStripRows;
+constexpr int64_t kLongStep = 4 * kStripRows;  // above the steps that prompts are read in
 
 // Whether each row of the op's value is made of that row of what it reads.
 bool by_rows(const Program& program, const Op& op) {

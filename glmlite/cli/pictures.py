@@ -15,10 +15,10 @@ from urllib.request import url2pathname
 import typer
 
 from ..errors import ContextOverflow
-from ..files import special
+from ..files import REFUSED_PICTURES, special
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm")
-SUFFIXES += (".heic", ".heif", ".avif")  # which are refused, and not taken for text
+SUFFIXES += REFUSED_PICTURES  # and not taken for text
 Images = Annotated[
     list[Path] | None,
     typer.Option(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..files import special
+from ..files import REFUSED_PICTURES, special
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["ENDINGS", "MOST_PAGES", "Document", "Source", "sources_of"]
 
 ENDINGS = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
-# Pictures that are refused, by name, each when its turn comes: who has them in a folder is told.
-REFUSED = (".heic", ".heif", ".avif", ".jxl")
 MOST_PAGES = 10_000
 _A4 = 8.27 * 11.69  # square inches
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
@@ -92,7 +90,7 @@ def sources_of(sources: Any) -> list[Source]:
 
 
 def _in_folder(folder: Path) -> list[Source]:
-    pages = ENDINGS + REFUSED
+    pages = ENDINGS + REFUSED_PICTURES  # each of these when its turn comes
     paths = [path for path in folder.iterdir() if path.suffix.lower() in pages and not path.name.startswith(".")]
     if not any(path.suffix.lower() in ENDINGS for path in paths):
         raise ValueError(f"{folder}: a folder without documents, expected files of {', '.join(ENDINGS)}")
