@@ -134,6 +134,9 @@ def killed(args, prompts, folder):
         path = journal_path(folder / "killed.jsonl")
         return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
 
+    def same():
+        return (folder / "killed.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
+
     if start("whole.jsonl").wait():
         sys.exit("the run that nobody disturbs failed")
     chance = random.Random(args.kills)
@@ -146,14 +149,20 @@ def killed(args, prompts, folder):
             time.sleep(0.005)
         time.sleep(chance.random() * 0.05)
         process.kill()
-        if process.wait() != -signal.SIGKILL:
-            break  # it had ended
-        kills += 1
-        print(f"kill {kills}: {finished()} of {len(prompts)} rows are kept", flush=True)
+        ended = process.wait() != -signal.SIGKILL
+        if not ended:
+            kills += 1
+            print(f"kill {kills}: {finished()} of {len(prompts)} rows are kept", flush=True)
+        if (folder / "killed.jsonl").exists() and kills < args.kills:  # it has ended: once more
+            if not same():
+                break
+            (folder / "killed.jsonl").unlink()
+        elif ended:
+            break  # it failed
     code = start("killed.jsonl").wait() if not (folder / "killed.jsonl").exists() else 0
-    same = (folder / "killed.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
-    print(f"killed {kills} times: {'the same, byte for byte' if same and not code else 'NOT THE SAME'}")
-    return same and not code
+    good = kills == args.kills and not code and same()
+    print(f"killed {kills} times: {'the same, byte for byte' if good else 'NOT THE SAME'}")
+    return good
 
 
 def main():

@@ -288,6 +288,7 @@ std::vector<float> Engine::step(const std::vector<Work>& works, const std::vecto
   if (!reserve(works)) throw cache_full(*table_);
   const float* logits = advance(works, rows, {}, cancel, watch).logits;
   std::vector<float> result;
+  result.reserve(rows.size() * static_cast<size_t>(info_.vocab));
   for (size_t i = 0; i < rows.size(); ++i) {
     const float* row = logits + (selects_ ? static_cast<int64_t>(i) : rows[i]) * info_.vocab;
     result.insert(result.end(), row, row + info_.vocab);

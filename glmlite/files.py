@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 __all__ = [
+    "REFUSED_PICTURES",
     "UNFINISHED",
     "checkpoint_kind",
     "kind_of",
@@ -21,10 +23,14 @@ __all__ = [
     "refuse_to_overwrite",
     "replacing",
     "replacing_all",
+    "special",
 ]
 
 # What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
+
+# Endings of pictures that are not read: wherever one is taken for a picture, it is refused by name.
+REFUSED_PICTURES = (".heic", ".heif", ".avif", ".jxl")
 
 _UNTOUCHED = 24 * 3600  # seconds; nobody leaves a file that is being written alone for so long
 
@@ -95,6 +101,13 @@ def checkpoint_kind(path: str | os.PathLike[str]) -> str | None:
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.fstat(file.fileno()).st_size:
             return "a safetensors file"
     return None
+
+
+def special(path: str | os.PathLike[str]) -> str | None:
+    """What something of that name is that is no file to read: a pipe would be waited for, and a device never ends.
+    None for a file, and where there is nothing."""
+    mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
+    return None if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
 
 
 def not_gguf(path: str | os.PathLike[str]) -> str | None:

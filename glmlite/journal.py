@@ -88,8 +88,11 @@ class Journal:
         for line in lines:
             offsets.append(self._end)
             self._end += len(line)
-        self._file.write(b"".join(lines))
-        self._file.flush()
+        try:
+            self._file.write(b"".join(lines))
+            self._file.flush()
+        except OSError as error:  # a full disk does not say which file it has no room for
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         if self._every or time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
         return offsets
@@ -108,10 +111,12 @@ class Journal:
     def close(self) -> None:
         if not self._file.closed:
             self.sync()
-            self._file.close()
+            with suppress(OSError):  # what is still in its buffer `add` could not write, and has said so
+                self._file.close()
 
     def remove(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
     def _read(self, header: Any, take: Callable[[Record, int], object]) -> int:

@@ -174,7 +174,7 @@ def hostile():
         "truncated": (file_of((300, 300), mode="RGBA")[:900], "damaged"),
         "truncated JPEG": (file_of((900, 900), "JPEG")[:3000], "damaged"),
         "column": (file_of((1, 20_000)), "200 times"),
-        "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
         "bomb": (bomb(), "pixels"),
     }
 

@@ -117,9 +117,18 @@ def shown_by_serve():
     prefixes(handle)
     lost()
     exported()
-    serve.delete("default")
+    delete()
     scales()
     serve.shutdown()
+
+
+def delete():
+    """Ends the application. Ray's own wait for that has an end after a minute, which is too short on a busy machine."""
+    serve.delete("default", _blocking=False)
+    begun = time.monotonic()
+    while "default" in serve.status().applications:
+        assert time.monotonic() < begun + 600, "the application does not end"
+        time.sleep(0.5)
 
 
 def streams():

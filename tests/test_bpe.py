@@ -220,6 +220,6 @@ def test_long_runs_are_cut_in_a_time_that_grows_with_their_length(model, pre):
     """A run of white space that ends in something else: tried at each of its blanks, it would take minutes."""
     encode = ours(model, pre)
     for line in (" " * 200_000 + "😀", "😀" * 100_000, "ვ" * 100_000):
-        begin = time.perf_counter()
+        begin = time.process_time()
         assert encode(line)
-        assert time.perf_counter() - begin < 10
+        assert time.process_time() - begin < 10

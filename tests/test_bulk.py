@@ -12,19 +12,22 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny
+from test_constrain import TOOLS, thinker  # noqa: F401 (thinker: a fixture)
 
 import glmlite
 from glmlite.bulk import rows as reading
-from glmlite.bulk.asking import FIELDS, Question, seed_of
+from glmlite.bulk.asking import FIELDS, Prompt, PromptOptions, Question, asked_of, seed_of
 from glmlite.bulk.running import WINDOW, answers
 from glmlite.bulk.work import journal_path
 from glmlite.cli import main
 from glmlite.journal import Journal, Other
+from glmlite.parameters import Options, Parameters
 
 WAIT = 120  # seconds for what takes a few: a loaded machine is slow
 KILLS = int(os.environ.get("GLMLITE_KILLS", "3"))
@@ -142,14 +145,12 @@ def test_answers_follow_a_schema(model):
         glmlite.batch(model, prompts(2), schema={"type": "array", "uniqueItems": True})
 
 
-TOOL = {"type": "function", "function": {"name": "weather", "description": "", "parameters": {"type": "object"}}}
-
-
-def test_calls_of_tools_are_the_same_the_next_time(model):
+def test_calls_of_tools_are_the_same_the_next_time(thinker):  # noqa: F811
     pytest.importorskip("llguidance")
-    asked = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 30}
-    found = [[r.values for r in glmlite.batch(model, prompts(3), **asked)] for _ in range(2)]
+    asked = {"tools": TOOLS, "tool_choice": "required", "thinking": False, "max_tokens": 150}
+    found = [[r.values for r in glmlite.batch(thinker, prompts(3), **asked)] for _ in range(2)]
     assert found[0] == found[1]
+    assert [row["error"] for row in found[0]] == [None] * 3 and all(row["tool_calls"] for row in found[0])
 
 
 # ---- OpenAI's form
@@ -435,6 +436,16 @@ def test_arguments_that_cannot_be(model):
         glmlite.batch(model, prompts(1), "out.jsonl", **SMALL)
     glmlite.batch(model, prompts(1), "out.jsonl", force=True, **SMALL)
     assert len(lines("out.jsonl")) == 1
+
+
+def test_keywords_are_the_fields():
+    assert list(PromptOptions.__annotations__) == [*Options.__annotations__, *(f.name for f in fields(Prompt))]
+    asked = asked_of(Parameters(top_k=3), template="{{ a }}", raw=True, max_tokens=5)
+    assert asked == (Prompt(template="{{ a }}", raw=True), Parameters(top_k=3, max_tokens=5))
+    with pytest.raises(TypeError, match="'colum' is no parameter"):
+        glmlite.batch(None, ["x"], colum="a")
+    described = glmlite.batch.__doc__
+    assert all(f.name in described for f in fields(Prompt))
 
 
 def test_a_prefix_keeps_columns_of_the_same_name(model):

@@ -447,11 +447,22 @@ def image(path, data=b"image"):
 
 def test_chat_shows_images_with_the_next_message(model, monkeypatch, capsys, tmp_path):
     a, b = image(tmp_path / "a.png"), image(tmp_path / "b c.jpg", b"image two")
-    lines = [f"/image {a} '{b}'", "what", "and", f"/image {b}", "/clear", "then", f"/image {tmp_path}/no.png", "/image"]
+    lines = [
+        f"/image {a} '{b}'",
+        "what",
+        "and",
+        f"/image {b}",
+        "/clear",
+        "then",
+        f"/image {tmp_path}/no.png",
+        "/image",
+        f"/image {os.devnull}",
+    ]
     lines += [f"/image {a} {image(tmp_path / 'd.png', b'no')}", "last"]
     out, err = chat(monkeypatch, capsys, "\n".join(lines))
     assert out == "1 <a.png b c.jpg what> 好\n3 <and> 好\n1 <then> 好\n3 <last> 好\n"
     assert "[a.png: 5 tokens]\n[b c.jpg: 9 tokens]\n" in err
+    assert f"{os.devnull}: is no regular file, expected an image" in err
     assert "no.png: No such file" in err and "/image: needs a file name" in err and "d.png: not an image" in err
     assert [m["role"] for m in model[0].calls[1][1]] == ["user", "assistant", "user"]
     assert model[0].calls[1][1][0]["content"][0] == {"type": "image", "image": b"image", "name": "a.png"}

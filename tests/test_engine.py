@@ -259,6 +259,22 @@ def test_chunks_of_a_prompt_do_not_matter(case, architecture, format, kv_type):
         engine.free(sequence)
 
 
+@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("format", ["F32", "Q4_0"])
+def test_a_prompt_of_thousands_at_once_equals_its_chunks(case, architecture, format, kv_type):
+    """From 2,048 tokens on a step is done some hundred rows at a time."""
+    c = case(architecture, format, layers=2, context=2304)
+    ids, rows = prompt(c, 2100), [0, 700, 1400, 1999, 2099]  # one of each chunk
+    engine = c.engine(kv_type=kv_type, kv_tokens=4608)
+    whole = engine.step([_native.Work(engine.new_sequence(), ids, causal(2100))], rows)
+    sequence, got = engine.new_sequence(), []
+    for at in range(0, 2100, 500):
+        part = ids[at : at + 500]
+        work = _native.Work(sequence, part, causal(len(part), at))
+        got.append(engine.step([work], [row - at for row in rows if at <= row < at + 500]))
+    np.testing.assert_array_equal(np.concatenate(got).view(np.int32), whole.view(np.int32))
+
+
 @pytest.mark.parametrize("architecture", CAUSAL + BIDIRECTIONAL)
 @pytest.mark.parametrize("format", ["F32", "Q4_0"])
 def test_threads_and_isas_do_not_matter(case, architecture, format, kv_type):

@@ -180,6 +180,39 @@ def test_sections_that_do_not_fit_are_named(sections):
         recorded(model)
 
 
+def test_a_drafting_layer_reads_images_beside_the_trunk_s_rows():
+    """GLM-OCR's: a model of one block, to which what it has for itself is added here."""
+    keys = {"glm4.rope.dimension_sections": [4, 6, 6, 0]}
+    text = tiny.model("glm4", rope_dim=32, fused=False, drafting=True, metadata=keys)
+    w, eps = text.tensors, text.metadata["glm4.attention.layer_norm_rms_epsilon"]
+    ids = np.array([5, 6, *[IMAGE] * 6, 7, 8, 9])
+    at = with_images(ids, [(2, 3)]).positions
+    images = np.random.default_rng(1).standard_normal((6, 64), np.float32)
+
+    trunk = reference.Reference(recorded(text).ops, w)
+    works = [reference.Work(trunk.new_sequence(), ids, at, embeddings=images)]
+    rows = trunk.trace(works, range(len(ids)))[-2][1]
+    drafting = reference.Reference(models.draft(text.metadata, text.shapes).ops, w)
+    work = reference.Work(drafting.new_sequence(), ids[1:], at[1:], input=rows[:-1], embeddings=images)
+    got = drafting.step([work], range(len(ids) - 1))
+
+    def norm(x, name):
+        x = x.astype(np.float64)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * w[name]
+
+    embedded = w["token_embd.weight"][ids]
+    embedded[ids == IMAGE] = images
+    both = np.hstack([norm(embedded[1:], "blk.2.nextn.enorm.weight"), norm(rows[:-1], "blk.2.nextn.hnorm.weight")])
+    x = both @ w["blk.2.nextn.eh_proj.weight"].T
+    block = {f"blk.0.{name[6:]}": t for name, t in w.items() if name.startswith("blk.2.") and ".nextn." not in name}
+    block |= {name: w[name] for name in ("token_embd.weight", "output.weight")}
+    block["output_norm.weight"] = w["blk.2.nextn.shared_head_norm.weight"]
+    alone = tiny.Tiny(text.metadata | {"glm4.block_count": 1, "glm4.nextn_predict_layers": 0}, block)
+    model = reference.Reference(recorded(alone).ops, block)
+    work = reference.Work(model.new_sequence(), [IMAGE] * len(x), at[1:], embeddings=x.astype(np.float32))
+    assert_close(got, model.step([work], range(len(x))), STORED)
+
+
 class Sink:
     def __init__(self):
         self.samples, self.done = [], threading.Event()

@@ -398,6 +398,9 @@ def test_every_kind_of_source(tmp_path):
     (folder / "notes.txt").write_text("nothing")
     (folder / ".hidden.png").write_bytes(b"")
     tiff = saved(text_page("d"), "TIFF", save_all=True, append_images=[text_page("e")])
+    pdf = pictures.pdf([text_page("i")])
+    for kind in (bytearray, memoryview):
+        assert [colours(page) for page in ocr.read(Reader(), kind(pdf))] == [["i"]]
     many = [
         str(folder),
         tiff,
@@ -419,13 +422,14 @@ def test_what_cannot_be_opened_is_named_and_the_others_follow(tmp_path):
     (tmp_path / "c.png").write_bytes(saved(text_page("c"))[:2000])
     (tmp_path / "d.png").write_bytes(saved(text_page("d")))
     (tmp_path / "e.png").write_bytes(saved(Image.new("RGB", (1, 20_000))))
-    pages = list(ocr.read(Reader(), [tmp_path, tmp_path / "f.png", 7]))
+    pages = list(ocr.read(Reader(), [tmp_path, tmp_path / "f.png", 7, "https://example.com/x.pdf"]))
     errors = [page.error for page in pages]
     assert errors[0] == f"{tmp_path / 'a.pdf'}: is encrypted, expected a PDF without a password"
     assert errors[1] == f"{tmp_path / 'b.png'}: is empty, expected an image"
     assert errors[2].startswith(f"{tmp_path / 'c.png'}: a damaged image")
     assert errors[3] is None
     assert errors[5] == f"{tmp_path / 'f.png'}: No such file or directory"
+    assert errors[7] == "https://example.com/x.pdf: is a web address, expected a file or a data URL"
     assert errors[6] == "image 3: int, expected a path, bytes, a data URL, a Pillow image or an array"
 
 
@@ -589,14 +593,101 @@ def test_a_folder_of_documents_becomes_one_file_or_many(model, capsys):
         ("ocr {scan} -m model.gguf --pages 13", 1, "page 13 asked for, expected some of its 12"),
         ("ocr none.pdf -m model.gguf -o x.md", 1, "none.pdf: No such file or directory"),
         ("ocr {scan} -m model.gguf --task figure -o x.md", 1, "task is 'figure'"),
+        ("ocr {scan} -m model.gguf --dpi 0 -o x.md", 1, "dpi is 0.0, expected 20 to 1200"),
+        ("ocr {scan} -m model.gguf -o no/such/x.md", 1, "no/such/x.md: there is no folder no/such, expected one"),
+        ("ocr {scan} -m model.gguf -o there.md/x.md", 1, "there is no folder there.md, expected one"),
+        ("ocr there.md -m model.gguf -f -o there.md", 1, "there.md: is a document to read, expected another file"),
+        ("ocr {scan} -m model.gguf --fields list.json", 1, "list.json: list, expected an object with empty values"),
+        ("ocr {scan} -m model.gguf --fields deep.json", 1, "deep.json: is no JSON"),
+        ("ocr {scan} -m model.gguf --fields latin.json", 1, "glmlite: latin.json: byte 0 is not UTF-8"),
     ],
 )
 def test_mistakes_are_told(model, scan, capsys, line, code, message):
     (model / "there.md").write_text("mine")
+    (model / "list.json").write_text("[]")
+    (model / "deep.json").write_text("[" * 100_000)
+    (model / "latin.json").write_bytes(b"\xff")
     assert main([word.format(scan=scan) for word in line.split()]) == code
     assert message in capsys.readouterr().err
     assert (model / "there.md").read_text() == "mine" and not (model / "x.md").exists()
     assert not list(model.glob(".*.pages"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are bytes")
+def test_names_of_files_that_are_no_text(model, capsys):
+    folder = model / "in"
+    folder.mkdir()
+    text_page("a").save(folder / "a --><b>\n.png")
+    text_page("b").save(folder / os.fsdecode(b"b\xff.png"))
+    assert main(["ocr", "in", "-m", "model.gguf", "-o", "all.md"]) == 0
+    assert marks((model / "all.md").read_text(encoding="utf-8")) == [
+        "<!-- in/a - -&gt;<b&gt; .png, page 1 -->",
+        "<!-- in/b?.png, page 1 -->",
+    ]
+    assert main(["ocr", "in", "-m", "model.gguf", "-o", "all.jsonl", "--json"]) == 0
+    lines = [json.loads(line) for line in (model / "all.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["text"] for line in lines] == ["Text a", "Text b"]
+    assert all(line.startswith("in/") for line in capsys.readouterr().err.splitlines())
+
+
+def test_oddities_of_a_photo_are_not_told(model):
+    exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\x10\0\0\0"
+    text_page("a").save(model / "a.jpg", quality=100, subsampling=0, exif=b"Exif\0\0" + exif)
+    process = start(model, "a.jpg", "-m", "model.gguf", slow=0)
+    out, err = process.communicate(timeout=WAIT)
+    assert out.split() == [b"Text", b"a"] and err.startswith(b"a.jpg: blocks 1") and err.count(b"\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+def test_a_folder_with_what_are_no_files(model, capsys):
+    folder = model / "in"
+    (folder / "sub.pdf").mkdir(parents=True)
+    text_page("a").save(folder / "a.png")
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "none.png").symlink_to("nothing")
+    assert main(["ocr", "in", "-m", "model.gguf", "-o", "out.md"]) == 1
+    text = (model / "out.md").read_text(encoding="utf-8").replace(f"in{os.sep}", "")
+    assert marks(text) == [
+        "<!-- a.png, page 1 -->",
+        "<!-- IMG_1.HEIC, not read: IMG_1.HEIC: is an HEIC image, "
+        "expected one of PNG, JPEG, WEBP, TIFF, GIF, BMP, PPM -->",
+        "<!-- loop.png, not read: loop.png: Too many levels of symbolic links -->",
+        "<!-- none.png, not read: none.png: No such file or directory -->",
+        "<!-- pipe.png, not read: pipe.png: is no regular file, expected a document -->",
+        "<!-- sub.pdf, not read: sub.pdf: is a folder, expected a document -->",
+    ]
+
+
+def test_a_file_that_goes_while_it_is_read(scan, tmp_path):
+    """A page that was rendered is read; of a PDF all are, since it stays open."""
+    path = tmp_path / "scan.tiff"
+    path.write_bytes(saved(text_page("a"), "TIFF", save_all=True, append_images=[text_page(c) for c in "bcdefgh"]))
+    pages = []
+    for page in ocr.read(Reader(), path):
+        pages.append(page)
+        path.unlink(missing_ok=True)
+    assert len(pages) == 8 and pages[0].error is None
+    assert pages[-1].error == f"{path}, page 8: No such file or directory"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_a_full_disk_keeps_what_is_finished(model, scan):
+    """Where the disk has room for some pages only, and then for all."""
+    import resource
+
+    command = str(scan), "-m", "model.gguf", "--pages", "7-12", "-o", "out.md"
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))  # noqa: E731
+    process = start(model, *command, slow=0, preexec_fn=limit)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 1 and b"glmlite: .out.md.pages: File too large" in err
+    assert not (model / "out.md").exists()
+    finished = kept(model)
+    assert 1 <= finished < 6 and f"[{finished} finished pages are kept".encode() in err
+    process = start(model, *command, slow=0)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 0 and f"[{finished} pages are kept from before".encode() in err
 
 
 def test_help_teaches(capsys):
@@ -607,7 +698,7 @@ def test_help_teaches(capsys):
 # ---- going on after an end
 
 
-def start(folder, *arguments, slow=0.05):
+def start(folder, *arguments, slow=0.05, **options):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path]),
@@ -615,7 +706,8 @@ def start(folder, *arguments, slow=0.05):
         "GLMLITE_TEST_LOG": str(folder / "log"),
     }
     command = [sys.executable, __file__, "ocr", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes, **options)
 
 
 def kept(folder, name="out.md"):

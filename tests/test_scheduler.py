@@ -172,7 +172,7 @@ def test_cancel_while_reading_ends_at_once(slow):
     done = generation.result()
     assert (done.finish_reason, done.tokens, done.text) == ("cancelled", [], "")
     until(lambda: not model._scheduler._active)
-    assert time.monotonic() - begin < 4.0  # the twin needs 7.5 s for the whole prompt
+    assert time.monotonic() - begin < 7.0  # the twin needs 7.5 s for the whole prompt
 
 
 def test_cancel_in_the_queue(slow):
@@ -415,7 +415,7 @@ def test_close_fails_what_runs_and_waits(slow):
     until(lambda: model._scheduler._active)
     begin = time.monotonic()
     model.close()
-    assert time.monotonic() - begin < 4.0
+    assert time.monotonic() - begin < 7.0
     for generation in (running, waiting):
         with pytest.raises(RuntimeError, match="closed"):
             generation.result()

@@ -810,9 +810,9 @@ def test_many_special_tokens_do_not_make_a_text_slow():
     metadata[TOKENS] = [*metadata[TOKENS], *many]
     metadata[TYPES] = np.append(metadata[TYPES], np.full(len(many), 3))
     tokenizer = Tokenizer.from_metadata(metadata)
-    start = time.perf_counter()
+    start = time.process_time()
     ids = tokenizer.encode("<" * 50_000)
-    assert time.perf_counter() - start < 5  # 50,000 tokens tried at 50,000 places would take minutes
+    assert time.process_time() - start < 5  # 50,000 tokens tried at 50,000 places would take minutes
     assert tokenizer.decode(ids) == "<" * 50_000
 
 

@@ -177,6 +177,44 @@ def test_images_beside_each_other_do_not_matter(tmp_path):
     engine.close()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", ["F16", "Q8_0"])
+def test_a_long_step_in_parts_has_the_bits_of_one_at_once(tmp_path, kind, format):
+    """A step of 2,048 rows and more is done some hundred rows at a time, but not while it is traced."""
+    grid = (46, 46)
+    gguf = _native.Gguf(str(tiny.write(tmp_path / "eyes.gguf", tiny.eyes(**KINDS[kind]), format)))
+    programs = models.record_eyes(gguf.metadata, {name: t.shape for name, t in gguf.tensors.items()})
+    given, places = tiny.patches(grid), glm4v.positions(grid, 2)
+    if programs.config.side:
+        table = gguf.dequantize(glm4v.POSITIONS)
+        given = np.hstack([given, glm4v.learned_positions(table, grid, 2)])
+    merged = np.random.RandomState(3).standard_normal((len(given), 4 * programs.config.dim)).astype(np.float32)
+    for ops, rows, at, visible in (
+        (programs.tower, given, places, len(given)),
+        (programs.merger, merged, np.zeros((len(given), AXES), np.int32), 0),
+    ):
+        engine = engine_of(gguf, ops, kv_tokens=3072, kv_type=kv_type_of(gguf.tensors))
+
+        def work(sequence, rows=rows, at=at, visible=visible):
+            return _native.Work(sequence, [IMAGE] * len(rows), at, visible=visible, input=rows)
+
+        first, second = engine.new_sequence(), engine.new_sequence()
+        got = engine.step([work(first)], range(len(rows)))
+        in_parts = engine.scratch_bytes()
+        engine.free(first)
+        engine.release()
+        (last,) = [op.out.id for op in ops[-1:]]
+        want = engine.trace([work(second)], range(len(rows)))[last]
+        assert in_parts < engine.scratch_bytes()
+        np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+        engine.free(second)
+        broken = rows.copy()
+        broken[len(rows) - 7, 3] = np.inf
+        with pytest.raises(RuntimeError, match="not finite at token 2109" if visible == 0 else "not finite at token"):
+            engine.step([work(engine.new_sequence(), broken)], [0])
+        engine.close()
+
+
 def test_memory_is_given_back_and_layers_share_their_pages(tmp_path):
     sizes = []
     for layers in (2, 5):

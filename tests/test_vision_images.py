@@ -201,6 +201,23 @@ def png_that_says(width, height):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
+def png_with(kind, data):
+    """A good one with another chunk before its pixels."""
+    file = saved(colours())
+    return file[:33] + chunk(kind, data) + file[33:]
+
+
+def tiff_of_pages(count, cyclic=False):
+    """Pages of 2 x 2 grey pixels, all the same; cyclic: the first follows the last."""
+    tags = [(256, 2), (257, 2), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, 4)]
+    page = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    first, size = 12, len(page) + 4
+    places = [first + size * number for number in range(1, count)] + [first if cyclic else 0]
+    return struct.pack("<2sHI4s", b"II", 42, first, b"\x80" * 4) + b"".join(
+        page + struct.pack("<I", place) for place in places
+    )
+
+
 def animation(kind):
     return saved(colours(), kind, save_all=True, append_images=[colours().rotate(180)], duration=100)
 
@@ -220,9 +237,17 @@ def animation(kind):
         (lambda: png_that_says(10_000, 10_000), ValueError, "10000 x 10000 pixels, expected at most 89478485"),
         (lambda: png_that_says(2**31 - 1, 2**31 - 1), ValueError, "more than 89478485 pixels"),
         (lambda: png_that_says(500, 500), ValueError, "a damaged image"),
-        (lambda: animation("GIF"), ValueError, "GIF of 2 frames, expected one"),
-        (lambda: animation("TIFF"), ValueError, "TIFF of 2 frames, expected one"),
-        (lambda: animation("WEBP"), ValueError, "WEBP of 2 frames, expected one"),
+        (lambda: animation("GIF"), ValueError, "GIF of several frames, expected one"),
+        (lambda: animation("TIFF"), ValueError, "TIFF of several frames, expected one"),
+        (lambda: animation("PNG"), ValueError, "PNG of several frames, expected one"),
+        (lambda: animation("WEBP"), ValueError, "WEBP of several frames, expected one"),
+        (lambda: tiff_of_pages(images.MOST_FRAMES + 2), ValueError, "TIFF of several frames, expected one"),
+        (lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ValueError, "is an HEIC image, expected one of PNG, JPEG"),
+        (lambda: b"\0\0\0\x1cftypavif\0\0\0\0mif1", ValueError, "is an AVIF image, expected one of"),
+        (lambda: b"%PDF-1.7\n", ValueError, "is a PDF file, expected one of"),
+        (lambda: b'<?xml version="1.0"?>\n<svg/>', ValueError, "is an SVG drawing, expected one of"),
+        (lambda: png_with(b"iCCP", b"x\0\0" + zlib.compress(bytes(1 << 24))), ValueError, "too large"),
+        (lambda: png_with(b"zTXt", b"x\0\0" + zlib.compress(bytes(1 << 24))), ValueError, "too large"),
         (lambda: "https://example.com/x.png", ValueError, "is a web address"),
         (lambda: "data:text/plain;base64,aGk=", ValueError, "a data URL of text/plain"),
         (lambda: "data:image/png,abc", ValueError, "expected data:image/...;base64"),
@@ -232,8 +257,15 @@ def animation(kind):
         (lambda: np.zeros((0, 4), np.uint8), ValueError, "expected 1 to"),
         (lambda: np.zeros((4, 4), np.int64), ValueError, "an array of int64, expected"),
         (lambda: np.full((4, 4), np.nan), ValueError, "expected floats from 0 to 1"),
+        (lambda: np.where(np.eye(4) > 0, np.nan, 0.5), ValueError, "expected floats from 0 to 1"),
+        (lambda: np.full((4, 4), np.inf), ValueError, "expected floats from 0 to 1"),
+        (lambda: np.zeros((3, 8, 8), np.uint8), ValueError, r"shape \(3, 8, 8\), expected"),
+        (lambda: np.zeros((1, 4, 4, 3), np.uint8), ValueError, r"shape \(1, 4, 4, 3\), expected"),
+        (lambda: np.array(7), ValueError, r"shape \(\), expected"),
+        (lambda: np.broadcast_to(np.uint8(7), (1 << 20, 1 << 20)), ValueError, "expected 1 to"),
+        (lambda: np.full((4, 4), None), ValueError, "an array of object, expected"),
         (lambda: np.full((4, 4), 255.0), ValueError, "expected floats from 0 to 1"),
-        (lambda: Image.new("F", (4, 4), 200.0), ValueError, "damaged image .*floats from 0 to 1|floats from 0 to 1"),
+        (lambda: Image.new("F", (4, 4), 200.0), ValueError, "values from 200.0 to 200.0, expected floats"),
         (lambda: Image.new("I", (4, 4), 1 << 20), ValueError, "an array of int32"),
         (lambda: 7, TypeError, "int, expected a path"),
         (lambda: None, TypeError, "NoneType, expected a path"),
@@ -242,6 +274,37 @@ def animation(kind):
 def test_what_is_no_image_is_a_clear_error(source, error, message):
     with pytest.raises(error, match=f"^the third: .*(?:{message})"):
         open_image(source(), "the third")
+
+
+def test_pages_without_end():
+    assert frame_count(tiff_of_pages(3)) == frame_count(tiff_of_pages(3, cyclic=True)) == 3
+    with pytest.raises(ValueError, match="scan: more than 10000 pages, expected at most so many"):
+        frame_count(tiff_of_pages(images.MOST_FRAMES + 2), "scan")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("<HHII", 0x0112, 3, 0xFFFFFFFF, 16),  # four times 4 GB of orientations
+        struct.pack("<HHII", 0x8769, 4, 1, 8),  # a block that is its own
+        struct.pack("<HHII", 0x0112, 3, 1, 99),
+    ],
+)
+def test_exif_that_means_nothing(data):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + data + struct.pack("<I", 8)
+    photo = saved(colours(), "JPEG", quality=100, subsampling=0)
+    with_exif = photo[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + photo[2:]
+    assert np.array_equal(np.asarray(open_image(with_exif)), np.asarray(open_image(photo)))
+
+
+def test_arrays_lie_as_they_like():
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    wide = np.zeros((8, 12, 3), np.uint8)
+    wide[::2, ::2] = pixels
+    for array in (np.asfortranarray(pixels), pixels[::-1, ::-1][::-1, ::-1], wide[::2, ::2]):
+        assert np.array_equal(np.asarray(open_image(array)), pixels)
+    assert np.array_equal(np.asarray(open_image(pixels[..., ::-1])), pixels[..., ::-1])
+    assert np.array_equal(np.asarray(open_image(pixels.astype(">u2") * 257)), pixels)
 
 
 def test_a_long_data_url_is_refused_before_it_is_decoded():

@@ -1,5 +1,6 @@
 """Pages of PDF files as images, and pages cut into blocks by their white space."""
 
+import re
 import threading
 from itertools import pairwise
 
@@ -39,6 +40,35 @@ def test_the_text_that_a_page_has_of_its_own(tmp_path):
         assert file.text(1) == "one line\nand another"
 
 
+def form(value="", note=""):
+    """A PDF of a page that says "Name:" and has a field and a note, with what is written in them."""
+    shown = b"/Tx BMC BT /F 12 Tf 2 5 Td (%s) Tj ET EMC" % value.encode()
+    look, text = b"/DA(/F 12 Tf 0 g)/F 4", b"BT /F 12 Tf 10 10 Td (Name:) Tj ET"
+    fonts = b"/Resources<</Font<</F 6 0 R>>>>"
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R]/DR<</Font<</F 6 0 R>>>>>>>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 100]/Annots[4 0 R 7 0 R]/Contents 8 0 R%s>>" % fonts,
+        b"<</Type/Annot/Subtype/Widget/FT/Tx/T(a)/V(%s)/Rect[20 40 180 60]%s/AP<</N 5 0 R>>>>" % (value.encode(), look),
+        b"<</Subtype/Form/BBox[0 0 160 20]%s/Length %d>>stream\n%s\nendstream" % (fonts, len(shown), shown),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+        b"<</Type/Annot/Subtype/FreeText/Contents(%s)/Rect[20 70 180 90]%s>>" % (note.encode(), look),
+        b"<</Length %d>>stream\n%s\nendstream" % (len(text), text),
+    ]
+    body = b"".join(b"%d 0 obj\n%s\nendobj\n" % (i, o) for i, o in enumerate(objects, 1))
+    return b"%PDF-1.7\n" + body + b"trailer<</Root 1 0 R/Size 9>>\n%%EOF"
+
+
+@pytest.mark.parametrize(("value", "note"), [("12345", ""), ("", "and more")])
+def test_what_is_written_in_forms_and_notes_is_seen_and_not_taken_for_the_pages_text(value, note):
+    with Pdf(form()) as empty, Pdf(form(value, note)) as filled:
+        assert empty.characters(1) == len("Name:") and empty.text(1) == "Name:"
+        assert filled.characters(1) == 0
+        field = np.s_[40:60, 20:180] if value else np.s_[10:30, 20:180]
+        without, seen = (np.asarray(file.render(1, 72).convert("L"))[field] for file in (empty, filled))
+        assert np.count_nonzero(seen < 128) > np.count_nonzero(without < 128)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -63,6 +93,32 @@ def test_a_damaged_page_is_named_and_the_others_are_there():
         with pytest.raises(ValueError, match=r"^scan.pdf, page 4: there is no such page, expected 1 to 3"):
             file.text(4)
         assert file.text(3) == "b"
+
+
+@pytest.mark.parametrize(("turn", "size"), [(90, (877, 620)), (180, (620, 877)), (45, (620, 877))])
+def test_a_page_that_says_it_is_turned(turn, size):
+    file = pictures.pdf(["a line"]).replace(b"/Type /Page /Parent", b"/Rotate %d /Type /Page /Parent" % turn)
+    with Pdf(file) as pdf:
+        image = pdf.render(1, 75)
+        assert np.allclose(image.size, size, atol=1) and np.asarray(image).min() < 100
+        assert pdf.text(1) == "a line"
+
+
+def test_a_table_of_places_that_is_damaged_is_made_again():
+    whole = pictures.pdf(["a line"])
+    for file in (whole.replace(b"startxref", b"startxxxx"), whole.replace(b"00000 n", b"00000 x")):
+        with Pdf(file) as pdf:
+            assert pdf.pages == 1 and pdf.text(1) == "a line"
+
+
+@pytest.mark.parametrize("box", [b"[0 0 0 0]", b"[595 842 0 0]", b"[0 0 1e30 1e30]", b"[0 0 14400 0.5]", b"[x]", b"[]"])
+def test_a_page_without_a_size_is_rendered_or_refused(box):
+    file = re.sub(rb"/MediaBox \[[^]]*\]", b"/MediaBox " + box, pictures.pdf(["a line"]))
+    with Pdf(file) as pdf:
+        try:
+            assert max(pdf.render(1, 150).size) <= LONGEST
+        except ValueError as error:
+            assert str(error).startswith("PDF, page 1: ")
 
 
 def test_a_million_pages_that_are_not_there():

@@ -43,6 +43,8 @@ def rows(model: glmlite.Model) -> None:
     )
     glmlite.batch(model, ["x"], restart=True)  # type: ignore[call-overload]
     glmlite.batch(model, 5)  # type: ignore[call-overload]
+    glmlite.batch(model, ["x"], colum="a")  # type: ignore[call-overload]
+    glmlite.batch(model, ["x"], column=5)  # type: ignore[call-overload]
 
 
 def answers(model: glmlite.Model) -> str:

@@ -20,6 +20,7 @@
 #include "packed_weights.h"
 #include "products.h"
 #include "step_buffers.h"
+#include "strips.h"
 #include "team.h"
 
 namespace glmlite {
@@ -56,9 +57,10 @@ class CpuExecutor final : public Executor {
         team_(options.threads > 0 ? options.threads : default_threads(), options.priority),
         threads_(team_.threads()),
         fusion_(program_, [&](Pair pair, const Op& op, const Op& next) { return takes(program_, pair, op, next); }),
+        strips_(program_),
         weights_(program_),
         pages_(program_.caches, options.kv_type, options.pages, kernels_),
-        buffers_(program_, fusion_, kernels_, team_),
+        buffers_(program_, fusion_, strips_, kernels_, team_),
         products_(program_, kernels_, weights_, buffers_, team_),
         attend_(program_, kernels_, weights_, buffers_, pages_, products_, team_),
         mixture_(program_, kernels_, weights_, buffers_, products_, team_) {
@@ -102,10 +104,10 @@ class CpuExecutor final : public Executor {
 
  private:
   void begin_pace();
-  void reserve(const Step& step);
+  void reserve(const Step& step, int64_t part_rows);
   int64_t work(const Op& op) const;
-  // Runs the ops of a step from `first` on, and returns where it left off: for a cancel, or to have other threads.
-  size_t run_from(size_t first, const Watch* watch);
+  // Runs a part's ops from `first` on, and returns where it left off: for a cancel, or to have other threads.
+  size_t run_from(size_t first, const Part& part, const Watch* watch);
 
   // Each is run by all threads of the team; barriers are where they need one, and one after each op. They make the rows
   // of the op's value, but do not round them where parts of a row are written by several threads.
@@ -126,6 +128,7 @@ class CpuExecutor final : public Executor {
   void make(const Op& op, const ops::Route& kind, int thread);
   void make(const Op& op, const ops::Moe& kind, int thread);
   void round_whole_rows(const Op& op, int thread);
+  void round_rows(int id, int thread);
 
   bool done_by_linear(const Op& op) const { return op.out > 0 && buffers_.with_next(op.out - 1) == Pair::kGated; }
   // Of a swiglu that was done with its linear only the rounding is left, and of a single row not even that.
@@ -139,6 +142,7 @@ class CpuExecutor final : public Executor {
   bool adaptive_ = false;
   std::optional<Pace> pace_;
   const Fusion fusion_;
+  const Strips strips_;
   PackedWeights weights_;
   KvPages pages_;
   StepBuffers buffers_;
@@ -146,7 +150,8 @@ class CpuExecutor final : public Executor {
   Attend attend_;
   Mixture mixture_;
   std::vector<float> prefix_;  // keys and values of each attention op, (length, kv_heads * head_dim) each
-  int64_t capacity_ = 0;       // tokens of a step that there is room for
+  int64_t capacity_ = 0;       // tokens of a step that there is room for, and rows of a part
+  int64_t part_capacity_ = 0;
 
   // The step in progress.
   std::vector<char> bad_;  // by token: a key, value or logit is not finite
@@ -204,7 +209,7 @@ void CpuExecutor::begin_pace() {
 }
 
 // Makes room for a step: all that may fail for want of memory or threads fails here, before anything is computed.
-void CpuExecutor::reserve(const Step& step) {
+void CpuExecutor::reserve(const Step& step, int64_t part_rows) {
   if (const int threads = threads_.load(std::memory_order_relaxed); threads != team_.threads()) {
     capacity_ = 0;
     try {
@@ -220,23 +225,28 @@ void CpuExecutor::reserve(const Step& step) {
   if (pace_) team_.take_part(pace_->threads());
   if (!pages_.allocated()) pages_.allocate();
   const auto tokens = static_cast<int64_t>(step.tokens.size());
-  if (tokens > capacity_) {
-    const int64_t capacity = (tokens + 15) / 16 * 16;
-    capacity_ = 0;
+  if (tokens > capacity_ || part_rows > part_capacity_) {
+    const auto sixteens = [](int64_t rows) { return (rows + 15) / 16 * 16; };
+    const int64_t capacity = sixteens(std::max(tokens, capacity_)), part_capacity = sixteens(part_rows);
+    capacity_ = part_capacity_ = 0;
     size_t scratch = std::max(mixture_.scratch_bytes(capacity), attend_.scratch_bytes());
     for (const Op& op : program_.ops)
       if (op.is<ops::Embed>()) scratch = std::max(scratch, static_cast<size_t>(op.width) * sizeof(float));
-    buffers_.resize(capacity, scratch);
+    buffers_.resize(capacity, part_capacity, scratch);
     attend_.resize(capacity);
     mixture_.resize(capacity);
     products_.resize();
     capacity_ = capacity;  // not before all is there
+    part_capacity_ = part_capacity;
   }
   attend_.plan(step);
 }
 
 StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Watch* watch) {
-  reserve(step);
+  // Who watches sees whole values.
+  const auto tokens = static_cast<int64_t>(step.tokens.size());
+  const int64_t part_rows = watch ? tokens : strips_.rows(tokens);
+  reserve(step, part_rows);
   buffers_.begin(step, watch == nullptr);
   bad_.assign(step.tokens.size(), 0);
   cancel_ = cancel;
@@ -245,17 +255,20 @@ StepResult CpuExecutor::run(const Step& step, const CancelFlag* cancel, const Wa
   for (const Op& op : program_.ops) all += nothing_left(op) ? 0 : work(op);
   done_.store(0, std::memory_order_relaxed);
   all_.store(std::max<int64_t>(1, all), std::memory_order_relaxed);
-  for (size_t next = 0; next < program_.ops.size() && !cancelled_.load(std::memory_order_relaxed);) {
-    if (pace_) team_.take_part(pace_->threads());
-    threads_now_.store(team_.size(), std::memory_order_relaxed);
-    const int64_t ticks = pace_ ? clock_ticks() : 0;
-    const auto begin = std::chrono::steady_clock::now();
-    next = run_from(next, watch);
-    if (!pace_) continue;
-    const auto end = std::chrono::steady_clock::now();
-    const double took = std::chrono::duration<double>(end - begin).count();
-    const auto worked = static_cast<double>(team_.worked()) / static_cast<double>(clock_ticks() - ticks + 1);
-    pace_->ran(std::chrono::duration<double>(end.time_since_epoch()).count(), took, took * worked);
+  for (const Part& part : strips_.parts(tokens, part_rows)) {
+    buffers_.enter(part);
+    for (size_t next = part.stretch->first; next < part.stretch->last && !cancelled_.load(std::memory_order_relaxed);) {
+      if (pace_) team_.take_part(pace_->threads());
+      threads_now_.store(team_.size(), std::memory_order_relaxed);
+      const int64_t ticks = pace_ ? clock_ticks() : 0;
+      const auto begin = std::chrono::steady_clock::now();
+      next = run_from(next, part, watch);
+      if (!pace_) continue;
+      const auto end = std::chrono::steady_clock::now();
+      const double took = std::chrono::duration<double>(end - begin).count();
+      const auto worked = static_cast<double>(team_.worked()) / static_cast<double>(clock_ticks() - ticks + 1);
+      pace_->ran(std::chrono::duration<double>(end.time_since_epoch()).count(), took, took * worked);
+    }
   }
   buffers_.end();
   weights_.rethrow();
@@ -282,7 +295,8 @@ void CpuExecutor::share(int64_t count, const std::function<void(int64_t)>& fn) {
   if (error) std::rethrow_exception(error);
 }
 
-size_t CpuExecutor::run_from(size_t first, const Watch* watch) {
+size_t CpuExecutor::run_from(size_t first, const Part& part, const Watch* watch) {
+  const Stretch& stretch = *part.stretch;
   const int last = program_.ops.back().out;
   const auto begin = std::chrono::steady_clock::now();
   // Whether it is time for another number of threads. Where the machine is quiet, not even the clock is read.
@@ -294,11 +308,15 @@ size_t CpuExecutor::run_from(size_t first, const Watch* watch) {
   // so that it does not matter if thread 0 is already one op further.
   std::atomic<int> leave_after{-1};
   team_.run([&](int thread) {
-    if (first == 0) {
+    if (first == 0 && part.begins_step()) {
       attend_.make_turns(thread);
       products_.wait_after(-1, thread);
     }
-    for (size_t i = first; i < program_.ops.size(); ++i) {
+    if (first == stretch.first && !stretch.rounded.empty()) {
+      for (const int id : stretch.rounded) round_rows(id, thread);
+      team_.barrier();
+    }
+    for (size_t i = first; i < stretch.last; ++i) {
       const Op& op = program_.ops[i];
       if (nothing_left(op)) continue;
       if (buffers_.rows(op.out) > 0) run_op(op, thread);
@@ -318,13 +336,14 @@ size_t CpuExecutor::run_from(size_t first, const Watch* watch) {
       }
       if (leave_after.load(std::memory_order_relaxed) == op.out) return;
     }
+    if (stretch.last < program_.ops.size()) return;
     buffers_.each_row(thread, buffers_.rows(last), [&](int64_t r) {
       if (!all_finite(buffers_.value(last) + r * program_.vocab, program_.vocab))
-        bad_[program_.selects() ? buffers_.step().rows[r] : r] = 1;
+        bad_[program_.selects() ? buffers_.step().rows[r] : part.begin + r] = 1;
     });
   });
   const int left = leave_after.load();
-  return left < 0 ? program_.ops.size() : static_cast<size_t>(left) + 1;
+  return left < 0 ? stretch.last : static_cast<size_t>(left) + 1;
 }
 
 void CpuExecutor::run_op(const Op& op, int thread) {
@@ -333,15 +352,21 @@ void CpuExecutor::run_op(const Op& op, int thread) {
 
 // Parts of a row are written by several threads: it is whole only after a barrier.
 void CpuExecutor::round_whole_rows(const Op& op, int thread) {
+  if (attends(op) && buffers_.rows(op.out) > part_capacity_) return;  // the parts that read it do that
   const int64_t rows = buffers_.rows(op.out);
   if (!buffers_.quantizes(op.out) || rows == 1) return;
   products_.wait_after(op.out, thread);
-  buffers_.quantize_rows(op.out, buffers_.first_row(thread, rows), buffers_.first_row(thread + 1, rows));
+  round_rows(op.out, thread);
+}
+
+void CpuExecutor::round_rows(int id, int thread) {
+  const int64_t rows = buffers_.rows(id);
+  buffers_.quantize_rows(id, buffers_.first_row(thread, rows), buffers_.first_row(thread + 1, rows));
 }
 
 void CpuExecutor::make(const Op& op, const ops::Input& kind, int thread) {
   float* y = buffers_.value(op.out);
-  const float* from = buffers_.step().input + kind.first;
+  const float* from = buffers_.step().input + buffers_.first() * program_.input + kind.first;
   buffers_.make_rows(op.out, thread, [&](int64_t t) {
     std::memcpy(y + t * op.width, from + t * program_.input, static_cast<size_t>(op.width) * sizeof(float));
   });
@@ -353,14 +378,14 @@ void CpuExecutor::make(const Op& op, const ops::Embed& kind, int thread) {
   auto* added = reinterpret_cast<float*>(buffers_.scratch(thread));
   buffers_.make_rows(op.out, thread, [&](int64_t t) {
     float* row = buffers_.value(op.out) + t * op.width;
-    if (const int32_t id = step.tokens[t]; id < 0) {
+    if (const int32_t id = step.tokens[buffers_.first() + t]; id < 0) {
       std::memcpy(row, step.given + (-1 - id) * op.width, static_cast<size_t>(op.width) * sizeof(float));
     } else {
       kernels_.unpack_row[static_cast<int>(table.format)](table.panels, table.k, id, row);
     }
     for (size_t a = 0; a < kind.positions.size(); ++a) {
       const Packed& p = weights_.matrix(kind.positions[a]);
-      kernels_.unpack_row[static_cast<int>(p.format)](p.panels, p.k, step.positions[a][t], added);
+      kernels_.unpack_row[static_cast<int>(p.format)](p.panels, p.k, step.positions[a][buffers_.first() + t], added);
       kernels_.add(row, added, op.width);
     }
   });

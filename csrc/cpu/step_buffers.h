@@ -10,16 +10,19 @@
 #include "../fusion.h"
 #include "../memory.h"
 #include "kernels.h"
+#include "strips.h"
 #include "team.h"
 
 namespace glmlite {
 
 class StepBuffers {
  public:
-  StepBuffers(const Program& program, const Fusion& fusion, const CpuKernels& kernels, Team& team);
+  StepBuffers(const Program& program, const Fusion& fusion, const Strips& strips, const CpuKernels& kernels,
+              Team& team);
 
-  // Room for steps of so many tokens, and `scratch` bytes for each thread. Throws OutOfMemory, and has no room then.
-  void resize(int64_t tokens, size_t scratch);
+  // Room for steps of so many tokens and parts of so many rows, and `scratch` bytes for each thread. Throws
+  // OutOfMemory, and has no room then.
+  void resize(int64_t tokens, int64_t part_rows, size_t scratch);
   void release() {
     values_.reset();
     scratch_.reset();
@@ -27,16 +30,25 @@ class StepBuffers {
   size_t bytes() const { return values_.size() + scratch_.size(); }
   // fused: pairs of ops may be done as one.
   void begin(const Step& step, bool fused);
-  void end() { step_ = nullptr; }
+  // What follows is about these rows of the step: not while threads run.
+  void enter(const Part& part);
+  // Values are whole again.
+  void end() {
+    step_ = nullptr;
+    first_ = 0;
+    rows_ = tokens_;
+  }
 
   const Step& step() const { return *step_; }
   int64_t tokens() const { return tokens_; }
+  int64_t first() const { return first_; }  // of the tokens that the part has
   bool fused() const { return fused_; }
   Pair with_next(int op) const { return fused_ ? fusion_.with_next[op] : Pair::kNone; }
-  int64_t rows(int id) const {
-    return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : tokens_;
+  int64_t rows(int id) const { return program_.values[id].selected ? static_cast<int64_t>(step_->rows.size()) : rows_; }
+  float* value(int id) const {
+    const int buffer = plan_.values[id].plain;
+    return buffers_[buffer] + (plan_.buffers[buffer].room == Room::kTokens ? first_ * program_.values[id].width : 0);
   }
-  float* value(int id) const { return buffers_[plan_.values[id].plain]; }
   bool quantizes(int id) const { return plan_.values[id].quantized >= 0; }
   uint8_t* scratch(int thread) const { return scratch_.data() + scratch_per_thread_ * static_cast<size_t>(thread); }
 
@@ -79,6 +91,7 @@ class StepBuffers {
 
   const Step* step_ = nullptr;
   int64_t tokens_ = 0;
+  int64_t first_ = 0, rows_ = 0;  // of the part
   bool fused_ = true;
 };
 

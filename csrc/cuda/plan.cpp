@@ -15,7 +15,7 @@ Plan::Plan(const Program& program, int64_t pages, KvType kv_type)
     : weights(program, 256, packed_bytes),
       fusion(program, [](Pair, const Op&, const Op&) { return true; }),
       buffers(plan_buffers(
-          fusion.values, [](int64_t width) { return static_cast<size_t>(width) * sizeof(float); },
+          places_of(fusion.values), [](int64_t width) { return static_cast<size_t>(width) * sizeof(float); },
           [](int64_t width) { return act_bytes(width, 1); })),
       pages_(pages),
       vocab_(program.vocab) {
@@ -96,7 +96,7 @@ Plan::Scratch Plan::scratch(const StepSize& size) const {
   at += align256(std::max(size.partials, draw_bytes(vocab_, size.draws)));
   for (const Buffer& buffer : buffers.buffers) {
     s.buffers.push_back(at);
-    at += align256(buffer.row_bytes * static_cast<size_t>(buffer.selected ? size.rows : size.tokens));
+    at += align256(buffer.row_bytes * static_cast<size_t>(buffer.room == Room::kSelected ? size.rows : size.tokens));
   }
   s.bytes = at;
   return s;

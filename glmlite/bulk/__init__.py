@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, overload
@@ -15,7 +15,7 @@ from ..parameters import Parameters, check_integer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..parameters import Options
+    from .asking import PromptOptions
     from .work import Cluster, Progress, Result, Summary
 
 __all__ = ["AT_ONCE", "batch"]
@@ -33,23 +33,12 @@ def batch(
     parameters: Parameters | None = None,
     /,
     *,
-    column: str | None = None,
-    template: str | None = None,
-    system: str | None = None,
-    raw: bool = False,
-    image: str | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    tool_choice: str | Mapping[str, Any] = "auto",
-    thinking: bool | None = None,
-    effort: str | None = None,
-    thinking_budget: int | None = None,
-    prefix: str = "",
     at_once: int | None = None,
     cluster: Cluster | None = None,
     ordered: bool = True,
     progress: Callable[[Progress], object] | None = None,
     cancel: Cancel | None = None,
-    **changes: Unpack[Options],
+    **options: Unpack[PromptOptions],
 ) -> Iterator[Result]: ...
 
 
@@ -61,17 +50,6 @@ def batch(
     parameters: Parameters | None = None,
     /,
     *,
-    column: str | None = None,
-    template: str | None = None,
-    system: str | None = None,
-    raw: bool = False,
-    image: str | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    tool_choice: str | Mapping[str, Any] = "auto",
-    thinking: bool | None = None,
-    effort: str | None = None,
-    thinking_budget: int | None = None,
-    prefix: str = "",
     at_once: int | None = None,
     cluster: Cluster | None = None,
     ordered: bool = True,
@@ -79,7 +57,7 @@ def batch(
     restart: bool = False,
     progress: Callable[[Progress], object] | None = None,
     cancel: Cancel | None = None,
-    **changes: Unpack[Options],
+    **options: Unpack[PromptOptions],
 ) -> Summary: ...
 
 
@@ -90,17 +68,6 @@ def batch(
     parameters: Parameters | None = None,
     /,
     *,
-    column: str | None = None,
-    template: str | None = None,
-    system: str | None = None,
-    raw: bool = False,
-    image: str | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    tool_choice: str | Mapping[str, Any] = "auto",
-    thinking: bool | None = None,
-    effort: str | None = None,
-    thinking_budget: int | None = None,
-    prefix: str = "",
     at_once: int | None = None,
     cluster: Cluster | None = None,
     ordered: bool = True,
@@ -108,7 +75,7 @@ def batch(
     restart: bool = False,
     progress: Callable[[Progress], object] | None = None,
     cancel: Cancel | None = None,
-    **changes: Unpack[Options],
+    **options: Unpack[PromptOptions],
 ) -> Iterator[Result] | Summary:
     """Answer many rows, many at once; what their prompts have in common is read once.
 
@@ -123,15 +90,23 @@ def batch(
     out: the file to write, by its ending. With it, the call returns a `Summary` when all is written; finished rows
         are kept beside it meanwhile, and after an end of whatever kind the same call goes on after them. Without it,
         the call returns at once, and results come as they are iterated.
-    parameters, and changes to them: of all rows, as for `Model.chat`. Each row gets a seed of its own, from `seed` (by
-        default 0) and the row's number: so its answer does not depend on what runs beside it.
+    parameters, and among the options changes to them (max_tokens, temperature, ...): of all rows, as for `Model.chat`.
+        Each row gets a seed of its own, from `seed` (by default 0) and the row's number: so its answer does not depend
+        on what runs beside it.
+
+    Options of the prompts, of which there are none unless you give them:
+
     column: of the prompts, each a text or a list of messages; by default "prompt", or "messages". template: or else a
         Jinja template over the columns (`row["a b"]` for a name that is none in Jinja). Rows with `custom_id` and
         `body` are requests in the form of OpenAI's batches, and so are the results.
-    system: a message before each prompt. raw: continue texts without the chat template. image: a column of images:
-        paths, from the folder of the rows on, data URLs, or bytes. tools, ..., thinking_budget: as for `Model.chat`.
+    system: a message before each prompt. raw=True: continue texts without the chat template. image: a column of images:
+        paths, from the folder of the rows on, data URLs, or bytes. tools, tool_choice, thinking, effort,
+        thinking_budget: as for `Model.chat`.
     prefix: stands before the names of the columns that are added: answer, reasoning, tool_calls, finish_reason,
         prompt_tokens, completion_tokens, error.
+
+    Of the run:
+
     at_once: rows that run at the same time; by default as many as the model runs, or 64 of one that is loaded here.
     cluster: a `glmlite.ray.Cluster`, whose engines answer the rows, `at_once` (64) each.
     ordered: rows come in their order; False: as they are finished.
@@ -144,14 +119,13 @@ def batch(
     Raises ValueError and TypeError (arguments, a column that is not there, kept rows of another run), OSError,
     FileExistsError, ModuleNotFoundError, Cancelled, Closed.
     """
-    from .asking import Prompt, asking_of
+    from .asking import asked_of, asking_of
     from .rows import Given, Source, source_of
     from .work import Work, into_file, load_for, results, spooled
 
     if at_once is not None:
         check_integer("at_once", at_once, 1)
-    p = Parameters.of(parameters, **changes)
-    prompt = Prompt(column, template, system, raw, image, prefix, tools, tool_choice, thinking, effort, thinking_budget)
+    prompt, p = asked_of(parameters, **options)
     cancel = Cancel() if cancel is None else cancel
     with ExitStack() as stack:
         source: Source

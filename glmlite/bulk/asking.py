@@ -5,23 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..cancel import Cancel
 from ..chat import template as templates
 from ..generate import Completion
 from ..model import Model
-from ..parameters import Parameters
+from ..parameters import Options, Parameters
 from ..serve import errors, images, openai, starting
 from ..serve.asked import Asked
 from ..serve.errors import Refused
 from ..serve.starting import Running
 from .rows import PEEKED, Row, Source
 
-__all__ = ["Asking", "OpenAI", "Prompt", "Prompts", "Question", "Record", "asking_of", "seed_of", "told"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "Asking",
+    "OpenAI",
+    "Prompt",
+    "PromptOptions",
+    "Prompts",
+    "Question",
+    "Record",
+    "asked_of",
+    "asking_of",
+    "seed_of",
+    "told",
+]
 
 COLUMNS = ("prompt", "messages")  # that are taken where none is named
 PATHS = {"/v1/chat/completions": True, "/v1/completions": False}  # whether it is a conversation
@@ -87,6 +102,29 @@ class Prompt:
     thinking: bool | None = None
     effort: str | None = None
     thinking_budget: int | None = None
+
+
+class PromptOptions(Options, total=False):
+    """The fields of `Prompt` and of `Parameters` as keyword arguments."""
+
+    column: str | None
+    template: str | None
+    system: str | None
+    raw: bool
+    image: str | None
+    prefix: str
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any]
+    thinking: bool | None
+    effort: str | None
+    thinking_budget: int | None
+
+
+def asked_of(parameters: Parameters | None, **options: Unpack[PromptOptions]) -> tuple[Prompt, Parameters]:
+    """What all rows are asked. Raises as `Parameters.of`."""
+    given: dict[str, Any] = dict(options)
+    prompt = Prompt(**{field.name: given.pop(field.name) for field in fields(Prompt) if field.name in given})
+    return prompt, Parameters.of(parameters, **given)
 
 
 FIELDS = ("answer", "reasoning", "tool_calls", "finish_reason", "prompt_tokens", "completion_tokens", "error")

@@ -110,7 +110,7 @@ def ocr(
     targets = _targets(sources, out, ".jsonl" if lines else ".md", force)
     asked: dict[str, Any] = {
         "pages": pages,
-        "dpi": FAST_DPI if fast else dpi or DPI,
+        "dpi": FAST_DPI if fast else DPI if dpi is None else dpi,
         "task": task,
         "fields": wanted,
         "cut": cut,
@@ -157,7 +157,7 @@ def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], 
         except BaseException as error:
             if journal is not None and journal.pages:
                 journal.close()
-                if isinstance(error, KeyboardInterrupt | ending.Ended):
+                if isinstance(error, KeyboardInterrupt | ending.Ended | OSError):
                     count = len(journal.pages)
                     console.note(f"[{count} finished pages are kept; the same command goes on after them]")
             elif journal is not None:
@@ -169,7 +169,7 @@ def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], 
         if any(page.number for page in found.values()):
             with replacing(target) as file:
                 for _, page in sorted(found.items()):
-                    file.write(write(page, several).encode())
+                    file.write(write(page, several).encode("utf-8", "replace"))  # a file's name may be no UTF-8
             console.write(f"{target}\n")
         journal.remove()
     return any(page.error is not None for page in found.values())
@@ -192,7 +192,12 @@ def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tu
         targets = [(folder / (name + ending), [source]) for name, source in zip(plain, sources)]
         if len({target for target, _ in targets}) < len(targets):
             raise ValueError(f"{out}: several documents of one name, expected different ones")
+    read = [source.value for source in sources if isinstance(source.value, Path) and source.value.exists()]
     for target, _ in targets:
+        if not target.parent.is_dir():
+            raise ValueError(f"{out}: there is no folder {target.parent}, expected one that is there")
+        if target.exists() and any(target.samefile(path) for path in read):
+            raise ValueError(f"{target}: is a document to read, expected another file to write")
         if not force:
             refuse_to_overwrite(target)
     return list(targets)
@@ -213,10 +218,14 @@ def _digest(source: Any) -> str:
 
 
 def _fields(path: Path) -> Any:
+    text = running.text_at(path)
     try:
-        return json.loads(running.text_at(path))
-    except ValueError as error:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is no JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f'{path}: {type(fields).__name__}, expected an object with empty values, {{"name": ""}}')
+    return fields
 
 
 @contextmanager
@@ -228,7 +237,7 @@ def _progress() -> Iterator[Any]:
 
 def _say(page: Any) -> None:
     """A line on stderr for each page, and for what went wrong with it."""
-    where = page.source if page.pages <= 1 else f"{page.source}, page {page.number} of {page.pages}"
+    where = " ".join(page.source.split()) + (f", page {page.number} of {page.pages}" if page.pages > 1 else "")
     if page.error is not None:
         console.note(f"glmlite: {page.error}")
         return
@@ -243,10 +252,11 @@ def _as_markdown(page: Any, several: bool) -> str:
     """A page's text under a comment that says which page it is; a document of one page has none."""
     if page.pages == 1 and not several and page.error is None:
         return f"{page.text}\n"
-    error = "" if page.error is None else f": {page.error}".replace("--", "- -").replace(">", "&gt;")
     at = f"page {page.number}" if page.number else "not read"
-    head = f"<!-- {f'{page.source}, ' if several else ''}{at}{error} -->\n\n"
-    return head + (f"{page.text}\n\n" if page.text else "")
+    said = f"{f'{page.source}, ' if several else ''}{at}{'' if page.error is None else f': {page.error}'}"
+    # The name of a file must not end the comment.
+    said = " ".join(said.split()).replace("--", "- -").replace(">", "&gt;")
+    return f"<!-- {said} -->\n\n" + (f"{page.text}\n\n" if page.text else "")
 
 
 def _as_lines(page: Any, several: bool) -> str:

@@ -15,8 +15,10 @@ from urllib.request import url2pathname
 import typer
 
 from ..errors import ContextOverflow
+from ..files import REFUSED_PICTURES, special
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm")
+SUFFIXES += REFUSED_PICTURES  # and not taken for text
 Images = Annotated[
     list[Path] | None,
     typer.Option(
@@ -33,6 +35,8 @@ _PLACE = re.compile(r"[/\\~]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
 def part(model: Any, path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
     """An image as a part of a message, and the tokens that it takes. Raises ValueError and OSError, naming the file."""
     path = os.path.expanduser(path)
+    if (kind := special(path)) is not None:
+        raise ValueError(f"{path}: is {kind}, expected an image")
     with open(path, "rb") as file:
         data = file.read(MOST + 1)
     if len(data) > MOST:

@@ -20,9 +20,9 @@ from typing import Any
 from ..program import Recorder, Rope, Shapes, Value
 from .layout import causal as layout
 from .metadata import Keys
-from .parts import Sizes, attention, decoder, qkv
+from .parts import Sizes, attention, decoder, drafter, qkv
 
-__all__ = ["Config", "block", "layout", "record"]
+__all__ = ["Config", "block", "draft", "layout", "record"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,12 @@ class Config:
         )
 
 
-def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
+def block(r: Recorder, c: Config, x: Value, i: int, layer: int) -> Value:
+    """Block i; layer: of the cache."""
     w = f"blk.{i}."
 
     heads = qkv(r, r.rms_norm(x, w + "attn_norm.weight", c.norm_eps), w)
-    att = attention(r, c.sizes, heads, i, rope=c.rope)
+    att = attention(r, c.sizes, heads, layer, rope=c.rope)
     out = r.linear(att, w + "attn_output.weight")
     h = r.rms_norm(out, w + "post_attention_norm.weight", c.norm_eps, add=x)
 
@@ -57,4 +58,8 @@ def block(r: Recorder, c: Config, x: Value, i: int) -> Value:
 
 
 def record(r: Recorder, c: Config) -> Value:
-    return decoder(r, c.sizes, c.norm_eps, lambda x, i: block(r, c, x, i))
+    return decoder(r, c.sizes, c.norm_eps, lambda x, i: block(r, c, x, i, i))
+
+
+def draft(r: Recorder, c: Config) -> Value:
+    return drafter(r, c.sizes, c.norm_eps, lambda x, i, layer: block(r, c, x, i, layer))

@@ -7,7 +7,9 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from ..files import REFUSED_PICTURES, special
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,6 +19,7 @@ __all__ = ["ENDINGS", "MOST_PAGES", "Document", "Source", "sources_of"]
 ENDINGS = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
 MOST_PAGES = 10_000
 _A4 = 8.27 * 11.69  # square inches
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.I)
 _RANGE = re.compile(r"(\d{1,9})?\s*(-)?\s*(\d{1,9})?")
 
 
@@ -31,7 +34,7 @@ class Source(NamedTuple):
         """SHA-256 of what it holds; the same for the same content. Raises OSError, and as `open_image` does."""
         found = hashlib.sha256()
         if isinstance(self.value, Path):
-            with open(self.value, "rb") as file:
+            with self._file() as file:
                 while part := file.read(1 << 20):
                     found.update(part)
         elif isinstance(self.value, bytes | bytearray | memoryview):
@@ -43,6 +46,20 @@ class Source(NamedTuple):
             found.update(f"{image.size}".encode() + image.tobytes())
         return found.hexdigest()
 
+    def start(self) -> bytes:
+        """The first of its bytes; none of what is no file. Raises OSError and ValueError."""
+        if isinstance(self.value, bytes | bytearray | memoryview):
+            return bytes(self.value[:1024])
+        if isinstance(self.value, Path):
+            with self._file() as file:
+                return file.read(1024)
+        return b""
+
+    def _file(self) -> BinaryIO:
+        if (kind := special(self.value)) is not None:
+            raise ValueError(f"{self.name}: is {kind}, expected a document")
+        return open(self.value, "rb")
+
     def open(self, pages: str | Iterable[int] | None = None) -> Document:
         """Raises OSError, and ValueError (damaged, no such page, more than MOST_PAGES)."""
         return Document(self, pages)
@@ -50,13 +67,17 @@ class Source(NamedTuple):
 
 def sources_of(sources: Any) -> list[Source]:
     """The documents that a user means: one, or a sequence of them; of a folder, the files in it by name, `page2` before
-    `page10`. Raises ValueError for a folder without any, and for an empty sequence."""
+    `page10`, also pictures of kinds that are not read. Raises ValueError for a folder without documents, and for an
+    empty sequence."""
     several = isinstance(sources, Sequence) and not isinstance(sources, str | bytes | bytearray | memoryview | Source)
     found: list[Source] = []
     for number, value in enumerate(sources if several else [sources], 1):
         data = isinstance(value, str) and value[:5].lower() == "data:"
         if isinstance(value, Source):
             found.append(value)
+            continue
+        if isinstance(value, str) and _ADDRESS.match(value):
+            found.append(Source(value, value))  # which is refused by name when its turn comes
             continue
         if not isinstance(value, str | os.PathLike) or data:
             found.append(Source(f"image {number}" if several else "image", value))
@@ -69,8 +90,9 @@ def sources_of(sources: Any) -> list[Source]:
 
 
 def _in_folder(folder: Path) -> list[Source]:
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith(".")]
-    if not paths:
+    pages = ENDINGS + REFUSED_PICTURES  # each of these when its turn comes
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in pages and not path.name.startswith(".")]
+    if not any(path.suffix.lower() in ENDINGS for path in paths):
         raise ValueError(f"{folder}: a folder without documents, expected files of {', '.join(ENDINGS)}")
     return [Source(str(path), path) for path in sorted(paths, key=lambda path: _natural(path.name))]
 
@@ -89,7 +111,7 @@ class Document:
 
         self.name = source.name
         self._value = source.value
-        self._pdf = Pdf(source.value, source.name) if is_pdf(_start(source.value)) else None
+        self._pdf = Pdf(source.value, source.name) if is_pdf(source.start()) else None
         self.pages = self._pdf.pages if self._pdf is not None else images.frame_count(source.value, source.name)
         try:
             self.numbers = page_numbers(pages, self.pages, self.name)
@@ -135,15 +157,6 @@ class Document:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _start(value: Any) -> bytes:
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value[:1024])
-    if isinstance(value, Path):
-        with open(value, "rb") as file:
-            return file.read(1024)
-    return b""
 
 
 def page_numbers(pages: str | Iterable[int] | None, count: int, where: str) -> list[int]:

@@ -41,8 +41,8 @@ class Journal:
 
     def add(self, page: Page) -> None:
         """Keeps a page, on the disk when this returns."""
-        self.pages[page.document, page.number] = page
         self._kept.add([page.as_dict()])
+        self.pages[page.document, page.number] = page
 
     def close(self) -> None:
         self._kept.close()

@@ -10,13 +10,13 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import builtin
 from ..bulk import AT_ONCE
-from ..bulk.asking import Asking, Prompt, Prompts
+from ..bulk.asking import COLUMNS, Asking, Prompts, asked_of
 from ..bulk.rows import Row, arrow
 from ..bulk.running import Finished, answers
 from ..bulk.work import Work
@@ -29,7 +29,7 @@ from . import node
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..parameters import Options
+    from ..bulk.asking import PromptOptions
 
 __all__ = ["Cluster", "Generate"]
 
@@ -55,7 +55,8 @@ class Generate:
 
     model: a path or a name that means a file on each node, or an address (s3://, gs://, hdfs://, file://), which each
         node fetches once.
-    column, template, ..., prefix, parameters and changes to them: as for `glmlite.batch`.
+    parameters, and options of the prompts and of the answers (column, template, ..., max_tokens, ...): as for
+        `glmlite.batch`; the column is "prompt" unless you say.
     number: the column of the row's number, of which its seed is made: `glmlite.batch` counts rows from 0. Without it
         the seed is made of the row's columns, so equal rows have equal answers.
     at_once: rows that run at the same time. loading: arguments of `glmlite.load`.
@@ -68,25 +69,19 @@ class Generate:
         model: str = builtin.NAME,
         parameters: Parameters | None = None,
         *,
-        column: str | None = None,
-        template: str | None = None,
-        system: str | None = None,
-        raw: bool = False,
-        image: str | None = None,
-        prefix: str = "",
         number: str | None = None,
         at_once: int = AT_ONCE,
         loading: Mapping[str, Any] | None = None,
-        **changes: Unpack[Options],
+        **options: Unpack[PromptOptions],
     ):
-        if column is None and template is None:
-            column = "prompt"
-        prompt = Prompt(column, template, system, raw, image, prefix)
+        prompt, asked = asked_of(parameters, **options)
+        if prompt.column is None and prompt.template is None:
+            prompt = replace(prompt, column=COLUMNS[0])
         self._number = number
         self._at_once = at_once
         self._cancel = Cancel()
         self._model = _engine(model, at_once, loading or {})
-        self._asking = Prompts(self._model, self._cancel, prompt, Parameters.of(parameters, **changes), Path())
+        self._asking = Prompts(self._model, self._cancel, prompt, asked, Path())
 
     def __call__(self, table: Any) -> Any:
         """A table of pyarrow, with more columns; its rows stay in their order."""

@@ -65,6 +65,8 @@ def run(
     problem: list[Exception] = []
 
     class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+        should_exit: bool  # the end has begun
+
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets=sockets)
             self.tasks = [asyncio.create_task(self.load())]
@@ -75,7 +77,8 @@ def run(
             try:
                 await app.service.pool.ready()
             except Exception as error:
-                problem.append(error)
+                if not self.should_exit:  # else it is the end that ended the load
+                    problem.append(error)
                 self.should_exit = True
             else:
                 ready()

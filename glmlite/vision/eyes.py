@@ -11,7 +11,6 @@ than any image does.
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import time
 from collections import OrderedDict
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import Cancelled, Closed
+from ..files import special
 from ..placement import backend
 
 if TYPE_CHECKING:
@@ -256,9 +256,6 @@ class Sight:
 
 
 def _check_file(source: Any) -> None:
-    """A pipe would be waited for, and a device never ends."""
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and source[:5].lower() != "data:"):
-        mode = os.stat(source).st_mode if os.path.exists(source) else stat.S_IFREG
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise ValueError(f"{source!r:.200} is {kind}, expected the path of an image")
+    path = isinstance(source, os.PathLike) or (isinstance(source, str) and source[:5].lower() != "data:")
+    if path and (kind := special(source)) is not None:
+        raise ValueError(f"{source!r:.200} is {kind}, expected the path of an image")

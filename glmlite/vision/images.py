@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["MOST_PIXELS", "frame_count", "open_frame", "open_image"]
+__all__ = ["MOST_FRAMES", "MOST_PIXELS", "frame_count", "open_frame", "open_image"]
 
 # Above this Pillow warns of a decompression bomb; RGB of it takes 360 MB.
 MOST_PIXELS = 89_478_485
+MOST_FRAMES = 10_000  # of a TIFF file: Pillow compares the place of each with those of all before it
 MOST_URL = 100_000_000  # characters of a data URL
 # Formats that Pillow reads by itself, without another program, and that people have pictures in.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
@@ -31,6 +32,15 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+_START = 1000  # bytes that tell what a file is
+# What people take for an image, too, by how a file of it begins.
+_OTHERS = {
+    "a PDF file": re.compile(rb"%PDF-"),
+    "an HEIC image": re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.S),
+    "an AVIF image": re.compile(rb".{4}ftypavi[fs]", re.S),
+    "a JPEG XL image": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ", re.S),
+    "an SVG drawing": re.compile(rb"\s*<(\?xml\b.*<)?svg\b", re.S),
 }
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<parameters>(;[\w.+-]+=[^;,]*)*);base64,", re.I)
 
@@ -46,9 +56,8 @@ def open_image(source: Any, where: str = "image") -> Image.Image:
     if isinstance(source, np.ndarray):
         return _of_array(source, where)
     with _opened(source, where) as image:
-        frames = _frames(image, where)
-        if frames > 1:
-            raise ValueError(f"{where}: {image.format} of {frames} frames, expected one: give them one by one")
+        if _has_frames(image, where):
+            raise ValueError(f"{where}: {image.format} of several frames, expected one: give them one by one")
         return _rgb(image, where)
 
 
@@ -62,18 +71,28 @@ def open_frame(source: Any, number: int, where: str = "image") -> Image.Image:
 
 
 def frame_count(source: Any, where: str = "image") -> int:
-    """How many pages a TIFF file has; 1 for all other images, which are one or refused by `open_image`."""
+    """How many pages a TIFF file has; 1 for all other images, which are one or refused by `open_image`. Raises as that,
+    and for more than MOST_FRAMES."""
     if isinstance(source, np.ndarray):
         return 1
     with _opened(source, where) as image:
-        return _frames(image, where) if image.format == "TIFF" else 1
+        if image.format != "TIFF" or not _has_frames(image, where):
+            return 1
+        at = image.tell()
+        with _damage(where):
+            for number in range(MOST_FRAMES + 1):
+                try:
+                    image.seek(number)
+                except EOFError:
+                    image.seek(at)
+                    return number
+        raise ValueError(f"{where}: more than {MOST_FRAMES} pages, expected at most so many")
 
 
-def _frames(image: Image.Image, where: str) -> int:
-    if image.format == "MPO" or not getattr(image, "is_animated", False):
-        return 1
+def _has_frames(image: Image.Image, where: str) -> bool:
+    """Whether there is more than one. How many is not asked: a small file may have a million."""
     with _damage(where):
-        return int(getattr(image, "n_frames", 1))
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
 @contextmanager
@@ -96,8 +115,10 @@ def _opened(source: Any, where: str) -> Iterator[Image.Image]:
             f"{where}: {type(source).__name__}, expected a path, bytes, a data URL, a Pillow image or an array"
         )
     with file:
-        if not file.read(1):
+        if not (start := file.read(_START)):
             raise ValueError(f"{where}: is empty, expected an image")
+        if other := next((kind for kind, begins in _OTHERS.items() if begins.match(start)), None):
+            raise ValueError(f"{where}: is {other}, expected one of {', '.join(FORMATS)}")
         file.seek(0)
         with _damage(where):
             image = Image.open(file, formats=FORMATS)
@@ -178,8 +199,9 @@ def _rgb(image: Image.Image, where: str) -> Image.Image:
         orientation = None
         with suppress(Exception):  # a photo whose EXIF is damaged is a photo
             orientation = image.getexif().get(_ORIENTATION)
-        if image.mode == "F" or image.mode.startswith("I"):
-            image = _of_deep_grey(image, where)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _of_deep_grey(image, where)
+    with _damage(where):
         if orientation in _TURNS:
             image = image.transpose(_TURNS[orientation])
         return _on_white(image)

@@ -19,6 +19,8 @@ __all__ = ["LONGEST", "Pdf", "is_pdf"]
 
 LONGEST = 3500  # pixels of a page's long side; the models see less
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
+_MOST_NOTES = 10_000  # of a page, that are looked at
+_NOTHING = 2  # bytes of an empty text, UTF-16 with its end
 _pdfium = threading.Lock()
 
 
@@ -33,9 +35,11 @@ class Pdf:
     Raises ValueError (damaged, encrypted) and OSError.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | bytes, where: str = "PDF"):
+    def __init__(self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, where: str = "PDF"):
         self.where = where
-        if not isinstance(source, bytes):
+        if isinstance(source, bytes | bytearray | memoryview):
+            source = bytes(source)
+        else:
             with open(source, "rb"):  # an error of the system's, not PDFium's
                 source = Path(source)
         import pypdfium2 as pdfium
@@ -64,9 +68,10 @@ class Pdf:
                 return image
 
     def characters(self, number: int) -> int:
-        """How many characters a page has as text; 0 for a scan. Raises ValueError for a damaged page."""
+        """How many characters a page has as text; 0 for a scan, and where more stands on it than that text: what is
+        written in the fields of a form, or in notes. Raises ValueError for a damaged page."""
         with self._page(number) as page, closing(page.get_textpage()) as text:
-            return int(text.count_chars())
+            return 0 if self._has_notes(page) else int(text.count_chars())
 
     def text(self, number: int) -> str:
         """The text that a page has without reading it from its picture. Raises ValueError for a damaged page."""
@@ -74,6 +79,23 @@ class Pdf:
             found = str(text.get_text_bounded())
         lines = found.replace("\r\n", "\n").replace("\ufffe\n", "").replace("\ufffe", "").split("\n")
         return "\n".join(line.rstrip() for line in lines).strip()
+
+    def _has_notes(self, page: Any) -> bool:
+        import pypdfium2.raw as c
+
+        for index in range(min(c.FPDFPage_GetAnnotCount(page), _MOST_NOTES)):
+            note = c.FPDFPage_GetAnnot(page, index)
+            if not note:
+                continue
+            kind, length = c.FPDFAnnot_GetSubtype(note), 0
+            if kind == c.FPDF_ANNOT_WIDGET and self._document.formenv is not None:
+                length = c.FPDFAnnot_GetFormFieldValue(self._document.formenv, note, None, 0)
+            elif kind == c.FPDF_ANNOT_FREETEXT:
+                length = c.FPDFAnnot_GetStringValue(note, b"Contents", None, 0)
+            c.FPDFPage_CloseAnnot(note)
+            if length > _NOTHING:
+                return True
+        return False
 
     def close(self) -> None:
         with _pdfium:
