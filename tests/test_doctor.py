@@ -247,6 +247,7 @@ MIXTURES = {
     ),
     "counted twice": ("glm4moe", {"drafting": True}, {"block_count": 3}, "drafting", "error"),
     "a layer is a draft": ("glm4moe", {}, {"nextn_predict_layers": 1}, "drafting", "error"),
+    "a layer is left out": ("deepseek2", {}, {"block_count": 2}, "drafting", "error"),
     "a draft is lost": ("deepseek2", {}, {"block_count": 4, "nextn_predict_layers": 1}, "drafting", "warning"),
 }
 
@@ -273,6 +274,58 @@ def test_broken_mixtures_are_named_and_corrected(tmp_path, tiny_mixtures, case):
     assert f"{architecture}.nextn_predict_layers" in fixed.metadata or not sizes
     fixed.close()
     assert doctor.examine(tmp_path / "fixed.gguf").findings == ()
+
+
+@pytest.mark.parametrize("architecture", ["chatglm", "glm4moe"])
+def test_layers_that_the_keys_leave_out_are_counted(tmp_path, architecture):
+    """Of a model that nobody knows, too: its tensors tell."""
+    report = doctor.examine(write(tmp_path, well(architecture, layers=4, metadata={f"{architecture}.block_count": 2})))
+    assert [(f.check, f.severity.value) for f in report.findings] == [("drafting", "error")]
+    doctor.fix(report, tmp_path / "fixed.gguf")
+    assert doctor.examine(tmp_path / "fixed.gguf").findings == ()
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_a_block_that_has_lost_what_it_drafts_with(tmp_path, tiny_mixtures, architecture):
+    """The number of layers of the published model tells that it is none."""
+    model = well(architecture, layers=3, drafting=True)
+    tensors = {name: None for name in model.tensors if ".nextn." in name}
+    keys = {"layers": 3, "drafting": True, "tensors": tensors}
+    (finding,) = doctor.examine(write(tmp_path, well(architecture, **keys))).findings
+    assert (finding.check, finding.severity.value, finding.fix) == ("drafting", "warning", None)
+    assert "fail" in finding.means  # of other programs
+    path = write(tmp_path, well(architecture, **keys, metadata={f"{architecture}.nextn_predict_layers": None}))
+    report = doctor.examine(path)
+    assert [(f.check, f.severity.value) for f in report.findings] == [("drafting", "error")]
+    (left,) = doctor.examine(doctor.fix(report, tmp_path / "fixed.gguf")).findings
+    assert left.what == finding.what
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "check"),
+    [
+        ("nextn.enorm.weight", None, "tensor-missing"),
+        ("attn_norm.weight", None, "tensor-missing"),
+        ("ffn_down_exps.weight", None, "tensor-missing"),
+        ("nextn.hnorm.weight", (63,), "tensor-shape"),
+        ("nextn.eh_proj.weight", (64, 64), "tensor-shape"),
+    ],
+)
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_a_drafting_layer_that_is_wrong(tmp_path, architecture, name, shape, check):
+    """It is a warning: the model runs without."""
+    tensors = {f"blk.2.{name}": None if shape is None else np.ones(shape, np.float32)}
+    path = write(tmp_path, well(architecture, drafting=True, tensors=tensors))
+    (finding,) = doctor.examine(path).findings
+    assert (finding.check, finding.severity.value, finding.where) == (check, "warning", f"blk.2.{name}")
+    glmlite.load(path, context=16).close()
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_a_tensor_of_a_mixture_missing(tmp_path, architecture):
+    name = "blk.1.ffn_up_exps.weight"
+    (finding,) = doctor.examine(write(tmp_path, well(architecture, tensors={name: None}))).findings
+    assert (finding.check, finding.severity.value, finding.where) == ("tensor-missing", "error", name)
 
 
 @pytest.mark.parametrize("architecture", tiny.MIXTURES)
