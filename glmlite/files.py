@@ -121,7 +121,8 @@ def not_gguf(path: str | os.PathLike[str]) -> str | None:
 def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[BinaryIO]:
     """A new binary file beside `path`, which gets that name when the block ends; whatever goes wrong leaves none.
 
-    Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError.
+    Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError, at once
+    where `path` is a folder or a device, whose place a file must not take.
     """
     with replacing_all([path], buffering) as files:
         yield files[0]
@@ -131,6 +132,10 @@ def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[Bin
 def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) -> Iterator[list[BinaryIO]]:
     """As `replacing`, of several files: all get their names, or none is left."""
     targets = [Path(path) for path in paths]
+    for path in targets:
+        if (kind := special(path)) is not None:
+            number = errno.EISDIR if path.is_dir() else errno.EEXIST
+            raise OSError(number, f"it is {kind}, expected the name of a file", str(path))
     parts: list[Path] = []  # which are ours to remove
     whole = False
     try:
