@@ -865,6 +865,10 @@ def test_tensor_types(tmp_path, opened):
     for bad, message in ((("x", "q9"), "'q9' is not known"), (("ffn_up", "q4_k"), "no whole blocks of 256")):
         with pytest.raises(ValueError, match=message):
             convert(folder, tmp_path / "no.gguf", "q8_0", tensor_types=[bad])
+    # As llama.cpp spells it, and a name of nothing: neither is left out without a word.
+    for pattern in (r"blk\.(0|1)\.ffn_down", "ffn_dwon"):
+        with pytest.raises(ValueError, match=r"--tensor-type: no tensor is called like .*, expected a part of a name"):
+            convert(folder, tmp_path / "no.gguf", "q8_0", tensor_types=[("ffn", "f16"), (pattern, "f16")])
     with pytest.raises(ValueError, match=r"type: 'q3' is not known; known: f32, .*iq4_nl"):
         convert(folder, tmp_path / "no.gguf", "q3")
 
