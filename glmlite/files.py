@@ -16,6 +16,7 @@ from typing import BinaryIO
 __all__ = [
     "REFUSED_PICTURES",
     "UNFINISHED",
+    "check_target",
     "checkpoint_kind",
     "kind_of",
     "lock",
@@ -133,9 +134,7 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
     """As `replacing`, of several files: all get their names, or none is left."""
     targets = [Path(path) for path in paths]
     for path in targets:
-        if (kind := special(path)) is not None:
-            number = errno.EISDIR if path.is_dir() else errno.EEXIST
-            raise OSError(number, f"it is {kind}, expected the name of a file", str(path))
+        check_target(path)
     parts: list[Path] = []  # which are ours to remove
     whole = False
     try:
@@ -161,6 +160,14 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
             elif whole and waiting:
                 path.unlink(missing_ok=True)
         raise
+
+
+def check_target(path: Path) -> None:
+    """Raises OSError where no file could get that name: there is no such folder, or what has the name is no file."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}", str(path))
+    if (kind := special(path)) is not None:
+        raise OSError(errno.EISDIR if path.is_dir() else errno.EEXIST, f"it is {kind}, expected a file", str(path))
 
 
 def refuse_to_overwrite(path: Path) -> None:

@@ -58,7 +58,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     for name, error in (("pipe", "no regular file"), ("link", "no regular file"), ("folder", "a folder")):
         with (
-            pytest.raises(OSError, match=rf"it is {error}, expected the name of a file: .*{name}"),
+            pytest.raises(OSError, match=rf"it is {error}, expected a file: .*{name}"),
             replacing_all([tmp_path / "other", tmp_path / name]),
         ):
             raise AssertionError("not before the work")
