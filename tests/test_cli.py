@@ -334,9 +334,7 @@ def test_help_teaches_with_examples(command, capsys):
         (["run", "a model", "Why?"], "a model", "Why?"),
     ],
 )
-def test_without_a_model_the_built_in_one_answers(
-    model, monkeypatch, capsys, tmp_path, arguments, path, call
-):
+def test_without_a_model_the_built_in_one_answers(model, monkeypatch, capsys, tmp_path, arguments, path, call):
     file = tmp_path / "builtin.gguf"
     file.touch()
     monkeypatch.setattr(builtin, "_FILE", file)

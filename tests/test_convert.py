@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import pairwise
@@ -1117,6 +1118,22 @@ def test_unknown_architecture_lists_the_known(tmp_path):
 def test_configs_that_do_not_fit(tmp_path, case, change, match):
     _, folder = make(tmp_path, case, config=change)
     refused(folder, match)
+
+
+@pytest.mark.parametrize(
+    "case", ["chatglm-6b", "chatglm3", "glm-10b", "glm4-9b", "glm-4.5-air", "glm-4.7-flash", "llama"]
+)
+def test_whatever_a_config_counts_takes_no_memory(tmp_path, case):
+    _, folder = make(tmp_path / "source", case)
+    config = json.loads((folder / "config.json").read_text())
+    for key in [key for key, value in config.items() if type(value) is int]:
+        (folder / "config.json").write_text(json.dumps(config | {key: 2**31 - 1}))
+        tracemalloc.start()
+        with suppress(FormatError):
+            convert(folder, tmp_path / "out.gguf", "f16")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 26, key
 
 
 @pytest.mark.parametrize(
