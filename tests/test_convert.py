@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -370,6 +371,31 @@ def test_mixtures_that_do_not_fit(tmp_path, change, match):
     named = {name: x for name, x in (named | replaced).items() if x is not None}
     checkpoints.write_weights(tmp_path, named)
     refused(tmp_path, match)
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "part"),
+    [
+        ("glm-4.5", "use_qk_norm", "q_norm.weight"),
+        ("glm-4.5", "attention_bias", "k_proj.bias"),
+        ("glm4-9b", "attention_bias", "v_proj.bias"),
+        ("llama", "attention_bias", "q_proj.bias"),
+    ],
+)
+def test_what_a_config_says_to_be_there_has_to_be(tmp_path, case, key, part):
+    """A layer without runs, and is another model."""
+    _, folder = make(tmp_path, case)
+    config = json.loads((folder / "config.json").read_text())
+    checkpoint = Checkpoint(folder)
+    kind = re.compile(part.replace("q_", "[qk]_") if "norm" in part else r"[qkv]_proj\.bias")
+    named = {name: checkpoint.read(name) for name in checkpoint.names}
+    less = {name: x for name, x in named.items() if not (".layers.1." in name and kind.search(name))}
+    checkpoints.write_weights(folder, less)
+    (folder / "config.json").write_text(json.dumps(config | {key: False}))
+    convert(folder, tmp_path / "out.gguf", "f16")
+    (folder / "config.json").write_text(json.dumps(config | {key: True}))
+    with pytest.raises(FormatError, match=r"no tensor 'model\.layers\.\d\.self_attn\."):
+        convert(folder, tmp_path / "no.gguf", "f16")
 
 
 def test_fused_experts_that_do_not_fit(tmp_path):

@@ -55,9 +55,11 @@ def build(source: Source, config: Config, out: Builder) -> None:
     out.take("token_embd.weight", "model.embed_tokens.weight")
     for i in range(layers + drafting):
         ours, theirs = f"blk.{i}.", f"{_LAYERS}{i}."
+        # Without what the config says a layer has, the checkpoint is not whole.
+        biased = i < layers and config.get("attention_bias") is True
         out.take(ours + "attn_norm.weight", theirs + "input_layernorm.weight")
         for part in "qkv":
-            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", orders.get(part))
+            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", orders.get(part), bias=biased)
         out.take(ours + "attn_output.weight", theirs + "self_attn.o_proj.weight")
         if sandwich:
             out.take(ours + "post_attention_norm.weight", theirs + "post_self_attn_layernorm.weight")

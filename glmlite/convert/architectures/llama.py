@@ -49,12 +49,13 @@ def build(source: Source, config: Config, out: Builder) -> None:
     )
     set_rope(out, "llama", config, head_dim, rotated=1.0)
 
+    biased = config.get("attention_bias") is True  # then a checkpoint without is not whole
     out.take("token_embd.weight", "model.embed_tokens.weight")
     for i in range(layers):
         ours, theirs = f"blk.{i}.", f"{_LAYERS}{i}."
         out.take(ours + "attn_norm.weight", theirs + "input_layernorm.weight")
         for part in "qkv":
-            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", orders.get(part))
+            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", orders.get(part), bias=biased)
         out.take_both(ours + "attn_output", theirs + "self_attn.o_proj")
         out.take(ours + "ffn_norm.weight", theirs + "post_attention_layernorm.weight")
         out.take_both(ours + "ffn_gate", theirs + "mlp.gate_proj")
