@@ -161,6 +161,8 @@ BROKEN = {
     "a template's name": ("glm4", lambda m: {T: "chatglm4"}, "template-name", "error"),
     "another name": ("chatglm", lambda m: {T: " GLM4 "}, "template-name", "error"),
     "an empty template": ("chatglm", lambda m: {T: ""}, "template-missing", "warning"),
+    "a template cut off": ("glm4", lambda m: {T: TEMPLATE[:100]}, "template-syntax", "error"),
+    "half a prefix, cut off": ("glm4", lambda m: {T: TEMPLATE[7:100]}, "template-syntax", "error"),
     "fewer tokens": ("chatglm", fewer_tokens, "vocabulary-size", "error"),
     "another vocab_size": ("chatglm", lambda m: {"chatglm.vocab_size": 300}, "vocabulary-size", "warning"),
     "no part turns": ("chatglm", lambda m: {"chatglm.rope.dimension_count": None}, "rotary-part", "error"),
@@ -193,7 +195,7 @@ def test_broken_files_are_named_and_corrected(tmp_path, case):
         assert got.prompt_ids("the 你好") == prompt
         assert np.array_equal(got.logits(prompt), want.logits(prompt))
         # A template of our own has no line end before the answer; the tiny one has.
-        if want.chat_format and check not in ("template-missing", "template-name"):
+        if want.chat_format and check not in ("template-missing", "template-name", "template-syntax"):
             prompt = want.chat_ids(MESSAGES)
             assert got.chat_ids(MESSAGES) == prompt
             assert np.array_equal(got.logits(prompt), want.logits(prompt))
@@ -410,6 +412,24 @@ def test_matrices_that_do_not_fit_are_not_taken_apart(tmp_path):
     model.tensors["blk.1.attn_kv_b.weight"] = np.ones((9, 64), np.float32)
     report = doctor.examine(write(tmp_path, model))
     assert "kv-b" in checks(report) and not any(finding.fix or finding.splits for finding in report.findings)
+
+
+@pytest.mark.parametrize("part", ["attn_k_b", "attn_v_b"])
+def test_one_matrix_beside_one_of_the_two_is_not_taken_apart(tmp_path, part):
+    model = unsplit(well("deepseek2"), beside=True)
+    tensors = {name: x for name, x in model.tensors.items() if part not in name}
+    report = doctor.examine(write(tmp_path, tiny.Tiny(model.metadata, tensors)))
+    assert "kv-b" in checks(report) and not any(finding.fix or finding.splits for finding in report.findings)
+
+
+def test_a_template_that_is_no_program(tmp_path):
+    """Of any model; where we have none to put in, it stays."""
+    wrong = "{% for m in messages %}{{ m.content }}"
+    (finding,) = doctor.examine(write(tmp_path, well("llama", metadata={T: wrong}))).findings
+    assert (finding.check, finding.severity.value, finding.fix) == ("template-syntax", "error", None)
+    assert "endfor" in finding.what
+    (finding,) = doctor.examine(write(tmp_path, well("glm4moe", metadata={T: "[gMASK]<sop>" + wrong}))).findings
+    assert (finding.check, finding.fix) == ("template-syntax", None)
 
 
 def test_a_template_without_tools(tmp_path):

@@ -93,7 +93,9 @@ def latent(subject: Subject) -> Iterator[Finding]:
     both = [name for name in subject.shapes if name.startswith("blk.") and name.endswith(".attn_kv_b.weight")]
     if not both or not subject.glm:
         return
-    split = _split(subject, both)
+    # One of the two beside it: which of them is right cannot be seen.
+    halves = [{name.replace("attn_kv_b", part) in subject.shapes for part in ("attn_k_b", "attn_v_b")} for name in both]
+    split = None if {True, False} in halves else _split(subject, both)
     fix, changes = None, {}
     if split is not None:
         turned = subject.count("rope.dimension_count") or 0

@@ -114,6 +114,11 @@ class Keys:
         `attn_k_b` and `attn_v_b` of every block must be as these say. `.head_count_kv`, `.key_length` and
         `.value_length` describe the cache: one key head of latent and turning columns, whose values are the latent.
         """
+        if (both := "blk.0.attn_kv_b.weight") in self.shapes:
+            raise FormatError(
+                f"'{both}' has keys and values of the latent in one matrix, expected attn_k_b and attn_v_b; in a file "
+                "of GLM's `glmlite doctor --fix` takes it apart"
+            )
         heads = self.count("attention.head_count", most=min(dim, _MOST_COLUMNS))
         head_dim = self.count("attention.key_length_mla", least=3, most=_MOST_COLUMNS)
         turning = self.count("rope.dimension_count", most=head_dim - 1)
