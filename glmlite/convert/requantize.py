@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import FormatError
 from ..models.glm4v import TENSORS
 from .architectures import Contents, Tensor
 from .architectures.eyes import KEYS, MMPROJ
@@ -30,10 +31,13 @@ def read_gguf(path: Path, opened: ExitStack) -> tuple[Contents | None, Contents 
     shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
     alone = metadata.get("general.architecture") == MMPROJ["general.architecture"]
     sees = alone or any(key.startswith(KEYS) for key in metadata)
-    if not alone:
-        record(metadata, shapes)
-    if sees:
-        record_eyes(metadata, shapes)
+    try:
+        if not alone:
+            record(metadata, shapes)
+        if sees:
+            record_eyes(metadata, shapes)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
 
     def reader(info: TensorInfo) -> Callable[[int, int], np.ndarray]:
         if len(info.shape) > 2 and info.supported:
