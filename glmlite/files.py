@@ -18,6 +18,7 @@ __all__ = [
     "UNFINISHED",
     "check_target",
     "checkpoint_kind",
+    "downloading",
     "kind_of",
     "lock",
     "not_gguf",
@@ -88,6 +89,15 @@ def kind_of(path: str | os.PathLike[str], *, binary: bool = False) -> str | None
         shown = text.decode("ascii", "replace").split("\n")[0][:60].rstrip()
         return next(known, f"a text, {shown!r}" if binary and shown.isprintable() and shown.isascii() else None)
     return None
+
+
+def downloading(path: Path) -> str | None:
+    """What to say of a file that aria2 has not got whole: that has its full length from the beginning, and zeros where
+    pieces are missing, so that the file of aria2's own beside it is all that tells."""
+    beside = path.with_name(f"{path.name}.aria2")
+    if not beside.exists():
+        return None
+    return f"{beside.name!r} is beside it: the download has not ended; go on with it, or remove that if it has"
 
 
 def checkpoint_kind(path: str | os.PathLike[str]) -> str | None:

@@ -833,6 +833,9 @@ def test_gguf_as_source(tmp_path, opened):
     assert again.tensors["blk.0.ffn_up.weight"].type == "Q8_0"
     with pytest.raises(ValueError, match="lora"):
         convert(half, tmp_path / "f.gguf", "f16", lora=folder)
+    (tmp_path / "b.gguf.aria2").touch()
+    with pytest.raises(FormatError, match=r"b\.gguf: 'b\.gguf\.aria2' is beside it: the download has not ended"):
+        convert(half, tmp_path / "f.gguf", "f16")
     wrong = tiny.write(tmp_path / "wrong.gguf", tiny.model("glm4moe", metadata={"glm4moe.expert_count": 0}))
     with pytest.raises(FormatError, match=r"wrong\.gguf: metadata: 'glm4moe\.expert_count' is 0"):
         convert(wrong, tmp_path / "f.gguf", "f16")

@@ -122,6 +122,7 @@ def test_a_download_that_has_not_ended_is_told(tmp_path, form):
     shard = next(folder.glob("*-00002-of-00002.*"))
     data = shard.read_bytes()
     (folder / f"{shard.name}.aria2").write_bytes(b"")
+    refused(f"{shard.name}.aria2' is beside it: the download has not ended", folder)  # of the right length, with holes
     shard.write_bytes(data[:-1000])
     refused(f"{shard.name}.aria2' is beside it: the download has not ended", folder)
     shard.unlink()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ..files import downloading
 from ..models.glm4v import TENSORS
 from .architectures import Contents, Tensor
 from .architectures.eyes import KEYS, MMPROJ
@@ -25,6 +26,8 @@ def read_gguf(path: Path, opened: ExitStack) -> tuple[Contents | None, Contents 
     from .._native import Gguf, TensorInfo, dequantize
     from ..models import record, record_eyes
 
+    if unfinished := downloading(path):
+        raise FormatError(f"{path}: {unfinished}")
     gguf = Gguf(path)
     opened.callback(gguf.close)
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
