@@ -237,6 +237,16 @@ MIXTURES = {
     "no scale": ("deepseek2", {}, {"expert_weights_scale": None}, "expert-weights", "error"),
     "another scale": ("glm4moe", {}, {"expert_weights_scale": 1.0}, "expert-weights", "error"),
     "all turns": ("glm4moe", {}, {"rope.dimension_count": None}, "rotary-part", "error"),
+    "no dense block": ("glm4moe", {}, {"leading_dense_block_count": 0}, "experts", "error"),
+    "no word on dense blocks": ("deepseek2", {}, {"leading_dense_block_count": None}, "experts", "error"),
+    "a dense block more": ("deepseek2", {"drafting": True}, {"leading_dense_block_count": 2}, "experts", "error"),
+    "none but dense blocks": ("glm4moe", {}, {"leading_dense_block_count": 77}, "experts", "error"),
+    "fewer experts": ("glm4moe", {}, {"expert_count": 4}, "experts", "error"),
+    "no experts": ("deepseek2", {}, {"expert_count": None}, "experts", "error"),
+    "narrow experts": ("deepseek2", {}, {"expert_feed_forward_length": 16}, "experts", "error"),
+    "more are used": ("glm4moe", {}, {"expert_used_count": 4}, "experts", "warning"),
+    "more are used than there are": ("glm4moe", {}, {"expert_used_count": 9}, "experts", "warning"),
+    "no word on how many are used": ("deepseek2", {}, {"expert_used_count": None}, "experts", "error"),
     # A block that drafts, of which the keys say nothing; that they do not count; that they take for no layer.
     "a draft is a layer": ("deepseek2", {"drafting": True}, {"nextn_predict_layers": None}, "drafting", "error"),
     "none drafts": ("glm4moe", {"drafting": True}, {"nextn_predict_layers": 0}, "drafting", "error"),
@@ -258,7 +268,9 @@ MIXTURES = {
 def tiny_mixtures(monkeypatch):
     """Makes the tiny mixtures of three layers published models."""
     sizes = families.Sizes(3, 64, 4, 384)
-    known = [families.Published("Tiny", kind, sizes, rope_dim=16, base=1e4, scale=1.8) for kind in tiny.MIXTURES]
+    known = [
+        families.Published("Tiny", kind, sizes, rope_dim=16, base=1e4, scale=1.8, used=2) for kind in tiny.MIXTURES
+    ]
     monkeypatch.setattr(families, "PUBLISHED", known)
 
 
@@ -324,8 +336,9 @@ def test_a_drafting_layer_that_is_wrong(tmp_path, architecture, name, shape, che
 
 
 @pytest.mark.parametrize("architecture", tiny.MIXTURES)
-def test_a_tensor_of_a_mixture_missing(tmp_path, architecture):
-    name = "blk.1.ffn_up_exps.weight"
+@pytest.mark.parametrize("part", ["ffn_up_exps", "ffn_gate_inp", "ffn_down_exps"])
+def test_a_tensor_of_a_mixture_missing(tmp_path, architecture, part):
+    name = f"blk.1.{part}.weight"
     (finding,) = doctor.examine(write(tmp_path, well(architecture, tensors={name: None}))).findings
     assert (finding.check, finding.severity.value, finding.where) == ("tensor-missing", "error", name)
 
@@ -511,6 +524,7 @@ def shaped(known, **changes):
     }
     if known.scale is not None:
         keys |= {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": known.scale}
+        keys["expert_used_count"] = known.used
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     metadata = {f"{architecture}.{key}": value for key, value in keys.items() if value is not None}
     metadata |= {"general.architecture": architecture, "tokenizer.ggml.tokens": ["[gMASK]"]}
