@@ -455,7 +455,7 @@ def test_chat_goes_on_after_an_error(model, monkeypatch, capsys):
     assert out == "1 <a> 好\n3 <b> 好\n"
     assert "glmlite: the prompt has 1000 tokens\n" in err
     assert "glmlite: /load: needs a file name\n" in err
-    assert "No such file or directory" in err
+    assert "there is no folder" in err
 
 
 def image(path, data=b"image"):
