@@ -81,6 +81,12 @@ def record(metadata: Mapping[str, Any], shapes: Shapes) -> Recording:
     metadata: as `Gguf.metadata`. shapes: tensor name -> shape, numpy order.
     Raises FormatError, naming the key or the tensor, if the file is not what its architecture says.
     """
+    drafts = next((name for name in shapes if name.endswith(".nextn.eh_proj.weight")), None)
+    if drafts is not None and not any(name.startswith("blk.0.") for name in shapes):
+        raise FormatError(
+            f"'{drafts}': the file holds the block that drafts and not the model, which has 'blk.0.attn_norm.weight'; "
+            "open the model's own file"
+        )
     model, config = _read(metadata, shapes)
     r = Recorder(shapes)
     logits = model.record(r, config)
