@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import select
@@ -14,6 +15,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import checkpoints
 import numpy as np
 import pytest
 import tiny
@@ -332,9 +334,7 @@ def test_help_teaches_with_examples(command, capsys):
         (["run", "a model", "Why?"], "a model", "Why?"),
     ],
 )
-def test_without_a_model_the_built_in_one_answers_and_says_what_it_is(
-    model, monkeypatch, capsys, tmp_path, arguments, path, call
-):
+def test_without_a_model_the_built_in_one_answers(model, monkeypatch, capsys, tmp_path, arguments, path, call):
     file = tmp_path / "builtin.gguf"
     file.touch()
     monkeypatch.setattr(builtin, "_FILE", file)
@@ -342,7 +342,25 @@ def test_without_a_model_the_built_in_one_answers_and_says_what_it_is(
     assert str(model[0].path) == (str(file) if path == "builtin" else path)
     asked = model[0].calls[0][1]
     assert (asked if isinstance(asked, str) else asked[-1]["content"]) == call
-    assert capsys.readouterr().err == (builtin.NOTE + "\n" if path == "builtin" else "")
+    assert capsys.readouterr().err == ""
+
+
+def test_what_the_library_warns_of_is_shown(tmp_path, capsys, monkeypatch):
+    """Once, on stderr: a library prints nothing, so a command has to."""
+    path = tiny.write(tmp_path / "m.gguf", tiny.model("glm4"))
+    for arguments in (["run", str(path), "the"], ["chat", str(path), "the"]):
+        assert main([*arguments, "-n", "1", "--context", "100000"]) == 0
+        assert capsys.readouterr().err == "context is 100000, the model was trained for 256 tokens and gets those\n"
+    folder = checkpoints.write(tmp_path / "checkpoint", tiny.model("glm4", fused=False, bias=True), "hf")
+    (folder / "generation_config.json").write_text('{"num_beams": 4}')
+    assert main(["convert", str(folder), str(tmp_path / "out.gguf")]) == 0
+    err = capsys.readouterr().err
+    assert err.count("generation_config.json: ") == err.count("'num_beams'") == 1
+    # Memory that does not hold a model.
+    monkeypatch.setattr(native, "available_memory", lambda: 0)
+    assert main(["run", str(path), "the", "-n", "1", "--kv-type", "q8", "--context", "64"]) == 0
+    assert "m.gguf: 0.00 GB of weights do not fit into memory" in capsys.readouterr().err
+    assert [type(handler) for handler in logging.getLogger("glmlite").handlers] == [logging.NullHandler]
 
 
 def test_text_from_elsewhere_goes_to_the_built_in_model_too(model, monkeypatch, capsys, tmp_path):
@@ -437,7 +455,7 @@ def test_chat_goes_on_after_an_error(model, monkeypatch, capsys):
     assert out == "1 <a> 好\n3 <b> 好\n"
     assert "glmlite: the prompt has 1000 tokens\n" in err
     assert "glmlite: /load: needs a file name\n" in err
-    assert "No such file or directory" in err
+    assert "there is no folder" in err
 
 
 def image(path, data=b"image"):

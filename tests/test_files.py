@@ -14,7 +14,7 @@ import pytest
 import glmlite
 from glmlite import ending
 from glmlite.cli import main
-from glmlite.files import refuse_to_overwrite, replacing
+from glmlite.files import refuse_to_overwrite, replacing, replacing_all
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals, and locks that a kill gives back")
 DEAD = 2**22 + 1  # no process has this number: Linux counts to 2**22, macOS to 99998
@@ -48,6 +48,21 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError) as raised, replacing(out):
         pass
     assert raised.value.filename == str(out)
+
+
+@POSIX
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """Else a superuser's `-o /dev/null` leaves the machine without that device."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, error in (("pipe", "no regular file"), ("link", "no regular file"), ("folder", "a folder")):
+        with (
+            pytest.raises(OSError, match=rf"it is {error}, expected a file: .*{name}"),
+            replacing_all([tmp_path / "other", tmp_path / name]),
+        ):
+            raise AssertionError("not before the work")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]
 
 
 def test_an_existing_file_is_told(tmp_path):

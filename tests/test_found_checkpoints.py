@@ -122,6 +122,7 @@ def test_a_download_that_has_not_ended_is_told(tmp_path, form):
     shard = next(folder.glob("*-00002-of-00002.*"))
     data = shard.read_bytes()
     (folder / f"{shard.name}.aria2").write_bytes(b"")
+    refused(f"{shard.name}.aria2' is beside it: the download has not ended", folder)  # of the right length, with holes
     shard.write_bytes(data[:-1000])
     refused(f"{shard.name}.aria2' is beside it: the download has not ended", folder)
     shard.unlink()
@@ -614,11 +615,22 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    ],
+)
 def test_a_file_that_is_something_else_is_told(tmp_path, name, kind):
     folder = checkpoints.write(tmp_path / "m", GLM4, "hf", files="torch" if name.endswith("bin") else "safetensors")
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(OTHERS[kind])
-    refused(rf"{name}: .*{kind}", folder)
+    refused(rf"{os.path.basename(name)}: .*{kind}", folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])

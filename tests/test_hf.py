@@ -380,11 +380,21 @@ def test_a_config(tiny_file, executor):
         tiny.model("chatglm1"), "<eop>"
     )
     for wrong in (path, tiny_file("glm4")):
-        with pytest.raises(ValueError, match=r"pre_seq_len is 128.*--ptuning"):
-            AutoConfig.from_pretrained(wrong, pre_seq_len=128)
+        for kind in (AutoConfig, AutoModel):
+            with pytest.raises(ValueError, match=r"pre_seq_len is 128.*--ptuning"):
+                kind.from_pretrained(wrong, pre_seq_len=128)
+    AutoModel.from_pretrained(path, pre_seq_len=5).model.close()
+    assert AutoConfig.from_pretrained(tiny_file("deepseek2", drafting=True)).num_hidden_layers == 2
     with pytest.raises(AttributeError, match=r"config.num_layer\b.*did you mean num_layers"):
         _ = config.num_layer
     model.model.close()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 2, 3)])
+def test_ids_of_no_row_or_of_too_many_axes(pair, shape):
+    _, model = pair("glm4")
+    with pytest.raises(ValueError, match=rf"input_ids is \({shape[0]}, .*expected \(rows, n\) ids, at least one row"):
+        model.generate(np.zeros(shape, np.int64), max_new_tokens=2)
 
 
 def test_methods_of_torch(pair, caplog):

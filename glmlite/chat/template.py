@@ -262,14 +262,21 @@ def of_row(text: str, variables: Mapping[str, Any]) -> str:
 
 def columns(text: str) -> frozenset[str]:
     """The names that such a template reads of a row. Raises ValueError where it is none."""
+    if wrong := wrong_with(text):
+        raise ValueError(f"template: {wrong}")
+    return read_by(text) - _environment().globals.keys()
+
+
+def wrong_with(text: str) -> str | None:
+    """Why a text is no template, without running it."""
     import jinja2
 
     try:
         _compile(text, strict=True)
     except (jinja2.TemplateError, RecursionError, ValueError) as error:
         line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise ValueError(f"template: {line}{error}") from None
-    return read_by(text) - _environment().globals.keys()
+        return f"{line}{error}"
+    return None
 
 
 def _run(text: str, variables: Mapping[str, Any], what: str = "chat template", *, strict: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -46,6 +47,27 @@ def error(problem: BaseException) -> None:
     if isinstance(problem, OSError) and problem.strerror:
         text = problem.strerror if problem.filename is None else f"{problem.filename}: {problem.strerror}"
     note(f"glmlite: {text or ('out of memory' if isinstance(problem, MemoryError) else type(problem).__name__)}")
+
+
+class _Log(logging.Handler):
+    """What the library warns of, as notes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Shows what the library warns of: it prints nothing itself."""
+    log, handler = logging.getLogger("glmlite"), _Log()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def printable(text: str) -> str:

@@ -1,11 +1,12 @@
 """`glmlite imatrix`: which columns of the weights matter."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..files import refuse_to_overwrite
+from ..files import check_target, refuse_to_overwrite
 from . import console, running
 from .options import Chunk, Chunks, ModelName, Text, Threads, find
 
@@ -47,6 +48,10 @@ def imatrix(
 
     path = find(model)
     out = out or Path(f"{Path(path).name.removesuffix('.gguf')}.imatrix.gguf")
+    for read, what in ((path, "the model"), (text, "the text")):
+        if out.exists() and os.path.exists(read) and out.samefile(read):
+            raise ValueError(f"{out}: is {what} itself, expected another name")
+    check_target(out)  # here, not when the text has been read
     if not force:
         refuse_to_overwrite(out)
     words = running.text_at(text)

@@ -23,11 +23,7 @@ def opened(name: str, loading: Loading, hint: str = "", load: Callable[..., Any]
     in place of `glmlite.load`."""
     import glmlite
 
-    from .. import builtin
-
     path = find(name)
-    if builtin.is_it(path):
-        console.note(builtin.NOTE)
     try:
         with console.progress("loading") as progress:
             model = (load or glmlite.load)(path, progress=lambda done: progress(done, 1), **loading.given())
@@ -36,8 +32,6 @@ def opened(name: str, loading: Loading, hint: str = "", load: Callable[..., Any]
             raise
         raise type(error)(f"{error}; {hint}") from None
     with model:
-        if loading.context is not None and model.context < loading.context:
-            console.note(f"[--context {loading.context}: the model was trained for {model.context} tokens]")
         yield model
 
 

@@ -137,6 +137,8 @@ def prompts(inputs: Any, attention_mask: Any) -> tuple[Any, NDArray[Any], list[I
         inputs = inputs["input_ids"]
     given = inputs if hasattr(inputs, "shape") else np.asarray(inputs, np.int64)
     rows = np.atleast_2d(numpy(given))
+    if rows.ndim != 2 or not len(rows):
+        raise ValueError(f"input_ids is {rows.shape}, expected (rows, n) ids, at least one row")
     masks = np.ones_like(rows) if attention_mask is None else np.atleast_2d(numpy(attention_mask))
     if masks.shape != rows.shape:
         raise ValueError(f"attention_mask is {masks.shape}, expected {rows.shape} as input_ids")

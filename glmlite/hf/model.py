@@ -91,22 +91,23 @@ class AutoModelForCausalLM:
         device: Any = None,
         gguf_file: str | None = None,
         config: Config | None = None,
+        pre_seq_len: int | None = None,
         **options: Any,
     ) -> HFModel:
         """A GGUF file's model (default: the built-in one); a path as `glmlite.load` takes it.
 
         context, parallel, max_queue, kv_tokens, kv_type, threads, adaptive, priority, gpu_layers, packed, idle_unload,
         progress, cancel: as `glmlite.load`; device_map (or device): "cpu", "cuda", "cuda:1", or anything else: its
-        `device` "auto".
+        `device` "auto". pre_seq_len: of a P-Tuning prefix, which has to be in the file.
         Arguments that mean nothing here (trust_remote_code, torch_dtype, ...) are taken, those that would change the
         result are refused by name.
         """
         if config is not None and not isinstance(config, Config):
             raise ValueError(f"config is a {type(config).__name__}, expected one of glmlite.AutoConfig")
         own = {name: options.pop(name) for name in LOAD if name in options}
-        known = (*LOAD, "device_map", "gguf_file", "config")
+        known = (*LOAD, "device_map", "gguf_file", "config", "pre_seq_len")
         check(cls.__name__, options, known=known, ignored=LOADING, refused=LOADING_REFUSED)
-        path, _, prefix = header(pretrained_model_name_or_path, gguf_file)
+        path, _, prefix = header(pretrained_model_name_or_path, gguf_file, pre_seq_len)
         asked = device_map if device is None else device
         if isinstance(asked, Mapping) and len(asked) == 1:  # {"": "cuda:0"}, the whole model there
             (asked,) = asked.values()
