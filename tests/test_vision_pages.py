@@ -279,6 +279,31 @@ def test_a_page_is_set_upright(turn, draw):
     assert [block.kind for block in found.blocks] == [block.kind for block in cut(page).blocks]
 
 
+@pytest.mark.parametrize("lines", [1, 2, 3])
+@pytest.mark.parametrize("size", [16, 24, 40, 80])
+def test_a_few_lines_stay_as_they_are_and_whole(lines, size):
+    for width, height in ((1240, 1754), (620, 877), (620, int(1.5 * lines * size) + 20)):
+        page = pictures.blank(width, height)
+        pictures.paragraph(page, 20, 10, width - 40, lines, size)
+        found = cut(page, most_patches=10_000)
+        assert abs(found.turned) < 2 and len(found.blocks) == 1 and ink_is_covered(found)
+
+
+@pytest.mark.parametrize("text", ["page 3 of 12", "Hello world", "1,234.56", "hope, age yours"])
+def test_a_picture_of_one_line_stays_as_it_is(text):
+    page = pictures.blank(240, 40)
+    pictures.heading(page, text, 8, 24)
+    for picture in (page, page.crop(page.convert("L").point(lambda level: 255 * (level < 100)).getbbox())):
+        found = cut(picture)
+        assert abs(found.turned) < 2 and len(found.blocks) == 1
+
+
+def test_a_small_picture_of_a_table_is_one():
+    page = pictures.blank(400, 200)
+    pictures.table(page, 20, 20, 3, 4, (90, 30))
+    assert [block.kind for block in cut(page).blocks] == ["table"]
+
+
 @pytest.mark.parametrize("skew", [-4, -1, 0.5, 2.5])
 def test_a_page_askew_is_levelled(skew):
     page, _, _ = two_columns()
