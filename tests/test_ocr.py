@@ -478,6 +478,9 @@ def test_a_pdf_that_says_a_million_pages_ends_soon():
     [
         ({"task": "figure"}, "task is 'figure', expected text, table, formula"),
         ({"task": "table", "fields": {"a": ""}}, "task 'table' and fields are given"),
+        ({"fields": {"a": ""}, "cut": True}, "fields and cut are given, expected one of them: cut is for text"),
+        ({"task": "formula", "cut": True}, "task 'formula' and cut are given"),
+        ({"task": "table", "text_layer": True}, "task 'table' and text_layer are given"),
         ({"dpi": 0}, "dpi is 0, expected 20 to 1200"),
         ({"dpi": float("nan")}, "dpi is nan"),
         ({"sources": []}, "no documents"),
@@ -510,6 +513,13 @@ def test_the_text_of_a_pdf_is_offered_and_taken():
     pages = list(ocr.read(model, file, text_layer=True))
     assert pages[0].text == "some lines\nof text" and pages[0].layer
     assert colours(pages[1]) == ["b"] and len(model.asked) == 1
+
+
+@pytest.mark.parametrize(("task", "told"), [("text", True), ("table", False)])
+def test_the_text_of_a_pdf_is_offered_for_text_alone(model, capsys, task, told):
+    (model / "own.pdf").write_bytes(pictures.pdf(["some lines\nof text"]))
+    assert main(["ocr", "own.pdf", "-m", "model.gguf", "--task", task]) == 0
+    assert ("pages that have text of their own: 1" in capsys.readouterr().err) is told
 
 
 # ---- the command

@@ -133,6 +133,7 @@ def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], 
     journal = None
     found: dict[tuple[int, int], Any] = {}
     several = len(sources) > 1
+    plain = asked["task"] == "text" and asked["fields"] is None
     layered = 0
     with _progress() as progress:
         kept: dict[tuple[int, int], Any] = {}
@@ -148,7 +149,7 @@ def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], 
             with closing(reading):
                 for page in reading:
                     found[page.document, page.number] = page
-                    layered += bool(page.characters) and not page.layer
+                    layered += bool(page.characters) and not page.layer and plain
                     if journal is None:
                         console.write(write(page, several))
                     elif page.error is None:

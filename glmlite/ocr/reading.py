@@ -55,6 +55,10 @@ def read(
         raise ValueError(f"task is {task!r}, expected {', '.join(TASKS)}")
     if fields is not None and task != "text":
         raise ValueError(f"task {task!r} and fields are given, expected one of them")
+    other = "fields" if fields is not None else f"task {task!r}" if task != "text" else None
+    for name, given in (("cut", cut), ("text_layer", text_layer)):
+        if other is not None and given:
+            raise ValueError(f"{other} and {name} are given, expected one of them: {name} is for text")
     if not LEAST_DPI <= dpi <= MOST_DPI:
         raise ValueError(f"dpi is {dpi}, expected {LEAST_DPI} to {MOST_DPI}")
     if not model.images:
@@ -73,7 +77,7 @@ def read(
     else:
         kind, prompts = task, TASKS
     cutting = kind == "text" if cut is None else cut
-    rendering = Rendering(sources_of(sources), pages, dpi, kind, cutting, text_layer and kind == "text", skip)
+    rendering = Rendering(sources_of(sources), pages, dpi, kind, cutting, text_layer, skip)
     return Reading(model, rendering, prompts, parameters, on_progress, cancel).run()
 
 
