@@ -99,6 +99,7 @@ class Reader:
     """Says the prompt's first word and the colour of the image."""
 
     name, images, parallel, context = "stand-in", True, 2, 8192
+    _eyes = None
 
     def __init__(self, path="model.gguf", answer=None, ticks=0):
         self.path = Path(path)
@@ -762,8 +763,61 @@ def test_the_next_run_goes_on_where_one_was_ended(model, scan, number):
     assert kept(model) == 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
+def test_a_run_into_a_folder_goes_on_after_the_files_that_it_has_written(model, capsys, number):
+    names = "abcdef"
+    for name in names:
+        pages = [text_page(name), text_page(name)]
+        (model / f"{name}.pdf").write_bytes(pictures.pdf([*pages, None] if name == "a" else pages))
+    files = [f"{name}.pdf" for name in names]
+    assert main(["ocr", *files, "-m", "model.gguf", "-o", "whole/"]) == 1
+    command = *files, "-m", "model.gguf", "-o", "out/"
+    process = start(model, *command, slow=0.1)
+    out = model / "out"
+    deadline = time.monotonic() + WAIT
+    while not (out / "b.md").exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, number))
+    _, err = process.communicate(timeout=WAIT)
+    finished = sorted(out.glob("*.md"))
+    assert 2 <= len(finished) < 6
+    if number == "SIGINT":
+        kept_pages = sum(kept(out, f"{name}.md") for name in names) - len(finished)  # less a line that says written
+        assert f"[{kept_pages} finished pages are kept; the same command goes on after them]".encode() in err
+    (out / "b.md").write_text("as somebody has changed it")
+    (model / "log").unlink()
+    process = start(model, *command, slow=0)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 1, err  # a page of the first fails
+    for name in finished:
+        assert f"[{name.relative_to(model)} is there from before]".encode() in err
+    assert {path.stem for path in finished}.isdisjoint((model / "log").read_text().split())
+    assert (out / "b.md").read_text() == "as somebody has changed it"
+    for name in names.replace("b", ""):
+        assert (out / f"{name}.md").read_bytes() == (model / "whole" / f"{name}.md").read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.md" for name in names]
+    assert main(["ocr", *command]) == 1
+    assert "it is there already; --force writes over it" in capsys.readouterr().err
+
+
+def test_a_written_file_is_not_taken_for_one_of_other_options(model, capsys):
+    for name in "ab":
+        text_page(name).save(model / f"{name}.png")
+    journal = ocr.Journal(model / "a.md", key(model))
+    journal.end(failed=False)
+    journal.close()
+    (model / "a.md").write_text("mine")
+    assert main(["ocr", "a.png", "b.png", "-m", "model.gguf", "-o", "."]) == 1
+    assert "a.md: it is there already; --force writes over it" in capsys.readouterr().err
+    assert (model / "a.md").read_text() == "mine" and not list(model.glob(".*.pages"))
+    assert main(["ocr", "a.png", "b.png", "-m", "model.gguf", "-o", ".", "--force"]) == 0
+    assert (model / "a.md").read_text() == "Text a\n"
+
+
 def key(model, **changes):
-    return ocr.key_of(["digest"], {"dpi": 150, **changes}, model / "model.gguf")
+    return ocr.key_of(["digest"], {"dpi": 150, **changes}, Reader(model / "model.gguf"))
 
 
 def test_pages_are_kept_for_the_same_content_options_and_model_only(model):
@@ -778,6 +832,13 @@ def test_pages_are_kept_for_the_same_content_options_and_model_only(model):
     assert other.pages == {} and other.stale
     other.close()
     first = key(model)
+    assert key(model, fields={"a": "", "b": ""}) != key(model, fields={"b": "", "a": ""})
+    reader, seen = Reader(model / "model.gguf"), {first}
+    for content in (b"GGUF eyes", b"GGUF other eyes"):
+        (model / "mmproj.gguf").write_bytes(content)
+        reader._eyes = SimpleNamespace(path=(model / "mmproj.gguf").absolute())
+        seen.add(ocr.key_of(["digest"], {"dpi": 150}, reader))
+    assert len(seen) == 3
     (model / "model.gguf").write_bytes(b"GGUF another")
     assert key(model) != first
 
