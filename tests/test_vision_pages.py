@@ -85,6 +85,17 @@ def test_a_file_that_cannot_be_opened_is_a_clear_error(data, message):
         Pdf("there is no such.pdf")
 
 
+def test_a_file_without_pages_is_told_whatever_was_opened_before(tmp_path):
+    path = tmp_path / "空.pdf"
+    path.write_bytes(pictures.pdf([]))
+    for before in (pictures.pdf(["x"], encrypt=True), b"%PDF-1.4 and no more"):
+        for source in (path, path.read_bytes()):
+            with pytest.raises(ValueError, match="damaged|encrypted"):
+                Pdf(before)
+            with pytest.raises(ValueError, match=r"^scan.pdf: has no pages, expected at least one"):
+                Pdf(source, "scan.pdf")
+
+
 def test_a_damaged_page_is_named_and_the_others_are_there():
     with Pdf(pictures.pdf(["a", None, "b"]), "scan.pdf") as file:
         for call in (file.characters, file.text, lambda number: file.render(number, 72)):

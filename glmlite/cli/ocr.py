@@ -224,8 +224,10 @@ def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tu
         # The ending tells a.pdf from a.png.
         plain = [name.stem if stems.count(name.stem.lower()) == 1 else name.name for name in names]
         targets = [(folder / (name + ending), [source]) for name, source in zip(plain, sources)]
-        if len({target for target, _ in targets}) < len(targets):
-            raise ValueError(f"{out}: several documents of one name, expected different ones")
+        first: dict[Path, str] = {}
+        for target, (source,) in targets:
+            if (other := first.setdefault(target, source.name)) is not source.name:
+                raise ValueError(f"{target}: is the file of {other} and of {source.name}, expected different names")
     read = [source.value for source in sources if isinstance(source.value, Path) and source.value.exists()]
     for target, _ in targets:
         if not target.parent.is_dir():
