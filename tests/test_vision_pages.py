@@ -90,7 +90,7 @@ def test_a_file_without_pages_is_told_whatever_was_opened_before(tmp_path):
     path.write_bytes(pictures.pdf([]))
     for before in (pictures.pdf(["x"], encrypt=True), b"%PDF-1.4 and no more"):
         for source in (path, path.read_bytes()):
-            with pytest.raises(ValueError, match="damaged|encrypted"):
+            with pytest.raises(ValueError, match=r"damaged|encrypted"):
                 Pdf(before)
             with pytest.raises(ValueError, match=r"^scan.pdf: has no pages, expected at least one"):
                 Pdf(source, "scan.pdf")
