@@ -485,6 +485,7 @@ def test_a_pdf_that_says_a_million_pages_ends_soon():
         ({"dpi": 0}, "dpi is 0, expected 20 to 1200"),
         ({"dpi": float("nan")}, "dpi is nan"),
         ({"sources": []}, "no documents"),
+        ({"sources": ""}, "a document without a name, expected a path"),
     ],
 )
 def test_arguments_are_checked_at_once(scan, arguments, message):
@@ -607,6 +608,7 @@ def test_a_folder_of_documents_becomes_one_file_or_many(model, capsys):
         ("ocr {scan} -m model.gguf --dpi 0 -o x.md", 1, "dpi is 0.0, expected 20 to 1200"),
         ("ocr {scan} -m model.gguf -o no/such/x.md", 1, "no/such/x.md: there is no folder no/such, expected one"),
         ("ocr {scan} -m model.gguf -o there.md/x.md", 1, "there is no folder there.md, expected one"),
+        ("ocr {scan} -m model.gguf --out=", 1, "--out: an empty name, expected a file or a folder"),
         ("ocr there.md -m model.gguf -f -o there.md", 1, "there.md: is a document to read, expected another file"),
         ("ocr there.md in/there.md -m model.gguf -o .", 1, "is the file of there.md and of in/there.md, expected"),
         ("ocr {scan} -m model.gguf --fields list.json", 1, "list.json: list, expected an object with empty values"),

@@ -215,6 +215,8 @@ def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tu
 
     if out is None:
         return [(None, sources)]
+    if not out:  # which would be the folder that one is in
+        raise ValueError("--out: an empty name, expected a file or a folder")
     folder = Path(out)
     targets: list[tuple[Path, list[Any]]] = [(folder, sources)]
     if folder.is_dir() or out.endswith(("/", os.sep)):

@@ -67,8 +67,8 @@ class Source(NamedTuple):
 
 def sources_of(sources: Any) -> list[Source]:
     """The documents that a user means: one, or a sequence of them; of a folder, the files in it by name, `page2` before
-    `page10`, also pictures of kinds that are not read. Raises ValueError for a folder without documents, and for an
-    empty sequence."""
+    `page10`, also pictures of kinds that are not read. Raises ValueError for a folder without documents, an
+    empty name, and an empty sequence."""
     several = isinstance(sources, Sequence) and not isinstance(sources, str | bytes | bytearray | memoryview | Source)
     found: list[Source] = []
     for number, value in enumerate(sources if several else [sources], 1):
@@ -82,6 +82,8 @@ def sources_of(sources: Any) -> list[Source]:
         if not isinstance(value, str | os.PathLike) or data:
             found.append(Source(f"image {number}" if several else "image", value))
             continue
+        if not os.fspath(value):  # which would be the folder that one is in
+            raise ValueError("a document without a name, expected a path")
         path = Path(value)
         found += _in_folder(path) if path.is_dir() else [Source(str(path), path)]
     if not found:
