@@ -495,8 +495,10 @@ def test_arguments_are_checked_at_once(scan, arguments, message):
 
 def test_a_model_without_a_tower_is_refused(scan):
     model = Reader()
-    model.images = False
-    with pytest.raises(ValueError, match="stand-in: sees no images, expected a vision model"):
+    model.images, model._blind = False, "pass its eyes"
+    with pytest.raises(
+        ValueError, match="stand-in: sees no images, expected a vision model, as GLM-OCR: pass its eyes"
+    ):
         ocr.read(model, scan)
 
 

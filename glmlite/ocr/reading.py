@@ -62,7 +62,7 @@ def read(
     if not LEAST_DPI <= dpi <= MOST_DPI:
         raise ValueError(f"dpi is {dpi}, expected {LEAST_DPI} to {MOST_DPI}")
     if not model.images:
-        raise ValueError(f"{model.name}: sees no images, expected a vision model with its tower (mmproj), as GLM-OCR")
+        raise ValueError(f"{model.name}: sees no images, expected a vision model, as GLM-OCR: {model._blind}")
     try:
         import PIL  # noqa: F401
         import pypdfium2  # noqa: F401
