@@ -821,6 +821,22 @@ def test_a_written_file_is_not_taken_for_one_of_other_options(model, capsys):
     assert (model / "a.md").read_text() == "Text a\n"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_is_heard_while_a_page_is_rendered_that_has_no_end(model):
+    (model / "endless.pdf").write_bytes(pictures.endless_pdf())
+    process = start(model, "endless.pdf", "-m", "model.gguf", "-o", "out.md")
+    deadline = time.monotonic() + WAIT
+    while not (model / ".out.md.pages").exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(1)  # by then it is rendered
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WAIT)
+    assert process.returncode == 130 and time.monotonic() - began < 5  # a minute at least until memory is full
+    assert not list(model.glob("*out.md*"))
+
+
 def key(model, **changes):
     return ocr.key_of(["digest"], {"dpi": 150, **changes}, Reader(model / "model.gguf"))
 

@@ -1,6 +1,7 @@
 """Pages of PDF files as images, and pages cut into blocks by their white space."""
 
 import re
+import sys
 import threading
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ import pictures
 from PIL import Image
 
 from glmlite.vision.cutting import PATCH, cut
+from glmlite.vision.pages import Pages
 from glmlite.vision.pdf import LONGEST, Pdf, is_pdf
 
 # ---- PDF
@@ -156,6 +158,96 @@ def test_threads_may_render_at_once():
         for thread in threads:
             thread.join()
     assert len(sizes) == 8 and len(set(sizes)) == 1
+
+
+# ---- PDF, in a process of its own
+
+
+@pytest.fixture
+def started():
+    """started(arguments of Pages) -> Pages that are stopped after the test."""
+    made = []
+
+    def started(*limits):
+        made.append(Pages(*limits))
+        return made[-1]
+
+    yield started
+    for pages in made:
+        pages.stop()
+
+
+def test_a_process_answers_as_pdfium_does_here(started, tmp_path, monkeypatch):
+    page = pictures.blank(300, 200)
+    page.paste((200, 10, 30), (30, 40, 90, 100))
+    data = pictures.pdf(["one line", page, None])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "文.pdf").write_bytes(data)
+    (tmp_path / "PIL.py").write_text("raise ImportError('of the folder that one is in')")
+    pages = started()
+    for source in (data, memoryview(data), "文.pdf", tmp_path / "文.pdf"):
+        with Pdf(data, "scan.pdf") as here, pages.open(source, "scan.pdf") as there:
+            assert there.pages == here.pages == 3
+            for number in (1, 2):
+                assert there.text(number) == here.text(number)
+                assert there.characters(number) == here.characters(number)
+                assert there.render(number, 90).tobytes() == here.render(number, 90).tobytes()
+            for number in (3, 4):
+                with pytest.raises(ValueError, match=r"^scan.pdf, page ") as told:
+                    here.render(number, 90)
+                with pytest.raises(ValueError, match=re.escape(str(told.value))):
+                    there.render(number, 90)
+    with pytest.raises(ValueError, match=r"^scan.pdf: a damaged PDF"):
+        pages.open(data[:80], "scan.pdf")
+    with pytest.raises(FileNotFoundError, match=r"No such file.*none.pdf"):
+        pages.open("none.pdf", "none.pdf")
+
+
+def test_two_files_of_one_process_take_turns(started):
+    pages = started()
+    with pages.open(pictures.pdf(["a", "b"]), "1.pdf") as one, pages.open(pictures.pdf(["c"]), "2.pdf") as two:
+        assert [one.text(1), two.text(1), one.text(2), two.pages] == ["a", "c", "b", 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize(("limits", "said"), [((1 << 29, 60), "less than 0.5 GiB"), ((4 << 30, 1), "more than 1 s")])
+def test_a_page_that_takes_all_there_is_is_an_error_and_others_follow(started, limits, said):
+    pages = started(*limits)
+    with pages.open(pictures.endless_pdf(), "scan.pdf") as file:
+        assert file.pages == 1
+        with pytest.raises(ValueError, match=f"^scan.pdf, page 1: .*PDFium.*{said}"):
+            file.render(1, 72)
+    with pages.open(pictures.pdf(["a line"]), "next.pdf") as file:
+        assert file.text(1) == "a line" and file.render(1, 72).size == (595, 842)
+
+
+def test_what_a_process_is_doing_can_be_stopped(started):
+    pages, said = started(), []
+    file = pages.open(pictures.endless_pdf(), "scan.pdf")
+
+    def render():
+        try:
+            file.render(1, 72)
+        except ValueError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    pages.stop()
+    thread.join(60)
+    assert not thread.is_alive() and said[0].startswith("scan.pdf, page 1: ")
+    with pytest.raises(ValueError, match="reading was stopped"):
+        file.render(1, 72)
+    file.close()
+
+
+def test_a_frozen_program_starts_no_process(started, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a process"))
+    with started().open(pictures.pdf(["a line"]), "scan.pdf") as file:
+        assert file.text(1) == "a line"
 
 
 # ---- cutting

@@ -14,6 +14,8 @@ from ..files import REFUSED_PICTURES, special
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..vision.pages import Pages
+
 __all__ = ["ENDINGS", "MOST_PAGES", "Document", "Source", "sources_of"]
 
 ENDINGS = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
@@ -60,9 +62,9 @@ class Source(NamedTuple):
             raise ValueError(f"{self.name}: is {kind}, expected a document")
         return open(self.value, "rb")
 
-    def open(self, pages: str | Iterable[int] | None = None) -> Document:
-        """Raises OSError, and ValueError (damaged, no such page, more than MOST_PAGES)."""
-        return Document(self, pages)
+    def open(self, pages: str | Iterable[int] | None, files: Pages) -> Document:
+        """files: opens PDF files. Raises OSError, and ValueError (damaged, no such page, more than MOST_PAGES)."""
+        return Document(self, pages, files)
 
 
 def sources_of(sources: Any) -> list[Source]:
@@ -107,13 +109,13 @@ class Document:
     """An open document. pages: how many it has; numbers: those that were asked for, from 1, in order. A context
     manager, which closes it."""
 
-    def __init__(self, source: Source, pages: str | Iterable[int] | None):
+    def __init__(self, source: Source, pages: str | Iterable[int] | None, files: Pages):
         from ..vision import images
-        from ..vision.pdf import Pdf, is_pdf
+        from ..vision.pdf import is_pdf
 
         self.name = source.name
         self._value = source.value
-        self._pdf = Pdf(source.value, source.name) if is_pdf(source.start()) else None
+        self._pdf = files.open(source.value, source.name) if is_pdf(source.start()) else None
         self.pages = self._pdf.pages if self._pdf is not None else images.frame_count(source.value, source.name)
         try:
             self.numbers = page_numbers(pages, self.pages, self.name)

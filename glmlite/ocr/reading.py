@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..generate import Generation
+    from ..vision.pages import Pages
 
 __all__ = ["DPI", "FAST_DPI", "MAX_TOKENS", "read"]
 
@@ -77,7 +78,9 @@ def read(
     else:
         kind, prompts = task, TASKS
     cutting = kind == "text" if cut is None else cut
-    rendering = Rendering(sources_of(sources), pages, dpi, kind, cutting, text_layer, skip)
+    from ..vision.pages import Pages
+
+    rendering = Rendering(sources_of(sources), pages, dpi, kind, cutting, text_layer, skip, Pages())
     return Reading(model, rendering, prompts, parameters, on_progress, cancel).run()
 
 
@@ -114,13 +117,14 @@ class Rendering:
     cutting: bool
     text_layer: bool
     skip: Callable[[int, int], bool] | None
+    files: Pages
 
     def sheets(self) -> Iterator[Sheet]:
         if self.pages is not None and not isinstance(self.pages, str):
             self.pages = list(self.pages)
         for number, source in enumerate(self.sources):
             try:
-                document = source.open(self.pages)
+                document = source.open(self.pages, self.files)
             except PROBLEMS as error:
                 yield Sheet(Page(source.name, number, 0, 0, error=_said(error, source.name)))
                 continue
@@ -335,6 +339,7 @@ class Reading:
             for work in self._work:
                 for answer in work.running:
                     answer.close()
+            self._rendering.files.stop()  # a page may take long
             pool.shutdown(wait=True, cancel_futures=True)
             sheets.close()  # type: ignore[attr-defined]
             if self._cancel is not None and key is not None:
