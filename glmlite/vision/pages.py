@@ -28,7 +28,7 @@ from .pdf import Pdf
 
 __all__ = ["Pages", "Remote"]
 
-MOST_MEMORY = 4 << 30  # bytes of the process, where the system knows such a limit
+MOST_MEMORY = 4 << 30  # bytes that the process may take, on Linux
 MOST_SECONDS = 300  # that it computes for a page; so it ends, too, when nobody is left to stop it
 
 # The modules are the caller's, and not those of the folder that it was started in.
@@ -170,7 +170,8 @@ def work() -> None:
     memory, seconds = map(int, sys.argv[2:])
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nobody else writes among the answers
-    _limit("RLIMIT_AS", memory)
+    with suppress(OSError), open("/proc/self/statm", "rb") as sizes:  # what many threads have reserved is no page's
+        _limit("RLIMIT_AS", int(sizes.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + memory)
     _limit("RLIMIT_CORE", 0)
     pdf: Pdf | None = None
     while line := asked.readline():
@@ -206,7 +207,7 @@ def _answer(answers: IO[bytes], line: Any, behind: bytes) -> None:
 
 
 def _limit(name: str, most: int) -> None:
-    with suppress(ImportError, AttributeError, ValueError, OSError):  # Windows has none, macOS not all
+    with suppress(ImportError, AttributeError, ValueError, OSError):  # Windows has none
         import resource
 
         kind = getattr(resource, name)
