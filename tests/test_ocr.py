@@ -304,7 +304,13 @@ LINE = "It was the best of times.\n"
         (["start ", *[LINE] * 10], (5, "start " + LINE)),  # 20 tokens or more: four times
         (["start ", *"ab" * 300], (323, "start ab")),  # few tokens: 320 of them
         (["x" * 310], None),
-        (["| | |\n"] * 23, None),
+        (["<table>", *["<tr>" + "<td></td>" * 6 + "</tr>"] * 63, "</table>"], None),  # a form that is empty
+        (["<table>", *["<tr>" + "<td></td>" * 6 + "</tr>"] * 70], (65, "<table><tr>" + "<td></td>" * 6 + "</tr>")),
+        (["<table>", *["<tr><td>0</td><td>0</td></tr>"] * 9], (5, "<table><tr><td>0</td><td>0</td></tr>")),
+        (["| | |\n"] * 63, None),
+        (["| | |\n"] * 70, (64, "| | |\n")),
+        ([*"<table>", *("<tr>" + "<td></td>" * 6 + "</tr>") * 60, "</table>"], None),
+        ([*"<table>", *"<tr><td>0</td><td>0</td></tr>" * 9], (7 + 4 * 29 - 1, "<table><tr><td>0</td><td>0</td></tr")),
         (["aaa\n"] * 30, (24, "aaa")),  # a line: 24 times
         (["\n"] * 100, None),
         ([f"line {i} of a text that goes on\n" for i in range(100)], None),
