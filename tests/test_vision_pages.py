@@ -12,7 +12,7 @@ pytest.importorskip("PIL", reason="needs glmlite[vision]")
 pytest.importorskip("pypdfium2", reason="needs glmlite[vision]")
 
 import pictures
-from PIL import Image
+from PIL import Image, ImageOps
 
 from glmlite.vision.cutting import PATCH, cut
 from glmlite.vision.pages import Pages
@@ -415,6 +415,29 @@ def test_a_page_askew_is_levelled(skew):
     assert small(found) and ink_is_covered(found)
     columns = [block.box[0] > 600 for block in found.blocks[1:]]
     assert columns == sorted(columns) and len(set(columns)) == 2
+
+
+@pytest.mark.parametrize("skew", [0, 2.5])
+@pytest.mark.parametrize("draw", [lambda: two_columns()[0], lambda: page_with_table()[0]])
+def test_a_dark_page_is_cut_as_a_light_one(draw, skew):
+    light = draw().rotate(skew, Image.Resampling.BICUBIC, fillcolor="white")
+    found, want = cut(ImageOps.invert(light)), cut(light)
+    assert found.turned == want.turned and len(found.blocks) == len(want.blocks)
+    for block, same in zip(found.blocks, want.blocks):
+        assert block.kind == same.kind and np.allclose(block.box, same.box, atol=2)  # levels round the other way
+    faint = Image.blend(ImageOps.invert(light), Image.new("RGB", light.size, (70, 70, 90)), 0.4)
+    assert [block.kind for block in cut(faint).blocks] == [block.kind for block in want.blocks]
+
+
+def test_a_note_on_a_dark_table_is_a_light_page():
+    levels = np.random.default_rng(1).normal(50, 8, (1400, 1200, 3)).clip(0, 255).astype(np.uint8)
+    page, note = Image.fromarray(levels), pictures.blank(420, 800)
+    pictures.paragraph(note, 30, 40, 360, 20, 18)
+    page.paste(note, (350, 300))
+    found = cut(page)
+    assert found.turned == 0 and len(found.blocks) == 1
+    left, top, right, bottom = found.blocks[0].box
+    assert left < 380 and top < 340 and right > 740 and bottom > 850
 
 
 def test_a_large_scan_with_dirt_and_shadow_is_cut_as_the_clean_page():

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = ["Block", "Cut", "cut"]
 
@@ -74,17 +74,18 @@ def cut(image: Image.Image, most_patches: int = MOST_PATCHES) -> Cut:
     counterclockwise if it lies on its side, and left as it is if it is upside down.
     """
     turned = 0.0
-    ink = _ink(image)
+    dark = _is_dark(image)
+    ink = _ink(image, dark)
     quarter = _quarter_turns(ink)
     if quarter:
         image = image.transpose(
             (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[quarter - 1]
         )
-        ink = _ink(image)
+        ink = _ink(image, dark)
     skew = _skew(_without(ink, _rules(ink)))
     if abs(skew) >= LEAST_SKEW:
-        image = image.rotate(skew, Image.Resampling.BICUBIC, fillcolor="white")
-        ink = _ink(image)
+        image = image.rotate(skew, Image.Resampling.BICUBIC, fillcolor="black" if dark else "white")
+        ink = _ink(image, dark)
         turned = skew
     step = _step(image)
     blocks = [
@@ -101,10 +102,30 @@ def _step(image: Image.Image) -> int:
     return max(1, math.ceil(max(image.size) / LONGEST))
 
 
-def _ink(image: Image.Image) -> Mask:
-    """What is darker than the paper around it, without specks; one pixel for each step * step of the image."""
+def _is_dark(image: Image.Image) -> bool:
+    """Whether letters are lighter than the page: they take less room than what is between them. A note that lies on a
+    dark table is a light page."""
+    grey = _grey(image)
+    if np.median(np.asarray(grey)) >= 128:
+        return False
+    light, dark = np.count_nonzero(_darker(ImageOps.invert(grey))), np.count_nonzero(_darker(grey))
+    return bool(0 < 2 * light < dark)
+
+
+def _ink(image: Image.Image, dark: bool) -> Mask:
+    """What is darker than the paper around it, lighter on a dark page, without specks; one pixel for each step * step
+    of the image."""
+    grey = _grey(image)
+    return _darker(ImageOps.invert(grey) if dark else grey)
+
+
+def _grey(image: Image.Image) -> Image.Image:
     grey = image.convert("L")
-    grey = grey.reduce(_step(image)) if _step(image) > 1 else grey
+    return grey.reduce(_step(image)) if _step(image) > 1 else grey
+
+
+def _darker(grey: Image.Image) -> Mask:
+    """What is darker than the lightest around it."""
     levels = np.asarray(grey).astype(np.int16)
     small = np.asarray(grey.reduce(4)) if min(grey.size) >= 4 else np.asarray(grey)
     paper = Image.fromarray(_most_of(small, 8)).resize(grey.size, Image.Resampling.BILINEAR)
