@@ -198,13 +198,14 @@ def _journal(target: Path | None, key: str, journals: list[Any]) -> Iterator[Any
         yield None
         return
     journal = Journal(target, key)
+    journals.append(journal)
     try:
         yield journal
     finally:
         if journal.pages or journal.written:
             journal.close()
-            journals.append(journal)
         else:
+            journals.remove(journal)
             journal.remove()
 
 
