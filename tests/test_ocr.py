@@ -499,6 +499,12 @@ def test_arguments_are_checked_at_once(scan, arguments, message):
         ocr.read(Reader(), **{"sources": scan, **arguments})
 
 
+@pytest.mark.parametrize("pages", [3, ["1-2"], [1.5], [None]])
+def test_pages_that_are_no_numbers(scan, pages):
+    with pytest.raises(TypeError, match=r"^pages: .*, expected numbers from 1, or a text such as '3-7'"):
+        ocr.read(Reader(), scan, pages=pages)
+
+
 def test_a_model_without_a_tower_is_refused(scan):
     model = Reader()
     model.images, model._blind = False, "pass its eyes"

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from ..cancel import Cancel
@@ -60,6 +61,11 @@ def read(
     for name, given in (("cut", cut), ("text_layer", text_layer)):
         if other is not None and given:
             raise ValueError(f"{other} and {name} are given, expected one of them: {name} is for text")
+    if pages is not None and not isinstance(pages, str):
+        try:
+            pages = [index(number) for number in pages]
+        except TypeError:
+            raise TypeError(f"pages: {pages!r:.80}, expected numbers from 1, or a text such as '3-7'") from None
     if not LEAST_DPI <= dpi <= MOST_DPI:
         raise ValueError(f"dpi is {dpi}, expected {LEAST_DPI} to {MOST_DPI}")
     if not model.images:
@@ -120,8 +126,6 @@ class Rendering:
     files: Pages
 
     def sheets(self) -> Iterator[Sheet]:
-        if self.pages is not None and not isinstance(self.pages, str):
-            self.pages = list(self.pages)
         for number, source in enumerate(self.sources):
             try:
                 document = source.open(self.pages, self.files)
