@@ -490,6 +490,7 @@ def test_a_pdf_that_says_a_million_pages_ends_soon():
         ({"task": "table", "text_layer": True}, "task 'table' and text_layer are given"),
         ({"dpi": 0}, "dpi is 0, expected 20 to 1200"),
         ({"dpi": float("nan")}, "dpi is nan"),
+        ({"max_tokens": 0}, "max_tokens is 0, expected at least 1"),
         ({"sources": []}, "no documents"),
         ({"sources": ""}, "a document without a name, expected a path"),
     ],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cancel import Cancel
 from ..errors import Busy, Cancelled, Closed
+from ..parameters import check_integer
 from . import asking
 from .documents import Document, Source, sources_of
 from .page import Doing, Page, Part
@@ -66,6 +67,7 @@ def read(
             pages = [index(number) for number in pages]
         except TypeError:
             raise TypeError(f"pages: {pages!r:.80}, expected numbers from 1, or a text such as '3-7'") from None
+    check_integer("max_tokens", max_tokens, 1)
     if not LEAST_DPI <= dpi <= MOST_DPI:
         raise ValueError(f"dpi is {dpi}, expected {LEAST_DPI} to {MOST_DPI}")
     if not model.images:
