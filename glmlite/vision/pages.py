@@ -30,6 +30,7 @@ __all__ = ["Pages", "Remote"]
 
 MOST_MEMORY = 4 << 30  # bytes that the process may take, on Linux
 MOST_SECONDS = 300  # that it computes for a page; so it ends, too, when nobody is left to stop it
+WAIT = 10  # seconds that one may take to end whose pipes are closed
 
 # The modules are the caller's, and not those of the folder that it was started in.
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from glmlite.vision.pages import work; work()"
@@ -65,8 +66,10 @@ class Pages:
                 self._held = file
             return _exchange(process, b"", request, *arguments)
         except EOFError:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(WAIT)
+            code = process.poll()
             with self._guard:
-                code = process.wait()
                 self._end()
             raise ValueError(f"{where}: {self._why(code)}") from None
 
@@ -100,7 +103,7 @@ class Pages:
             with suppress(BrokenPipeError), process:
                 pass
 
-    def _why(self, code: int) -> str:
+    def _why(self, code: int | None) -> str:
         memory, seconds = self._limits
         if code == -getattr(signal, "SIGXCPU", 0) != 0:
             return f"takes PDFium more than {seconds} s, expected less"
