@@ -101,10 +101,10 @@ def folder_with(tmp_path, **eyes):
         ({}, False, "pass its eyes as mmproj"),
         ({"MMPROJ-a": {}}, True, ""),
         ({"mmproj-a": {}, "mmproj-b": {"out": 96}}, True, ""),
-        ({"mmproj-a": {"out": 96}}, False, "pass its eyes as mmproj"),
+        ({"mmproj-a": {"out": 96}}, False, r"pass its eyes as mmproj.*mmproj-a.gguf: rows of 96 columns, expected 64"),
         ({"mmproj-a": {}, "mmproj-b": {}}, False, r"several files beside it fit \(mmproj-a.gguf, mmproj-b.gguf\)"),
         ({"other": {}}, False, "pass its eyes as mmproj"),
-        ({"mmproj-a": {"metadata": {"clip.projector_type": "other"}}}, False, "pass its eyes"),
+        ({"mmproj-a": {"metadata": {"clip.projector_type": "other"}}}, False, "pass its eyes.*is 'other'"),
     ],
 )
 def test_what_is_taken_of_what_lies_beside_the_model(tmp_path, beside, images, error):
@@ -113,8 +113,14 @@ def test_what_is_taken_of_what_lies_beside_the_model(tmp_path, beside, images, e
     with glmlite.load(path, context=256) as model:
         assert model.images == images
         if not images:
-            with pytest.raises(ValueError, match=rf"messages\[0\]\.content\[0\]: tiny glm4 sees no images: {error}"):
+            with pytest.raises(
+                ValueError, match=rf"messages\[0\]\.content\[0\]: tiny glm4 sees no images: {error}"
+            ) as told:
                 model.chat(ask(picture()))
+            assert ("not taken: mmproj-broken.gguf: " in str(told.value)) == ("several" not in error)
+            assert str(tmp_path) not in str(told.value)
+            with pytest.raises(ValueError, match=rf"tiny glm4: sees no images, expected a vision model.*{error}"):
+                model.ocr(tmp_path)
 
 
 def test_eyes_may_be_named(tmp_path, files):

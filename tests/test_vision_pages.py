@@ -1,6 +1,7 @@
 """Pages of PDF files as images, and pages cut into blocks by their white space."""
 
 import re
+import sys
 import threading
 from itertools import pairwise
 
@@ -11,9 +12,10 @@ pytest.importorskip("PIL", reason="needs glmlite[vision]")
 pytest.importorskip("pypdfium2", reason="needs glmlite[vision]")
 
 import pictures
-from PIL import Image
+from PIL import Image, ImageOps
 
 from glmlite.vision.cutting import PATCH, cut
+from glmlite.vision.pages import Pages
 from glmlite.vision.pdf import LONGEST, Pdf, is_pdf
 
 # ---- PDF
@@ -85,6 +87,17 @@ def test_a_file_that_cannot_be_opened_is_a_clear_error(data, message):
         Pdf("there is no such.pdf")
 
 
+def test_a_file_without_pages_is_told_whatever_was_opened_before(tmp_path):
+    path = tmp_path / "空.pdf"
+    path.write_bytes(pictures.pdf([]))
+    for before in (pictures.pdf(["x"], encrypt=True), b"%PDF-1.4 and no more"):
+        for source in (path, path.read_bytes()):
+            with pytest.raises(ValueError, match=r"damaged|encrypted"):
+                Pdf(before)
+            with pytest.raises(ValueError, match=r"^scan.pdf: has no pages, expected at least one"):
+                Pdf(source, "scan.pdf")
+
+
 def test_a_damaged_page_is_named_and_the_others_are_there():
     with Pdf(pictures.pdf(["a", None, "b"]), "scan.pdf") as file:
         for call in (file.characters, file.text, lambda number: file.render(number, 72)):
@@ -145,6 +158,96 @@ def test_threads_may_render_at_once():
         for thread in threads:
             thread.join()
     assert len(sizes) == 8 and len(set(sizes)) == 1
+
+
+# ---- PDF, in a process of its own
+
+
+@pytest.fixture
+def started():
+    """started(arguments of Pages) -> Pages that are stopped after the test."""
+    made = []
+
+    def started(*limits):
+        made.append(Pages(*limits))
+        return made[-1]
+
+    yield started
+    for pages in made:
+        pages.stop()
+
+
+def test_a_process_answers_as_pdfium_does_here(started, tmp_path, monkeypatch):
+    page = pictures.blank(300, 200)
+    page.paste((200, 10, 30), (30, 40, 90, 100))
+    data = pictures.pdf(["one line", page, None])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "文.pdf").write_bytes(data)
+    (tmp_path / "PIL.py").write_text("raise ImportError('of the folder that one is in')")
+    pages = started()
+    for source in (data, memoryview(data), "文.pdf", tmp_path / "文.pdf"):
+        with Pdf(data, "scan.pdf") as here, pages.open(source, "scan.pdf") as there:
+            assert there.pages == here.pages == 3
+            for number in (1, 2):
+                assert there.text(number) == here.text(number)
+                assert there.characters(number) == here.characters(number)
+                assert there.render(number, 90).tobytes() == here.render(number, 90).tobytes()
+            for number in (3, 4):
+                with pytest.raises(ValueError, match=r"^scan.pdf, page ") as told:
+                    here.render(number, 90)
+                with pytest.raises(ValueError, match=re.escape(str(told.value))):
+                    there.render(number, 90)
+    with pytest.raises(ValueError, match=r"^scan.pdf: a damaged PDF"):
+        pages.open(data[:80], "scan.pdf")
+    with pytest.raises(FileNotFoundError, match=r"No such file.*none.pdf"):
+        pages.open("none.pdf", "none.pdf")
+
+
+def test_two_files_of_one_process_take_turns(started):
+    pages = started()
+    with pages.open(pictures.pdf(["a", "b"]), "1.pdf") as one, pages.open(pictures.pdf(["c"]), "2.pdf") as two:
+        assert [one.text(1), two.text(1), one.text(2), two.pages] == ["a", "c", "b", 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize(("limits", "said"), [((1 << 29, 60), "less than 0.5 GiB"), ((4 << 30, 1), "more than 1 s")])
+def test_a_page_that_takes_all_there_is_is_an_error_and_others_follow(started, limits, said):
+    pages = started(*limits)
+    with pages.open(pictures.endless_pdf(), "scan.pdf") as file:
+        assert file.pages == 1
+        with pytest.raises(ValueError, match=f"^scan.pdf, page 1: .*PDFium.*{said}"):
+            file.render(1, 72)
+    with pages.open(pictures.pdf(["a line"]), "next.pdf") as file:
+        assert file.text(1) == "a line" and file.render(1, 72).size == (595, 842)
+
+
+def test_what_a_process_is_doing_can_be_stopped(started):
+    pages, said = started(), []
+    file = pages.open(pictures.endless_pdf(), "scan.pdf")
+
+    def render():
+        try:
+            file.render(1, 72)
+        except ValueError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    pages.stop()
+    thread.join(60)
+    assert not thread.is_alive() and said[0].startswith("scan.pdf, page 1: ")
+    with pytest.raises(ValueError, match="reading was stopped"):
+        file.render(1, 72)
+    file.close()
+
+
+def test_a_frozen_program_starts_no_process(started, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a process"))
+    with started().open(pictures.pdf(["a line"]), "scan.pdf") as file:
+        assert file.text(1) == "a line"
 
 
 # ---- cutting
@@ -279,6 +382,31 @@ def test_a_page_is_set_upright(turn, draw):
     assert [block.kind for block in found.blocks] == [block.kind for block in cut(page).blocks]
 
 
+@pytest.mark.parametrize("lines", [1, 2, 3])
+@pytest.mark.parametrize("size", [16, 24, 40, 80])
+def test_a_few_lines_stay_as_they_are_and_whole(lines, size):
+    for width, height in ((1240, 1754), (620, 877), (620, int(1.5 * lines * size) + 20)):
+        page = pictures.blank(width, height)
+        pictures.paragraph(page, 20, 10, width - 40, lines, size)
+        found = cut(page, most_patches=10_000)
+        assert abs(found.turned) < 2 and len(found.blocks) == 1 and ink_is_covered(found)
+
+
+@pytest.mark.parametrize("text", ["page 3 of 12", "Hello world", "1,234.56", "hope, age yours"])
+def test_a_picture_of_one_line_stays_as_it_is(text):
+    page = pictures.blank(240, 40)
+    pictures.heading(page, text, 8, 24)
+    for picture in (page, page.crop(page.convert("L").point(lambda level: 255 * (level < 100)).getbbox())):
+        found = cut(picture)
+        assert abs(found.turned) < 2 and len(found.blocks) == 1
+
+
+def test_a_small_picture_of_a_table_is_one():
+    page = pictures.blank(400, 200)
+    pictures.table(page, 20, 20, 3, 4, (90, 30))
+    assert [block.kind for block in cut(page).blocks] == ["table"]
+
+
 @pytest.mark.parametrize("skew", [-4, -1, 0.5, 2.5])
 def test_a_page_askew_is_levelled(skew):
     page, _, _ = two_columns()
@@ -287,6 +415,29 @@ def test_a_page_askew_is_levelled(skew):
     assert small(found) and ink_is_covered(found)
     columns = [block.box[0] > 600 for block in found.blocks[1:]]
     assert columns == sorted(columns) and len(set(columns)) == 2
+
+
+@pytest.mark.parametrize("skew", [0, 2.5])
+@pytest.mark.parametrize("draw", [lambda: two_columns()[0], lambda: page_with_table()[0]])
+def test_a_dark_page_is_cut_as_a_light_one(draw, skew):
+    light = draw().rotate(skew, Image.Resampling.BICUBIC, fillcolor="white")
+    found, want = cut(ImageOps.invert(light)), cut(light)
+    assert found.turned == want.turned and len(found.blocks) == len(want.blocks)
+    for block, same in zip(found.blocks, want.blocks):
+        assert block.kind == same.kind and np.allclose(block.box, same.box, atol=2)  # levels round the other way
+    faint = Image.blend(ImageOps.invert(light), Image.new("RGB", light.size, (70, 70, 90)), 0.4)
+    assert [block.kind for block in cut(faint).blocks] == [block.kind for block in want.blocks]
+
+
+def test_a_note_on_a_dark_table_is_a_light_page():
+    levels = np.random.default_rng(1).normal(50, 8, (1400, 1200, 3)).clip(0, 255).astype(np.uint8)
+    page, note = Image.fromarray(levels), pictures.blank(420, 800)
+    pictures.paragraph(note, 30, 40, 360, 20, 18)
+    page.paste(note, (350, 300))
+    found = cut(page)
+    assert found.turned == 0 and len(found.blocks) == 1
+    left, top, right, bottom = found.blocks[0].box
+    assert left < 380 and top < 340 and right > 740 and bottom > 850
 
 
 def test_a_large_scan_with_dirt_and_shadow_is_cut_as_the_clean_page():

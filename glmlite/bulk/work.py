@@ -272,7 +272,7 @@ def _header(work: Work, digest: str) -> dict[str, Any]:
     header = {
         "version": VERSION,
         "input": digest,
-        "model": journal.content_of(model.path),
+        "model": journal.content_of(model),
         "context": model.context,
         "kv_type": model.memory()["kv"] // model.status().kv_tokens,  # in bytes of a token
         "device": model.device,

@@ -117,7 +117,8 @@ def _document(block: Fields) -> str | None:
     source = block.object("source") if kind == "document" else None
     if source is None:
         return None
-    return source.text("data") if source.text("type") == "text" else joined(source, "content", ("text",), between="\n")
+    form = source.one_of("type", ("text", "content"))  # a PDF file is not left out without a word
+    return source.text("data") if form == "text" else joined(source, "content", ("text",), between="\n")
 
 
 def _answered(message: Fields, blocks: list[Fields]) -> list[dict[str, Any]]:
@@ -135,6 +136,8 @@ def _answered(message: Fields, blocks: list[Fields]) -> list[dict[str, Any]]:
             arguments = json.dumps(given.values if given is not None else {}, ensure_ascii=False)
             function = {"name": block.text("name"), "arguments": arguments}
             calls.append({"id": block.text("id"), "type": "function", "function": function})
+        elif kind in ("image", "document"):
+            raise block.wrong("type", "none of the assistant's: it stands in messages of users and results of tools")
     out: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
         out["reasoning_content"] = "".join(thoughts)

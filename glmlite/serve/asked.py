@@ -345,7 +345,8 @@ def _image(part: Fields, kind: str) -> Encoded | None:
         holder, name = (part, "image_url") if given is None else (given, "url")
     elif kind == "image":
         source = part.object("source") or Fields({}, f"{part.where}source.")
-        holder, name = source, "data" if source.text("type", "base64") == "base64" else "url"
+        form = source.one_of("type", ("base64", "url")) or "base64"
+        holder, name = source, "data" if form == "base64" else "url"
     else:
         return None
     where = holder.where + name

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = ["Block", "Cut", "cut"]
 
@@ -31,8 +31,10 @@ LARGEST_SKEW = 5.0  # degrees
 WIDEST = 40  # pixels; white space that is wider is not between two lines of a text
 LEAST_SKEW = 0.15  # less turns no line into its neighbour
 RULE = 0.06  # of the page's short side: shorter lines are not rules
+LEAST_RULE = 60  # pixels; strokes of large letters are shorter
 CELL = 8  # pixels
 THICK = 8  # pixels; thicker lines are areas
+TALLEST = 100  # pixels; a line of text may be so tall on any picture
 GUTTER = 0.9  # heights of a line of text: the white between columns
 COLUMN = 7.0  # heights of a line of text: narrower columns are a list's numbers, or a table's
 
@@ -72,17 +74,18 @@ def cut(image: Image.Image, most_patches: int = MOST_PATCHES) -> Cut:
     counterclockwise if it lies on its side, and left as it is if it is upside down.
     """
     turned = 0.0
-    ink = _ink(image)
+    dark = _is_dark(image)
+    ink = _ink(image, dark)
     quarter = _quarter_turns(ink)
     if quarter:
         image = image.transpose(
             (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[quarter - 1]
         )
-        ink = _ink(image)
+        ink = _ink(image, dark)
     skew = _skew(_without(ink, _rules(ink)))
     if abs(skew) >= LEAST_SKEW:
-        image = image.rotate(skew, Image.Resampling.BICUBIC, fillcolor="white")
-        ink = _ink(image)
+        image = image.rotate(skew, Image.Resampling.BICUBIC, fillcolor="black" if dark else "white")
+        ink = _ink(image, dark)
         turned = skew
     step = _step(image)
     blocks = [
@@ -99,10 +102,30 @@ def _step(image: Image.Image) -> int:
     return max(1, math.ceil(max(image.size) / LONGEST))
 
 
-def _ink(image: Image.Image) -> Mask:
-    """What is darker than the paper around it, without specks; one pixel for each step * step of the image."""
+def _is_dark(image: Image.Image) -> bool:
+    """Whether letters are lighter than the page: they take less room than what is between them. A note that lies on a
+    dark table is a light page."""
+    grey = _grey(image)
+    if np.median(np.asarray(grey)) >= 128:
+        return False
+    light, dark = np.count_nonzero(_darker(ImageOps.invert(grey))), np.count_nonzero(_darker(grey))
+    return bool(0 < 2 * light < dark)
+
+
+def _ink(image: Image.Image, dark: bool) -> Mask:
+    """What is darker than the paper around it, lighter on a dark page, without specks; one pixel for each step * step
+    of the image."""
+    grey = _grey(image)
+    return _darker(ImageOps.invert(grey) if dark else grey)
+
+
+def _grey(image: Image.Image) -> Image.Image:
     grey = image.convert("L")
-    grey = grey.reduce(_step(image)) if _step(image) > 1 else grey
+    return grey.reduce(_step(image)) if _step(image) > 1 else grey
+
+
+def _darker(grey: Image.Image) -> Mask:
+    """What is darker than the lightest around it."""
     levels = np.asarray(grey).astype(np.int16)
     small = np.asarray(grey.reduce(4)) if min(grey.size) >= 4 else np.asarray(grey)
     paper = Image.fromarray(_most_of(small, 8)).resize(grey.size, Image.Resampling.BILINEAR)
@@ -136,7 +159,7 @@ def _without(ink: Mask, rules: tuple[Mask, Mask]) -> Mask:
 
 def _rules(ink: Mask) -> tuple[Mask, Mask]:
     """Horizontal and vertical lines."""
-    length = max(24, int(RULE * min(ink.shape)))
+    length = max(LEAST_RULE, int(RULE * min(ink.shape)))
     return _level_rules(ink, length), _level_rules(np.ascontiguousarray(ink.T), length).T
 
 
@@ -211,22 +234,24 @@ def _connected(mask: Mask) -> list[Mask]:
 def _quarter_turns(ink: Mask) -> int:
     """How many times the page is to be turned by 90 degrees, counterclockwise."""
     text = _without(ink, _rules(ink))
-    if _white_between(text.T) > 1.5 * _white_between(text) + 0.05:
+    if _white_around(text.T) > 1.35 * _white_around(text) + 0.05:
         up, down = _reach(np.rot90(text))
         return 3 if down > up else 1
-    up, down = _reach(text)
+    up, down = _reach(text, least=20)  # of one or two lines, a few letters would decide
     return 2 if down > 2.2 * up else 0
 
 
-def _white_between(text: Mask) -> float:
-    """The part of a page's strips that is white space between lines, if its lines are level: letters that stand one
-    below another leave less, because words do not end at one place, and those of one width leave narrow lines."""
+def _white_around(text: Mask) -> float:
+    """The part of a page's strips that is white space around lines, if its lines are level: letters that stand one
+    below another leave less, because words do not end at one place, and those of one width leave narrow lines. What is
+    above the first line and below the last counts as WIDEST, so that a single line has more than its letters have."""
     white = total = 0
     for part in _strips(text, 16):
-        runs = _runs(part.any(axis=1))
-        total += runs[-1][1] - runs[0][0] if runs else 0
+        if not (runs := _runs(part.any(axis=1))):
+            continue
+        total += runs[-1][1] - runs[0][0] + 2 * WIDEST
         gaps = (below[0] - above[1] for above, below in pairwise(runs))
-        white += sum(min(gap, WIDEST) for gap in gaps if gap >= 3)
+        white += sum(min(gap, WIDEST) for gap in gaps if gap >= 3) + 2 * WIDEST
     return white / max(total, 1)
 
 
@@ -255,11 +280,11 @@ def _skew(text: Mask) -> float:
     return best if sharp(best) > 1.05 * sharp(0.0) else 0.0
 
 
-def _reach(text: Mask) -> tuple[float, float]:
+def _reach(text: Mask, least: int = 8) -> tuple[float, float]:
     """How much ink of lines of text stands above and below their small letters; (0, 0) where too little does to tell
-    which way is up, as in Chinese and Cyrillic script."""
+    which way is up, as in Chinese and Cyrillic script. least: of lines in eight strips of the page."""
     lines = [part[top:bottom] for part in _strips(text) for top, bottom in _runs(part.any(axis=1)) if bottom - top >= 8]
-    if len(lines) < 8:
+    if len(lines) < least:
         return 0.0, 0.0
     usual = float(np.median([len(line) for line in lines]))
     up = down = total = 0.0
@@ -300,14 +325,10 @@ def _blocks(ink: Mask, most: float) -> list[Block]:
 
 
 def _line_height(text: Mask) -> float:
-    """The usual height of a line of text."""
-    heights = [
-        bottom - top
-        for part in _strips(text)
-        for top, bottom in _runs(part.any(axis=1))
-        if 4 <= bottom - top <= len(text) / 15
-    ]
-    return float(np.median(heights)) if heights else max(8.0, len(text) / 80)
+    """The usual height of a line of text. A picture of a few lines is not much taller than one of them."""
+    heights = [bottom - top for part in _strips(text) for top, bottom in _runs(part.any(axis=1)) if bottom - top >= 4]
+    lines = [height for height in heights if height <= max(TALLEST, len(text) / 15)]
+    return float(np.median(lines or heights)) if heights else max(8.0, len(text) / 80)
 
 
 class _Region:
