@@ -268,6 +268,35 @@ def test_parquet_keeps_the_types_of_its_columns(model):
         assert found["answer"][i].as_py() == model.generate(f"{i}", max_tokens=1, seed=seed_of(0, i)).text
 
 
+def test_parquet_values_that_python_has_no_form_for_are_a_rows_own(model):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    ns = pa.timestamp("ns")
+    deep = pa.struct([("a", pa.list_(ns)), ("b", pa.map_(pa.string(), pa.list_(ns, 1)))])
+    damaged = pa.array([b"ok", b"\xff", b"\xfe"], pa.binary()).view(pa.string())
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c"],
+            "deep": pa.array([{"a": [1234567891], "b": [("k", [1001])]}] * 3, deep),
+            "took": pa.array([1001, None, 1001], pa.duration("ns")),
+            "hour": pa.array([1001, None, 1001], pa.time64("ns")),
+            "far": pa.array([0, 10**12, None], pa.timestamp("s")),
+            "damaged": damaged,
+        }
+    )
+    pq.write_table(table, "in.parquet")
+    summary = glmlite.batch(model, "in.parquet", "out.jsonl", **SMALL)
+    assert (summary.failed, summary.error) == (2, "row 2: 'damaged' is not UTF-8")
+    found = lines("out.jsonl")
+    assert found[0]["deep"] == {"a": ["1970-01-01T00:00:01.234567"], "b": [["k", ["1970-01-01T00:00:00.000001"]]]}
+    assert (found[0]["took"], found[0]["hour"]) == ("0:00:00.000001", "00:00:00.000001")
+    assert found[0]["damaged"] == "ok" and [row["damaged"] for row in found[1:]] == [None, None]
+    assert found[0]["far"] == "1970-01-01T00:00:00" and "1000000000000" in found[1]["far"]
+    glmlite.batch(model, "in.parquet", "out.parquet", **SMALL)
+    assert pq.read_table("out.parquet").select(table.column_names).equals(pq.read_table("in.parquet"))
+
+
 def test_columns_of_json_lines_become_columns_of_tables(model):
     pq = pytest.importorskip("pyarrow.parquet")
     rows = [

@@ -433,7 +433,8 @@ def test_tools_of_a_table_are_called_as_on_one_machine(thinker, monkeypatch, tmp
 
 def test_a_row_of_a_table_that_fails_has_an_error(generate):
     pa = pytest.importorskip("pyarrow")
-    table = pa.table({"prompt": ["a", None, "c"], "id": pa.array([1, 2, None])})
+    at = pa.array([1001] * 3, pa.timestamp("ns"))
+    table = pa.table({"prompt": ["a", None, "c"], "id": pa.array([1, 2, None]), "at": at})
     found = generate(number="id")(table)
     assert [error and error.split(": ")[0] for error in found["error"].to_pylist()] == [
         None,

@@ -11,7 +11,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["PEEKED", "Given", "Lines", "Parquet", "Row", "Source", "Table", "arrow", "kind_of", "source_of"]
+__all__ = [
+    "PEEKED",
+    "Given",
+    "Lines",
+    "Parquet",
+    "Row",
+    "Source",
+    "Table",
+    "arrow",
+    "kind_of",
+    "source_of",
+    "values_of",
+]
 
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 LARGEST = 64 << 20  # bytes of a field of CSV
@@ -208,23 +220,79 @@ class Parquet:
     def rows(self) -> Iterator[Row]:
         number = 0
         for batch in self.batches():
-            for values in self._plain(batch).to_pylist():
-                yield Row(number, f"row {number + 1}", values)
+            for values, error in values_of(batch):
+                yield Row(number, f"row {number + 1}", values, error)
                 number += 1
-
-    def _plain(self, batch: Any) -> Any:
-        """With times in microseconds, which Python's have."""
-        pa = self._arrow
-        fields = [
-            field.with_type(pa.timestamp("us", field.type.tz))
-            if pa.types.is_timestamp(field.type) and field.type.unit == "ns"
-            else field
-            for field in batch.schema
-        ]
-        return batch.cast(pa.schema(fields), safe=False)
 
     def measure(self) -> tuple[int, str]:
         return self._count, _digest(self.path)
+
+
+def values_of(table: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """The columns of each row of a table or a record batch of pyarrow, and what is wrong with the row."""
+    names, columns = table.schema.names, [_plain(column) for column in table.columns]
+    damaged = [name for name, column in zip(names, columns) if _Unread in map(type, column)]
+    for cells in zip(*columns) if columns else ([],) * table.num_rows:
+        values = dict(zip(names, cells))
+        error = None
+        for name in damaged:
+            if type(why := values[name]) is _Unread:
+                values[name], error = None, error or f"{name!r} {why}"
+        yield values, error
+
+
+class _Unread(str):
+    """Why there is no value."""
+
+
+def _plain(column: Any) -> list[Any]:
+    """Values of a column as Python has them; times that it has not, in the year 20000, as texts."""
+    if (kind := _in_microseconds(column.type)) != column.type:
+        column = column.cast(kind, safe=False)
+    errors = (ValueError, OverflowError, arrow().ArrowException)
+    try:
+        found: list[Any] = column.to_pylist()
+        return found
+    except errors:
+        pass
+    text = arrow().string()
+
+    def plain(scalar: Any) -> Any:
+        try:
+            return scalar.as_py()
+        except UnicodeDecodeError:
+            return _Unread("is not UTF-8")
+        except errors as error:
+            try:
+                return scalar.cast(text).as_py()
+            except errors:
+                return _Unread(f"cannot be read: {error}")
+
+    return [plain(scalar) for scalar in column]
+
+
+def _in_microseconds(kind: Any) -> Any:
+    """A type with its times in microseconds, which Python's have."""
+    pa, types = arrow(), arrow().types
+    if types.is_map(kind):
+        return pa.map_(_inner(kind.key_field), _inner(kind.item_field), kind.keys_sorted)
+    if types.is_struct(kind):
+        return pa.struct([_inner(field) for field in kind])
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_inner(kind.value_field), kind.list_size)
+    if types.is_list(kind):
+        return pa.list_(_inner(kind.value_field))
+    if types.is_large_list(kind):
+        return pa.large_list(_inner(kind.value_field))
+    if getattr(kind, "unit", None) != "ns":
+        return kind
+    if types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.time64("us") if types.is_time(kind) else pa.duration("us")
+
+
+def _inner(field: Any) -> Any:
+    return field.with_type(_in_microseconds(field.type))
 
 
 class Given:

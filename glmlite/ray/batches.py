@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import builtin
 from ..bulk import AT_ONCE
 from ..bulk.asking import COLUMNS, Asking, Prompts, asked_of
-from ..bulk.rows import Row, arrow
+from ..bulk.rows import Row, arrow, values_of
 from ..bulk.running import Finished, answers
 from ..bulk.work import Work
 from ..bulk.writing import extended
@@ -90,7 +90,7 @@ class Generate:
         self._asking.check(Columns(table.column_names))
         if self._number is not None and self._number not in table.column_names:
             raise ValueError(f"there is no column {self._number!r} of numbers; there is {table.column_names}")
-        rows = [self._row(i, values) for i, values in enumerate(table.to_pylist())]
+        rows = [self._row(i, *read) for i, read in enumerate(values_of(table))]
         found: dict[int, dict[str, Any]] = {}
         # Numbers may be there twice; places in the table are not.
         places = {id(row): i for i, row in enumerate(rows)}
@@ -98,13 +98,13 @@ class Generate:
             found |= {places[id(each.row)]: each.record for each in finished}
         return extended(table, self._asking, [found[i] for i in range(len(rows))])
 
-    def _row(self, place: int, values: dict[str, Any]) -> Row:
+    def _row(self, place: int, values: dict[str, Any], error: str | None) -> Row:
         if self._number is None:
-            return Row(number_of(values), f"row {place + 1} of its batch", values)
+            return Row(number_of(values), f"row {place + 1} of its batch", values, error)
         number = values[self._number]
         if not isinstance(number, int) or isinstance(number, bool):
             return Row(0, f"row {place + 1} of its batch", values, f"{self._number!r} is {number!r}, expected a number")
-        return Row(number, f"row {number + 1}", values)
+        return Row(number, f"row {number + 1}", values, error)
 
 
 def number_of(values: Mapping[str, Any]) -> int:
