@@ -325,6 +325,23 @@ def test_columns_of_json_lines_become_columns_of_tables(model):
     assert found[1]["late"] == "三" and found[0]["deep"] == '{"k": [1]}'
 
 
+def test_what_a_form_has_no_place_for_is_written_all_the_same(model):
+    row = {"prompt": "a\rb", "half\ud800": "\ud800é", "x": float("nan"), "deep": [{"y": float("inf")}]}
+    Path("in.jsonl").write_text(json.dumps(row))
+    glmlite.batch(model, "in.jsonl", "out.jsonl", **SMALL)
+    found = json.loads(Path("out.jsonl").read_text("utf-8"), parse_constant=pytest.fail)
+    assert (found["half?"], found["x"], found["deep"]) == ("?é", None, [{"y": None}])
+    glmlite.batch(model, "in.jsonl", "out.csv", **SMALL)
+    with open("out.csv", encoding="utf-8", newline="") as file:
+        (found,) = csv.DictReader(file)
+    assert (found["prompt"], found["half?"], found["deep"]) == ("a\rb", "?é", '[{"y": null}]')
+    assert Path("out.csv").read_bytes().count(b"\r") == 1
+    pq = pytest.importorskip("pyarrow.parquet")
+    glmlite.batch(model, "in.jsonl", "out.parquet", **SMALL)
+    (found,) = pq.read_table("out.parquet").to_pylist()
+    assert (found["prompt"], found["half?"], found["deep"]) == ("a\rb", "?é", '[{"y": null}]')
+
+
 def test_without_pyarrow_the_error_names_the_extra(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     Path("in.parquet").write_bytes(b"PAR1")
