@@ -207,12 +207,13 @@ def test_requests_that_fail_do_so_alone(model):
         request(5, response_format={"type": "json_schema", "json_schema": {"schema": {"type": 7}}}),
         request(6, messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]),
         request(7),
+        request(8, url=["/v1/chat/completions"]),
     ]
     summary = glmlite.batch(model, jsonl("in.jsonl", rows), "out.jsonl")
     found = lines("out.jsonl")
-    assert [row["custom_id"] for row in found] == [f"r{i}" for i in range(8)]
+    assert [row["custom_id"] for row in found] == [f"r{i}" for i in range(9)]
     assert [i for i, row in enumerate(found) if row["error"] is None] == [0, 7]
-    assert summary.failed == 6 and summary.error.startswith("line 2: max_tokens is 0")
+    assert summary.failed == 7 and summary.error.startswith("line 2: max_tokens is 0")
     for number, word in (
         (1, "max_tokens"),
         (2, "/v1/embeddings"),
@@ -220,6 +221,7 @@ def test_requests_that_fail_do_so_alone(model):
         (4, "body"),
         (5, "schema"),
         (6, "web address"),
+        (8, "url is ["),
     ):
         assert found[number]["error"]["message"].startswith(f"line {number + 1}: ")
         assert word in found[number]["error"]["message"]
@@ -431,6 +433,7 @@ def test_templates_that_fail(model):
         ("in.jsonl", b'{"a": 1}\n', r"in\.jsonl: which column has the prompts\?"),
         ("in.parquet", b"PAR1 cut short", r"in\.parquet: is no whole Parquet file"),
         ("in.txt", b"hello", r"in\.txt: a file of rows ends with \.jsonl, \.csv or \.parquet"),
+        ("in.csv", b'"prompt"x,a\n1,2\n', r"in\.csv: the line with the names of the columns is no CSV"),
         ("in.csv", b"prompt,answer\nx,y\n", "has a column 'answer' of its own, .*prefix"),
     ],
 )
@@ -443,6 +446,29 @@ def test_files_that_cannot_be_read_end_it_before_it_begins(model, capfd, name, d
     assert main(["batch", name, "out.jsonl"]) == 1
     assert capfd.readouterr().err.count("\n") <= 2
     assert sorted(os.listdir()) == [name]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_with_a_name_is_not_waited_for(model):
+    os.mkfifo("in.jsonl")
+    with pytest.raises(ValueError, match=r"in\.jsonl: is no regular file"):
+        glmlite.batch(model, "in.jsonl", "out.jsonl")
+
+
+def test_what_cannot_be_written_is_said_before_a_model_is_loaded(folder, capfd):
+    jsonl("in.jsonl", prompts(1))
+    jsonl("there.jsonl", [])
+    Path("folder.jsonl").mkdir()
+    for out, given, why in (
+        ("folder.jsonl", {"force": True}, IsADirectoryError),
+        ("there.jsonl", {}, FileExistsError),
+        ("out.txt", {}, ValueError),
+    ):
+        with pytest.raises(why, match=out):
+            glmlite.batch("no model", "in.jsonl", out, **given)
+        assert main(["batch", "in.jsonl", out, "-m", "no model", *(f"--{name}" for name in given)]) == 1
+        assert out in capfd.readouterr().err
+    assert main(["batch", "in.jsonl", "--actors", "2"]) == 2 and "--ray" in capfd.readouterr().err
 
 
 def test_a_parquet_file_that_was_cut_short(model):
@@ -467,10 +493,19 @@ def test_arguments_that_cannot_be(model):
     for given, why in (
         ({"column": "a", "template": "{{ a }}"}, "a column and a template"),
         ({"raw": True, "system": "x"}, "system: raw prompts have none"),
+        ({"raw": True, "thinking": True}, "thinking: raw prompts have none"),
         ({"image": "picture"}, "has no column 'picture'"),
+        ({"tools": 5}, "tools: int, should be a list"),
+        ({"tool_choice": "some"}, "tool_choice is 'some'"),
+        ({"thinking_budget": -1}, "thinking_budget is -1"),
     ):
         with pytest.raises(ValueError, match=why):
             glmlite.batch(model, prompts(1), **given)
+    for given in ({"column": 5}, {"template": 5}, {"system": b"x"}, {"image": 5}, {"prefix": None}, {"raw": "no"}):
+        with pytest.raises(TypeError, match=f"{next(iter(given))} is "):
+            glmlite.batch(model, prompts(1), **given)
+    with pytest.raises(ValueError, match="system: the rows of rows are requests in OpenAI's form"):
+        glmlite.batch(model, [request(1)], system="Be short.")
     with pytest.raises(ValueError, match="at_once is 0"):
         glmlite.batch(model, prompts(1), at_once=0)
     with pytest.raises(FileNotFoundError):
@@ -492,6 +527,13 @@ def test_keywords_are_the_fields():
         glmlite.batch(None, ["x"], colum="a")
     described = glmlite.batch.__doc__
     assert all(f.name in described for f in fields(Prompt))
+
+
+def test_a_column_of_an_answers_name_that_comes_late_is_told(model):
+    rows = [*prompts(reading.PEEKED), {"prompt": "a", "error": "mine"}, {"prompt": "b"}]
+    found = [result.error for result in glmlite.batch(model, rows, max_tokens=1)]
+    assert found[-2].startswith("row 101: has a column 'error' of its own, which would be written over")
+    assert {*found[:-2], found[-1]} == {None}
 
 
 def test_a_prefix_keeps_columns_of_the_same_name(model):

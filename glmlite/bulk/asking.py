@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .. import chat
 from ..cancel import Cancel
 from ..chat import template as templates
 from ..generate import Completion
 from ..model import Model
-from ..parameters import Options, Parameters
+from ..parameters import Options, Parameters, check_integer
 from ..serve import errors, images, openai, starting
 from ..serve.asked import Asked
 from ..serve.errors import Refused
@@ -103,6 +105,16 @@ class Prompt:
     effort: str | None = None
     thinking_budget: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("column", "template", "system", "image", "prefix"):
+            if not isinstance(value := getattr(self, name), str | None) or (name == "prefix" and value is None):
+                raise TypeError(f"{name} is {reprlib.repr(value)}, expected a string")
+        if not isinstance(self.raw, bool):
+            raise TypeError(f"raw is {self.raw!r}, expected True or False")
+        if self.thinking_budget is not None:
+            check_integer("thinking_budget", self.thinking_budget, 0)
+        chat.offered(self.tools, self.tool_choice)
+
 
 class PromptOptions(Options, total=False):
     """The fields of `Prompt` and of `Parameters` as keyword arguments."""
@@ -121,7 +133,7 @@ class PromptOptions(Options, total=False):
 
 
 def asked_of(parameters: Parameters | None, **options: Unpack[PromptOptions]) -> tuple[Prompt, Parameters]:
-    """What all rows are asked. Raises as `Parameters.of`."""
+    """What all rows are asked. Raises TypeError and ValueError, naming the option."""
     given: dict[str, Any] = dict(options)
     prompt = Prompt(**{field.name: given.pop(field.name) for field in fields(Prompt) if field.name in given})
     return prompt, Parameters.of(parameters, **given)
@@ -153,6 +165,12 @@ def asking_of(model: Model, source: Source, prompt: Prompt, parameters: Paramete
     if prompt.column is None and prompt.template is None:
         names = list(source.columns) if source.columns is not None else _seen(source)
         if source.columns is None and {"custom_id", "body"} <= set(names):
+            given = [field.name for field in fields(Prompt) if getattr(prompt, field.name) != field.default]
+            if given:
+                raise ValueError(
+                    f"{given[0]}: the rows of {source.name} are requests in OpenAI's form, which say so themselves; "
+                    "expected none"
+                )
             return OpenAI(model, cancel, parameters)
         column = next((name for name in COLUMNS if name in names), None)
         if column is None and names:
@@ -199,8 +217,8 @@ class Prompts:
     def check(self, source: Source) -> None:
         prompt = self._prompt
         if not self._chats:
-            for given, name in ((prompt.system, "system"), (prompt.image, "image"), (prompt.tools, "tools")):
-                if given is not None:
+            for name in ("system", "image", "tools", "thinking", "effort", "thinking_budget"):
+                if getattr(prompt, name) is not None:
                     why = "raw prompts have none" if prompt.raw else "the model has no chat template"
                     raise ValueError(f"{name}: {why}")
         self._model._constraint(self._parameters)
@@ -211,13 +229,21 @@ class Prompts:
         for name in sorted(wanted | ({prompt.image} if prompt.image is not None else set())):
             if name not in names:
                 raise ValueError(f"{source.name}: has no column {name!r}; there is {', '.join(map(repr, names))}")
-        if taken := sorted(set(self.fields) & set(names)):
+        try:
+            self._spare(names)
+        except ValueError as error:
+            raise ValueError(f"{source.name}: {error}") from None
+
+    def _spare(self, names: Collection[str]) -> None:
+        """Raises ValueError for a column that one of the answers would be written over."""
+        if (taken := next((name for name in self.fields if name in names), None)) is not None:
             raise ValueError(
-                f"{source.name}: has a column {taken[0]!r} of its own, which would be written over; choose a prefix "
-                "for the names of the columns that are added (--prefix model_)"
+                f"has a column {taken!r} of its own, which would be written over; choose a prefix for the names of the "
+                "columns that are added (--prefix model_)"
             )
 
     def question(self, row: Row) -> Question:
+        self._spare(row.values)
         asked = self._asked(row.values)
         seed = seed_of(self._parameters.seed or 0, row.number)
         key = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False, default=str)
@@ -325,7 +351,7 @@ class OpenAI:
         if not isinstance(body := values.get("body"), dict):
             raise Refused(400, "body is missing, expected the object of a request", param="body")
         url = values.get("url", "/v1/chat/completions")
-        if url not in PATHS:
+        if not isinstance(url, str) or url not in PATHS:
             raise Refused(400, f"url is {json.dumps(url)[:80]}, expected {' or '.join(PATHS)}", param="url")
         if values.get("method", "POST") != "POST":
             raise Refused(400, f"method is {json.dumps(values['method'])[:40]}, expected POST", param="method")

@@ -11,6 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ..files import special
+
 __all__ = [
     "PEEKED",
     "Given",
@@ -66,6 +68,10 @@ def source_of(path: Path) -> Source:
     kind = kind_of(path)
     if path.is_dir():
         raise IsADirectoryError(21, "is a folder, expected a file of rows", str(path))
+    if special(path):  # it is read several times
+        raise ValueError(
+            f"{path}: is no regular file, expected one; JSON lines from a pipe are read as - (an open file)"
+        )
     return Lines(path) if kind == "jsonl" else Table(path) if kind == "csv" else Parquet(path)
 
 
@@ -130,8 +136,11 @@ class Table:
         self.path = path
         self.name = str(path)
         csv.field_size_limit(max(csv.field_size_limit(), LARGEST))
-        with self._open() as file:
-            names: list[str] = next(self._reader(file), [])
+        try:
+            with self._open() as file:
+                names = self._names(self._reader(file))
+        except csv.Error as error:
+            raise ValueError(f"{path}: the line with the names of the columns is no CSV: {error}") from None
         if not names:
             raise ValueError(f"{path}: is empty, expected a line with the names of the columns")
         doubled = sorted({name for name in names if names.count(name) > 1})
@@ -148,11 +157,15 @@ class Table:
     def _reader(self, file: Iterable[str]) -> Any:
         return csv.reader(file, strict=True)
 
+    def _names(self, reader: Iterator[list[str]]) -> list[str]:
+        """The first line that is not empty."""
+        return next(filter(None, reader), [])
+
     def rows(self) -> Iterator[Row]:
         assert self.columns is not None
         with self._open() as file:
             reader = self._reader(file)
-            next(reader, None)
+            self._names(reader)
             number = 0
             while True:
                 where = f"line {reader.line_num + 1}"

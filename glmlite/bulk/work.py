@@ -21,7 +21,7 @@ from ..loading import DEFAULT_CONTEXT, load
 from ..model import Model
 from ..parameters import Parameters
 from .asking import Asking, Record
-from .rows import Lines, Row, Source
+from .rows import Lines, Row, Source, kind_of
 from .running import Finished, answers
 from .writing import check_target, write
 
@@ -31,6 +31,7 @@ __all__ = [
     "Result",
     "Summary",
     "Work",
+    "check_out",
     "into_file",
     "journal_path",
     "load_for",
@@ -170,18 +171,28 @@ def _in_order(found: Iterator[Result]) -> Iterator[Result]:
             following += 1
 
 
+def check_out(path: Path, force: bool) -> None:
+    """Raises ValueError, FileExistsError and IsADirectoryError for what no rows are written to. Beside kept rows it may
+    be there: it is written over when the others are answered."""
+    kind_of(path)
+    if path.is_dir():
+        raise IsADirectoryError(21, "is a folder, expected a file to write", str(path))
+    if not force and not journal_path(path).exists():
+        refuse_to_overwrite(path)
+
+
 def into_file(work: Work, path: Path, *, force: bool = False, restart: bool = False) -> Summary:
     """Writes all rows with their answers to a file, which appears when it is whole.
 
     Finished rows are kept beside it meanwhile, and the next run over the same rows, with the same model and options,
     goes on after them. force: a file that is there is written over; restart: kept rows are given up.
 
-    Raises FileExistsError, ValueError (kept rows are of another run), Cancelled, and what a model raises for good.
+    Raises what `check_out` raises, ValueError (kept rows are of another run), Cancelled, and what a model raises for
+    good.
     """
+    check_out(path, force)
     check_target(path, work.asking, work.ordered)
     work.asking.check(work.source)
-    if not force and not journal_path(path).exists():
-        refuse_to_overwrite(path)
     count, digest = work.source.measure()
     kept = Kept(journal_path(path), _header(work, digest), count, work.asking, restart)
     meter = Meter(count, len(kept.order), kept.failed, work.progress)

@@ -111,15 +111,20 @@ def batch(
 
     from ..bulk import AT_ONCE
     from ..bulk.rows import source_of
-    from ..bulk.work import load_for
+    from ..bulk.work import check_out, load_for
     from ..bulk.writing import line_of
 
     if column is not None and template is not None:
         raise typer.BadParameter("--column and --template, expected one of them")
+    if ray is None and (actors is not None or actor_cpus is not None or actor_gpus):
+        raise typer.BadParameter("--actors, --actor-cpus and --actor-gpus are for --ray, expected that, too")
     sampling.check()
     given: Any = sys.stdin.buffer if str(rows) == "-" else rows
+    # What is wrong with them is said before the model is loaded.
     if given is rows:
-        source_of(rows)  # what is wrong with it is said before the model is loaded
+        source_of(rows)
+    if out is not None:
+        check_out(out, force)
     asked: dict[str, Any] = {
         "column": column,
         "template": running.text_at(Path(template[1:])) if template and template[0] == "@" else template,
@@ -167,7 +172,7 @@ def batch(
 def _tools(path: Path) -> Any:
     try:
         found = json.loads(running.text_at(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is no JSON: {error}") from None
     return found if isinstance(found, list) else [found]
 
