@@ -136,12 +136,14 @@ class Parameters:
         for option in _sampling():
             if (value := getattr(self, option.name)) is not None:
                 _option(option, value)
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not (isinstance(stop, Iterable) and all(isinstance(s, str) for s in stop)):
+        if not isinstance(self.stop, Iterable):
+            raise TypeError(f"stop is {self.stop!r}, expected a string or strings")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(s, str) for s in stop):
             raise TypeError(f"stop is {self.stop!r}, expected a string or strings")
         if not all(stop):
             raise ValueError(f"stop is {self.stop!r}, expected strings that are not empty")
-        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_ids", tuple(token_ids("stop_ids", self.stop_ids)))
         for token in self.stop_ids:
             check_integer("stop_ids", token, 0)
