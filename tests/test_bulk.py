@@ -10,11 +10,12 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import tiny
@@ -517,6 +518,38 @@ def test_arguments_that_cannot_be(model):
         glmlite.batch(model, prompts(1), "out.jsonl", **SMALL)
     glmlite.batch(model, prompts(1), "out.jsonl", force=True, **SMALL)
     assert len(lines("out.jsonl")) == 1
+
+
+def test_rows_of_a_program_go_to_a_file_as_those_of_a_file(model):
+    rows = [MappingProxyType({"prompt": "a"}), "a", {"prompt": "a"}]
+    glmlite.batch(model, rows, "out.jsonl", **SMALL)
+    glmlite.batch(model, jsonl("in.jsonl", [{"prompt": "a"}] * 3), "want.jsonl", **SMALL)
+    assert lines("out.jsonl") == lines("want.jsonl")
+    with tempfile.NamedTemporaryFile() as file:  # no `io.IOBase`
+        file.write(Path("in.jsonl").read_bytes())
+        file.seek(0)
+        found = [result.values for result in glmlite.batch(model, file, **SMALL)]
+    assert found == lines("want.jsonl")
+    with pytest.raises(TypeError, match="row 2: cannot be written as JSON: Object of type bytes"):
+        glmlite.batch(model, ["a", {"prompt": "a", "b": b"x"}], "new.jsonl")
+    with open("in.jsonl", encoding="utf-8") as text, pytest.raises(TypeError, match="open as text"):
+        glmlite.batch(model, text)
+    assert not Path("new.jsonl").exists()
+
+
+def test_files_of_options_that_are_none_are_named(folder, capfd):
+    jsonl("in.jsonl", prompts(1))
+    for text, why in (
+        ("null", "is NoneType, expected a JSON object"),
+        ("[" * 10**5, "is no JSON"),
+        ("{", "is no JSON"),
+    ):
+        Path("o.json").write_text(text)
+        assert main(["batch", "in.jsonl", "--schema", "o.json"]) == 1
+        assert f"o.json: {why}" in capfd.readouterr().err
+    Path("o.json").write_text("[" * 10**5)
+    assert main(["batch", "in.jsonl", "--tools", "o.json"]) == 1
+    assert "o.json: is no JSON" in capfd.readouterr().err
 
 
 def test_keywords_are_the_fields():

@@ -8,11 +8,12 @@ import shutil
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .. import journal
 from ..cancel import Cancel
@@ -349,16 +350,24 @@ def load_for(path: Any, at_once: int, **loading: Any) -> Model:
 
 
 @contextmanager
-def spooled(rows: Iterable[Any] | BinaryIO) -> Iterator[Lines]:
-    """Rows that can be read once, as a file of JSON lines that can be read again. Raises TypeError for what JSON has no
-    word for."""
+def spooled(rows: Any) -> Iterator[Lines]:
+    """Rows that can be read once, of a program or an open file, as a file of JSON lines that can be read again. Raises
+    TypeError for what JSON has no word for, and for a file that is open as text."""
     with tempfile.TemporaryDirectory(prefix="glmlite-") as folder:
         path = Path(folder) / "rows.jsonl"
         with open(path, "wb") as file:
-            if isinstance(rows, io.IOBase):
+            if isinstance(rows, io.TextIOBase):
+                raise TypeError("rows is a file that is open as text, expected one that is open as bytes ('rb')")
+            if hasattr(rows, "read"):
                 shutil.copyfileobj(rows, file)
             else:
-                for row in rows:
-                    line = json.dumps({"prompt": row} if isinstance(row, str) else row, ensure_ascii=False)
-                    file.write(line.encode("utf-8", "replace") + b"\n")
+                file.writelines(starmap(_line, enumerate(rows)))
         yield Lines(path, str(getattr(rows, "name", "rows")))
+
+
+def _line(number: int, row: Any) -> bytes:
+    row = {"prompt": row} if isinstance(row, str) else dict(row) if isinstance(row, Mapping) else row
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"row {number + 1}: cannot be written as JSON: {error}") from None

@@ -131,7 +131,7 @@ def batch(
         "system": system,
         "raw": raw,
         "image": image,
-        "schema": None if schema is None else running.text_at(schema),
+        "schema": None if schema is None else _schema(schema),
         "tools": None if tools is None else _tools(tools),
         "thinking": think,
         "prefix": prefix,
@@ -169,12 +169,23 @@ def batch(
     raise typer.Exit(1 if failed else 0)
 
 
+def _schema(path: Path) -> Any:
+    found = _json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: is {type(found).__name__}, expected a JSON object")
+    return found
+
+
 def _tools(path: Path) -> Any:
+    found = _json(path)
+    return found if isinstance(found, list) else [found]
+
+
+def _json(path: Path) -> Any:
     try:
-        found = json.loads(running.text_at(path))
+        return json.loads(running.text_at(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is no JSON: {error}") from None
-    return found if isinstance(found, list) else [found]
 
 
 def _say_kept(out: Path, ended_by: BaseException) -> None:
