@@ -765,6 +765,36 @@ def test_a_run_goes_on_where_it_was(model):
     assert summary.failed == 1 and summary.error.startswith("line 31: ")
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_a_file_that_is_changed_under_a_run_ends_it_and_rows_are_kept(model, name):
+    rows = prompts(3 * WINDOW, "")
+    whole = "prompt\n" + "".join(f"{row['prompt']}\n" for row in rows)
+    whole = whole if name == "in.csv" else "".join(json.dumps(row) + "\n" for row in rows)
+    asked = {"max_tokens": 1, "raw": True}
+
+    def run(change, **options):
+        Path(name).write_text(whole)
+        told = []
+
+        def progress(p):
+            told.append(p)
+            if len(told) == 1:
+                change()
+
+        return glmlite.batch(model, name, "out.jsonl", progress=progress, **asked, **options)
+
+    def appended():
+        with open(name, "a") as file:
+            file.write('"x"\n' * 5)
+
+    for change in (appended, lambda: os.truncate(name, len(whole) // 4)):
+        with pytest.raises(OSError, match=f"{name}: was changed while its rows were answered"):
+            run(change, restart=True)
+        assert journal_path(Path("out.jsonl")).exists()
+    assert run(lambda: os.utime(name)).progress.kept > 0  # the same content
+    assert len(lines("out.jsonl")) == len(rows)
+
+
 def test_kept_rows_are_for_the_same_input_model_and_options(model):
     jsonl("in.jsonl", prompts(30))
     stopped_after(model, "in.jsonl", "out.jsonl", 5, **SMALL)

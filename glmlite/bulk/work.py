@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -22,7 +23,7 @@ from ..loading import DEFAULT_CONTEXT, load
 from ..model import Model
 from ..parameters import Parameters
 from .asking import Asking, Record
-from .rows import Lines, Row, Source, kind_of
+from .rows import Lines, Parquet, Row, Source, Table, kind_of
 from .running import Finished, answers
 from .writing import check_target, write
 
@@ -194,22 +195,56 @@ def into_file(work: Work, path: Path, *, force: bool = False, restart: bool = Fa
     check_out(path, force)
     check_target(path, work.asking, work.ordered)
     work.asking.check(work.source)
-    count, digest = work.source.measure()
-    kept = Kept(journal_path(path), _header(work, digest), count, work.asking, restart)
-    meter = Meter(count, len(kept.order), kept.failed, work.progress)
+    given = Unchanged(work.source)
+    kept = Kept(journal_path(path), _header(work, given.digest), given.count, work.asking, restart)
+    meter = Meter(given.count, len(kept.order), kept.failed, work.progress)
     try:
-        rows = (row for row in work.source.rows() if row.number not in kept)
+        rows = (row for row in given.rows() if row.number not in kept)
         for finished in work.answers(rows):
             kept.add(finished)
             meter.add(finished)
         work.cancel.check("batch")
         with replacing(path) as file:
-            write(file, path, work.asking, work.source, kept.joined(work.source, work.ordered))
+            write(file, path, work.asking, work.source, kept.joined(given.rows(), work.ordered))
     except BaseException:
         kept.close()
         raise
     kept.journal.remove()
     return Summary(path, meter.progress, None if kept.first is None else kept.first[1])
+
+
+class Unchanged:
+    """The rows of a file while it is what it was. A row that comes out is one of the file that was measured, so what is
+    kept stays of use when the file is put back.
+
+    Raises OSError, also for a file that was changed.
+    """
+
+    def __init__(self, source: Source):
+        assert isinstance(source, Lines | Table | Parquet)
+        self._source = source
+        self._stamp = self._look()
+        self.count, self.digest = source.measure()
+
+    def rows(self) -> Iterator[Row]:
+        for row in self._source.rows():
+            self._check()
+            yield row
+        self._check()
+
+    def _look(self) -> tuple[int, ...]:
+        found = os.stat(self._source.path)
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
+    def _check(self) -> None:
+        if (now := self._look()) == self._stamp:
+            return
+        if self._source.measure() != (self.count, self.digest):
+            raise OSError(
+                f"{self._source.name}: was changed while its rows were answered, expected the same content to the end; "
+                "with that back, finished rows count"
+            )
+        self._stamp = now
 
 
 class Kept:
@@ -240,10 +275,9 @@ class Kept:
         for record, offset in zip(records, self.journal.add(records)):
             self._note(record, offset)
 
-    def joined(self, source: Source, ordered: bool) -> Iterator[tuple[Row, Record]]:
+    def joined(self, rows: Iterator[Row], ordered: bool) -> Iterator[tuple[Row, Record]]:
         """All rows with their records, in their order, or as they were finished; those that come later wait."""
         waiting: dict[int, Row] = {}
-        rows = source.rows()
         for number in range(len(self._offsets)) if ordered else self.order:
             while number not in waiting:
                 row = next(rows)
