@@ -414,6 +414,7 @@ def test_templates_that_fail(model):
     for template, why in (
         ("{{ a", "line 1: unexpected end of template"),
         ("x\n{% if %}", "line 2:"),
+        ("{% break %}", "'break' outside loop"),
         ("{{ nothing }}", "has no column 'nothing'; there is 'a', 'b'"),
     ):
         with pytest.raises(ValueError, match=why):
@@ -672,6 +673,15 @@ def test_a_model_that_is_busy_is_asked_again():
 
     found = [each for part in answers(made(4), Asking(start), at_once=2, cancel=glmlite.Cancel()) for each in part]
     assert sorted(each.row.number for each in found) == [0, 1, 2, 3] and not any(each.failed for each in found)
+
+
+def test_more_answers_than_a_model_takes_are_not_waited_for(folder):
+    with glmlite.load(context=64, parallel=1, max_queue=1) as model:
+        rows = [request(0, n=3), request(1, n=2), request(2, "/v1/completions", prompt=["a"] * 3)]
+        found = [result.error for result in glmlite.batch(model, rows)]
+    assert found == [
+        f"row {i}: n: 3 answers, expected at most 2, as the model takes" if i != 2 else None for i in (1, 2, 3)
+    ]
 
 
 def test_a_closed_model_ends_it_and_a_cancel_too(model):

@@ -358,6 +358,7 @@ class OpenAI:
         chats = PATHS[url]
         echo = not chats and bool(body.get("echo"))
         asked = openai.read_chat(body) if chats else openai.read_completions(body)
+        self._room(asked)
         asked.options = self._options(asked, row)
         key = json.dumps([asked.tools, asked.messages] if chats else asked.prompts, ensure_ascii=False)
 
@@ -366,6 +367,13 @@ class OpenAI:
             return {"body": openai.written(self._model, asked, answers, name, str(row.number), echo)}
 
         return Question(key, lambda: self._start(asked), record)
+
+    def _room(self, asked: Asked) -> None:
+        """Raises Refused for more answers than the model takes at once: they would be tried again for ever."""
+        scheduler = self._model._scheduler
+        most = None if scheduler.max_queue is None else scheduler.parallel + scheduler.max_queue
+        if most is not None and asked.count > most:
+            raise Refused(400, f"n: {asked.count} answers, expected at most {most}, as the model takes", param="n")
 
     def _options(self, asked: Asked, row: Row) -> dict[str, Any]:
         """The request's own before the run's."""
