@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import journal
 from ..cancel import Cancel
-from ..files import refuse_to_overwrite, replacing
+from ..files import named_where_full, refuse_to_overwrite, replacing
 from ..loading import DEFAULT_CONTEXT, load
 from ..model import Model
 from ..parameters import Parameters
@@ -389,7 +389,7 @@ def spooled(rows: Any) -> Iterator[Lines]:
     TypeError for what JSON has no word for, and for a file that is open as text."""
     with tempfile.TemporaryDirectory(prefix="glmlite-") as folder:
         path = Path(folder) / "rows.jsonl"
-        with open(path, "wb") as file:
+        with named_where_full(path), open(path, "wb") as file:
             if isinstance(rows, io.TextIOBase):
                 raise TypeError("rows is a file that is open as text, expected one that is open as bytes ('rb')")
             if hasattr(rows, "read"):
