@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 import reprlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -151,7 +153,8 @@ class Parameters:
             raise TypeError(f"logit_bias is {self.logit_bias!r}, expected a mapping of token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():
             check_integer("logit_bias", token, 0)
-            if not (hasattr(bias, "__float__") and bias < LARGEST_BIAS):
+            least = -sys.float_info.max
+            if not (hasattr(bias, "__float__") and (least <= bias < LARGEST_BIAS or bias == -math.inf)):
                 raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below a million, or -inf")
         if self.schema is not None:
             if self.grammar is not None:
