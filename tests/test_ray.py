@@ -631,6 +631,12 @@ def test_as_many_actors_as_there_is_room_for(options, resources, expected):
     assert Cluster(**options).places(nodes) == expected
 
 
+@pytest.mark.parametrize("given", [{"actors": 0}, {"cpus": 0}, {"cpus": float("nan")}, {"gpus": -1}])
+def test_sizes_that_no_actor_has_are_refused(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is "):
+        Cluster(**given)
+
+
 def test_no_room_is_told():
     with pytest.raises(RuntimeError, match=r"no node .* an actor of 16 CPUs and 1 GPUs"):
         Cluster(cpus=16, gpus=1).places([{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])

@@ -23,7 +23,7 @@ from ..bulk.work import Work
 from ..bulk.writing import extended
 from ..cancel import Cancel
 from ..model import Model
-from ..parameters import Parameters
+from ..parameters import Parameters, check_integer
 from . import node
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ class Cluster:
     actors: engines; by default as many as the nodes that are there now have room for. cpus, gpus: of each; cpus by
         default those of the smallest node.
     loading: arguments of `glmlite.load`, of the engines.
+
+    Raises ValueError and TypeError, naming the field.
     """
 
     address: str = "auto"
@@ -195,6 +197,14 @@ class Cluster:
     cpus: float | None = None
     gpus: float = 0
     loading: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.actors is not None:
+            check_integer("actors", self.actors, 1)
+        if self.cpus is not None and not self.cpus > 0:
+            raise ValueError(f"cpus is {self.cpus}, expected more than 0")
+        if not self.gpus >= 0:
+            raise ValueError(f"gpus is {self.gpus}, expected 0 or more")
 
     def answers(self, rows: Iterator[Row], work: Work) -> Iterator[list[Finished]]:
         """See `glmlite.bulk.work.Cluster`. Raises ModuleNotFoundError (needs glmlite[ray]), ConnectionError,
