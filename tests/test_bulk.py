@@ -146,6 +146,13 @@ def test_answers_follow_a_schema(model):
         glmlite.batch(model, prompts(2), schema={"type": "array", "uniqueItems": True})
 
 
+def test_a_request_s_own_schema_stands_before_the_grammar_of_the_run(model):
+    pytest.importorskip("llguidance")
+    rows = [request(0, response_format={"type": "json_object"}), request(1)]
+    own, run = (result.answer for result in glmlite.batch(model, rows, grammar='start: "yes"'))
+    assert own.startswith("{") and run == "yes"
+
+
 def test_calls_of_tools_are_the_same_the_next_time(thinker):  # noqa: F811
     pytest.importorskip("llguidance")
     asked = {"tools": TOOLS, "tool_choice": "required", "thinking": False, "max_tokens": 150}

@@ -379,6 +379,8 @@ class OpenAI:
         """The request's own before the run's."""
         plain = Parameters()
         given = {name: value for name, value in self._parameters.__dict__.items() if value != getattr(plain, name)}
+        if "schema" in asked.options:
+            given.pop("grammar", None)
         return {**given, "seed": seed_of(self._parameters.seed or 0, row.number), **asked.options}
 
     def _start(self, asked: Asked) -> Sequence[Running]:
