@@ -477,6 +477,8 @@ def test_what_cannot_be_written_is_said_before_a_model_is_loaded(folder, capfd):
             glmlite.batch("no model", "in.jsonl", out, **given)
         assert main(["batch", "in.jsonl", out, "-m", "no model", *(f"--{name}" for name in given)]) == 1
         assert out in capfd.readouterr().err
+    assert main(["batch", "in.jsonl", "-m", "no model", "--top-p", "0"]) == 1
+    assert capfd.readouterr().err == "glmlite: top_p is 0.0, expected more than 0 to 1\n"
     assert main(["batch", "in.jsonl", "--actors", "2"]) == 2 and "--ray" in capfd.readouterr().err
 
 

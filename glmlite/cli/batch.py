@@ -110,6 +110,7 @@ def batch(
     import glmlite
 
     from ..bulk import AT_ONCE
+    from ..bulk.asking import asked_of
     from ..bulk.rows import source_of
     from ..bulk.work import check_out, load_for
     from ..bulk.writing import line_of
@@ -120,7 +121,7 @@ def batch(
         raise typer.BadParameter("--actors, --actor-cpus and --actor-gpus are for --ray, expected that, too")
     sampling.check()
     given: Any = sys.stdin.buffer if str(rows) == "-" else rows
-    # What is wrong with them is said before the model is loaded.
+    # What is wrong is said before the model is loaded: of the files here, of the options below.
     if given is rows:
         source_of(rows)
     if out is not None:
@@ -135,9 +136,10 @@ def batch(
         "tools": None if tools is None else _tools(tools),
         "thinking": think,
         "prefix": prefix,
-        "ordered": not as_completed,
         **sampling.given(),
     }
+    asked_of(None, **asked)
+    asked["ordered"] = not as_completed
     load = partial(load_for, at_once=at_once or AT_ONCE)
     if ray is not None:
         from ..ray import Cluster
