@@ -320,7 +320,8 @@ def _header(work: Work, digest: str) -> dict[str, Any]:
         "input": digest,
         "model": journal.content_of(model.path),
         "context": model.context,
-        "kv_type": model.memory()["kv"] // model.status().kv_tokens,  # in bytes of a token
+        # In bytes of a token. The engine tells them, as `memory` does not, where the model is unloaded.
+        "kv_type": model._engine.kv_bytes // model._engine.kv_tokens,
         "device": model.device,
         "prompts": work.asking.describe(),
         "options": parameters,
