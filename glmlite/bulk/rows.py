@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from pathlib import Path
@@ -143,7 +144,7 @@ class Table:
             raise ValueError(f"{path}: the line with the names of the columns is no CSV: {error}") from None
         if not names:
             raise ValueError(f"{path}: is empty, expected a line with the names of the columns")
-        doubled = sorted({name for name in names if names.count(name) > 1})
+        doubled = sorted(name for name, count in Counter(names).items() if count > 1)
         if doubled:
             raise ValueError(f"{path}: several columns are called {doubled[0]!r}, expected different names")
         if any(_damaged(name) for name in names):
