@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -42,6 +43,8 @@ __all__ = [
 
 COLUMNS = ("prompt", "messages")  # that are taken where none is named
 PATHS = {"/v1/chat/completions": True, "/v1/completions": False}  # whether it is a conversation
+
+_ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # no path; one of the web is refused by name
 
 Record = dict[str, Any]
 
@@ -299,9 +302,9 @@ class Prompts:
         image = values.get(self._prompt.image)
         if image is None or image == "":
             raise ValueError(f"{self._prompt.image!r} is empty, expected an image")
-        if isinstance(image, Mapping) and image.get("bytes") is not None:  # as data sets have images in Parquet
-            image = image["bytes"]
-        return image if not isinstance(image, str) or image[:5].lower() == "data:" else self._folder / image
+        if isinstance(image, Mapping):  # as data sets have images in Parquet: bytes, or where they are
+            image = next((image[name] for name in ("bytes", "path") if image.get(name) is not None), image)
+        return self._folder / image if isinstance(image, str) and not _ADDRESS.match(image) else image
 
     def _record(self, row: Row, answer: Completion) -> Record:
         calls = [{**call.as_dict(), "id": f"call_{row.number}-{i}"} for i, call in enumerate(answer.tool_calls)]
