@@ -509,6 +509,7 @@ def test_arguments_that_cannot_be(model):
         ({"tools": 5}, "tools: int, should be a list"),
         ({"tool_choice": "some"}, "tool_choice is 'some'"),
         ({"thinking_budget": -1}, "thinking_budget is -1"),
+        ({"logprobs": 2}, "logprobs: the columns of answers have no place"),
     ):
         with pytest.raises(ValueError, match=why):
             glmlite.batch(model, prompts(1), **given)

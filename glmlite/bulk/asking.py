@@ -224,6 +224,8 @@ class Prompts:
                 if getattr(prompt, name) is not None:
                     why = "raw prompts have none" if prompt.raw else "the model has no chat template"
                     raise ValueError(f"{name}: {why}")
+        if self._parameters.logprobs is not None:
+            raise ValueError("logprobs: the columns of answers have no place for them, requests in OpenAI's form have")
         self._model._constraint(self._parameters)
         names = list(source.columns) if source.columns is not None else _seen(source)
         if not names:
