@@ -513,9 +513,10 @@ def test_arguments_that_cannot_be(model):
     ):
         with pytest.raises(ValueError, match=why):
             glmlite.batch(model, prompts(1), **given)
-    for given in ({"column": 5}, {"template": 5}, {"system": b"x"}, {"image": 5}, {"prefix": None}, {"raw": "no"}):
-        with pytest.raises(TypeError, match=f"{next(iter(given))} is "):
-            glmlite.batch(model, prompts(1), **given)
+    texts = {"column": 5, "template": 5, "system": b"x", "image": 5, "prefix": None, "effort": 5}
+    for name, value in (texts | {"raw": "no", "thinking": "off"}).items():
+        with pytest.raises(TypeError, match=f"{name} is "):
+            glmlite.batch(model, prompts(1), **{name: value})
     with pytest.raises(ValueError, match="system: the rows of rows are requests in OpenAI's form"):
         glmlite.batch(model, [request(1)], system="Be short.")
     with pytest.raises(ValueError, match="at_once is 0"):

@@ -216,6 +216,13 @@ def test_stop_strings_may_come_from_whatever_iterates():
             glmlite.Parameters(stop=stop)
 
 
+def test_switches_of_the_wrong_type_are_refused(load):
+    model = load()
+    for name, value in (("thinking", "off"), ("thinking", 0), ("effort", 3)):
+        with pytest.raises(TypeError, match=f"{name} is {value!r}, expected"):
+            model.chat([{"role": "user", "content": "hi"}], max_tokens=1, **{name: value})
+
+
 @pytest.mark.parametrize("name", ["context", "parallel", "max_queue", "kv_tokens", "threads", "gpu_layers"])
 def test_numbers_that_no_machine_has_are_named(name):
     for value in (2**40 + 1, 10**30):

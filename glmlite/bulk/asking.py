@@ -109,11 +109,13 @@ class Prompt:
     thinking_budget: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("column", "template", "system", "image", "prefix"):
+        for name in ("column", "template", "system", "image", "prefix", "effort"):
             if not isinstance(value := getattr(self, name), str | None) or (name == "prefix" and value is None):
                 raise TypeError(f"{name} is {reprlib.repr(value)}, expected a string")
         if not isinstance(self.raw, bool):
             raise TypeError(f"raw is {self.raw!r}, expected True or False")
+        if not isinstance(self.thinking, bool | None):
+            raise TypeError(f"thinking is {self.thinking!r}, expected True, False or None")
         if self.thinking_budget is not None:
             check_integer("thinking_budget", self.thinking_budget, 0)
         chat.offered(self.tools, self.tool_choice)
