@@ -458,6 +458,12 @@ def test_wrong_columns_are_refused(generate, asked, columns, message):
         generate(**asked)(pa.table({name: ["x"] for name in columns}))
 
 
+def test_no_rows_at_once_are_not_waited_for(generate):
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"at_once is {count}, expected at least 1"):
+            generate(at_once=count)
+
+
 def test_rows_that_are_no_table_are_refused(generate):
     pytest.importorskip("pyarrow")
     with pytest.raises(TypeError, match="batch_format"):

@@ -74,6 +74,7 @@ class Generate:
         loading: Mapping[str, Any] | None = None,
         **options: Unpack[PromptOptions],
     ):
+        check_integer("at_once", at_once, 1)
         prompt, asked = asked_of(parameters, **options)
         if prompt.column is None and prompt.template is None:
             prompt = replace(prompt, column=COLUMNS[0])
