@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 __all__ = [
+    "FULL",
     "REFUSED_PICTURES",
     "UNFINISHED",
     "check_target",
@@ -21,6 +22,7 @@ __all__ = [
     "downloading",
     "kind_of",
     "lock",
+    "named_where_full",
     "not_gguf",
     "refuse_to_overwrite",
     "replacing",
@@ -33,6 +35,9 @@ UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".
 
 # Endings of pictures that are not read: wherever one is taken for a picture, it is refused by name.
 REFUSED_PICTURES = (".heic", ".heif", ".avif", ".jxl")
+
+# What a full disk says, or one with no room left for this user or for so large a file.
+FULL = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))
 
 _UNTOUCHED = 24 * 3600  # seconds; nobody leaves a file that is being written alone for so long
 
@@ -129,13 +134,24 @@ def not_gguf(path: str | os.PathLike[str]) -> str | None:
 
 
 @contextmanager
+def named_where_full(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A file is written within: a full disk does not say which one it has no room for, so its error gets the name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[BinaryIO]:
     """A new binary file beside `path`, which gets that name when the block ends; whatever goes wrong leaves none.
 
     Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError, at once
     where `path` is a folder or a device, whose place a file must not take.
     """
-    with replacing_all([path], buffering) as files:
+    with named_where_full(path), replacing_all([path], buffering) as files:
         yield files[0]
 
 

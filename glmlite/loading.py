@@ -103,7 +103,7 @@ def load(
     _check("context", context, none=True)
     _check("parallel", parallel)
     _check("max_queue", max_queue, none=True, least=0)
-    _check("kv_tokens", kv_tokens, none=True)
+    _check("kv_tokens", kv_tokens, none=True, most=2**40)
     _check("threads", threads, none=True)
     _check("gpu_layers", gpu_layers, none=True, least=0)
     if priority not in PRIORITIES:
@@ -431,10 +431,10 @@ def _context(asked: int | None, trained: int, fixed: int, per_token: int, free: 
     return context
 
 
-def _check(name: str, value: int | None, *, none: bool = False, least: int = 1) -> None:
+def _check(name: str, value: int | None, *, none: bool = False, least: int = 1, most: int = 2**31 - 1) -> None:
     if value is None and none:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}, expected an integer")
-    if value < least:
-        raise ValueError(f"{name} is {value}, expected at least {least}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value}, expected at least {least} and at most {most}")

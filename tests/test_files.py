@@ -65,6 +65,33 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]
 
 
+@POSIX
+def test_a_file_that_a_full_disk_has_no_room_for_is_named(tmp_path):
+    code = """if True:
+        import resource, sys
+        from glmlite.bulk.work import spooled
+        from glmlite.files import replacing
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        for size in (999, 1001, 10**6):  # the last one is written before the file is closed
+            try:
+                with replacing("out") as file:
+                    file.write(bytes(size))
+            except OSError as error:
+                print(error.filename)
+        try:
+            with spooled(["x" * 2000]):
+                pass
+        except OSError as error:
+            print(error.filename)
+    """
+    path = os.pathsep.join([str(Path(glmlite.__file__).parents[1]), *sys.path])
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.split()[:2] == ["out", "out"] and done.stdout.split()[2].endswith("rows.jsonl"), done.stderr
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_an_existing_file_is_told(tmp_path):
     out = tmp_path / "out"
     refuse_to_overwrite(out)

@@ -77,6 +77,7 @@ CIRCLE["not"] = CIRCLE
         {"stop_ids": [-1]},
         {"logit_bias": {1: math.inf}},
         {"logit_bias": {1: math.nan}},
+        {"logit_bias": {1: -(10**400)}},
         {"logprobs": 1001},
         {"temperature": 20000},
         {"presence_penalty": 500},

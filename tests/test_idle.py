@@ -202,6 +202,21 @@ def test_close_ends_a_load(load, clock):
     assert model.closed and not model.loaded
 
 
+def test_rows_that_an_unloaded_model_kept_are_those_of_a_loaded_one(load, clock, tmp_path):
+    model = load()
+    rows, out, asked = [f"the {i}" for i in range(400)], tmp_path / "out.jsonl", {"max_tokens": 5, "ignore_eos": True}
+    stop = glmlite.Cancel()
+
+    def progress(p):
+        if p.done:
+            stop.cancel()
+
+    unload(model, clock)
+    with pytest.raises(glmlite.Cancelled):
+        glmlite.batch(model, rows, out, cancel=stop, progress=progress, **asked)
+    assert glmlite.batch(model, rows, out, **asked).progress.kept > 0
+
+
 def test_close_of_a_model_that_is_unloaded(load, clock):
     model = load()
     unload(model, clock)

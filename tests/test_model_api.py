@@ -209,6 +209,27 @@ def test_stop_strings_across_tokens(load):
     assert (done.text, done.tokens, done.finish_reason, done.stop) == ("", [letter] * 3, "stop", "zzz")
 
 
+def test_stop_strings_may_come_from_whatever_iterates():
+    assert glmlite.Parameters(stop=(text for text in ("a", "b"))).stop == ("a", "b")
+    for stop, error in ((iter(["a", 1]), TypeError), (iter(["a", ""]), ValueError), (5, TypeError)):
+        with pytest.raises(error, match="stop is"):
+            glmlite.Parameters(stop=stop)
+
+
+def test_switches_of_the_wrong_type_are_refused(load):
+    model = load()
+    for name, value in (("thinking", "off"), ("thinking", 0), ("effort", 3)):
+        with pytest.raises(TypeError, match=f"{name} is {value!r}, expected"):
+            model.chat([{"role": "user", "content": "hi"}], max_tokens=1, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["context", "parallel", "max_queue", "kv_tokens", "threads", "gpu_layers"])
+def test_numbers_that_no_machine_has_are_named(name):
+    for value in (2**40 + 1, 10**30):
+        with pytest.raises(ValueError, match=f"{name} is {value}, expected at least"):
+            glmlite.load(**{name: value})
+
+
 def test_end_tokens_end_unless_ignored(load):
     model = load()
     (eos,) = (i for i in [model.tokenizer.id_of("<|user|>")] if i in model.tokenizer.eos_ids)

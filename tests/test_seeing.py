@@ -622,10 +622,15 @@ def test_rows_of_a_batch_have_images(load, tmp_path):
 
     source = tmp_path / "in.csv"
     source.write_text("".join(["prompt,file\n", *(f"what is it?,{i}.png\n" for i in range(3)), "what is it?,no.png\n"]))
+    with source.open("a") as file:
+        file.write("what is it?,https://example.org/no.png\n")
     found = list(glmlite.batch(model, source, image="file", **GREEDY))
-    assert [result.answer for result in found] == [*want, None]
+    assert [result.answer for result in found] == [*want, None, None]
     assert found[3].error.startswith("line 5: ") and "no.png" in found[3].error
-    for images in (data, urls, [{"bytes": each, "path": None} for each in data]):
+    assert found[4].error.startswith("line 6: ") and "is a web address" in found[4].error
+    structs = [{"bytes": each, "path": None} for each in data]
+    there = [{"bytes": None, "path": str(tmp_path / f"{i}.png")} for i in range(3)]
+    for images in (data, urls, structs, there):
         rows = [{"prompt": "what is it?", "picture": image} for image in images]
         assert [result.answer for result in glmlite.batch(model, rows, image="picture", **GREEDY)] == want
 

@@ -119,9 +119,12 @@ def test_impossible_values_are_named(fields, param):
     assert answer.json["error"]["type"] == "invalid_request_error"
 
 
-def test_a_number_that_is_none():
-    answer = ask(app(Scripted()), CHAT, b'{"messages": [{"role": "user", "content": "hi"}], "temperature": 1e999}')
-    assert answer.status == 400 and answer.json["error"]["param"] == "temperature"
+@pytest.mark.parametrize("number", [b"1e999", b"1" + 400 * b"0", b"-1" + 400 * b"0"])
+def test_a_number_that_is_none(number):
+    for field, param in ((b'"temperature": %s', "temperature"), (b'"logit_bias": {"1": %s}', "logit_bias.1")):
+        body = b'{"messages": [{"role": "user", "content": "hi"}], %s}' % (field % number)
+        answer = ask(app(Scripted()), CHAT, body)
+        assert answer.status == 400 and answer.json["error"]["param"] == param
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}

@@ -110,29 +110,36 @@ def batch(
     import glmlite
 
     from ..bulk import AT_ONCE
+    from ..bulk.asking import asked_of
     from ..bulk.rows import source_of
-    from ..bulk.work import load_for
+    from ..bulk.work import check_out, load_for
     from ..bulk.writing import line_of
 
     if column is not None and template is not None:
         raise typer.BadParameter("--column and --template, expected one of them")
+    if ray is None and (actors is not None or actor_cpus is not None or actor_gpus):
+        raise typer.BadParameter("--actors, --actor-cpus and --actor-gpus are for --ray, expected that, too")
     sampling.check()
     given: Any = sys.stdin.buffer if str(rows) == "-" else rows
+    # What is wrong is said before the model is loaded: of the files here, of the options below.
     if given is rows:
-        source_of(rows)  # what is wrong with it is said before the model is loaded
+        source_of(rows)
+    if out is not None:
+        check_out(out, force)
     asked: dict[str, Any] = {
         "column": column,
         "template": running.text_at(Path(template[1:])) if template and template[0] == "@" else template,
         "system": system,
         "raw": raw,
         "image": image,
-        "schema": None if schema is None else running.text_at(schema),
+        "schema": None if schema is None else _schema(schema),
         "tools": None if tools is None else _tools(tools),
         "thinking": think,
         "prefix": prefix,
-        "ordered": not as_completed,
         **sampling.given(),
     }
+    asked_of(None, **asked)
+    asked["ordered"] = not as_completed
     load = partial(load_for, at_once=at_once or AT_ONCE)
     if ray is not None:
         from ..ray import Cluster
@@ -164,12 +171,23 @@ def batch(
     raise typer.Exit(1 if failed else 0)
 
 
+def _schema(path: Path) -> Any:
+    found = _json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: is {type(found).__name__}, expected a JSON object")
+    return found
+
+
 def _tools(path: Path) -> Any:
-    try:
-        found = json.loads(running.text_at(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from None
+    found = _json(path)
     return found if isinstance(found, list) else [found]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(running.text_at(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from None
 
 
 def _say_kept(out: Path, ended_by: BaseException) -> None:
