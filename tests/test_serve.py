@@ -50,6 +50,14 @@ def test_what_is_where(method, path, status):
         assert answer.text == "" and int(answer.headers["content-length"]) > 0
 
 
+def test_what_is_nowhere_is_told_in_the_form_of_its_api():
+    application = app(Scripted())
+    assert ask(application, "/v1/nowhere").json["error"]["type"] == "not_found_error"
+    assert ask(application, "/api/nowhere").json == {"error": "there is nothing at /api/nowhere"}
+    anthropic = ask(application, "/v1/messages/batches", headers=[("anthropic-version", "2023-06-01")]).json
+    assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "not_found_error")
+
+
 def test_mounted_below_a_path():
     assert ask(app(Scripted()), "/llm/v1/models", root="/llm").status == 200
     assert ask(app(Scripted()), "/llm/v1/models", root="/llm/").status == 200

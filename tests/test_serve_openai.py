@@ -108,6 +108,7 @@ def test_options(fields, options):
         ({"tools": [TOOL], "tool_choice": 5}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         ({"stream_options": 1}, "stream_options"),
     ],

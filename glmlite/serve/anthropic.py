@@ -42,7 +42,9 @@ def read(body: Mapping[str, Any], counting: bool = False) -> Asked:
     options = fields.options(OPTIONS)
     output = fields.object("output_config") or Fields({})
     form = output.object("format") or fields.object("output_format")
-    if form is not None and form.text("type") == "json_schema" and (schema := form.schema("schema")) is not None:
+    if form is not None and form.text("type") == "json_schema":
+        if (schema := form.schema("schema")) is None:
+            raise Refused(400, f"{form.where}schema is missing, expected a JSON schema", param=f"{form.where}schema")
         options["schema"] = schema
     tools = _tools(fields)
     choice, parallel = _choice(fields, tools)
@@ -110,14 +112,17 @@ def _said(message: Fields, blocks: list[Fields], role: str) -> list[dict[str, An
 
 
 def _document(block: Fields) -> str | None:
-    """Documents that are text."""
+    """Documents that are text. Raises Refused for others, which the model would not see."""
     kind = block.text("type")
     if kind in ("search_result", "tool_reference"):
         return json.dumps(block.values, ensure_ascii=False)
     source = block.object("source") if kind == "document" else None
     if source is None:
         return None
-    return source.text("data") if source.text("type") == "text" else joined(source, "content", ("text",), between="\n")
+    form = source.text("type")
+    if form not in ("text", "content"):
+        raise source.wrong("type", "text or content: other documents are not read")
+    return source.text("data") if form == "text" else joined(source, "content", ("text",), between="\n")
 
 
 def _answered(message: Fields, blocks: list[Fields]) -> list[dict[str, Any]]:

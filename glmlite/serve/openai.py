@@ -175,7 +175,8 @@ def _response_format(fields: Fields) -> dict[str, Any] | None:
     if kind == "json_schema":
         inner = form.object("json_schema") or form
         if (schema := inner.schema("schema")) is None:
-            raise Refused(400, f"{inner.where}schema is missing, expected a JSON schema", param=f"{inner.where}schema")
+            where = f"{inner.where}schema" if inner is not form else "response_format.json_schema"
+            raise Refused(400, f"{where} is missing, expected a JSON schema", param=where)
         return schema
     return None
 
