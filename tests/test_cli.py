@@ -440,6 +440,24 @@ def test_chat_goes_on_after_an_error(model, monkeypatch, capsys):
     assert "No such file or directory" in err
 
 
+def test_a_prompt_that_does_not_fit_names_options_of_the_command(capsys):
+    prompt = "word " * 2000
+    assert main(["run", "builtin", prompt]) == 1
+    assert capsys.readouterr().err.endswith(
+        "of 512; shorten it, make the context larger with --context, or use --overflow truncate\n"
+    )
+
+
+def test_files_of_chat_are_named_as_a_shell_has_them(model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    lines = ["a", "/save ~/x y.json", f"/save '{tmp_path}/z.json'", "/clear", f'/load "{tmp_path}/x y.json"', "b"]
+    lines += ["/clear", f"/load {tmp_path}/x\\ y.json", "c", "/bye now", "d"]
+    out, err = chat(monkeypatch, capsys, "\n".join(lines))
+    assert out == "1 <a> 好\n3 <b> 好\n3 <c> 好\n" and "glmlite:" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x y.json", "z.json"]
+
+
 def image(path, data=b"image"):
     path.write_bytes(data)
     return path

@@ -145,7 +145,8 @@ class Session:
         elif name == "/system":
             self.set_system(argument)
         elif name in ("/save", "/load") and argument:
-            self.save(argument) if name == "/save" else self.load(argument)
+            path = pictures.named(argument)
+            self.save(path) if name == "/save" else self.load(path)
             console.note(f"{len(self.messages)} messages")
         elif name == "/image" and argument:
             self.show(pictures.paths(argument))
@@ -173,7 +174,7 @@ def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
                 text, images = pictures.dropped(text)
                 session.show(images)
             word = text.strip().lower() if plain else ""
-            if word in LEAVE:
+            if word.partition(" ")[0] in LEAVE:
                 break
             if typed and word in HINTS:
                 console.note(f'[{HINTS[word]}; """{word}""" says it to the model]')
