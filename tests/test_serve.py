@@ -580,6 +580,13 @@ def test_without_uvicorn_it_says_what_to_install(monkeypatch):
         running.run(app(Scripted()), [], lambda: None)
 
 
+@pytest.mark.parametrize(("host", "error"), [("no host", OSError), ("a..b", (OSError, ValueError))])
+def test_a_host_that_is_none(host, error):
+    with pytest.raises(error) as caught:
+        running.bind(host, 0)
+    assert host in str(caught.value)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_port_that_is_taken(host):
     (first, *more) = running.bind(host, 0)
@@ -596,4 +603,8 @@ def test_settings_are_checked():
         Settings(api_keys="key")
     with pytest.raises(ValueError, match="body_bytes"):
         Settings(body_bytes=0)
+    for origin in ("chat.example", "https://chat.example/", "https://Chat.example", "https://", "a b"):
+        with pytest.raises(ValueError, match="origins"):
+            Settings(origins=(origin,))
+    Settings(origins=("*", "null", "https://chat.example:8443", "tauri://localhost", "http://[::1]:3000"))
     assert Refused(400, "x").headers == []

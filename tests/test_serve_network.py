@@ -208,13 +208,17 @@ def test_ctrl_c_ends_the_server_and_tells_clients():
         streaming.close()
 
 
-def test_what_is_wrong_is_one_line():
+def test_what_is_wrong_is_one_line(tmp_path):
+    empty = str(tmp_path)
     taken = socket.create_server(("127.0.0.1", 0))
     port = str(taken.getsockname()[1])
     cases = [
         (["--port", port], 1, "in use"),
         (["missing.gguf"], 1, "missing.gguf"),
         (["--models", "nowhere"], 1, "no such folder"),
+        (["--models", empty, "--port", port], 1, f"[no .gguf file below {empty} yet]"),
+        (["--host", "no host"], 1, "glmlite: no host: "),
+        (["--cors", "chat.example"], 1, "origins: 'chat.example', expected"),
         (["builtin", "--models", "."], 2, "expected one of them"),
         (["--mmproj", "mmproj.gguf", "--models", "."], 2, "expected one of them"),
     ]

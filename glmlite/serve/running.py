@@ -18,7 +18,12 @@ KEEP_ALIVE_SECONDS = 75  # of a connection without requests: longer than clients
 
 def bind(host: str, port: int) -> list[socket.socket]:
     """Sockets that listen at every address of a name; port 0: a free one. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise OSError(error.errno, f"{error.strerror}; expected a name or an address of this machine", host) from None
+    except UnicodeError:
+        raise ValueError(f"{host!r} is no name of a machine") from None
     sockets: list[socket.socket] = []
     try:
         for family, _, _, _, address in dict.fromkeys(found):
