@@ -333,6 +333,15 @@ def test_the_limit_is_told():
     assert ask(app(model), CHAT, hi(max_tokens=2)).json["choices"][0]["finish_reason"] == "length"
 
 
+def test_a_call_that_was_cut_is_none():
+    """Whoever acted on half of its arguments might delete the wrong file. A stream has told of it before."""
+    cut = [Call("f", '{"path": "/tm'), Call("g", "{}"), Call("h", "")]
+    message = ask(app(Scripted({"hi": cut})), CHAT, hi()).json["choices"][0]["message"]
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["g"]
+    message = ask(app(Scripted({"hi": ["so", *cut[:1]]})), CHAT, hi()).json["choices"][0]["message"]
+    assert message["content"] == "so" and "tool_calls" not in message
+
+
 def test_choices_are_told_apart():
     model = Scripted({"hi": ["a", Wait(0.01), "b"]})
     answer = ask(app(model), CHAT, hi(n=3, seed=5)).json

@@ -22,6 +22,7 @@ from .answering import (
     Text,
     Thought,
     Waiting,
+    arguments_of,
 )
 from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, content, joined, tool
 from .errors import Refused
@@ -360,6 +361,10 @@ async def _chat_whole(answers: Answers) -> dict[str, Any]:
             messages[event.choice]["tool_calls"][event.call]["function"]["arguments"] += event.text
         elif isinstance(event, End):
             reasons[event.choice] = event.reason
+    for message in messages:  # a call that was cut off is none, though a stream has told of it
+        calls = message.pop("tool_calls", [])
+        if calls := [call for call in calls if arguments_of(call["function"]["arguments"]) is not None]:
+            message["tool_calls"] = calls
     return _whole_of(answers, "chat.completion", "chatcmpl-", _chat_choices(answers.asked, messages, told, reasons))
 
 
