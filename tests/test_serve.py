@@ -8,7 +8,7 @@ import time
 import pytest
 from serving import Call, Scripted, Think, Wait, ask, asked
 
-from glmlite.serve import Pool, Settings, app, running
+from glmlite.serve import Pool, Settings, app, errors, running
 from glmlite.serve.errors import Refused
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -439,6 +439,7 @@ class Folder:
     def load(self, path, cancel):
         self.loads.append(path.stem)
         time.sleep(self.seconds)
+        path.read_bytes()
         if path.stem == "broken":
             raise ValueError("broken: no GGUF file")
         model = Scripted()
@@ -504,6 +505,37 @@ def test_a_model_that_gave_its_memory_back_finds_room_again(tmp_path, monkeypatc
         await application.close()
 
     asyncio.run(main())
+
+
+def test_a_file_that_is_another_one_is_loaded_anew(tmp_path):
+    """Where the model had given its memory back; one that is in memory answers on."""
+    folder = Folder(tmp_path, ["a.gguf", "b.gguf", "c.gguf"], 0)
+
+    async def main():
+        application = folder.app()
+
+        async def status(name):
+            return (await asked(application, CHAT, {**HI, "model": name})).status
+
+        assert [await status(name) for name in "ab"] == [200, 200]
+        first = folder.models["a"]
+        (tmp_path / "a.gguf").write_bytes(b"GGUF, another one")
+        assert await status("a") == 200 and folder.loads == ["a", "b"]
+        first.loaded = False
+        assert await status("a") == 200 and folder.loads == ["a", "b", "a"] and first.closed
+        folder.models["a"].loaded = False
+        assert await status("a") == 200 and folder.loads == ["a", "b", "a"]
+        folder.models["b"].loaded = False
+        (tmp_path / "b.gguf").unlink()
+        assert await status("b") == 500 and folder.models["b"].closed and await status("b") == 404
+        await application.close()
+
+    asyncio.run(main())
+
+
+def test_a_file_that_cannot_be_read_is_told():
+    gone = FileNotFoundError(2, "No such file or directory", "a.gguf")
+    assert errors.told(gone).message == "[Errno 2] No such file or directory: 'a.gguf'"
 
 
 def test_a_model_that_is_being_loaded():
