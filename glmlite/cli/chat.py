@@ -161,7 +161,9 @@ class Session:
 
 
 def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
-    """Takes messages and commands until the end of the input. In a terminal, Ctrl-C ends an answer, not the session."""
+    """Takes messages and commands until the end of the input. In a terminal, Ctrl-C ends an answer, not the session;
+    what is piped in goes on after an error, too, and the exit code tells of it."""
+    failed = False
     if typed:
         console.note("Ctrl-C stops an answer, /bye or Ctrl-D leaves, /help lists the commands.")
     while True:
@@ -193,8 +195,11 @@ def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
             if isinstance(error, BrokenPipeError):
                 raise
             console.error(error)
+            failed = True
     if typed:
         console.note("")
+    elif failed:
+        raise typer.Exit(1)
 
 
 class Message(NamedTuple):
@@ -205,8 +210,10 @@ class Message(NamedTuple):
 
 
 def next_message(read: Callable[[str], str]) -> Message | None:
-    '''What is typed or pasted next, or what stands between two """; None at the end of the input.'''
+    '''What is typed or pasted next, or what stands between two """; None at the end of the input. Raises ValueError
+    where it ends between them.'''
     quotes = '"""'
+    parts: list[str] = []
     try:
         text = read("> ")
         if "\n" in text:  # pasted: quotes in it are its own, but for those around all of it
@@ -215,9 +222,11 @@ def next_message(read: Callable[[str], str]) -> Message | None:
             return Message(inside if whole else text, plain=False)
         if not text.startswith(quotes):
             return Message(text, plain=True)
-        parts = [text.removeprefix(quotes)]
+        parts.append(text.removeprefix(quotes))
         while not parts[-1].rstrip().endswith(quotes):
             parts.append(read(". "))
     except EOFError:
+        if parts:
+            raise ValueError(f"the message that {quotes} begins has no end") from None
         return None
     return Message("\n".join(parts).rstrip().removesuffix(quotes).strip("\n"), plain=False)
