@@ -80,6 +80,12 @@ def test_a_key_by_either_header_on_every_path(path, header):
     assert ask(application, "/health").status == 200
 
 
+def test_a_key_of_other_letters():
+    application = app(Scripted(), Settings(api_keys=("ключ é",)))
+    for key, status in (("ключ é", 200), ("ключ e", 401)):
+        assert ask(application, CHAT, HI, headers=[("x-api-key", key)]).status == status
+
+
 def test_errors_have_the_form_of_their_api():
     application = app(Scripted(), Settings(api_keys=("k",)))
     openai = ask(application, CHAT, HI).json["error"]
@@ -633,6 +639,9 @@ def test_a_port_that_is_taken(host):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="api_keys"):
         Settings(api_keys="key")
+    for key in ("key\n", " key", "a\nb"):
+        with pytest.raises(ValueError, match="api_keys: one has"):
+            Settings(api_keys=("k", key))
     with pytest.raises(ValueError, match="body_bytes"):
         Settings(body_bytes=0)
     for origin in ("chat.example", "https://chat.example/", "https://Chat.example", "https://", "a b"):

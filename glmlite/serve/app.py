@@ -188,7 +188,7 @@ class App:
         if scheme.lower() == "bearer" and token.strip():
             given = token.strip()
         if settings.api_keys:
-            bytes_given = given.encode("utf-8", "replace")
+            bytes_given = given.encode("latin-1")  # as they came
             known = [hmac.compare_digest(bytes_given, key.encode()) for key in settings.api_keys]
             if True not in known:
                 why = (

@@ -47,6 +47,8 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(text, str) and text for text in value):
                 raise ValueError(f"{name} is {value!r}, expected strings that are not empty")
+        if any(key != key.strip() or not key.isprintable() for key in self.api_keys):
+            raise ValueError("api_keys: one has white space around it, or a line end in it, which no client can send")
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"origins: {origin!r}, expected https://name[:port] as browsers tell it, or *")
