@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -190,7 +190,8 @@ def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
         except KeyboardInterrupt:
             if not typed:
                 raise
-            console.note("[/bye or Ctrl-D leaves]")
+            with suppress(KeyboardInterrupt):  # once more
+                console.note("[/bye or Ctrl-D leaves]")
         except (OSError, ValueError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
