@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from . import models
 from .budget import Budget
 from .cancel import Cancel
+from .chat.dialects.grammars import untyped
 from .chat.reply import Reply
 from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
 from .errors import ContextOverflow
@@ -548,19 +549,35 @@ class Model:
         """What calls of tools, and an answer without any, must look like. Where a call is asked for: raises as
         `_constraint` does."""
         assert self.dialect is not None
-        grammar, trigger, words = self.dialect.grammar(tools, choice, parallel), self.dialect.trigger, self._vocabulary
-        if grammar is not None and choice != "auto":
-            return after_thought(thought, words.grammar(grammar), words)
+        trigger, words = self.dialect.trigger, self._vocabulary
+        if choice != "auto" and (followed := self._followed(tools, choice, parallel)) is not None:
+            return after_thought(thought, followed, words)
         calls = None
-        if grammar is not None and trigger is not None:
+        if choice == "auto" and trigger is not None:
             # Where there is no llguidance, or too much for it, calls are read as they come.
             with suppress(ValueError, ModuleNotFoundError):
-                calls = After(trigger, words.grammar(grammar), words, again=True)
+                if (followed := self._followed(tools, choice, parallel)) is not None:
+                    calls = After(trigger, followed, words, again=True)
         if answer is None:
             return calls
         if calls is not None and isinstance(trigger, int):
             answer = Either(trigger, calls, answer, words)
         return after_thought(thought, answer, words)
+
+    def _followed(
+        self, tools: list[dict[str, Any]], choice: str | Mapping[str, Any], parallel: bool
+    ) -> Constraint | None:
+        """The grammar of calls; of their arguments the names alone, where a schema cannot be followed. None: there is
+        no grammar. Raises as `_constraint` does."""
+        assert self.dialect is not None
+        if (grammar := self.dialect.grammar(tools, choice, parallel)) is None:
+            return None
+        try:
+            return self._vocabulary.grammar(grammar)
+        except ValueError:
+            grammar = self.dialect.grammar(untyped(tools), choice, parallel)
+            assert grammar is not None
+            return self._vocabulary.grammar(grammar)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)

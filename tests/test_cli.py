@@ -391,9 +391,9 @@ def test_infill(model, capsys):
 # ---- chat --------------------------------------------------------------------------------------------------------
 
 
-def chat(monkeypatch, capsys, text, *arguments):
+def chat(monkeypatch, capsys, text, *arguments, code=0):
     give(monkeypatch, text.encode())
-    assert main(["chat", "m.gguf", *arguments]) == 0
+    assert main(["chat", "m.gguf", *arguments]) == code
     return capsys.readouterr()
 
 
@@ -411,7 +411,7 @@ def test_chat_remembers(model, monkeypatch, capsys):
 
 
 def test_chat_commands(model, monkeypatch, capsys):
-    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n//slash\n")
+    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n//slash\n", code=1)
     assert out == "1 <a> 好\n4 S<b> 好\n2 S<c> 好\n3 <d> 好\n5 </slash> 好\n"
     assert "/save FILE" in err
     assert "glmlite: /nonsense: no such command" in err
@@ -445,17 +445,40 @@ def test_chat_save_and_load(model, monkeypatch, capsys, tmp_path):
 def test_chat_refuses_to_load_what_is_no_conversation(model, monkeypatch, capsys, tmp_path, content, error):
     file = tmp_path / "x.json"
     file.write_text(content)
-    out, err = chat(monkeypatch, capsys, f"/load {file}\na\n")
+    out, err = chat(monkeypatch, capsys, f"/load {file}\na\n", code=1)
     assert error in err
     assert out == "1 <a> 好\n"
 
 
 def test_chat_goes_on_after_an_error(model, monkeypatch, capsys):
-    out, err = chat(monkeypatch, capsys, "a\noverflow\nb\n/load\n/save /no/such/folder/x\n")
+    out, err = chat(monkeypatch, capsys, "a\noverflow\nb\n/load\n/save /no/such/folder/x\n", code=1)
     assert out == "1 <a> 好\n3 <b> 好\n"
     assert "glmlite: the prompt has 1000 tokens\n" in err
     assert "glmlite: /load: needs a file name\n" in err
     assert "there is no folder" in err
+
+
+def test_a_message_that_does_not_end_is_said(model, monkeypatch, capsys):
+    out, err = chat(monkeypatch, capsys, 'a\n"""\nb\n', code=1)
+    assert out == "1 <a> 好\n" and err.endswith('glmlite: the message that """ begins has no end\n')
+
+
+def test_a_prompt_that_does_not_fit_names_options_of_the_command(capsys):
+    prompt = "word " * 2000
+    assert main(["run", "builtin", prompt]) == 1
+    assert capsys.readouterr().err.endswith(
+        "of 512; shorten it, make the context larger with --context, or use --overflow truncate\n"
+    )
+
+
+def test_files_of_chat_are_named_as_a_shell_has_them(model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    lines = ["a", "/save ~/x y.json", f"/save '{tmp_path}/z.json'", "/clear", f'/load "{tmp_path}/x y.json"', "b"]
+    lines += ["/clear", f"/load {tmp_path}/x\\ y.json", "c", "/bye now", "d"]
+    out, err = chat(monkeypatch, capsys, "\n".join(lines))
+    assert out == "1 <a> 好\n3 <b> 好\n3 <c> 好\n" and "glmlite:" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x y.json", "z.json"]
 
 
 def image(path, data=b"image"):
@@ -477,7 +500,7 @@ def test_chat_shows_images_with_the_next_message(model, monkeypatch, capsys, tmp
         f"/image {os.devnull}",
     ]
     lines += [f"/image {a} {image(tmp_path / 'd.png', b'no')}", "last"]
-    out, err = chat(monkeypatch, capsys, "\n".join(lines))
+    out, err = chat(monkeypatch, capsys, "\n".join(lines), code=1)
     assert out == "1 <a.png b c.jpg what> 好\n3 <and> 好\n1 <then> 好\n3 <last> 好\n"
     assert "[a.png: 5 tokens]\n[b c.jpg: 9 tokens]\n" in err
     assert f"{os.devnull}: is no regular file, expected an image" in err
@@ -487,7 +510,7 @@ def test_chat_shows_images_with_the_next_message(model, monkeypatch, capsys, tmp
 
 
 def test_an_image_that_did_not_fit_is_there_for_the_next_try(model, monkeypatch, capsys, tmp_path):
-    out, _ = chat(monkeypatch, capsys, f"/image {image(tmp_path / 'a.png')}\noverflow\nwhat\n")
+    out, _ = chat(monkeypatch, capsys, f"/image {image(tmp_path / 'a.png')}\noverflow\nwhat\n", code=1)
     assert out == "1 <a.png what> 好\n"
 
 

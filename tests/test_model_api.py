@@ -66,6 +66,8 @@ def test_a_longer_context_than_the_model_s_is_cut_to_it(load, caplog):
 def test_devices():
     with pytest.raises(ValueError, match=r"device is 'tpu', expected 'cpu'"):
         placement.backend("tpu")
+    with pytest.raises(TypeError, match="device is 0, expected 'cpu'"):
+        placement.backend(0)
     with pytest.raises(ValueError, match=r"gpu_layers is 3 and device 'cpu'"):
         glmlite.load("x.gguf", device="cpu", gpu_layers=3)
 

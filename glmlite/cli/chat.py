@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -145,7 +145,8 @@ class Session:
         elif name == "/system":
             self.set_system(argument)
         elif name in ("/save", "/load") and argument:
-            self.save(argument) if name == "/save" else self.load(argument)
+            path = pictures.named(argument)
+            self.save(path) if name == "/save" else self.load(path)
             console.note(f"{len(self.messages)} messages")
         elif name == "/image" and argument:
             self.show(pictures.paths(argument))
@@ -160,7 +161,9 @@ class Session:
 
 
 def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
-    """Takes messages and commands until the end of the input. In a terminal, Ctrl-C ends an answer, not the session."""
+    """Takes messages and commands until the end of the input. In a terminal, Ctrl-C ends an answer, not the session;
+    what is piped in goes on after an error, too, and the exit code tells of it."""
+    failed = False
     if typed:
         console.note("Ctrl-C stops an answer, /bye or Ctrl-D leaves, /help lists the commands.")
     while True:
@@ -173,7 +176,7 @@ def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
                 text, images = pictures.dropped(text)
                 session.show(images)
             word = text.strip().lower() if plain else ""
-            if word in LEAVE:
+            if word.partition(" ")[0] in LEAVE:
                 break
             if typed and word in HINTS:
                 console.note(f'[{HINTS[word]}; """{word}""" says it to the model]')
@@ -187,13 +190,17 @@ def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
         except KeyboardInterrupt:
             if not typed:
                 raise
-            console.note("[/bye or Ctrl-D leaves]")
+            with suppress(KeyboardInterrupt):  # once more
+                console.note("[/bye or Ctrl-D leaves]")
         except (OSError, ValueError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
             console.error(error)
+            failed = True
     if typed:
         console.note("")
+    elif failed:
+        raise typer.Exit(1)
 
 
 class Message(NamedTuple):
@@ -204,8 +211,10 @@ class Message(NamedTuple):
 
 
 def next_message(read: Callable[[str], str]) -> Message | None:
-    '''What is typed or pasted next, or what stands between two """; None at the end of the input.'''
+    '''What is typed or pasted next, or what stands between two """; None at the end of the input. Raises ValueError
+    where it ends between them.'''
     quotes = '"""'
+    parts: list[str] = []
     try:
         text = read("> ")
         if "\n" in text:  # pasted: quotes in it are its own, but for those around all of it
@@ -214,9 +223,11 @@ def next_message(read: Callable[[str], str]) -> Message | None:
             return Message(inside if whole else text, plain=False)
         if not text.startswith(quotes):
             return Message(text, plain=True)
-        parts = [text.removeprefix(quotes)]
+        parts.append(text.removeprefix(quotes))
         while not parts[-1].rstrip().endswith(quotes):
             parts.append(read(". "))
     except EOFError:
+        if parts:
+            raise ValueError(f"the message that {quotes} begins has no end") from None
         return None
     return Message("\n".join(parts).rstrip().removesuffix(quotes).strip("\n"), plain=False)

@@ -10,6 +10,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from ..errors import ContextOverflow
+
+# What the library says of a prompt that does not fit, and what the commands have for it.
+_OPTIONS = {
+    "load the model with a larger context": "make the context larger with --context",
+    "pass overflow='truncate'": "use --overflow truncate",
+}
+
 
 def prepare() -> None:
     """A character that the terminal or the pipe cannot show becomes `?`; it must not end the command.
@@ -44,6 +52,9 @@ def note(text: str) -> None:
 def error(problem: BaseException) -> None:
     """The problem in one line on stderr."""
     text = " ".join(str(problem).split())
+    if isinstance(problem, ContextOverflow):
+        for ours, option in _OPTIONS.items():
+            text = text.replace(ours, option)
     if isinstance(problem, OSError) and problem.strerror:
         text = problem.strerror if problem.filename is None else f"{problem.filename}: {problem.strerror}"
     note(f"glmlite: {text or ('out of memory' if isinstance(problem, MemoryError) else type(problem).__name__)}")

@@ -167,10 +167,15 @@ class App:
             route: Route | None = Route("openai", partial(own.model, name=name), GET)
         else:
             route = ROUTES.get(path) or pages.route(request)
+        if route is not None:
+            exchange.api = route.api
+        elif path.startswith("/api/"):
+            exchange.api = "ollama"
+        # Two packages ask the same paths for models, and one of them says who it is.
+        if "anthropic-version" in request.headers:
+            exchange.api = "anthropic"
         if route is None:
             raise Refused(404, f"there is nothing at {path[:200]}")
-        # Both packages ask the same paths for models, each by its own header.
-        exchange.api = "anthropic" if "anthropic-version" in request.headers else route.api
         if request.method not in route.methods:
             raise Refused(405, f"{request.method} is not for {path[:200]}", allow=route.methods)
         return route
@@ -183,7 +188,7 @@ class App:
         if scheme.lower() == "bearer" and token.strip():
             given = token.strip()
         if settings.api_keys:
-            bytes_given = given.encode("utf-8", "replace")
+            bytes_given = given.encode("latin-1")  # as they came
             known = [hmac.compare_digest(bytes_given, key.encode()) for key in settings.api_keys]
             if True not in known:
                 why = (
