@@ -238,6 +238,15 @@ def test_requests_that_fail_do_so_alone(model):
     assert found[3]["error"]["code"] == "context_length_exceeded"
 
 
+def test_lines_among_requests_that_are_none(model):
+    Path("in.jsonl").write_bytes(json.dumps(request(0)).encode() + b'\n{"custom_id": "r1", "body": \n\xff\n')
+    found = glmlite.batch(model, "in.jsonl", "out.jsonl")
+    assert found.failed == 2 and found.error.startswith("line 2: is no JSON")
+    for row, text in zip(lines("out.jsonl")[1:], ("line 2: is no JSON", "line 3: byte 0 is not UTF-8")):
+        assert row["response"] is None and row["error"]["code"] == "invalid_row"
+        assert row["error"]["message"].startswith(text)
+
+
 # ---- files
 
 
@@ -251,6 +260,13 @@ def test_csv_in_and_out(model):
     assert [(row["id"], row["text"]) for row in found] == [("1", "two\nlines"), ("2", 'say "hi"'), ("3", "三")]
     want = [r.answer for r in glmlite.batch(model, [row["text"] for row in found], **SMALL)]
     assert [row["answer"] for row in found] == want and all(row["error"] == "" for row in found)
+
+
+def test_a_field_of_csv_may_be_longer_than_pythons_reader_has_it(model):
+    long = "x" * 200_000  # csv's own limit is 131,072
+    Path("in.csv").write_text(f"id,prompt\n{long},hi\n", encoding="utf-8")
+    (found,) = glmlite.batch(model, "in.csv", **SMALL)
+    assert found.error is None and found.values["id"] == long
 
 
 def test_parquet_keeps_the_types_of_its_columns(model):
@@ -293,6 +309,7 @@ def test_parquet_values_that_python_has_no_form_for_are_a_rows_own(model):
             "hour": pa.array([1001, None, 1001], pa.time64("ns")),
             "far": pa.array([0, 10**12, None], pa.timestamp("s")),
             "damaged": damaged,
+            "bytes": [b"\x00\xff", b"", None],
         }
     )
     pq.write_table(table, "in.parquet")
@@ -303,6 +320,7 @@ def test_parquet_values_that_python_has_no_form_for_are_a_rows_own(model):
     assert (found[0]["took"], found[0]["hour"]) == ("0:00:00.000001", "00:00:00.000001")
     assert found[0]["damaged"] == "ok" and [row["damaged"] for row in found[1:]] == [None, None]
     assert found[0]["far"] == "1970-01-01T00:00:00" and "1000000000000" in found[1]["far"]
+    assert [row["bytes"] for row in found] == ["AP8=", "", None]
     glmlite.batch(model, "in.parquet", "out.parquet", **SMALL)
     assert pq.read_table("out.parquet").select(table.column_names).equals(pq.read_table("in.parquet"))
 
@@ -710,12 +728,16 @@ def test_a_closed_model_ends_it_and_a_cancel_too(model):
 
 
 def test_progress_is_told(model):
-    told = []
     rows = [*prompts(40), {"prompt": 5}]
-    list(glmlite.batch(model, rows, progress=told.append, max_tokens=20))
-    assert all(a.done <= b.done for a, b in itertools.pairwise(told)) and all(p.total == 41 for p in told)
-    list(glmlite.batch(model, iter(rows), progress=told.append, max_tokens=2))
-    glmlite.batch(model, rows, "out.jsonl", progress=told.append, max_tokens=2)
+    for given, out, total in ((rows, (), 41), (iter(rows), (), 0), (rows, ("out.jsonl",), 41)):
+        told = []
+        found = glmlite.batch(model, given, *out, progress=told.append, max_tokens=4, seed=1)
+        if not out:
+            assert len(list(found)) == 41
+        assert all(a.done <= b.done for a, b in itertools.pairwise(told)) and {p.total for p in told} == {total}
+        assert (told[-1].done, told[-1].failed, told[-1].kept) == (41, 1, 0)
+        assert 0 < told[-1].written <= 160 and told[-1].read > 400
+        assert str(told[-1]).startswith(f"41{' of 41' if total else ''} rows, 1 failed, ")
 
 
 # ---- journals, and runs that are ended

@@ -161,6 +161,7 @@ def _results(work: Work, rows: Iterator[Row]) -> Iterator[Result]:
             asking = work.asking
             yield Result(row.number, asking.result(row, record), asking.text(record), asking.error(record))
     work.cancel.check("batch")
+    meter.tell()
 
 
 def _in_order(found: Iterator[Result]) -> Iterator[Result]:
@@ -204,6 +205,7 @@ def into_file(work: Work, path: Path, *, force: bool = False, restart: bool = Fa
             kept.add(finished)
             meter.add(finished)
         work.cancel.check("batch")
+        meter.tell()
         with replacing(path) as file:
             write(file, path, work.asking, work.source, kept.joined(given.rows(), work.ordered))
     except BaseException:
@@ -344,7 +346,7 @@ def _why(path: Path, found: Any, wanted: dict[str, Any]) -> str:
 
 
 class Meter:
-    """Counts, and tells ten times a second at most."""
+    """Counts, and tells ten times a second at most, and at the end."""
 
     def __init__(self, total: int, kept: int, failed: int, tell: Callable[[Progress], object] | None):
         self._total = total
@@ -364,8 +366,12 @@ class Meter:
             self._failed += each.failed
             self._read += each.read
             self._written += each.written
-        if self._tell is not None and time.monotonic() - self._told >= TELL_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._told >= TELL_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        self._told = time.monotonic()
+        if self._tell is not None:
             self._tell(self.progress)
 
 
