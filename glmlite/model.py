@@ -619,13 +619,25 @@ class Model:
         return self.context - max(answer, 1)
 
     def _cut(self, ids: list[int], p: Parameters) -> list[int]:
-        """Without the oldest tokens after the prefix, if that is asked for and needed."""
+        """Without the oldest tokens after the prefix, if that is asked for and needed. A blank that is to be filled
+        stays, with all that follows it."""
         drop = len(ids) - self._room(p)
         if p.overflow != "truncate" or drop <= 0:
             return ids
-        prefix = self._infiller.before if self._infiller is not None else list(self.tokenizer.prefix_ids)
+        blanks = self._infiller
+        prefix = blanks.before if blanks is not None else list(self.tokenizer.prefix_ids)
         keep = len(prefix) if ids[: len(prefix)] == prefix else 0
-        return ids[:keep] + ids[keep + drop :]
+        if blanks is not None:
+            drop = min(drop, blanks.target(ids) - keep)
+        cut = ids[:keep] + ids[keep + drop :]
+        if len(cut) >= self.context:
+            raise ContextOverflow(
+                f"from its blank on the prompt has {len(cut)} tokens and leaves no room in a context of "
+                f"{self.context}; shorten it, or load the model with a larger context",
+                len(cut),
+                self.context,
+            )
+        return cut
 
     # ---- life
 

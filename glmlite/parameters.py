@@ -88,8 +88,8 @@ class Parameters:
     ignore_eos: do not end at the model's own end tokens.
     overflow: what to do with a prompt that does not fit the context. "error": ContextOverflow. "truncate": drop the
         oldest of it, until the prompt and `max_tokens` (or a quarter of the context; at most half of it) fit. Of text
-        and ids, tokens after the model's prefix go; of a chat, whole rounds, never the system message or the last
-        question.
+        and ids, tokens after the model's prefix go, never a blank that is to be filled; of a chat, whole rounds, never
+        the system message or the last question.
     on_progress: called with (done, total) prompt tokens while the prompt is read, ten times a second and when it is
         done, by the thread that waits. What it raises cancels the request.
 

@@ -1450,6 +1450,36 @@ def test_a_conversion_that_is_ended_leaves_nothing_and_says_so(tmp_path, name):
     assert left(tmp_path) == ["mine"]
 
 
+def test_ctrl_c_as_the_main_thread_takes_a_lock_hangs_nothing(tmp_path):
+    """A Condition that is interrupted on its way in keeps its lock, and whoever needs it waits for ever."""
+    make(tmp_path / "mine")
+    interrupting = """if True:
+        import itertools, threading
+        from pathlib import Path
+        from glmlite.convert import convert
+        enter = threading.Condition.__enter__
+        def interrupted(condition):
+            entered = enter(condition)
+            if threading.current_thread() is threading.main_thread() and next(count) == number:
+                raise KeyboardInterrupt
+            return entered
+        threading.Condition.__enter__ = interrupted
+        for number in itertools.count():
+            count = itertools.count()
+            try:
+                convert(Path("mine"), Path("out.gguf"), "q8_0", threads=2)
+                sys.exit(3)
+            except KeyboardInterrupt:
+                pass
+    """
+    process = command(tmp_path, interrupting)
+    try:
+        assert process.wait(60) == 3
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
 def test_failed_writes_leave_nothing_and_say_so(tmp_path):
     """As on a full disk, a write stores less than it was given and the next one fails."""

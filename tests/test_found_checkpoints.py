@@ -248,6 +248,19 @@ def test_half_an_adapter_is_refused(tmp_path):
         refused(f"lora_{missing}.weight' beside it", made(tmp_path / "m"), lora=adapter(tmp_path / f"{i}", rest))
 
 
+def test_an_adapter_without_tensors_is_refused(tmp_path):
+    """As trainings write it whose weights were elsewhere when it was saved: it would be the plain model."""
+    lora = adapter(tmp_path / "lora", {})
+    refused(r"lora: the adapter has no tensors", made(tmp_path / "m"), lora=lora)
+
+
+def test_what_is_wrong_in_an_adapter_is_not_said_of_the_model(tmp_path):
+    tensors, _ = low_rank("model.layers.0.self_attn.q_proj", 128, 64)
+    tensors = {name: np.full_like(x, np.nan) if "lora_A" in name else x for name, x in tensors.items()}
+    lora = adapter(tmp_path / "lora", tensors)
+    refused("lora_A.weight': NaN or infinite values", made(tmp_path / "m"), lora=lora)
+
+
 def test_only_the_head_of_two_tied_matrices_is_there(tmp_path):
     folder = made(tmp_path / "m", EDGE)
     named = checkpoints.hf(EDGE)[0]

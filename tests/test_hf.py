@@ -12,6 +12,7 @@ from glmlite import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    ContextOverflow,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -246,6 +247,32 @@ def test_several_samples_of_one_prompt(pair):
     assert np.array_equal(out[:1], model.generate(ids, do_sample=True, seed=1, **options))
     with pytest.raises(ValueError, match="num_return_sequences is 3"):
         model.generate(ids, num_return_sequences=3, **options)
+    with pytest.raises(ValueError, match="num_return_sequences is 0, expected at least 1"):
+        model.generate(ids, num_return_sequences=0, do_sample=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "words"),
+    [
+        ([[1, 2], [3]], ValueError, "rows of different lengths; pass padding=True"),
+        ("the other", TypeError, "input_ids is 'the other', expected token ids"),
+        ([["the"]], TypeError, "expected token ids"),
+        ([[None]], TypeError, "expected token ids"),
+        ([[1.5]], TypeError, "expected token ids"),
+    ],
+)
+def test_what_is_no_prompt_is_named(pair, ids, error, words):
+    _, model = pair()
+    with pytest.raises(error, match=words):
+        model.generate(ids, max_new_tokens=1)
+
+
+def test_a_streamer_ends_where_no_answer_begins(pair):
+    tokenizer, model = pair()
+    streamer = TextIteratorStreamer(tokenizer, timeout=5)
+    with pytest.raises(ContextOverflow):
+        model.generate([[1] * (model.model.context + 1)], streamer=streamer)
+    assert "".join(streamer) == ""
 
 
 # ---- streams

@@ -483,6 +483,22 @@ def test_the_second_piece_of_glm_sees_the_first(load):
     assert result.completions[1].stats.prompt_tokens == len(prompt) + len(result.completions[0].tokens) + 1
 
 
+@pytest.mark.parametrize("architecture", ["glm", "chatglm1"])
+def test_a_blank_is_not_cut_off(load, architecture):
+    """Of a text that is too long goes what is before the blank that is filled: another would take its answer."""
+    model = load(architecture, context=64)
+    (letter,) = model.tokenize("z")
+    options = {"overflow": "truncate", "max_tokens": 2, "logit_bias": {letter: 1e5}}
+    before, behind = "the [MASK] in " + "x" * 70, "y" * 50
+    assert model.infill("x" * 70 + f"[MASK]{behind}", **options).completions[0].stats.prompt_tokens == 62
+    assert model.infill("x" * 20 + "[MASK]" + "y" * 40 + "[MASK]", **options).spans == ["zz", "zz"]
+    for text in (f"{before}[MASK]", f"[MASK]{behind}{behind}"):
+        with pytest.raises(glmlite.ContextOverflow, match="from its blank on the prompt has"):
+            model.infill(text, **options)
+    with pytest.raises(glmlite.ContextOverflow, match="from its blank on the prompt has"):
+        model.generate(f"[MASK]{behind}{behind}", **options)
+
+
 def test_infill_of_other_models_names_those_that_can(load):
     with pytest.raises(ValueError, match=r"chatglm models.*glm, chatglm1"):
         load().infill("[MASK]")

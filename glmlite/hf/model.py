@@ -226,6 +226,8 @@ class HFModel:
         given, rows, texts = prompts(inputs, attention_mask)
         self._check_prompts(texts, rows, position_ids)
         copies = int(asked.get("num_return_sequences", 1))
+        if copies < 1:
+            raise ValueError(f"generate: num_return_sequences is {copies}, expected at least 1")
         if copies > 1 and not asked.get("do_sample"):
             raise ValueError(f"generate: num_return_sequences is {copies}, which needs do_sample=True")
         rows, texts = np.repeat(rows, copies, 0), [text for text in texts for _ in range(copies)]
@@ -257,6 +259,8 @@ class HFModel:
         if (streamer is not None or criteria) and len(texts) != 1:
             raise ValueError(f"generate: {len(texts)} rows, a streamer and stopping_criteria are for one")
         with ExitStack() as running:
+            if streamer is not None:  # whoever reads what it is given may wait for its end, also where nothing begins
+                running.callback(streamer.end)
             started: list[Generation] = []
             for number, text in enumerate(texts):
                 if seed is not None:  # the samples of one prompt differ, and each row is as it is alone
@@ -266,7 +270,6 @@ class HFModel:
                 return [list(generation.tokens(one)) for one in started]
             answer: list[int] = []
             if streamer is not None:
-                running.callback(streamer.end)
                 streamer.put(like(rows, given))
             for token in generation.tokens(started[0]):
                 answer.append(token)
