@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import models
 from .budget import Budget
-from .cancel import Cancel
+from .cancel import Cancel, check_cancel
 from .chat.reply import Reply
 from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
 from .errors import ContextOverflow
@@ -92,7 +92,7 @@ class Model:
         self._infiller = infiller(self.architecture, tokenizer)
         self._vocabulary = Vocabulary(tokenizer, recording.vocab)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
-        self._close = weakref.finalize(self, scheduler.close)
+        weakref.finalize(self, scheduler.close)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"context {self.context}" + ("" if self.loaded else ", unloaded")
@@ -634,7 +634,7 @@ class Model:
 
     def close(self) -> None:
         """Give the memory back now. May be called twice."""
-        self._close()
+        self._scheduler.close()
 
     def __enter__(self) -> Model:
         return self
