@@ -158,8 +158,8 @@ class Model:
         return self.tokenizer.encode(text, special=special, prefix=prefix)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return self.tokenizer.decode(ids)
+        """The text of token ids, special tokens included. Raises TypeError and ValueError."""
+        return self.tokenizer.decode(token_ids("ids", ids))
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids that `generate` makes of a text: the model's beginning exactly once, also if the text spells it.
@@ -490,6 +490,7 @@ class Model:
         pictures: Sequence[Picture] = (),
     ) -> Generation:
         """pictures: whose rows stand for the ids that are `IMAGE`, in their order."""
+        check_cancel(cancel)
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
         self._fits(ids, len(ids) + 1, sum(picture.tokens for picture in pictures))
