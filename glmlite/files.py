@@ -121,7 +121,8 @@ def not_gguf(path: str | os.PathLike[str]) -> str | None:
 def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[BinaryIO]:
     """A new binary file beside `path`, which gets that name when the block ends; whatever goes wrong leaves none.
 
-    Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError.
+    Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError, also where
+    what has that name is no file.
     """
     with replacing_all([path], buffering) as files:
         yield files[0]
@@ -137,6 +138,7 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
         with ExitStack() as opened:
             files = []
             for path in targets:
+                refuse_to_overwrite(path, force=True)
                 _remove_abandoned(path)
                 parts.append(path.with_name(f".{path.name}.{os.getpid()}.part"))
                 try:
@@ -158,9 +160,14 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
         raise
 
 
-def refuse_to_overwrite(path: Path) -> None:
-    """Raises FileExistsError if something has that name."""
-    if path.exists() or path.is_symlink():
+def refuse_to_overwrite(path: Path, force: bool = False) -> None:
+    """Raises OSError if something has that name; with force only where a file must not take its place: a folder, or a
+    device, which `/dev/null` would be no longer."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected the name of a file", str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file, expected the name of one", str(path))
+    if not force and (path.exists() or path.is_symlink()):
         raise FileExistsError(errno.EEXIST, "it is there already; --force writes over it", str(path))
 
 

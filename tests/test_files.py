@@ -57,6 +57,27 @@ def test_an_existing_file_is_told(tmp_path):
     with pytest.raises(FileExistsError, match="--force writes over it") as raised:
         refuse_to_overwrite(out)
     assert raised.value.errno == errno.EEXIST and raised.value.filename == str(out)
+    refuse_to_overwrite(out, force=True)
+
+
+def test_what_is_no_file_stays(tmp_path):
+    """/dev/null would be a file from then on, where it may be replaced."""
+    folder, pipe, link = tmp_path / "folder", tmp_path / "pipe", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(os.devnull)
+    others = [link]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(pipe)
+        others.append(pipe)
+    before = names(tmp_path)
+    for path, what in [(folder, "is a folder"), *((other, "is no regular file") for other in others)]:
+        for force in (False, True):
+            with pytest.raises(OSError, match=what) as raised:
+                refuse_to_overwrite(path, force)
+            assert raised.value.filename == str(path)
+        with pytest.raises(OSError, match=what), replacing(path) as file:
+            file.write(b"after")
+    assert names(tmp_path) == before
 
 
 def test_parts_of_dead_processes_go(tmp_path):

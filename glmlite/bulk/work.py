@@ -180,8 +180,7 @@ def into_file(work: Work, path: Path, *, force: bool = False, restart: bool = Fa
     """
     check_target(path, work.asking, work.ordered)
     work.asking.check(work.source)
-    if not force and not journal_path(path).exists():
-        refuse_to_overwrite(path)
+    refuse_to_overwrite(path, force or journal_path(path).exists())
     count, digest = work.source.measure()
     kept = Kept(journal_path(path), _header(work, digest), count, work.asking, restart)
     meter = Meter(count, len(kept.order), kept.failed, work.progress)

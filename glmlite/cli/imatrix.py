@@ -47,8 +47,7 @@ def imatrix(
 
     path = find(model)
     out = out or Path(f"{Path(path).name.removesuffix('.gguf')}.imatrix.gguf")
-    if not force:
-        refuse_to_overwrite(out)
+    refuse_to_overwrite(out, force)
     words = running.text_at(text)
     with console.progress("loading") as loading, console.progress("reading") as reading:
         matrix = conversion.imatrix.collect(

@@ -198,8 +198,7 @@ def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tu
             raise ValueError(f"{out}: there is no folder {target.parent}, expected one that is there")
         if target.exists() and any(target.samefile(path) for path in read):
             raise ValueError(f"{target}: is a document to read, expected another file to write")
-        if not force:
-            refuse_to_overwrite(target)
+        refuse_to_overwrite(target, force)
     return list(targets)
 
 
