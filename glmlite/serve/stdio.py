@@ -90,7 +90,7 @@ class Exchange:
 
     ended: Callable[[], object]
 
-    def __init__(self, app: App, name: int | str, asked: dict[str, Any], writer: Writer):
+    def __init__(self, app: App, name: int | float | str, asked: dict[str, Any], writer: Writer):
         self.gone = asyncio.Event()
         self._name = name
         self._writer = writer
