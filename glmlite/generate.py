@@ -322,6 +322,8 @@ class Generation:
         returns: let it only pass the word on (`loop.call_soon_threadsafe(...)`, an event of a GUI). What it raises is
         logged.
         """
+        if wake is not None:
+            _check_wake(wake)
         self._answer.events.on_event(wake)
 
     def on_end(self, wake: Callable[[], object]) -> None:
@@ -330,6 +332,7 @@ class Generation:
 
         It is called as `on_event` calls, whose place this takes.
         """
+        _check_wake(wake)
         answer, once = self._answer, iter([wake])
 
         def ended() -> None:
@@ -493,6 +496,11 @@ def _read(piece: Piece, reply: Reply) -> list[Piece]:
     pieces[0] = replace(pieces[0], tokens=piece.tokens, logprobs=piece.logprobs)
     pieces[-1] = replace(pieces[-1], finish_reason=reason)
     return pieces
+
+
+def _check_wake(wake: Any) -> None:
+    if not callable(wake):
+        raise TypeError(f"wake is {wake!r}, expected a function without arguments")
 
 
 def _cancel(request: Request, answer: Answer) -> None:

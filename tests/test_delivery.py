@@ -110,6 +110,15 @@ def test_a_callback_that_would_wait_for_its_own_engine_is_told(load):
     assert model.generate("the", **ASKED).text
 
 
+def test_what_cannot_be_called_is_told(load):
+    running = load().stream("the", **ASKED)
+    for call in (running.on_event, running.on_end):
+        with pytest.raises(TypeError, match="wake is 5, expected a function"):
+            call(5)
+    running.on_event(None)
+    assert running.result().finish_reason == "length"
+
+
 def test_an_answer_that_is_whole_is_there_in_a_callback(load):
     model, whole = load(), []
     running = model.stream("the", **ASKED)
