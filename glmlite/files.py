@@ -167,6 +167,7 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
         with ExitStack() as opened:
             files = []
             for path in targets:
+                refuse_to_overwrite(path, force=True)
                 _remove_abandoned(path)
                 parts.append(path.with_name(f".{path.name}.{os.getpid()}.part"))
                 try:
@@ -196,9 +197,10 @@ def check_target(path: Path) -> None:
         raise OSError(errno.EISDIR if path.is_dir() else errno.EEXIST, f"it is {kind}, expected a file", str(path))
 
 
-def refuse_to_overwrite(path: Path) -> None:
-    """Raises FileExistsError if something has that name."""
-    if path.exists() or path.is_symlink():
+def refuse_to_overwrite(path: Path, force: bool = False) -> None:
+    """Raises as `check_target`, and without force FileExistsError if something has that name."""
+    check_target(path)
+    if not force and (path.exists() or path.is_symlink()):
         raise FileExistsError(errno.EEXIST, "it is there already; --force writes over it", str(path))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import models
 from .budget import Budget
-from .cancel import Cancel
+from .cancel import Cancel, check_cancel
 from .chat.dialects.grammars import untyped
 from .chat.reply import Reply
 from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
@@ -93,7 +93,7 @@ class Model:
         self._infiller = infiller(self.architecture, tokenizer)
         self._vocabulary = Vocabulary(tokenizer, recording.vocab)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
-        self._close = weakref.finalize(self, scheduler.close)
+        weakref.finalize(self, scheduler.close)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"context {self.context}" + ("" if self.loaded else ", unloaded")
@@ -159,8 +159,8 @@ class Model:
         return self.tokenizer.encode(text, special=special, prefix=prefix)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return self.tokenizer.decode(ids)
+        """The text of token ids, special tokens included. Raises TypeError and ValueError."""
+        return self.tokenizer.decode(token_ids("ids", ids))
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids that `generate` makes of a text: the model's beginning exactly once, also if the text spells it.
@@ -491,6 +491,7 @@ class Model:
         pictures: Sequence[Picture] = (),
     ) -> Generation:
         """pictures: whose rows stand for the ids that are `IMAGE`, in their order."""
+        check_cancel(cancel)
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
         self._fits(ids, len(ids) + 1, sum(picture.tokens for picture in pictures))
@@ -663,7 +664,7 @@ class Model:
 
     def close(self) -> None:
         """Give the memory back now. May be called twice."""
-        self._close()
+        self._scheduler.close()
 
     def __enter__(self) -> Model:
         return self

@@ -728,6 +728,14 @@ def test_inspect_text():
     assert "tensor " not in inspect._text(inspect.describe(GGUF, None, False))
 
 
+def test_inspect_counts_no_more_than_the_model_was_trained_for(tmp_path, capsys):
+    path = tiny.write(tmp_path / "m.gguf", tiny.model("glm4"))
+    assert main(["inspect", str(path), "--context", "100000"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"memory, 256 tokens +\d", told.out)
+    assert told.err == "[--context 100000: the model was trained for 256 tokens]\n"
+
+
 @pytest.mark.parametrize("architecture", tiny.MIXTURES)
 def test_inspect_counts_what_a_token_is_multiplied_with(tmp_path, architecture):
     """All but the embeddings, what drafts, and six of eight experts."""

@@ -51,21 +51,6 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 @POSIX
-def test_what_is_no_file_is_not_replaced(tmp_path):
-    """Else a superuser's `-o /dev/null` leaves the machine without that device."""
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to(tmp_path / "pipe")
-    (tmp_path / "folder").mkdir()
-    for name, error in (("pipe", "no regular file"), ("link", "no regular file"), ("folder", "a folder")):
-        with (
-            pytest.raises(OSError, match=rf"it is {error}, expected a file: .*{name}"),
-            replacing_all([tmp_path / "other", tmp_path / name]),
-        ):
-            raise AssertionError("not before the work")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]
-
-
-@POSIX
 def test_a_file_that_a_full_disk_has_no_room_for_is_named(tmp_path):
     code = """if True:
         import resource, sys
@@ -99,6 +84,27 @@ def test_an_existing_file_is_told(tmp_path):
     with pytest.raises(FileExistsError, match="--force writes over it") as raised:
         refuse_to_overwrite(out)
     assert raised.value.errno == errno.EEXIST and raised.value.filename == str(out)
+    refuse_to_overwrite(out, force=True)
+
+
+def test_what_is_no_file_stays(tmp_path):
+    """/dev/null would be a file from then on, where it may be replaced."""
+    folder, pipe, link = tmp_path / "folder", tmp_path / "pipe", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(os.devnull)
+    others = [link]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(pipe)
+        others.append(pipe)
+    before = names(tmp_path)
+    for path, what in [(folder, "is a folder"), *((other, "is no regular file") for other in others)]:
+        for force in (False, True):
+            with pytest.raises(OSError, match=what) as raised:
+                refuse_to_overwrite(path, force)
+            assert raised.value.filename == str(path)
+        with pytest.raises(OSError, match=what), replacing_all([tmp_path / "other", path]):
+            raise AssertionError("not before the work")
+    assert names(tmp_path) == before
 
 
 def test_parts_of_dead_processes_go(tmp_path):

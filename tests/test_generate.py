@@ -455,6 +455,9 @@ class Reading:
     def submit(self, request):
         pass
 
+    def check_wait(self):
+        pass
+
     def reading(self, request):
         return (self.done.pop(0) if len(self.done) > 1 else self.done[0]), 100
 

@@ -1,6 +1,8 @@
 """What a user of the library sees: load, generate, chat, infill, logits, their parameters and their errors."""
 
 import math
+import shutil
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,15 +47,45 @@ def test_load_takes_str_and_works_as_context_manager(executor, tiny_file):
     [
         ({"context": 0}, ValueError),
         ({"context": 64.0}, TypeError),
+        ({"path": 5}, TypeError),
+        ({"mmproj": 5}, TypeError),
+        ({"kv_type": "f32"}, ValueError),
+        ({"kv_type": 16}, ValueError),
+        ({"kv_tokens": 10**30}, ValueError),
+        ({"threads": 10**30}, ValueError),
+        ({"device": None}, TypeError),
+        ({"adaptive": "no"}, TypeError),
+        ({"packed": "model.packed"}, TypeError),
+        ({"idle_unload": "10"}, TypeError),
+        ({"progress": 5}, TypeError),
+        ({"cancel": threading.Event()}, TypeError),
         ({"parallel": 0}, ValueError),
         ({"threads": -1}, ValueError),
         ({"kv_tokens": 100}, ValueError),
         ({"device": "cuda"}, RuntimeError),
     ],
 )
-def test_bad_arguments_are_named(load, arguments, error):
-    with pytest.raises(error, match=next(iter(arguments))):
-        load(**arguments)
+def test_bad_arguments_are_named(tiny_file, arguments, error):
+    with pytest.raises(error, match=rf"^{next(iter(arguments))}\b") as raised:
+        glmlite.load(**{"path": tiny_file(), **arguments})
+    assert "expected" in str(raised.value) or "needs" in str(raised.value) or error is RuntimeError
+
+
+def test_a_cancel_of_another_kind_is_named(load):
+    model = load()
+    for ask in (model.generate, model.stream, model.logits):
+        with pytest.raises(TypeError, match=r"^cancel is <threading.Event .*>, expected glmlite.Cancel"):
+            ask("the", cancel=threading.Event())
+    assert model.status().running == model.status().waiting == 0
+
+
+def test_a_cache_that_does_not_fit_packs_nothing(tiny_file, tmp_path):
+    path = tmp_path / "model.gguf"
+    shutil.copyfile(tiny_file(), path)
+    for packed in (None, True, False):
+        with pytest.raises(MemoryError, match=r"KV cache of \d+ tokens takes .* GB, of which the machine has"):
+            glmlite.load(path, device="cpu", kv_tokens=2**40, packed=packed)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 
 
 def test_a_longer_context_than_the_model_s_is_cut_to_it(load, caplog):
@@ -337,6 +369,8 @@ def test_bad_prompts(load):
     for prompt in (None, 5, b"abc", ["1"], [1.5], np.array([[1, 2]])):
         with pytest.raises(TypeError, match="expected token ids"):
             model.generate(prompt)
+        with pytest.raises(TypeError, match=r"ids is .*, expected token ids"):
+            model.detokenize(prompt)
     assert model.generate(np.array([1, 2]), max_tokens=1).stats.prompt_tokens == 2
 
 

@@ -64,6 +64,12 @@ def test_mounted_below_a_path():
     assert ask(app(Scripted()), "/llm/v1/models").status == 404
 
 
+def test_a_path_is_one_line_of_the_log(caplog):
+    with caplog.at_level("INFO", "glmlite.serve"):
+        ask(app(Scripted()), "/v1\r\n12:00:00 GET /admin 200\x1b[2J")
+    assert "GET /v1%0D%0A12%3A00%3A00%20GET%20/admin%20200%1B%5B2J 404" in caplog.text
+
+
 # ---- who may ask
 
 
@@ -159,6 +165,7 @@ def test_cors_where_it_is_asked_for():
         (b"", 400, "not JSON"),
         (b"[]", 400, "a list, should be an object"),
         (b'{"a": NaN}', 400, "NaN"),
+        (b'{"a": -1e400}', 400, "-1e400 is too large a number"),
         (b"\xff\xfe", 400, "not JSON"),
         (b'{"a":' * 100000, 400, "nested deeper"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, 400, "nested deeper"),

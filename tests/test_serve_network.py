@@ -328,7 +328,8 @@ def test_lines_come_in_any_pieces():
             self.data += data[:7]
             return len(data[:7])
 
-    asks = [{"id": i, "path": "/tokenize", "body": {"content": "好" * i}} for i in range(3)]
+    names = [0, "one", 1.5]
+    asks = [{"id": name, "path": "/tokenize", "body": {"content": "好" * i}} for i, name in enumerate(names)]
     lines = b"\n".join(json.dumps(each).encode() for each in asks) + b"\n" + b"x" * 5000 + b"\n\n"
     for size in (1, 5, 4000, 9000):
         out = Out()
@@ -347,7 +348,7 @@ def test_lines_come_in_any_pieces():
 
         asyncio.run(main())
         answers = {str(each["id"]): each for each in map(json.loads, out.data.splitlines())}
-        assert [len(answers[str(i)]["body"]["tokens"]) for i in range(3)] == [0, 3, 6]
+        assert [len(answers[str(name)]["body"]["tokens"]) for name in names] == [0, 3, 6]
         assert answers["None"]["status"] == 400 and "JSON" in answers["None"]["body"]["error"]["message"]
 
 

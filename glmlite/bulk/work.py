@@ -175,13 +175,10 @@ def _in_order(found: Iterator[Result]) -> Iterator[Result]:
 
 
 def check_out(path: Path, force: bool) -> None:
-    """Raises ValueError, FileExistsError and IsADirectoryError for what no rows are written to. Beside kept rows it may
-    be there: it is written over when the others are answered."""
+    """Raises ValueError and OSError for what no rows are written to. Beside kept rows it may be there: it is written
+    over when the others are answered."""
     kind_of(path)
-    if path.is_dir():
-        raise IsADirectoryError(21, "is a folder, expected a file to write", str(path))
-    if not force and not journal_path(path).exists():
-        refuse_to_overwrite(path)
+    refuse_to_overwrite(path, force or journal_path(path).exists())
 
 
 def into_file(work: Work, path: Path, *, force: bool = False, restart: bool = False) -> Summary:

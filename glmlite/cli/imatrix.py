@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..files import check_target, refuse_to_overwrite
+from ..files import refuse_to_overwrite
 from . import console, running
 from .options import Chunk, Chunks, ModelName, Text, Threads, find
 
@@ -51,9 +51,7 @@ def imatrix(
     for read, what in ((path, "the model"), (text, "the text")):
         if out.exists() and os.path.exists(read) and out.samefile(read):
             raise ValueError(f"{out}: is {what} itself, expected another name")
-    check_target(out)  # here, not when the text has been read
-    if not force:
-        refuse_to_overwrite(out)
+    refuse_to_overwrite(out, force)
     words = running.text_at(text)
     with console.progress("loading") as loading, console.progress("reading") as reading:
         matrix = conversion.imatrix.collect(

@@ -163,8 +163,7 @@ def _read(
                 if journal.written and target.exists() and not force:
                     console.note(f"[{target} is there from before]")
                     return bool(journal.failed)
-                if not force:
-                    refuse_to_overwrite(target)
+                refuse_to_overwrite(target, force)
                 kept.update(journal.pages)
                 found.update(journal.pages)
                 _say_kept(journal)
@@ -237,8 +236,7 @@ def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tu
             raise ValueError(f"{out}: there is no folder {target.parent}, expected one that is there")
         if target.exists() and any(target.samefile(path) for path in read):
             raise ValueError(f"{target}: is a document to read, expected another file to write")
-        if not force and not was_written(target):
-            refuse_to_overwrite(target)
+        refuse_to_overwrite(target, force or was_written(target))
     return list(targets)
 
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping
 from functools import partial
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ..model import Model
 from . import anthropic, errors, ollama, openai, own, pages, responses
@@ -113,7 +113,7 @@ class App:
             status = str(exchange.status or 499)
             self.service.metrics.add("requests", api=exchange.api, status="gone" if status == "499" else status)
             seconds = time.perf_counter() - began
-            log.info("%s %s %s %.3f s", request.method, scope["path"][:200], status, seconds)
+            log.info("%s %s %s %.3f s", request.method, quote(scope["path"][:200], errors="replace"), status, seconds)
 
     async def _respond(self, exchange: Exchange, receive: Receive, trusted: bool) -> None:
         request = exchange.request
