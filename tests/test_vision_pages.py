@@ -12,7 +12,7 @@ pytest.importorskip("PIL", reason="needs glmlite[vision]")
 pytest.importorskip("pypdfium2", reason="needs glmlite[vision]")
 
 import pictures
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from glmlite.vision.cutting import PATCH, cut
 from glmlite.vision.pages import Pages
@@ -338,6 +338,92 @@ def test_three_columns_and_a_text_below_them():
     assert all(block.box[0] < 100 for block in blocks[len(lefts) :]) and len(blocks) > len(lefts)
 
 
+@pytest.mark.parametrize("columns", [2, 3])
+@pytest.mark.parametrize(("first", "last"), [("Index", ""), ("Index", "17"), ("", "17")])
+def test_a_heading_and_a_page_number_that_lie_in_one_column_are_before_and_after_all(columns, first, last):
+    page = pictures.blank()
+    left = 1240 * (columns // 2) // columns + 90
+    width = 1100 // columns - 50
+    if first:
+        pictures.paragraph(page, left, 40, 120, 1, 40)
+    for i in range(columns):
+        pictures.paragraph(page, 80 + i * 1100 // columns, 140, width, 36, 20, i)
+    if last:
+        pictures.paragraph(page, left, 1300, 40, 1, 20)
+    found = cut(page)
+    tops = [block.box[1] for block in found.blocks]
+    assert ink_is_covered(found)
+    assert not first or (tops[0] == min(tops) and found.blocks[0].box[3] < 140)
+    assert not last or (tops[-1] == max(tops) and tops[-1] > 1250)
+    inner = found.blocks[bool(first) : len(tops) - bool(last)]
+    where = [(block.box[0] - 40) * columns // 1100 for block in inner]
+    assert where == sorted(where) and set(where) == set(range(columns))
+
+
+def test_a_river_through_a_few_lines_is_no_gutter():
+    page = pictures.blank()
+    top = pictures.paragraph(page, 100, 100, 1040, 6)
+    pictures.paragraph(page, 100, top, 480, 3)
+    top = pictures.paragraph(page, 606, top, 534, 3)
+    pictures.paragraph(page, 100, top, 1040, 6)
+    found = cut(page)
+    assert in_reading_order(found.blocks) and all(block.box[0] < 110 for block in found.blocks)
+
+
+def test_a_word_space_of_a_headline_is_no_gutter():
+    page = pictures.blank()
+    draw, letters = ImageDraw.Draw(page), pictures.font(72)
+    middle = 110 + int(draw.textlength("The best of times", letters))
+    draw.text((100, 90), "The best of times", "black", letters)
+    draw.text((middle + 12, 90), "and the worst", "black", letters)
+    pictures.paragraph(page, 100, 200, middle - 110, 30, 20)
+    pictures.paragraph(page, middle + 15, 200, 450, 30, 20, 3)
+    head, *rest = cut(page).blocks
+    assert head.box[3] <= 200 and head.box[2] > middle + 200
+    columns = [block.box[0] > middle - 20 for block in rest]
+    assert columns == sorted(columns) and set(columns) == {False, True}
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_rows_of_a_table_without_rules_stay_whole(rows):
+    page = pictures.blank()
+    pictures.paragraph(page, 100, 100, 1040, 4)
+    for row in range(rows):
+        for left, width in ((100, (180, 80, 120)[row % 3]), (420, (330, 140, 500, 90)[row % 4])):
+            pictures.paragraph(page, left, 300 + 50 * row, width, 1, 24, row)
+    found = cut(page)
+    assert in_reading_order(found.blocks) and ink_is_covered(found)
+    assert all(block.box[0] < 110 and block.box[2] > 700 for block in found.blocks)
+
+
+@pytest.mark.parametrize("skew", [0, 1.5])
+def test_the_black_around_a_scanned_page_is_not_its_ink(skew):
+    page, _, columns = two_columns()
+    scan = Image.new("RGB", (1400, 1900), (12, 12, 12))
+    scan.paste(page, (110, 60))
+    found = cut(scan.rotate(skew, Image.Resampling.BICUBIC, fillcolor=(12, 12, 12)))
+    assert abs(found.turned + skew) < 0.25
+    boxes = [(left + 110, top + 60, right + 110, bottom + 60) for left, top, right, bottom in columns]
+    where = [next(i for i, box in enumerate(boxes) if within(block, box, 12)) for block in found.blocks[1:]]
+    assert where == sorted(where) and set(where) == {0, 1}
+
+
+def test_the_edge_of_a_grey_page_that_is_levelled_is_not_its_ink():
+    page, _, _ = two_columns()
+    grey = Image.blend(page, Image.new("RGB", page.size, "black"), 0.4)
+    found = cut(grey.rotate(3, Image.Resampling.BICUBIC, fillcolor=(153, 153, 153)))
+    assert len(found.blocks) == len(cut(page).blocks)
+    assert all(within(block, (70, 60, 1170, 1700)) for block in found.blocks)
+
+
+def test_a_number_1_is_not_lost():
+    page = pictures.blank(620, 877)
+    pictures.paragraph(page, 50, 50, 520, 20, 14)
+    ImageDraw.Draw(page).line((310, 800, 310, 811), "black")
+    ImageDraw.Draw(page).line((311, 800, 311, 811), (160, 160, 160))
+    assert ink_is_covered(cut(page))
+
+
 def page_with_table():
     page = pictures.blank()
     top = pictures.paragraph(page, 100, 100, 1040, 5)
@@ -356,8 +442,6 @@ def test_a_ruled_table_is_one_block():
 
 
 def test_a_frame_and_rules_are_no_table():
-    from PIL import ImageDraw
-
     page = pictures.blank()
     draw = ImageDraw.Draw(page)
     draw.rectangle((40, 40, 1200, 1700), outline="black", width=3)
