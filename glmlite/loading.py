@@ -32,6 +32,7 @@ LEAST_CONTEXT = 512
 PRIORITIES = ("normal", "background")
 KV_TYPES = ("f16", "q8")
 MOST_KV_TOKENS = 2**40  # the engine's bound
+MOST = 2**31 - 1  # of other counts, which are int32 there
 # Metadata that nothing needs once the tokenizer is made: GLM-4's 318,088 merges take 30 MB.
 OF_THE_TOKENIZER = ("merges", "scores", "precompiled_charsmap")
 HEADER = 0.1  # what reading the header and making the tokenizer count in the progress of a load
@@ -105,15 +106,15 @@ def load(
     _check("path", path, str | bytes | os.PathLike | None, "the path of a .gguf file")
     _check("mmproj", mmproj, str | bytes | os.PathLike | None, "the path of a .gguf file")
     for name, value, least, most in (
-        ("context", context, 1, None),
-        ("max_queue", max_queue, 0, None),
+        ("context", context, 1, MOST),
+        ("max_queue", max_queue, 0, MOST),
         ("kv_tokens", kv_tokens, 1, MOST_KV_TOKENS),
         ("threads", threads, 1, MOST_THREADS),
-        ("gpu_layers", gpu_layers, 0, None),
+        ("gpu_layers", gpu_layers, 0, MOST),
     ):
         if value is not None:
             check_integer(name, value, least, most)
-    check_integer("parallel", parallel, 1)
+    check_integer("parallel", parallel, 1, MOST)
     _check("adaptive", adaptive, bool, "True or False")
     _check("packed", packed, bool | None, "True, False or None")
     _check("device", device, str, "a name of one")
