@@ -71,6 +71,7 @@ def terminal(tmp_path):
 
     def open_terminal(*arguments, **settings):
         opened.append(Terminal(tmp_path / f"log{len(opened)}", *arguments, **settings))
+        opened[-1].wait_for("lists the commands.")
         opened[-1].wait_for(">")
         return opened[-1]
 

@@ -120,8 +120,13 @@ def test_impossible_values_are_named(fields, param):
     assert answer.json["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("number", [b"1e999", b"1" + 400 * b"0", b"-1" + 400 * b"0"])
-def test_a_number_that_is_none(number):
+def test_a_number_that_no_float_holds():
+    answer = ask(app(Scripted()), CHAT, b'{"messages": [{"role": "user", "content": "hi"}], "temperature": 1e999}')
+    assert answer.status == 400 and "1e999 is too large a number" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("number", [b"1" + 400 * b"0", b"-1" + 400 * b"0"])
+def test_an_integer_that_no_float_holds(number):
     for field, param in ((b'"temperature": %s', "temperature"), (b'"logit_bias": {"1": %s}', "logit_bias.1")):
         body = b'{"messages": [{"role": "user", "content": "hi"}], %s}' % (field % number)
         answer = ask(app(Scripted()), CHAT, body)
