@@ -167,7 +167,6 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
         with ExitStack() as opened:
             files = []
             for path in targets:
-                refuse_to_overwrite(path, force=True)
                 _remove_abandoned(path)
                 parts.append(path.with_name(f".{path.name}.{os.getpid()}.part"))
                 try:

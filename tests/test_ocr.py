@@ -626,7 +626,7 @@ def test_a_folder_of_documents_becomes_one_file_or_many(model, capsys):
         ("ocr {scan} -m model.gguf --out=", 1, "--out: an empty name, expected a file or a folder"),
         ("ocr there.md -m model.gguf -f -o there.md", 1, "there.md: is a document to read, expected another file"),
         ("ocr there.md in/there.md -m model.gguf -o .", 1, "is the file of there.md and of in/there.md, expected"),
-        ("ocr {scan} -m model.gguf --fields list.json", 1, "list.json: list, expected an object with empty values"),
+        ("ocr {scan} -m model.gguf --fields list.json", 1, "list.json: is list, expected an object with empty values"),
         ("ocr {scan} -m model.gguf --fields deep.json", 1, "deep.json: is no JSON"),
         ("ocr {scan} -m model.gguf --fields latin.json", 1, "glmlite: latin.json: byte 0 is not UTF-8"),
     ],

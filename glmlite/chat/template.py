@@ -274,7 +274,7 @@ def wrong_with(text: str) -> str | None:
     try:
         _compile(text, strict=True)
     except MemoryError:
-        raise ValueError("template: it asks for more memory than there is") from None
+        return "it asks for more memory than there is"
     except Exception as error:  # what is no template for jinja2 may be no program for Python, either
         line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
         return f"{line}{error}"

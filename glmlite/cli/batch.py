@@ -1,6 +1,5 @@
 """`glmlite batch`: many prompts, one file of answers."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,7 +131,7 @@ def batch(
         "system": system,
         "raw": raw,
         "image": image,
-        "schema": None if schema is None else _schema(schema),
+        "schema": None if schema is None else running.object_at(schema),
         "tools": None if tools is None else _tools(tools),
         "thinking": think,
         "prefix": prefix,
@@ -171,23 +170,9 @@ def batch(
     raise typer.Exit(1 if failed else 0)
 
 
-def _schema(path: Path) -> Any:
-    found = _json(path)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: is {type(found).__name__}, expected a JSON object")
-    return found
-
-
 def _tools(path: Path) -> Any:
-    found = _json(path)
+    found = running.json_at(path)
     return found if isinstance(found, list) else [found]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(running.text_at(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from None
 
 
 def _say_kept(out: Path, ended_by: BaseException) -> None:

@@ -104,7 +104,7 @@ def ocr(
 
     if fast and dpi is not None:
         raise typer.BadParameter(f"--fast is --dpi {FAST_DPI}: give one of them")
-    wanted = None if fields is None else _fields(fields)
+    wanted = None if fields is None else running.object_at(fields, 'an object with empty values, {"name": ""}')
     lines = as_json or wanted is not None
     sources = sources_of(files)
     targets = _targets(sources, out, ".jsonl" if lines else ".md", force)
@@ -252,17 +252,6 @@ def _digest(source: Any) -> str:
         return str(source.digest())
     except (OSError, ValueError) as error:  # the page that stands for the document says so
         return type(error).__name__
-
-
-def _fields(path: Path) -> Any:
-    text = running.text_at(path)
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f'{path}: {type(fields).__name__}, expected an object with empty values, {{"name": ""}}')
-    return fields
 
 
 @contextmanager
