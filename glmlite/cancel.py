@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .errors import Cancelled
 
-__all__ = ["Cancel"]
+__all__ = ["Cancel", "check_cancel"]
 
 
 class Cancel:
@@ -51,3 +52,9 @@ class Cancel:
     def discard(self, key: int) -> None:
         """Forgets what was added."""
         self._ends.pop(key, None)
+
+
+def check_cancel(cancel: Any) -> None:
+    """Raises TypeError, naming the argument."""
+    if not isinstance(cancel, Cancel | None):
+        raise TypeError(f"cancel is {cancel!r}, expected glmlite.Cancel")

@@ -162,7 +162,7 @@ class Published:
 
     rope_dim: columns of a head that turn; None: not a key. base: of RoPE, whatever the length; bases: of the copies
     made for a longer context, tokens -> base. context: tokens that `base` 10000 reaches unscaled; 0: not known.
-    tied: the embeddings give the logits. scale: of the experts' weights; None: no experts.
+    tied: the embeddings give the logits. scale: of the experts' weights; used: experts a token; None: no experts.
     """
 
     name: str
@@ -175,6 +175,7 @@ class Published:
     context: int = 0
     tied: bool = False
     scale: float | None = None
+    used: int | None = None
 
 
 PUBLISHED: Sequence[Published] = (
@@ -195,9 +196,11 @@ PUBLISHED: Sequence[Published] = (
     Published("GLM-4-9B-0414, GLM-Z1-9B", "glm4", Sizes(40, 4096, 32, 151552), rope_dim=64, base=1e4, context=32768),
     Published("GLM-4-32B-0414, GLM-Z1-32B", "glm4", Sizes(61, 6144, 48, 151552), rope_dim=64, base=1e4, context=32768),
     Published("GLM-OCR", "glm4", Sizes(16, 1536, 16, 59392), rope_dim=128),
-    Published("GLM-4.5-Air", "glm4moe", Sizes(46, 4096, 96, 151552), rope_dim=64, base=1e6, scale=1.0),
-    Published("GLM-4.5, GLM-4.6, GLM-4.7", "glm4moe", Sizes(92, 5120, 96, 151552), rope_dim=64, base=1e6, scale=2.5),
-    Published("GLM-4.7-Flash", "deepseek2", Sizes(47, 2048, 20, 154880), rope_dim=64, base=1e6, scale=1.8),
+    Published("GLM-4.5-Air", "glm4moe", Sizes(46, 4096, 96, 151552), rope_dim=64, base=1e6, scale=1.0, used=8),
+    Published(
+        "GLM-4.5, GLM-4.6, GLM-4.7", "glm4moe", Sizes(92, 5120, 96, 151552), rope_dim=64, base=1e6, scale=2.5, used=8
+    ),
+    Published("GLM-4.7-Flash", "deepseek2", Sizes(47, 2048, 20, 154880), rope_dim=64, base=1e6, scale=1.8, used=4),
 )
 
 

@@ -80,7 +80,7 @@ class Infiller:
             completions.append(done)
             written = self._written(done)
             pieces += [self.start, *written]
-            at = self._first_mask(filled)
+            at = self.target(filled)
             filled[at : at + 1] = written
             if done.finish_reason == "cancelled":
                 break
@@ -91,7 +91,8 @@ class Infiller:
         ids = [i for i in done.tokens if not self._tokenizer.is_special(i)]
         return ids if self._tokenizer.decode(ids) == done.text else self._tokenizer.encode(done.text, special=False)
 
-    def _first_mask(self, ids: Sequence[int]) -> int:
+    def target(self, ids: Sequence[int]) -> int:
+        """Where the mask stands that is filled first; without a mask, the end."""
         if self.blanks.several:
-            return next(i for i, token in enumerate(ids) if token in self.masks)
-        return next(ids.index(mask) for mask in self.masks if mask in ids)
+            return next((i for i, token in enumerate(ids) if token in self.masks), len(ids))
+        return next((ids.index(mask) for mask in self.masks if mask in ids), len(ids))

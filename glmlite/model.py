@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from . import models
 from .budget import Budget
-from .cancel import Cancel
+from .cancel import Cancel, check_cancel
+from .chat.dialects.grammars import untyped
 from .chat.reply import Reply
 from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
 from .errors import ContextOverflow
@@ -92,7 +93,7 @@ class Model:
         self._infiller = infiller(self.architecture, tokenizer)
         self._vocabulary = Vocabulary(tokenizer, recording.vocab)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
-        self._close = weakref.finalize(self, scheduler.close)
+        weakref.finalize(self, scheduler.close)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"context {self.context}" + ("" if self.loaded else ", unloaded")
@@ -158,8 +159,8 @@ class Model:
         return self.tokenizer.encode(text, special=special, prefix=prefix)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return self.tokenizer.decode(ids)
+        """The text of token ids, special tokens included. Raises TypeError and ValueError."""
+        return self.tokenizer.decode(token_ids("ids", ids))
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids that `generate` makes of a text: the model's beginning exactly once, also if the text spells it.
@@ -490,6 +491,7 @@ class Model:
         pictures: Sequence[Picture] = (),
     ) -> Generation:
         """pictures: whose rows stand for the ids that are `IMAGE`, in their order."""
+        check_cancel(cancel)
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
         self._fits(ids, len(ids) + 1, sum(picture.tokens for picture in pictures))
@@ -548,19 +550,35 @@ class Model:
         """What calls of tools, and an answer without any, must look like. Where a call is asked for: raises as
         `_constraint` does."""
         assert self.dialect is not None
-        grammar, trigger, words = self.dialect.grammar(tools, choice, parallel), self.dialect.trigger, self._vocabulary
-        if grammar is not None and choice != "auto":
-            return after_thought(thought, words.grammar(grammar), words)
+        trigger, words = self.dialect.trigger, self._vocabulary
+        if choice != "auto" and (followed := self._followed(tools, choice, parallel)) is not None:
+            return after_thought(thought, followed, words)
         calls = None
-        if grammar is not None and trigger is not None:
+        if choice == "auto" and trigger is not None:
             # Where there is no llguidance, or too much for it, calls are read as they come.
             with suppress(ValueError, ModuleNotFoundError):
-                calls = After(trigger, words.grammar(grammar), words, again=True)
+                if (followed := self._followed(tools, choice, parallel)) is not None:
+                    calls = After(trigger, followed, words, again=True)
         if answer is None:
             return calls
         if calls is not None and isinstance(trigger, int):
             answer = Either(trigger, calls, answer, words)
         return after_thought(thought, answer, words)
+
+    def _followed(
+        self, tools: list[dict[str, Any]], choice: str | Mapping[str, Any], parallel: bool
+    ) -> Constraint | None:
+        """The grammar of calls; of their arguments the names alone, where a schema cannot be followed. None: there is
+        no grammar. Raises as `_constraint` does."""
+        assert self.dialect is not None
+        if (grammar := self.dialect.grammar(tools, choice, parallel)) is None:
+            return None
+        try:
+            return self._vocabulary.grammar(grammar)
+        except ValueError:
+            grammar = self.dialect.grammar(untyped(tools), choice, parallel)
+            assert grammar is not None
+            return self._vocabulary.grammar(grammar)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
@@ -602,13 +620,25 @@ class Model:
         return self.context - max(answer, 1)
 
     def _cut(self, ids: list[int], p: Parameters) -> list[int]:
-        """Without the oldest tokens after the prefix, if that is asked for and needed."""
+        """Without the oldest tokens after the prefix, if that is asked for and needed. A blank that is to be filled
+        stays, with all that follows it."""
         drop = len(ids) - self._room(p)
         if p.overflow != "truncate" or drop <= 0:
             return ids
-        prefix = self._infiller.before if self._infiller is not None else list(self.tokenizer.prefix_ids)
+        blanks = self._infiller
+        prefix = blanks.before if blanks is not None else list(self.tokenizer.prefix_ids)
         keep = len(prefix) if ids[: len(prefix)] == prefix else 0
-        return ids[:keep] + ids[keep + drop :]
+        if blanks is not None:
+            drop = min(drop, blanks.target(ids) - keep)
+        cut = ids[:keep] + ids[keep + drop :]
+        if len(cut) >= self.context:
+            raise ContextOverflow(
+                f"from its blank on the prompt has {len(cut)} tokens and leaves no room in a context of "
+                f"{self.context}; shorten it, or load the model with a larger context",
+                len(cut),
+                self.context,
+            )
+        return cut
 
     # ---- life
 
@@ -634,7 +664,7 @@ class Model:
 
     def close(self) -> None:
         """Give the memory back now. May be called twice."""
-        self._close()
+        self._scheduler.close()
 
     def __enter__(self) -> Model:
         return self

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from . import samples
 from .errors import FormatError
-from .files import replacing
+from .files import FULL, replacing
 from .placement import matrices_of_a_token
 from .program import Op
 
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 _RESERVE = 8  # a part of what is free that is left to activations, and to other programs
 _LEAST_EXPERTS = 32  # with room for a smaller part of the experts the engine maps them all
 _NOT_THERE = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FULL = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))
 _making = threading.Lock()  # a process has one name for a file that it makes
 
 
@@ -158,7 +157,7 @@ def _made(
     except OSError as error:
         with suppress(OSError, FormatError):  # another process was faster, and Windows replaces no file in use
             return native.PackedFile(gguf, ops, path, key)
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         size = native.weight_bytes(gguf, ops)[0]
         reason = f"{error.strerror}: the packed weights take {size / 1e9:.2f} GB; packed=False makes no such file"

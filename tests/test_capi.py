@@ -365,6 +365,10 @@ DAMAGE = {
     "another version": (lambda data: _change(data, b"glmlite.export.version", 9), "exported in version 9"),
     "packed otherwise": (lambda data: _change(data, b"glmlite.packed.version", 9), "packed in version 9"),
     "another layout": (lambda data: _flip(data, b"glmlite.packed.layout"), "another layout"),
+    "a name that is no text": (
+        lambda data: data.replace(b"output_norm", b"\xffutput_norm"),
+        "has that name, expected UTF-8",
+    ),
     "no context": (lambda data: _change(data, b"glmlite.context", 0), "glmlite.context"),
 }
 

@@ -433,7 +433,8 @@ def test_tools_of_a_table_are_called_as_on_one_machine(thinker, monkeypatch, tmp
 
 def test_a_row_of_a_table_that_fails_has_an_error(generate):
     pa = pytest.importorskip("pyarrow")
-    table = pa.table({"prompt": ["a", None, "c"], "id": pa.array([1, 2, None])})
+    at = pa.array([1001] * 3, pa.timestamp("ns"))
+    table = pa.table({"prompt": ["a", None, "c"], "id": pa.array([1, 2, None]), "at": at})
     found = generate(number="id")(table)
     assert [error and error.split(": ")[0] for error in found["error"].to_pylist()] == [
         None,
@@ -455,6 +456,12 @@ def test_wrong_columns_are_refused(generate, asked, columns, message):
     pa = pytest.importorskip("pyarrow")
     with pytest.raises(ValueError, match=message):
         generate(**asked)(pa.table({name: ["x"] for name in columns}))
+
+
+def test_no_rows_at_once_are_not_waited_for(generate):
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"at_once is {count}, expected at least 1"):
+            generate(at_once=count)
 
 
 def test_rows_that_are_no_table_are_refused(generate):
@@ -628,6 +635,12 @@ def test_as_many_actors_as_there_is_room_for(options, resources, expected):
     nodes = [{"Alive": True, "Resources": each} for each in resources]
     nodes.append({"Alive": False, "Resources": {"CPU": 1.0}})
     assert Cluster(**options).places(nodes) == expected
+
+
+@pytest.mark.parametrize("given", [{"actors": 0}, {"cpus": 0}, {"cpus": float("nan")}, {"gpus": -1}])
+def test_sizes_that_no_actor_has_are_refused(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is "):
+        Cluster(**given)
 
 
 def test_no_room_is_told():

@@ -8,7 +8,7 @@ import time
 import pytest
 from serving import Call, Scripted, Think, Wait, ask, asked
 
-from glmlite.serve import Pool, Settings, app, running
+from glmlite.serve import Pool, Settings, app, errors, running
 from glmlite.serve.errors import Refused
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -50,10 +50,24 @@ def test_what_is_where(method, path, status):
         assert answer.text == "" and int(answer.headers["content-length"]) > 0
 
 
+def test_what_is_nowhere_is_told_in_the_form_of_its_api():
+    application = app(Scripted())
+    assert ask(application, "/v1/nowhere").json["error"]["type"] == "not_found_error"
+    assert ask(application, "/api/nowhere").json == {"error": "there is nothing at /api/nowhere"}
+    anthropic = ask(application, "/v1/messages/batches", headers=[("anthropic-version", "2023-06-01")]).json
+    assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "not_found_error")
+
+
 def test_mounted_below_a_path():
     assert ask(app(Scripted()), "/llm/v1/models", root="/llm").status == 200
     assert ask(app(Scripted()), "/llm/v1/models", root="/llm/").status == 200
     assert ask(app(Scripted()), "/llm/v1/models").status == 404
+
+
+def test_a_path_is_one_line_of_the_log(caplog):
+    with caplog.at_level("INFO", "glmlite.serve"):
+        ask(app(Scripted()), "/v1\r\n12:00:00 GET /admin 200\x1b[2J")
+    assert "GET /v1%0D%0A12%3A00%3A00%20GET%20/admin%20200%1B%5B2J 404" in caplog.text
 
 
 # ---- who may ask
@@ -70,6 +84,12 @@ def test_a_key_by_either_header_on_every_path(path, header):
     for wrong in ([], [("authorization", "Bearer s")], [("x-api-key", "s33")], [("authorization", "Bearer")]):
         assert ask(application, path, body, headers=wrong).status == 401
     assert ask(application, "/health").status == 200
+
+
+def test_a_key_of_other_letters():
+    application = app(Scripted(), Settings(api_keys=("ключ é",)))
+    for key, status in (("ключ é", 200), ("ключ e", 401)):
+        assert ask(application, CHAT, HI, headers=[("x-api-key", key)]).status == status
 
 
 def test_errors_have_the_form_of_their_api():
@@ -145,6 +165,7 @@ def test_cors_where_it_is_asked_for():
         (b"", 400, "not JSON"),
         (b"[]", 400, "a list, should be an object"),
         (b'{"a": NaN}', 400, "NaN"),
+        (b'{"a": -1e400}', 400, "-1e400 is too large a number"),
         (b"\xff\xfe", 400, "not JSON"),
         (b'{"a":' * 100000, 400, "nested deeper"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, 400, "nested deeper"),
@@ -431,6 +452,7 @@ class Folder:
     def load(self, path, cancel):
         self.loads.append(path.stem)
         time.sleep(self.seconds)
+        path.read_bytes()
         if path.stem == "broken":
             raise ValueError("broken: no GGUF file")
         model = Scripted()
@@ -496,6 +518,37 @@ def test_a_model_that_gave_its_memory_back_finds_room_again(tmp_path, monkeypatc
         await application.close()
 
     asyncio.run(main())
+
+
+def test_a_file_that_is_another_one_is_loaded_anew(tmp_path):
+    """Where the model had given its memory back; one that is in memory answers on."""
+    folder = Folder(tmp_path, ["a.gguf", "b.gguf", "c.gguf"], 0)
+
+    async def main():
+        application = folder.app()
+
+        async def status(name):
+            return (await asked(application, CHAT, {**HI, "model": name})).status
+
+        assert [await status(name) for name in "ab"] == [200, 200]
+        first = folder.models["a"]
+        (tmp_path / "a.gguf").write_bytes(b"GGUF, another one")
+        assert await status("a") == 200 and folder.loads == ["a", "b"]
+        first.loaded = False
+        assert await status("a") == 200 and folder.loads == ["a", "b", "a"] and first.closed
+        folder.models["a"].loaded = False
+        assert await status("a") == 200 and folder.loads == ["a", "b", "a"]
+        folder.models["b"].loaded = False
+        (tmp_path / "b.gguf").unlink()
+        assert await status("b") == 500 and folder.models["b"].closed and await status("b") == 404
+        await application.close()
+
+    asyncio.run(main())
+
+
+def test_a_file_that_cannot_be_read_is_told():
+    gone = FileNotFoundError(2, "No such file or directory", "a.gguf")
+    assert errors.told(gone).message == "[Errno 2] No such file or directory: 'a.gguf'"
 
 
 def test_a_model_that_is_being_loaded():
@@ -572,6 +625,13 @@ def test_without_uvicorn_it_says_what_to_install(monkeypatch):
         running.run(app(Scripted()), [], lambda: None)
 
 
+@pytest.mark.parametrize(("host", "error"), [("no host", OSError), ("a..b", (OSError, ValueError))])
+def test_a_host_that_is_none(host, error):
+    with pytest.raises(error) as caught:
+        running.bind(host, 0)
+    assert host in str(caught.value)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_port_that_is_taken(host):
     (first, *more) = running.bind(host, 0)
@@ -586,6 +646,13 @@ def test_a_port_that_is_taken(host):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="api_keys"):
         Settings(api_keys="key")
+    for key in ("key\n", " key", "a\nb"):
+        with pytest.raises(ValueError, match="api_keys: one has"):
+            Settings(api_keys=("k", key))
     with pytest.raises(ValueError, match="body_bytes"):
         Settings(body_bytes=0)
+    for origin in ("chat.example", "https://chat.example/", "https://Chat.example", "https://", "a b"):
+        with pytest.raises(ValueError, match="origins"):
+            Settings(origins=(origin,))
+    Settings(origins=("*", "null", "https://chat.example:8443", "tauri://localhost", "http://[::1]:3000"))
     assert Refused(400, "x").headers == []

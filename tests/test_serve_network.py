@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
-def served(application):
+def served(application, **options):
     """The port at which uvicorn serves the application, on a thread."""
     config = uvicorn.Config(
-        application, log_config=None, log_level="critical", lifespan="on", timeout_graceful_shutdown=1
+        application, log_config=None, log_level="critical", lifespan="on", timeout_graceful_shutdown=1, **options
     )
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -68,6 +68,53 @@ def until(condition, seconds=20):
         assert time.monotonic() - began < seconds
         time.sleep(0.001)
     return time.monotonic() - began
+
+
+@pytest.fixture(params=["h11", "httptools"])
+def parser(request, monkeypatch):
+    """Each of the two that uvicorn may read HTTP with."""
+    module = pytest.importorskip(f"uvicorn.protocols.http.{request.param}_impl", reason=f"{request.param} is missing")
+    name = {"h11": "H11Protocol", "httptools": "HttpToolsProtocol"}[request.param]
+    monkeypatch.setattr("uvicorn.protocols.http.auto.AutoHTTPProtocol", getattr(module, name))
+
+
+def ended(connection, seconds):
+    """Whether the server closes a connection, of which nothing else comes, within so many seconds."""
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
+def test_who_does_not_say_what_it_wants_is_not_waited_for(parser):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    model = Scripted({"hi": ["a", Wait(0.8), "b"]})
+    with served(app(model), http=running.protocol(0.3)) as port:
+        silent, half, again = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3))
+        half.sendall(head)
+        again.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert b'"ok"' in again.recv(10_000)
+        again.sendall(head)
+        answered = post(port, CHAT, body())  # slower than that, and waited for
+        assert ended(silent, 5) and ended(half, 5) and ended(again, 5)
+        came = b""
+        while b'"content":"ab"' not in came:  # head and body may come apart
+            piece = answered.recv(10_000)
+            assert piece
+            came += piece
+        assert not ended(answered, 0.5)  # the next request may come
+
+
+def test_more_connections_than_the_system_allows_are_refused(parser, monkeypatch):
+    monkeypatch.setattr(running, "most_connections", lambda: 3)
+    with served(app(Scripted()), http=running.protocol(60)) as port:
+        first = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(5)]
+        assert [ended(connection, 0.5) for connection in first] == [False] * 3 + [True] * 2
+        first.pop().close()
+        first[0].sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        first[0].settimeout(20)
+        assert b'"ok"' in first[0].recv(10_000)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -166,7 +213,7 @@ def test_an_end_while_the_model_loads_is_no_failure_of_the_load(fails):
     class App:
         def __init__(self):
             self.ended = asyncio.Event()
-            self.service = SimpleNamespace(pool=self)
+            self.service = SimpleNamespace(pool=self, settings=Settings())
 
         async def __call__(self, scope, receive, send):
             await lifespan(scope, receive, send)
@@ -208,13 +255,17 @@ def test_ctrl_c_ends_the_server_and_tells_clients():
         streaming.close()
 
 
-def test_what_is_wrong_is_one_line():
+def test_what_is_wrong_is_one_line(tmp_path):
+    empty = str(tmp_path)
     taken = socket.create_server(("127.0.0.1", 0))
     port = str(taken.getsockname()[1])
     cases = [
         (["--port", port], 1, "in use"),
         (["missing.gguf"], 1, "missing.gguf"),
         (["--models", "nowhere"], 1, "no such folder"),
+        (["--models", empty, "--port", port], 1, f"[no .gguf file below {empty} yet]"),
+        (["--host", "no host"], 1, "glmlite: no host: "),
+        (["--cors", "chat.example"], 1, "origins: 'chat.example', expected"),
         (["builtin", "--models", "."], 2, "expected one of them"),
         (["--mmproj", "mmproj.gguf", "--models", "."], 2, "expected one of them"),
     ]
@@ -281,7 +332,8 @@ def test_lines_come_in_any_pieces():
             self.data += data[:7]
             return len(data[:7])
 
-    asks = [{"id": i, "path": "/tokenize", "body": {"content": "好" * i}} for i in range(3)]
+    names = [0, "one", 1.5]
+    asks = [{"id": name, "path": "/tokenize", "body": {"content": "好" * i}} for i, name in enumerate(names)]
     lines = b"\n".join(json.dumps(each).encode() for each in asks) + b"\n" + b"x" * 5000 + b"\n\n"
     for size in (1, 5, 4000, 9000):
         out = Out()
@@ -300,7 +352,7 @@ def test_lines_come_in_any_pieces():
 
         asyncio.run(main())
         answers = {str(each["id"]): each for each in map(json.loads, out.data.splitlines())}
-        assert [len(answers[str(i)]["body"]["tokens"]) for i in range(3)] == [0, 3, 6]
+        assert [len(answers[str(name)]["body"]["tokens"]) for name in names] == [0, 3, 6]
         assert answers["None"]["status"] == 400 and "JSON" in answers["None"]["body"]["error"]["message"]
 
 

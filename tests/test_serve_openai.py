@@ -108,6 +108,7 @@ def test_options(fields, options):
         ({"tools": [TOOL], "tool_choice": 5}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         ({"stream_options": 1}, "stream_options"),
     ],
@@ -119,9 +120,17 @@ def test_impossible_values_are_named(fields, param):
     assert answer.json["error"]["type"] == "invalid_request_error"
 
 
-def test_a_number_that_is_none():
+def test_a_number_that_no_float_holds():
     answer = ask(app(Scripted()), CHAT, b'{"messages": [{"role": "user", "content": "hi"}], "temperature": 1e999}')
-    assert answer.status == 400 and answer.json["error"]["param"] == "temperature"
+    assert answer.status == 400 and "1e999 is too large a number" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("number", [b"1" + 400 * b"0", b"-1" + 400 * b"0"])
+def test_an_integer_that_no_float_holds(number):
+    for field, param in ((b'"temperature": %s', "temperature"), (b'"logit_bias": {"1": %s}', "logit_bias.1")):
+        body = b'{"messages": [{"role": "user", "content": "hi"}], %s}' % (field % number)
+        answer = ask(app(Scripted()), CHAT, body)
+        assert answer.status == 400 and answer.json["error"]["param"] == param
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}
@@ -330,6 +339,15 @@ def test_usage_comes_only_when_asked_for(options):
 def test_the_limit_is_told():
     model = Scripted({"hi": list("abcdef")})
     assert ask(app(model), CHAT, hi(max_tokens=2)).json["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_call_that_was_cut_is_none():
+    """Whoever acted on half of its arguments might delete the wrong file. A stream has told of it before."""
+    cut = [Call("f", '{"path": "/tm'), Call("g", "{}"), Call("h", "")]
+    message = ask(app(Scripted({"hi": cut})), CHAT, hi()).json["choices"][0]["message"]
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["g"]
+    message = ask(app(Scripted({"hi": ["so", *cut[:1]]})), CHAT, hi()).json["choices"][0]["message"]
+    assert message["content"] == "so" and "tool_calls" not in message
 
 
 def test_choices_are_told_apart():

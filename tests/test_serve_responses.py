@@ -226,3 +226,12 @@ def test_a_cut_response_is_incomplete():
     assert whole["status"] == "incomplete" and whole["incomplete_details"] == {"reason": "max_output_tokens"}
     assert whole["output"][0]["status"] == "incomplete"
     assert ask(app(model), PATH, {**body, "stream": True}).events[-1]["type"] == "response.incomplete"
+
+
+def test_a_call_that_was_cut_is_none():
+    model = Scripted({"hi": ["so", Call("f", '{"path": "/tm'), Call("g", "{}"), Call("h", "")]})
+    output = ask(app(model), PATH, {"input": "hi"}).json["output"]
+    assert [(item["type"], item.get("name")) for item in output] == [("message", None), ("function_call", "g")]
+    events = ask(app(model), PATH, {"input": "hi", "stream": True}).events
+    done = [event["item"]["status"] for event in events if event["type"] == "response.output_item.done"]
+    assert done == ["completed", "incomplete", "completed", "incomplete"]

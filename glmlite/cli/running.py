@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +24,7 @@ def opened(name: str, loading: Loading, hint: str = "", load: Callable[..., Any]
     in place of `glmlite.load`."""
     import glmlite
 
-    from .. import builtin
-
     path = find(name)
-    if builtin.is_it(path):
-        console.note(builtin.NOTE)
     try:
         with console.progress("loading") as progress:
             model = (load or glmlite.load)(path, progress=lambda done: progress(done, 1), **loading.given())
@@ -36,8 +33,6 @@ def opened(name: str, loading: Loading, hint: str = "", load: Callable[..., Any]
             raise
         raise type(error)(f"{error}; {hint}") from None
     with model:
-        if loading.context is not None and model.context < loading.context:
-            console.note(f"[--context {loading.context}: the model was trained for {model.context} tokens]")
         yield model
 
 
@@ -122,6 +117,23 @@ def text_of(prompt: str | None, file: Path | None) -> str:
 def text_at(path: Path) -> str:
     """What a TEXT argument means: a UTF-8 file, or `-`: what is piped in. Raises ValueError if it is not UTF-8."""
     return _decode(sys.stdin.buffer.read(), "stdin") if str(path) == "-" else _decode(path.read_bytes(), str(path))
+
+
+def object_at(path: Path, expected: str = "a JSON object") -> dict[str, Any]:
+    """The JSON object in a file, as `text_at` reads it. Raises ValueError, naming the file and what was expected."""
+    found = json_at(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: is {type(found).__name__}, expected {expected}")
+    return found
+
+
+def json_at(path: Path) -> Any:
+    """What the JSON in a file says, as `text_at` reads it. Raises ValueError, naming the file."""
+    text = text_at(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from None
 
 
 def _decode(data: bytes, where: str) -> str:

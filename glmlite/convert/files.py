@@ -78,11 +78,13 @@ def short(value: Any) -> str:
 
 
 def load_text(path: Path) -> str:
-    """The text in a file. Raises FormatError for what is not UTF-8."""
+    """The text in a file. Raises FormatError for what is not UTF-8, or stands in the place of a file."""
+    if (kind := kind_of(path)) is not None:
+        raise FormatError(f"{path}: {kind}")
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: {kind_of(path) or f'not UTF-8: {error}'}") from None
+        raise FormatError(f"{path}: not UTF-8: {error}") from None
 
 
 def load_json(path: Path) -> dict[str, Any]:

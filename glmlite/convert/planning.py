@@ -110,6 +110,13 @@ def plan(
             if seeing is not None:
                 own = [(pattern, kind) for pattern, kind in overrides if pattern.startswith(TENSORS)]
                 second = _decided(seeing, mmproj_type, own)
+        names = [tensor.name for part in (work, second) if part for tensor, _ in part.tensors]
+        for pattern, _ in overrides:
+            if not any(recipes.matches(pattern, name) for name in names):
+                raise ValueError(
+                    f"--tensor-type: no tensor is called like {pattern!r}, expected a part of a name or a shell's "
+                    f"pattern; the last is {names[-1]!r}"
+                )
         if second is not None and one_file:
             keys = {key: value for key, value in second.metadata.items() if key.startswith(eyes.KEYS)}
             work = replace(work, metadata={**work.metadata, **keys}, tensors=[*work.tensors, *second.tensors])

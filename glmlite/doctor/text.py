@@ -263,6 +263,23 @@ def template(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def template_syntax(subject: Subject) -> Iterator[Finding]:
+    """A template is a program, which has to be one."""
+    text = templates.of(subject.metadata)
+    wrong = text and templates.wrong_with(text)
+    if wrong:
+        own = _own(subject) if subject.speaks_glm else None
+        yield Finding(
+            "template-syntax",
+            Severity.ERROR,
+            _TEMPLATE,
+            brief(f"the template is no Jinja program: {wrong}"),
+            "No conversation can be written: the template was cut off, or damaged by whoever changed it.",
+            "the model's own is put in" if own else None,
+            {_TEMPLATE: own} if own else {},
+        )
+
+
 def template_tools(subject: Subject) -> Iterator[Finding]:
     """A model that was trained to call tools is told of them by its template."""
     template = templates.of(subject.metadata, tools=True)
@@ -296,4 +313,14 @@ def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
             yield Finding("tokenizer", Severity.ERROR, brief(where), brief(what), means)
 
 
-CHECKS = (vocabulary_size, token_types, pre_tokenizer, stop_ids, prefix, template, template_tools)
+# Whether the template is one comes before what it says.
+CHECKS = (
+    vocabulary_size,
+    token_types,
+    pre_tokenizer,
+    stop_ids,
+    template_syntax,
+    prefix,
+    template,
+    template_tools,
+)

@@ -94,7 +94,7 @@ class Config:
             dim=dim,
             heads=heads,
             head_dim=dim // heads,
-            norm_eps=keys.number("attention.layer_norm_epsilon"),
+            norm_eps=keys.number("attention.layer_norm_epsilon", most=1),
             theta=keys.number("rope.freq_base", 10000.0),
             patch=patch,
             merge=keys.count("spatial_merge_size", merge, least=merge, most=merge),

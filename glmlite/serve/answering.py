@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter
@@ -38,6 +39,7 @@ __all__ = [
     "Thought",
     "Usage",
     "Waiting",
+    "arguments_of",
 ]
 
 log = logging.getLogger("glmlite.serve")
@@ -77,6 +79,15 @@ class CallArguments(NamedTuple):
     choice: int
     call: int
     text: str
+
+
+def arguments_of(text: str) -> dict[str, Any] | None:
+    """The arguments of a call; None: the call was cut off, and nobody must act on what there is of it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class End(NamedTuple):

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping
 from functools import partial
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ..model import Model
 from . import anthropic, errors, ollama, openai, own, pages, responses
@@ -113,7 +113,7 @@ class App:
             status = str(exchange.status or 499)
             self.service.metrics.add("requests", api=exchange.api, status="gone" if status == "499" else status)
             seconds = time.perf_counter() - began
-            log.info("%s %s %s %.3f s", request.method, scope["path"][:200], status, seconds)
+            log.info("%s %s %s %.3f s", request.method, quote(scope["path"][:200], errors="replace"), status, seconds)
 
     async def _respond(self, exchange: Exchange, receive: Receive, trusted: bool) -> None:
         request = exchange.request
@@ -167,10 +167,15 @@ class App:
             route: Route | None = Route("openai", partial(own.model, name=name), GET)
         else:
             route = ROUTES.get(path) or pages.route(request)
+        if route is not None:
+            exchange.api = route.api
+        elif path.startswith("/api/"):
+            exchange.api = "ollama"
+        # Two packages ask the same paths for models, and one of them says who it is.
+        if "anthropic-version" in request.headers:
+            exchange.api = "anthropic"
         if route is None:
             raise Refused(404, f"there is nothing at {path[:200]}")
-        # Both packages ask the same paths for models, each by its own header.
-        exchange.api = "anthropic" if "anthropic-version" in request.headers else route.api
         if request.method not in route.methods:
             raise Refused(405, f"{request.method} is not for {path[:200]}", allow=route.methods)
         return route
@@ -183,7 +188,7 @@ class App:
         if scheme.lower() == "bearer" and token.strip():
             given = token.strip()
         if settings.api_keys:
-            bytes_given = given.encode("utf-8", "replace")
+            bytes_given = given.encode("latin-1")  # as they came
             known = [hmac.compare_digest(bytes_given, key.encode()) for key in settings.api_keys]
             if True not in known:
                 why = (

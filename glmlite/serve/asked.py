@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,7 +129,8 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        # An integer of hundreds of digits is no number that a float has, either.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise self.wrong(name, "a number")
         return value
 
@@ -345,7 +346,8 @@ def _image(part: Fields, kind: str) -> Encoded | None:
         holder, name = (part, "image_url") if given is None else (given, "url")
     elif kind == "image":
         source = part.object("source") or Fields({}, f"{part.where}source.")
-        holder, name = source, "data" if source.text("type", "base64") == "base64" else "url"
+        form = source.one_of("type", ("base64", "url")) or "base64"
+        holder, name = source, "data" if form == "base64" else "url"
     else:
         return None
     where = holder.where + name

@@ -113,6 +113,8 @@ def _listen(app: App, serving: Serving, what: object, console: Any, parent: side
     host = serving.host
     if not app.service.settings.api_keys and not _is_local(host):
         console.note("[no --api-key: whoever reaches this address may use it]")
+    if not app.service.pool.entries():
+        console.note(f"[no .gguf file below {what} yet]")
     port = serving.port if serving.port is not None else PORT if parent is None else 0
     sockets = running.bind(host, port)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def parse(body: bytes) -> dict[str, Any]:
     if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
         raise Refused(413, f"the request's body has more than {MAX_VALUES} values")
     try:
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise Refused(400, f"the request's body is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -153,6 +154,12 @@ def parse(body: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number[:40]} is too large a number")  # what echoes it would be no JSON
+    return value
 
 
 def _check_depth(value: Any) -> None:

@@ -22,6 +22,7 @@ from .answering import (
     Text,
     Thought,
     Waiting,
+    arguments_of,
 )
 from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, content, joined, tool
 from .errors import Refused
@@ -175,7 +176,8 @@ def _response_format(fields: Fields) -> dict[str, Any] | None:
     if kind == "json_schema":
         inner = form.object("json_schema") or form
         if (schema := inner.schema("schema")) is None:
-            raise Refused(400, f"{inner.where}schema is missing, expected a JSON schema", param=f"{inner.where}schema")
+            where = f"{inner.where}schema" if inner is not form else "response_format.json_schema"
+            raise Refused(400, f"{where} is missing, expected a JSON schema", param=where)
         return schema
     return None
 
@@ -359,6 +361,10 @@ async def _chat_whole(answers: Answers) -> dict[str, Any]:
             messages[event.choice]["tool_calls"][event.call]["function"]["arguments"] += event.text
         elif isinstance(event, End):
             reasons[event.choice] = event.reason
+    for message in messages:  # a call that was cut off is none, though a stream has told of it
+        calls = message.pop("tool_calls", [])
+        if calls := [call for call in calls if arguments_of(call["function"]["arguments"]) is not None]:
+            message["tool_calls"] = calls
     return _whole_of(answers, "chat.completion", "chatcmpl-", _chat_choices(answers.asked, messages, told, reasons))
 
 

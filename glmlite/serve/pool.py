@@ -39,7 +39,8 @@ Load = Callable[..., Model]
 @dataclass
 class Entry:
     """A model by its name. path: where it is loaded from; None: it is there and stays. eager: it is loaded at the
-    beginning and stays. waits: a request waits for its load, instead of being told to come again."""
+    beginning and stays. waits: a request waits for its load, instead of being told to come again. file: what it was
+    loaded from, see `_stamp`."""
 
     name: str
     path: Path | None = None
@@ -51,6 +52,7 @@ class Entry:
     loading: asyncio.Task[None] | None = None
     problem: Exception | None = None
     created: int = 0
+    file: tuple[int, ...] = ()
 
 
 class Lease:
@@ -163,6 +165,8 @@ class Pool:
         entry.used = time.monotonic()
         lease = None
         try:
+            if self._outdated(entry):
+                await self._close(entry)
             while entry.model is None or entry.model.closed:
                 if self.closed:
                     raise Refused(503, "the server is ending")
@@ -207,6 +211,17 @@ class Pool:
         """Whether a model that is to be there from the beginning is not there yet."""
         return any(entry.eager and entry.model is None for entry in self._entries.values())
 
+    def _outdated(self, entry: Entry) -> bool:
+        """Whether a model that gave its memory back, and that nobody else uses, cannot be had again as it was."""
+        model, path = entry.model, entry.path
+        return (
+            model is not None
+            and path is not None
+            and not model.loaded
+            and entry.users == 1
+            and _stamp(path) != entry.file
+        )
+
     def _begin(self, entry: Entry) -> None:
         if entry.loading is None or entry.loading.done():
             entry.problem = None
@@ -216,6 +231,7 @@ class Pool:
         """Loads a model, one at a time. What goes wrong is told to those who wait."""
         assert self._load is not None and entry.path is not None
         load = partial(self._load, entry.path, cancel=self._cancel)
+        entry.file = _stamp(entry.path)
         try:
             async with self._room:
                 await self._make_room(_needs(entry, entry.path))
@@ -280,6 +296,15 @@ def _plain(name: str) -> str:
 
 def _alive(entry: Entry) -> bool:
     return entry.model is not None or entry.users > 0 or (entry.loading is not None and not entry.loading.done())
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one in its place; empty where there is none."""
+    try:
+        told = path.stat()
+    except OSError:
+        return ()
+    return told.st_ino, told.st_size, told.st_mtime_ns
 
 
 def _created(path: Path) -> int:

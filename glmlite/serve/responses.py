@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from . import errors
-from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting
+from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting, arguments_of
 from .asked import EFFORTS, MAX_TOOLS, Asked, Fields, content, joined, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
@@ -152,7 +152,7 @@ async def responses(service: Service, body: Mapping[str, Any]) -> Reply | Stream
     try:
         async for event in answers:
             response.take(event)
-        return Reply.json(response.whole)
+        return Reply.json(response.ended)
     finally:
         answers.close()
 
@@ -191,6 +191,11 @@ class Response:
             "usage": None,
             "user": None,
         }
+
+    @property
+    def ended(self) -> dict[str, Any]:
+        """All of it, without calls that were cut off; a stream has told of them before that was known."""
+        return {**self.whole, "output": [item for item in self.whole["output"] if not _is_cut(item)]}
 
     async def stream(self) -> AsyncIterator[bytes]:
         # Of the objects that grow, an event has what they are at that moment: it is written before it is given out.
@@ -287,7 +292,7 @@ class Response:
         item = self._item
         if item is None:
             return []
-        item["status"] = status
+        item["status"] = "incomplete" if _is_cut(item) else status
         told: list[bytes] = []
         if item["type"] == "function_call":
             done = {"name": item["name"], "arguments": item["arguments"]}
@@ -312,6 +317,10 @@ class Response:
     def _event(self, kind: str, **more: Any) -> bytes:
         self._number += 1
         return sse({"type": kind, "sequence_number": self._number, **more}, kind)
+
+
+def _is_cut(item: Mapping[str, Any]) -> bool:
+    return item["type"] == "function_call" and arguments_of(item["arguments"]) is None
 
 
 _TEXT_EVENTS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {

@@ -29,6 +29,18 @@ def is_pdf(start: bytes) -> bool:
     return b"%PDF-" in start[:1024]
 
 
+def _opens(source: bytes | Path) -> bool:
+    """Whether PDFium takes it for a document, whatever is in it."""
+    import pypdfium2.raw as c
+
+    if isinstance(source, bytes):
+        document = c.FPDF_LoadMemDocument64(source, len(source), None)
+    else:
+        document = c.FPDF_LoadDocument(os.fsencode(source) + b"\0", None)
+    c.FPDF_CloseDocument(document)
+    return bool(document)
+
+
 class Pdf:
     """A PDF file: a path or its bytes. Pages are counted from 1. A context manager, which closes it.
 
@@ -50,6 +62,8 @@ class Pdf:
                 self._document = pdfium.PdfDocument(source)
                 self.pages = len(self._document)
             except pdfium.PdfiumError as error:
+                if _opens(source):  # so the error is an older one's
+                    raise ValueError(f"{where}: has no pages, expected at least one") from None
                 if getattr(error, "err_code", None) == _PASSWORD or "password" in str(error).lower():
                     raise ValueError(f"{where}: is encrypted, expected a PDF without a password") from None
                 raise ValueError(f"{where}: a damaged PDF ({error}), expected a whole one") from None

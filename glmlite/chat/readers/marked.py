@@ -428,12 +428,14 @@ def _calls(text: str, name: str) -> list[tuple[str, Mapping[str, Any]]]:
         call = value.get("function", value) if isinstance(value, dict) else None
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return []
-        arguments = call.get("arguments", call.get("parameters", {}))
+        arguments = call.get("arguments", call.get("parameters"))
         if isinstance(arguments, str):
             try:
                 arguments = read_json(arguments or "{}")
             except ValueError:
                 return []
+        if arguments is None:
+            arguments = {}
         if not isinstance(arguments, dict) or not call["name"].strip():
             return []
         calls.append((call["name"].strip(), arguments))
