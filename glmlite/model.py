@@ -511,6 +511,7 @@ class Model:
             logit_bias=dict(p.logit_bias or {}),
             logprobs=-1 if p.logprobs is None else p.logprobs,
             stop=[*stops, *(() if constraint is None else constraint.stops)],
+            draft=self._native.DRAFT,
         )
         sampler.accept([i for i in ids if i != IMAGE])
         answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim, marks, constraint)

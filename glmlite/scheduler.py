@@ -87,6 +87,8 @@ class Stats:
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
     image_seconds: float = 0.0  # before those: of the tower that looked at the prompt's images
+    drafted_tokens: int = 0  # guesses that steps of writing took along
+    accepted_tokens: int = 0  # of those, the ones that were written
 
     @property
     def prompt_rate(self) -> float | None:
@@ -745,6 +747,7 @@ class Scheduler:
         if not stats.generated_tokens:
             stats.prompt_seconds = now - request.started
         stats.generated_tokens += len(samples)
+        stats.drafted_tokens, stats.accepted_tokens = request.sampler.drafted
         self._count("generated_tokens", len(samples))
         stats.generation_seconds = now - request.started - stats.prompt_seconds
         self._deliver(request, samples)

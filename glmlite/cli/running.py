@@ -73,11 +73,12 @@ def speed(stats: Stats) -> str:
     """How long reading and writing took, in words; a rate where there is enough to speak of one."""
     kept = f" ({stats.reused_tokens} kept)" if stats.reused_tokens else ""
     read = stats.prompt_tokens - stats.reused_tokens
+    guessed = f" ({stats.accepted_tokens} guessed)" if stats.accepted_tokens else ""
     seen = f"images {stats.image_seconds:.2f} s; " if stats.image_seconds >= 0.005 else ""
     return (
         f"{seen}prompt {stats.prompt_tokens} tokens{kept}, "
         f"{f'{read} read in ' if kept else ''}{_seconds(stats.prompt_seconds, stats.prompt_rate)}; "
-        f"answer {stats.generated_tokens} tokens, {_seconds(stats.generation_seconds, stats.generation_rate)}"
+        f"answer {stats.generated_tokens} tokens{guessed}, {_seconds(stats.generation_seconds, stats.generation_rate)}"
     )
 
 

@@ -227,6 +227,8 @@ class Answers:
         metrics.add("prompt_tokens", stats.prompt_tokens)
         metrics.add("reused_tokens", stats.reused_tokens)
         metrics.add("generated_tokens", stats.generated_tokens)
+        metrics.add("drafted_tokens", stats.drafted_tokens)
+        metrics.add("accepted_tokens", stats.accepted_tokens)
         metrics.add("image_seconds", stats.image_seconds)
         metrics.add("prompt_seconds", stats.prompt_seconds)
         metrics.add("generation_seconds", stats.generation_seconds)

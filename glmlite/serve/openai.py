@@ -467,6 +467,8 @@ def timings(answers: Answers) -> dict[str, Any]:
         "predicted_n": stats.generated_tokens,
         "predicted_ms": round(stats.generation_seconds * 1000, 3),
         "predicted_per_second": stats.generation_rate,
+        "draft_n": stats.drafted_tokens,
+        "draft_n_accepted": stats.accepted_tokens,
     }
 
 
