@@ -383,6 +383,7 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
           "accept",
           [](Sampler& s, const py::object& tokens) {
             const auto ids = to_vector<int32_t>(tokens, "accept: tokens must be integers that fit in 32 bits");
+            py::gil_scoped_release nogil;  // of a long prompt it takes milliseconds
             s.accept(ids.data(), static_cast<int64_t>(ids.size()));
           },
           py::arg("tokens"))

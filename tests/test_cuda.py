@@ -18,6 +18,7 @@ import pytest
 import test_engine
 import test_package
 import tiny
+from test_drafting import trusted
 from test_engine import BIDIRECTIONAL, DENSE, FORMATS, assert_close, causal, check_ops, parts_of, prompt
 from test_tower import Kernels, Stored
 
@@ -391,14 +392,14 @@ def test_drafts_change_no_token(case, gpu_layers):
     c = case("glm4", layers=2)
     engine = c.engine(gpu_layers=gpu_layers)
     few = {"logit_bias": dict.fromkeys(range(12), 100.0)}
-    options = [{**few, **each} for each in SAMPLERS[:5]]
+    options = [{**few, **each} for each in SAMPLERS[:3]]
     prompts = [[i % 12 for i in prompt(c, 20, seed=seed)] for seed in range(len(options))]
 
     def answers(draft):
         samplers = [cuda.Sampler(seed=i, draft=draft, **each) for i, each in enumerate(options)]
         for sampler, ids in zip(samplers, prompts):
-            sampler.accept(ids)
-        return run(engine, prompts, samplers, budget=40), [sampler.drafted for sampler in samplers]
+            trusted(sampler).accept(ids)
+        return run(engine, prompts, samplers, budget=16), [sampler.drafted for sampler in samplers]
 
     want, _ = answers(0)
     got, drafted = answers(7)
