@@ -207,17 +207,27 @@ def test_the_cache_is_that_of_no_drafts(case):
 
 def test_an_answer_ends_within_a_draft(case):
     c = case("chatglm")
-    engine, ids = c.engine(), [1, 2, 3, 4, 5, 6, 7, 8, 9] * 3
+    engine, ids = c.engine(), prompt(c, 20)
     free = greedy(engine, ids, 40)
-    for stop in set(free[5:]):
-        assert greedy(engine, ids, 40, stop=[stop]) == free[: free.index(stop) + 1]
+    known = [*ids, *free, *ids]  # so that all guesses are right
+    for stop in set(free):
+        assert greedy(engine, ids, 40, known, stop=[stop]) == free[: free.index(stop) + 1]
     for n in range(1, 12):
-        assert greedy(engine, ids, n) == free[:n]
+        assert greedy(engine, ids, n, known) == free[:n]
 
 
-def greedy(engine, ids, n, draft=7, **options):
+def test_what_is_no_token_is_not_taken_along(case):
+    c = case("chatglm")
+    engine, ids = c.engine(), prompt(c, 20)
+    free = greedy(engine, ids, 10)
+    for bad in (c.vocab, -1, -5):
+        assert greedy(engine, ids, 10, [*ids, *free[:2], bad, *ids]) == free
+
+
+def greedy(engine, ids, n, known=None, draft=7, **options):
+    """known: what guesses are made from."""
     sampler, sequence = _native.Sampler(draft=draft, **options), engine.new_sequence()
-    trusted(sampler).accept(ids)
+    trusted(sampler).accept(ids if known is None else known)
     work = _native.Work(sequence, ids, causal(len(ids)), sampler=sampler, budget=n, next_position=everywhere(len(ids)))
     (samples,) = engine.run([work], max_ms=60_000)
     assert engine.length(sequence) == len(ids) + len(samples) - 1
