@@ -1288,6 +1288,28 @@ def test_pickles_that_ask_for_memory(tmp_path):
     tracemalloc.stop()
 
 
+def test_pickles_that_take_for_ever(tmp_path):
+    """A tuple of itself twice, a hundred times over, takes 2^100 steps to hash and to print."""
+    path = tmp_path / "pytorch_model.bin"
+    good = checkpoints.torch_pickle({"x": np.zeros(2, np.float32)})
+    nested = b")" + b"2\x86" * 100
+    ordered = b"ccollections\nOrderedDict\n"
+    sizes = b"(J" + struct.pack("<i", 2) + b"t"
+    assert sizes in good
+    for body in (
+        b"}" + nested + b"Ns.",
+        ordered + b")R" + nested + b"Ns.",
+        ordered + b"](" + nested + b"Nta\x85R.",
+        b"(" + nested + b"Nd.",
+        b"\x8f(" + nested + b"\x90.",
+        b"(" + nested + b"\x91.",
+        good.removeprefix(b"\x80\2").replace(sizes, nested),
+    ):
+        checkpoints.write_torch(path, {}, b"\x80\4" + body)
+        with pytest.raises(FormatError, match="the pickle is not one of tensors"):
+            Checkpoint(path)
+
+
 def test_a_name_twice_in_a_pickle(tmp_path):
     path = tmp_path / "pytorch_model.bin"
     x = np.zeros(2, np.float32)
