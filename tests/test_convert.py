@@ -1288,6 +1288,23 @@ def test_pickles_that_ask_for_memory(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="makes pipes")
+@pytest.mark.parametrize("name", ["tokenizer.model", "additional_chat_templates/x.jinja"])
+def test_a_pipe_or_an_endless_file_in_a_checkpoint(tmp_path, name):
+    """Nobody writes to the pipe, and of the other all that is read would stay in memory."""
+    _, folder = make(tmp_path)
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    if path.parent == folder:
+        (folder / "tokenizer.json").unlink()
+    os.mkfifo(path)
+    refused(folder, rf"{path.name}: is no regular file, expected a file")
+    path.unlink()
+    path.write_bytes(b"")
+    os.truncate(path, 1 << 34)
+    refused(folder, rf"{path.name}: 17179869184 bytes, expected at most 100000000")
+
+
 def test_pickles_that_take_for_ever(tmp_path):
     """A tuple of itself twice, a hundred times over, takes 2^100 steps to hash and to print."""
     path = tmp_path / "pytorch_model.bin"
