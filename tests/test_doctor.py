@@ -880,6 +880,21 @@ def test_the_copy_has_the_same_tensors_and_metadata(tmp_path, format):
     before.close(), after.close()
 
 
+def test_a_number_that_no_float32_holds_is_copied(tmp_path):
+    model = well()
+    metadata = subject_of(model).metadata | {"chatglm.vocab_size": 7, "general.far": 1e300, "general.near": 0.1}
+    writer.write(tmp_path / "m.gguf", metadata, entries(model.tensors))
+    gguf = native.Gguf(doctor.fix(doctor.examine(tmp_path / "m.gguf"), tmp_path / "fixed.gguf"))
+    assert gguf.metadata["general.far"] == 1e300 and gguf.metadata["general.near"] == np.float32(0.1)
+    gguf.close()
+
+
+@pytest.mark.parametrize("architecture", ["chatglm1", "glm4", "glm4moe"])
+def test_more_blocks_that_draft_than_there_are(tmp_path, architecture):
+    report = doctor.examine(write(tmp_path, well(architecture, metadata={f"{architecture}.nextn_predict_layers": 9})))
+    assert any(f"{architecture}.nextn_predict_layers" in finding.where for finding in report.findings)
+
+
 def test_types_without_kernels_are_copied(tmp_path):
     data = np.arange(2 * 66, dtype=np.uint8)
     for type_id, nbytes in ((16, 132), (99, 132)):  # IQ2_XXS; one that nobody knows
@@ -889,6 +904,8 @@ def test_types_without_kernels_are_copied(tmp_path):
         writer.write(path, subject_of(model).metadata | {"chatglm.vocab_size": 7}, [entry, *entries(model.tensors)])
         report = doctor.examine(path)
         assert report.unread == (("type 99",) if type_id == 99 else ())
+        (refused,) = [finding for finding in report.findings if finding.check == "model" and "to run" in finding.what]
+        assert (refused.where, refused.severity) == ("blk.0.x.weight", "error")
         gguf = native.Gguf(doctor.fix(report, tmp_path / f"{type_id}-fixed.gguf"))
         assert gguf.tensors["blk.0.x.weight"].type_id == type_id
         assert bytes(gguf.data("blk.0.x.weight").reshape(-1)[:132]) == data.tobytes()
