@@ -146,7 +146,8 @@ def load(
             same = replace(asked, context=tokens, gpu_layers=gpu_layers)
             again = Again(file.absolute(), content_key(gguf), header, same, place.device)
             idle = Idle(idle_unload, lambda threads, check: again.engine(threads, Report(progress, cancel, check)))
-    name = str(header.metadata.get("general.name") or file.stem)
+    named = header.metadata.get("general.name")
+    name = named if isinstance(named, str) and named else file.stem
     if builtin.is_it(file):
         builtin.announce()
     log.info(

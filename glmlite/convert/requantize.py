@@ -32,7 +32,8 @@ def read_gguf(path: Path, opened: ExitStack) -> tuple[Contents | None, Contents 
     opened.callback(gguf.close)
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
-    alone = metadata.get("general.architecture") == MMPROJ["general.architecture"]
+    architecture = metadata.get("general.architecture")
+    alone = isinstance(architecture, str) and architecture == MMPROJ["general.architecture"]
     sees = alone or any(key.startswith(KEYS) for key in metadata)
     try:
         if not alone:
