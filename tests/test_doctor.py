@@ -165,6 +165,12 @@ BROKEN = {
     "half a prefix, cut off": ("glm4", lambda m: {T: TEMPLATE[7:100]}, "template-syntax", "error"),
     "fewer tokens": ("chatglm", fewer_tokens, "vocabulary-size", "error"),
     "another vocab_size": ("chatglm", lambda m: {"chatglm.vocab_size": 300}, "vocabulary-size", "warning"),
+    "a temperature without bounds": (
+        "glm4",
+        lambda m: {"general.sampling.temp": float("inf")},
+        "sampling",
+        "error",
+    ),
     "no part turns": ("chatglm", lambda m: {"chatglm.rope.dimension_count": None}, "rotary-part", "error"),
     "all turns": ("glm4", lambda m: {"glm4.rope.dimension_count": 32}, "rotary-part", "error"),
 }

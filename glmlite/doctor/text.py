@@ -297,6 +297,20 @@ def template_tools(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def sampling(subject: Subject) -> Iterator[Finding]:
+    """What a file recommends can be used."""
+    from ..models import ARCHITECTURES
+    from ..parameters import RECOMMENDED, sampling_defaults
+
+    for key in RECOMMENDED.values() if subject.architecture in ARCHITECTURES else ():
+        try:
+            sampling_defaults({key: subject.metadata.get(key)})
+        except FormatError as error:
+            what = brief(str(error).rpartition("general.sampling: ")[2])
+            means = "glmlite refuses the file; other programs may write nonsense."
+            yield Finding("sampling", Severity.ERROR, key, what, means, "it is left out", {key: None})
+
+
 def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
     """Whatever else keeps a tokenizer from being made of the metadata. told: keys that have a finding already."""
     from ..models import ARCHITECTURES
@@ -323,4 +337,5 @@ CHECKS = (
     prefix,
     template,
     template_tools,
+    sampling,
 )
