@@ -822,6 +822,18 @@ def test_reads_no_more_than_it_needs(tmp_path, monkeypatch):
     assert 0 < max(sizes) <= 32 * 64
 
 
+def test_a_gguf_file_by_another_name_and_not_over_itself(tmp_path):
+    source = tiny.write(tmp_path / "sha256-abc", tiny.model("chatglm"))
+    before = source.read_bytes()
+    convert(source, tmp_path / "out.gguf", "f16")
+    for same in (source, tmp_path / "link.gguf"):
+        if same != source:
+            same.symlink_to(source)
+        with pytest.raises(ValueError, match=f"{same.name}: is the source itself, expected another name"):
+            convert(source, same, "q8_0")
+    assert source.read_bytes() == before and (tmp_path / "out.gguf").stat().st_size < len(before)
+
+
 def test_gguf_as_source(tmp_path, opened):
     _, folder = make(tmp_path, "chatglm-6b-ptuning")
     whole = convert(folder, tmp_path / "a.gguf", "f32")

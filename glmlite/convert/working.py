@@ -42,6 +42,9 @@ def work_off(
         if progress is not None and progress(done, total) is False:
             raise Cancelled(f"{out}: cancelled, nothing is left of it")
 
+    for path in work.paths(out):
+        if work.source is not None and path.exists() and path.samefile(work.source):
+            raise ValueError(f"{path}: is the source itself, expected another name")
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads is {threads}, expected at least 1")

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ..files import refuse_exported
 from ..locate import model_file
 from ..mmproj import beside as eyes_beside
 from . import constants, eyes, tensors, text, values
@@ -51,6 +52,7 @@ def examine(
     file = model_file(path)
     gguf = Gguf(file)
     try:
+        refuse_exported(file, gguf.metadata)
         subject = Subject.of(gguf)
         findings = look(subject)
         findings += tensors.kernels(subject, gguf.tensors.values())
