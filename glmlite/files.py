@@ -203,9 +203,12 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
 
 
 def check_target(path: Path) -> None:
-    """Raises OSError where no file could get that name: there is no such folder, or what has the name is no file."""
+    """Raises OSError where no file could get that name: there is no such folder, it takes no files, or what has the
+    name is no file."""
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}", str(path))
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, f"the folder {path.parent} takes no files", str(path))
     if (kind := special(path)) is not None:
         raise OSError(errno.EISDIR if path.is_dir() else errno.EEXIST, f"it is {kind}, expected a file", str(path))
 
