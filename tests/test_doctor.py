@@ -148,6 +148,18 @@ BROKEN = {
     "eot is eos": ("glm4", lambda m: ends(m, eos="<|endoftext|>", eot="<|endoftext|>"), "stop-ids", "warning"),
     "only user": ("glm4", lambda m: ends(m, eos="<|user|>"), "stop-ids", "warning"),
     "no observation": ("chatglm", lambda m: ends(m, eos="<|endoftext|>", eot="<|user|>"), "stop-ids", "note"),
+    "observation is no id": (
+        "glm4",
+        lambda m: {"tokenizer.ggml.eom_token_id": 2**32 - 1},
+        "stop-ids",
+        "error",
+    ),
+    "ends of another type": (
+        "glm4",
+        lambda m: ends(m, eos="<|endoftext|>", eot="<|user|>") | {"tokenizer.ggml.eos_token_ids": [0.5]},
+        "stop-ids",
+        "error",
+    ),
     "no eos": ("chatglm1", lambda m: ends(m), "stop-ids", "error"),
     "eos of nothing": ("glm", lambda m: {"tokenizer.ggml.eos_token_id": 5000}, "stop-ids", "error"),
     "specials are text": ("chatglm", lambda m: types(m, 1, "[gMASK]", "<|user|>"), "token-type", "error"),
