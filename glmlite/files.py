@@ -8,12 +8,15 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from .errors import FormatError
 
 __all__ = [
+    "EXPORTED",
     "FULL",
     "REFUSED_PICTURES",
     "UNFINISHED",
@@ -24,6 +27,7 @@ __all__ = [
     "lock",
     "named_where_full",
     "not_gguf",
+    "refuse_exported",
     "refuse_to_overwrite",
     "replacing",
     "replacing_all",
@@ -32,6 +36,9 @@ __all__ = [
 
 # What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
+
+# The key that tells a file of `glmlite export`.
+EXPORTED = "glmlite.export.version"
 
 # Endings of pictures that are not read: wherever one is taken for a picture, it is refused by name.
 REFUSED_PICTURES = (".heic", ".heif", ".avif", ".jxl")
@@ -126,6 +133,13 @@ def special(path: str | os.PathLike[str]) -> str | None:
     return None if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
 
 
+def refuse_exported(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
+    """Raises FormatError for the metadata of what `glmlite export` wrote: its tensors are packed, whatever their types
+    say."""
+    if EXPORTED in metadata:
+        raise FormatError(f"{path}: is exported already, expected the .gguf file that it was made of")
+
+
 def not_gguf(path: str | os.PathLike[str]) -> str | None:
     """As `kind_of`, for a file that should be a GGUF file: a checkpoint becomes one."""
     if weights := checkpoint_kind(path):
@@ -189,9 +203,12 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
 
 
 def check_target(path: Path) -> None:
-    """Raises OSError where no file could get that name: there is no such folder, or what has the name is no file."""
+    """Raises OSError where no file could get that name: there is no such folder, it takes no files, or what has the
+    name is no file."""
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}", str(path))
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, f"the folder {path.parent} takes no files", str(path))
     if (kind := special(path)) is not None:
         raise OSError(errno.EISDIR if path.is_dir() else errno.EEXIST, f"it is {kind}, expected a file", str(path))
 

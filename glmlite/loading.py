@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, ParamSpec
 from . import builtin, models, packed, placement
 from .cancel import Cancel, check_cancel
 from .errors import Cancelled, FormatError
+from .files import EXPORTED
 from .locate import model_file
 from .mmproj import Found
 from .mmproj import find as find_eyes
@@ -146,7 +147,8 @@ def load(
             same = replace(asked, context=tokens, gpu_layers=gpu_layers)
             again = Again(file.absolute(), content_key(gguf), header, same, place.device)
             idle = Idle(idle_unload, lambda threads, check: again.engine(threads, Report(progress, cancel, check)))
-    name = str(header.metadata.get("general.name") or file.stem)
+    named = header.metadata.get("general.name")
+    name = named if isinstance(named, str) and named else file.stem
     if builtin.is_it(file):
         builtin.announce()
     log.info(
@@ -388,7 +390,7 @@ def _on_gpu(
     """Where the model runs, the tokens of its context and of its cache; None: on the CPU."""
     if not hasattr(native, "memory_needed") or gpu_layers == 0:
         return None
-    if "glmlite.export.version" in gguf.metadata:
+    if EXPORTED in gguf.metadata:
         if device != "auto":
             raise ValueError(f"device is {device!r}, expected 'cpu': an exported file has its weights packed for that")
         return None

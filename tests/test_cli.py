@@ -280,6 +280,19 @@ def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch)
     assert "no prompt: stdin is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["run", "m.gguf", "-f"], ["perplexity", "m.gguf"], ["imatrix", "m.gguf"]])
+def test_a_text_without_an_end_is_refused(model, capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "MOST_TEXT", 1000)
+    Path("m.gguf").touch()
+    Path("text").write_bytes(b"a" * 1001)
+    assert main([*command, "text"]) != 0
+    assert "text: is longer than 1.0 kB, expected a shorter text" in capsys.readouterr().err
+    give(monkeypatch, b"a" * 1001)
+    assert main([*command, "-"]) != 0
+    assert "stdin: is longer than 1.0 kB" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [

@@ -822,6 +822,18 @@ def test_reads_no_more_than_it_needs(tmp_path, monkeypatch):
     assert 0 < max(sizes) <= 32 * 64
 
 
+def test_a_gguf_file_by_another_name_and_not_over_itself(tmp_path):
+    source = tiny.write(tmp_path / "sha256-abc", tiny.model("chatglm"))
+    before = source.read_bytes()
+    convert(source, tmp_path / "out.gguf", "f16")
+    for same in (source, tmp_path / "link.gguf"):
+        if same != source:
+            same.symlink_to(source)
+        with pytest.raises(ValueError, match=f"{same.name}: is the source itself, expected another name"):
+            convert(source, same, "q8_0")
+    assert source.read_bytes() == before and (tmp_path / "out.gguf").stat().st_size < len(before)
+
+
 def test_gguf_as_source(tmp_path, opened):
     _, folder = make(tmp_path, "chatglm-6b-ptuning")
     whole = convert(folder, tmp_path / "a.gguf", "f32")
@@ -1286,6 +1298,45 @@ def test_pickles_that_ask_for_memory(tmp_path):
         Checkpoint(path)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes pipes")
+@pytest.mark.parametrize("name", ["tokenizer.model", "additional_chat_templates/x.jinja"])
+def test_a_pipe_or_an_endless_file_in_a_checkpoint(tmp_path, name):
+    """Nobody writes to the pipe, and of the other all that is read would stay in memory."""
+    _, folder = make(tmp_path)
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    if path.parent == folder:
+        (folder / "tokenizer.json").unlink()
+    os.mkfifo(path)
+    refused(folder, rf"{path.name}: is no regular file, expected a file")
+    path.unlink()
+    path.write_bytes(b"")
+    os.truncate(path, 1 << 34)
+    refused(folder, rf"{path.name}: 17179869184 bytes, expected at most 100000000")
+
+
+def test_pickles_that_take_for_ever(tmp_path):
+    """A tuple of itself twice, a hundred times over, takes 2^100 steps to hash and to print."""
+    path = tmp_path / "pytorch_model.bin"
+    good = checkpoints.torch_pickle({"x": np.zeros(2, np.float32)})
+    nested = b")" + b"2\x86" * 100
+    ordered = b"ccollections\nOrderedDict\n"
+    sizes = b"(J" + struct.pack("<i", 2) + b"t"
+    assert sizes in good
+    for body in (
+        b"}" + nested + b"Ns.",
+        ordered + b")R" + nested + b"Ns.",
+        ordered + b"](" + nested + b"Nta\x85R.",
+        b"(" + nested + b"Nd.",
+        b"\x8f(" + nested + b"\x90.",
+        b"(" + nested + b"\x91.",
+        good.removeprefix(b"\x80\2").replace(sizes, nested),
+    ):
+        checkpoints.write_torch(path, {}, b"\x80\4" + body)
+        with pytest.raises(FormatError, match="the pickle is not one of tensors"):
+            Checkpoint(path)
 
 
 def test_a_name_twice_in_a_pickle(tmp_path):

@@ -148,6 +148,18 @@ BROKEN = {
     "eot is eos": ("glm4", lambda m: ends(m, eos="<|endoftext|>", eot="<|endoftext|>"), "stop-ids", "warning"),
     "only user": ("glm4", lambda m: ends(m, eos="<|user|>"), "stop-ids", "warning"),
     "no observation": ("chatglm", lambda m: ends(m, eos="<|endoftext|>", eot="<|user|>"), "stop-ids", "note"),
+    "observation is no id": (
+        "glm4",
+        lambda m: {"tokenizer.ggml.eom_token_id": 2**32 - 1},
+        "stop-ids",
+        "error",
+    ),
+    "ends of another type": (
+        "glm4",
+        lambda m: ends(m, eos="<|endoftext|>", eot="<|user|>") | {"tokenizer.ggml.eos_token_ids": [0.5]},
+        "stop-ids",
+        "error",
+    ),
     "no eos": ("chatglm1", lambda m: ends(m), "stop-ids", "error"),
     "eos of nothing": ("glm", lambda m: {"tokenizer.ggml.eos_token_id": 5000}, "stop-ids", "error"),
     "specials are text": ("chatglm", lambda m: types(m, 1, "[gMASK]", "<|user|>"), "token-type", "error"),
@@ -165,6 +177,12 @@ BROKEN = {
     "half a prefix, cut off": ("glm4", lambda m: {T: TEMPLATE[7:100]}, "template-syntax", "error"),
     "fewer tokens": ("chatglm", fewer_tokens, "vocabulary-size", "error"),
     "another vocab_size": ("chatglm", lambda m: {"chatglm.vocab_size": 300}, "vocabulary-size", "warning"),
+    "a temperature without bounds": (
+        "glm4",
+        lambda m: {"general.sampling.temp": float("inf")},
+        "sampling",
+        "error",
+    ),
     "no part turns": ("chatglm", lambda m: {"chatglm.rope.dimension_count": None}, "rotary-part", "error"),
     "all turns": ("glm4", lambda m: {"glm4.rope.dimension_count": 32}, "rotary-part", "error"),
 }
@@ -880,6 +898,21 @@ def test_the_copy_has_the_same_tensors_and_metadata(tmp_path, format):
     before.close(), after.close()
 
 
+def test_a_number_that_no_float32_holds_is_copied(tmp_path):
+    model = well()
+    metadata = subject_of(model).metadata | {"chatglm.vocab_size": 7, "general.far": 1e300, "general.near": 0.1}
+    writer.write(tmp_path / "m.gguf", metadata, entries(model.tensors))
+    gguf = native.Gguf(doctor.fix(doctor.examine(tmp_path / "m.gguf"), tmp_path / "fixed.gguf"))
+    assert gguf.metadata["general.far"] == 1e300 and gguf.metadata["general.near"] == np.float32(0.1)
+    gguf.close()
+
+
+@pytest.mark.parametrize("architecture", ["chatglm1", "glm4", "glm4moe"])
+def test_more_blocks_that_draft_than_there_are(tmp_path, architecture):
+    report = doctor.examine(write(tmp_path, well(architecture, metadata={f"{architecture}.nextn_predict_layers": 9})))
+    assert any(f"{architecture}.nextn_predict_layers" in finding.where for finding in report.findings)
+
+
 def test_types_without_kernels_are_copied(tmp_path):
     data = np.arange(2 * 66, dtype=np.uint8)
     for type_id, nbytes in ((16, 132), (99, 132)):  # IQ2_XXS; one that nobody knows
@@ -889,6 +922,8 @@ def test_types_without_kernels_are_copied(tmp_path):
         writer.write(path, subject_of(model).metadata | {"chatglm.vocab_size": 7}, [entry, *entries(model.tensors)])
         report = doctor.examine(path)
         assert report.unread == (("type 99",) if type_id == 99 else ())
+        (refused,) = [finding for finding in report.findings if finding.check == "model" and "to run" in finding.what]
+        assert (refused.where, refused.severity) == ("blk.0.x.weight", "error")
         gguf = native.Gguf(doctor.fix(report, tmp_path / f"{type_id}-fixed.gguf"))
         assert gguf.tensors["blk.0.x.weight"].type_id == type_id
         assert bytes(gguf.data("blk.0.x.weight").reshape(-1)[:132]) == data.tobytes()

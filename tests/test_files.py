@@ -51,6 +51,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 @POSIX
+def test_a_folder_that_takes_no_files_is_named_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match="takes no files"):
+        refuse_to_overwrite(tmp_path / "out")
+
+
 def test_a_file_that_a_full_disk_has_no_room_for_is_named(tmp_path):
     code = """if True:
         import resource, sys

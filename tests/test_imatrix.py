@@ -299,6 +299,12 @@ def test_files_that_are_something_else(tiny_file, tmp_path):
         path.write_bytes(data)
         with pytest.raises(FormatError, match="not an importance matrix, or cut off"):
             imatrix.read(path)
+    os.truncate(path, 1 << 34)  # no more of it is read than tells that it is none
+    with pytest.raises(FormatError, match="not an importance matrix, or cut off"):
+        imatrix.read(path)
+    for other, kind in ((tmp_path, "a folder"), (os.devnull, "no regular file")):
+        with pytest.raises(FormatError, match=f"is {kind}, expected an importance matrix"):
+            imatrix.read(other)
     with pytest.raises(FileNotFoundError):
         imatrix.read(tmp_path / "none")
 

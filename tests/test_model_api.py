@@ -131,6 +131,12 @@ def test_unknown_architecture_names_file_and_key(executor, tiny_file):
         glmlite.load(path)
 
 
+def test_a_name_that_is_no_text_is_the_file_s(load, tiny_file):
+    for value in ([1, 2], 7.0, ""):
+        sizes = {"metadata": {"general.name": value}}
+        assert load(sizes=sizes).name == tiny_file(**sizes).stem
+
+
 def test_progress_that_returns_false_cancels_the_load(load):
     with pytest.raises(glmlite.Cancelled):
         load(progress=lambda done: False)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from glmlite.errors import FormatError
-from glmlite.models import ARCHITECTURES, draft, record
+from glmlite.models import ARCHITECTURES, draft, record, record_eyes
 from glmlite.models.layout import causal
 from glmlite.program import Recorder, Value
 from glmlite.reference import Reference, Work, compare
@@ -1039,6 +1039,14 @@ def test_unknown_architecture_lists_the_known():
     for architecture in ("bert", None, 7):
         with pytest.raises(FormatError, match="chatglm, chatglm1, deepseek2, glm, glm4, glm4moe, llama"):
             record({"general.architecture": architecture}, {})
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), np.zeros(5000, np.int32), "x\n" * 5000])
+def test_metadata_of_another_type_is_named_in_one_line(value):
+    for read, key in ((record, "general.architecture"), (record_eyes, "clip.projector_type")):
+        with pytest.raises(FormatError, match=rf"'{key}' is (ndarray|'x\\n.*'), expected") as error:
+            read({key: value}, {})
+        assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

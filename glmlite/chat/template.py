@@ -65,7 +65,8 @@ def render(
     """
     text = of(metadata, bool(tools))
     assert text is not None
-    reader = f"the chat template of {metadata.get('general.name') or 'this model'}"
+    name = metadata.get("general.name")
+    reader = f"the chat template of {name if isinstance(name, str) and name else 'this model'}"
     control = _control_tokens(metadata, tokenizer, (_IMAGE,) if images else ())
     messages = [_role(message, text, tokenizer) for message in _calls_as_read(messages, text)]
     say_unread(messages, text, reader)

@@ -126,7 +126,8 @@ def _eyes(gguf: Any) -> dict[str, Any]:
 
 def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[str, Any]:
     """Bytes of the weights, of the cache, which eyes alone have none of, and of the eyes that `load` finds."""
-    if gguf.metadata.get("general.type") == "mmproj":
+    kind = gguf.metadata.get("general.type")
+    if isinstance(kind, str) and kind == "mmproj":
         return {"weights": weights, "contexts": []}
     from ..errors import FormatError
     from ..mmproj import find as find_eyes

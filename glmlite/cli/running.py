@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import typer
 
@@ -16,6 +16,8 @@ from ..locate import model_file
 from ..scheduler import Stats
 from . import console
 from .options import Loading, find
+
+MOST_TEXT = 256_000_000  # bytes; as tokens they take some GB, and a pipe or a device may have no end
 
 
 @contextmanager
@@ -110,14 +112,18 @@ def text_of(prompt: str | None, file: Path | None) -> str:
         return text_at(file)
     if sys.stdin.isatty() and prompt is None:
         raise ValueError("no prompt: give it as an argument, with --file, or through a pipe")
-    if not (text := _decode(sys.stdin.buffer.read(), "stdin")):
+    if not (text := text_at(Path("-"))):
         raise ValueError("no prompt: stdin is empty")
     return text
 
 
 def text_at(path: Path) -> str:
-    """What a TEXT argument means: a UTF-8 file, or `-`: what is piped in. Raises ValueError if it is not UTF-8."""
-    return _decode(sys.stdin.buffer.read(), "stdin") if str(path) == "-" else _decode(path.read_bytes(), str(path))
+    """What a TEXT argument means: a UTF-8 file, or `-`: what is piped in. Raises ValueError if it is not UTF-8, or too
+    long."""
+    if str(path) == "-":
+        return _decode(sys.stdin.buffer, "stdin")
+    with path.open("rb") as file:
+        return _decode(file, str(path))
 
 
 def object_at(path: Path, expected: str = "a JSON object") -> dict[str, Any]:
@@ -137,7 +143,10 @@ def json_at(path: Path) -> Any:
         raise ValueError(f"{path}: is no JSON: {error}") from None
 
 
-def _decode(data: bytes, where: str) -> str:
+def _decode(file: BinaryIO, where: str) -> str:
+    data = file.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise ValueError(f"{where}: is longer than {console.size(MOST_TEXT)}, expected a shorter text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -17,7 +17,7 @@ from .. import models
 from ..chat import dialects
 from ..errors import Cancelled, FormatError
 from ..families import about
-from ..files import replacing
+from ..files import EXPORTED, refuse_exported, replacing
 from ..infill import Infiller
 from ..locate import model_file
 from ..models.layout import causal
@@ -70,6 +70,7 @@ def export(
             raise Cancelled(f"{out}: cancelled, nothing is left of it")
 
     with closing(_native.Gguf(file)) as gguf:
+        refuse_exported(file, gguf.metadata)
         try:
             head, raw, ops, refused = _described(_native, gguf)
         except FormatError as error:
@@ -93,8 +94,6 @@ def export(
 def _described(native: Any, gguf: Any) -> tuple[bytes, list[bytes], list[tuple[Any, ...]], str | None]:
     """All that stands before the packed weights: the head of the file, and the tensors that are not packed; the
     program; and why it does not chat."""
-    if "glmlite.export.version" in gguf.metadata:
-        raise FormatError("is exported already, expected the .gguf file that it was made of")
     metadata = {k: v for k, v in gguf.metadata.items() if k in _KEPT or not k.startswith(_DROPPED)}
     shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
     recording = models.record(metadata, shapes)
@@ -106,7 +105,7 @@ def _described(native: Any, gguf: Any) -> tuple[bytes, list[bytes], list[tuple[A
     packed.sort(key=lambda info: (gguf.paths.index(info.path), info.offset))
     dims = [len(info.shape) for info in packed]
     keys = {
-        "glmlite.export.version": VERSION,
+        EXPORTED: VERSION,
         "glmlite.packed.version": version,
         "glmlite.packed.layout": layout,
         "glmlite.packed.names": [info.name for info in packed],

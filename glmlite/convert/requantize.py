@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
-from ..files import downloading
+from ..files import downloading, refuse_exported
 from ..models.glm4v import TENSORS
 from .architectures import Contents, Tensor
 from .architectures.eyes import KEYS, MMPROJ
@@ -30,9 +30,11 @@ def read_gguf(path: Path, opened: ExitStack) -> tuple[Contents | None, Contents 
         raise FormatError(f"{path}: {unfinished}")
     gguf = Gguf(path)
     opened.callback(gguf.close)
+    refuse_exported(path, gguf.metadata)
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
-    alone = metadata.get("general.architecture") == MMPROJ["general.architecture"]
+    architecture = metadata.get("general.architecture")
+    alone = isinstance(architecture, str) and architecture == MMPROJ["general.architecture"]
     sees = alone or any(key.startswith(KEYS) for key in metadata)
     try:
         if not alone:

@@ -17,7 +17,7 @@ from ..parameters import RECOMMENDED, Parameters
 from ..tokenizer.vocabulary import TokenType
 from . import vocab
 from .architectures import Config
-from .files import load_json, load_text, short
+from .files import load_bytes, load_json, load_text, short
 
 __all__ = ["text_metadata"]
 
@@ -227,7 +227,7 @@ def _is_chatglm2(folder: Path, tokenizer_config: dict[str, Any], metadata: dict[
     code = folder / "tokenization_chatglm.py"
     if not code.is_file() or "<|user|>" in repr(tokenizer_config):
         return False
-    return "<|user|>" not in code.read_text(encoding="utf-8", errors="replace")
+    return "<|user|>" not in load_bytes(code).decode("utf-8", "replace")
 
 
 def _optional(path: Path) -> dict[str, Any]:

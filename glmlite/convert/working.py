@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import _thread
-import queue
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from .._native import default_threads
-from ..delivery import Events
 from ..errors import Cancelled
 from ..models.glm4v import TENSORS as EYES
+from ..workers import in_order, workers
 from . import writer
 from .architectures import Tensor
 from .formats import can_quantize, encode
 from .planning import Conversion
 
 __all__ = ["unweighted", "work_off"]
-
-T = TypeVar("T")
-Tasks = queue.SimpleQueue[Callable[[], None] | None]
 
 _CHUNK = 1 << 19  # values that a thread has in hand; their f32 stay in a cache from step to step
 _AHEAD = 4  # pieces of each thread that may wait to be written
@@ -49,10 +42,13 @@ def work_off(
         if progress is not None and progress(done, total) is False:
             raise Cancelled(f"{out}: cancelled, nothing is left of it")
 
+    for path in work.paths(out):
+        if work.source is not None and path.exists() and path.samefile(work.source):
+            raise ValueError(f"{path}: is the source itself, expected another name")
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads is {threads}, expected at least 1")
-    with _workers(threads) as tasks:
+    with workers(threads) as tasks:
 
         def pieces(tensor: Tensor, kind: str) -> Iterator[np.ndarray]:
             columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
@@ -66,7 +62,7 @@ def work_off(
                 return encode(x, kind, tensor.origin(matrix), None if weights is None else weights[matrix])
 
             places = ((matrix, begin) for matrix in range(tensor.matrices) for begin in range(0, tensor.rows, step))
-            return _in_order(tasks, piece, places, _AHEAD * threads)
+            return in_order(tasks, piece, places, _AHEAD * threads)
 
         parts = [work] if work.eyes is None else [work, work.eyes]
         files = [
@@ -117,61 +113,3 @@ def _columns(importance: Mapping[str, np.ndarray], tensor: Tensor) -> np.ndarray
             "it is another model's"
         )
     return np.broadcast_to(weights.reshape(-1, columns), (tensor.matrices, columns))
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[Tasks]:
-    """So many threads that do what is put into the queue; at the end those tasks that nobody has begun are dropped.
-
-    Only queues stand between them and the main thread, which Ctrl-C may interrupt anywhere. A Condition (of a pool, a
-    Future, a Thread that starts) that it interrupts the taking of is never given back: one side would wait for ever.
-    """
-    tasks: Tasks = queue.SimpleQueue()
-    ended: Events[None] = Events()
-
-    def work() -> None:
-        while (task := tasks.get()) is not None:
-            task()
-        ended.put(None)
-
-    started = 0
-    try:
-        for _ in range(count):
-            _thread.start_new_thread(work, ())
-            started += 1
-        yield tasks
-    finally:
-        with suppress(queue.Empty):
-            while True:
-                tasks.get_nowait()
-        for _ in range(count):
-            tasks.put(None)
-        for _ in range(started):
-            ended.get()
-
-
-def _in_order(
-    tasks: Tasks, call: Callable[[T], np.ndarray], arguments: Iterable[T], ahead: int
-) -> Iterator[np.ndarray]:
-    """What `call` gives for each argument, in their order, while the workers are at the `ahead` that follow."""
-    waiting: deque[Events[np.ndarray]] = deque()
-
-    def work(argument: T, result: Events[np.ndarray]) -> None:
-        try:
-            result.put(call(argument))
-        except Exception as error:
-            result.put(error)
-
-    def first() -> np.ndarray:
-        result = waiting.popleft().get()
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    for argument in arguments:
-        waiting.append(Events())
-        tasks.put(partial(work, argument, waiting[-1]))
-        if len(waiting) > ahead:
-            yield first()
-    while waiting:
-        yield first()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ..errors import FormatError
@@ -209,6 +209,20 @@ def model(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
             missing = block_of(where) is not None or where.endswith((".weight", ".bias"))
             kind = "tensor-shape" if where in subject.shapes else "tensor-missing" if missing else "model"
             yield Finding(kind, severity, brief(where), brief(str(error)), means)
+
+
+def kernels(subject: Subject, tensors: Iterable[Any]) -> Iterator[Finding]:
+    """Types that the engine does not multiply with, of what the model is loaded from: `_native.TensorInfo`s."""
+    from ..models import ARCHITECTURES
+
+    if subject.architecture not in ARCHITECTURES or subject.layers is None:
+        return
+    used = (t for t in tensors if (place := block_of(t.name)) is None or place[0] < subject.layers)
+    if unsupported := [tensor for tensor in used if not tensor.supported]:
+        types = ", ".join(sorted({tensor.type for tensor in unsupported}))
+        what = f"{types}, which there is nothing here to run, of {len(unsupported)} tensors"
+        means = "The file does not run here; programs that know the type may run it."
+        yield Finding("model", Severity.ERROR, brief(unsupported[0].name), what, means)
 
 
 CHECKS = (architecture, embeddings, output, latent, blocks)

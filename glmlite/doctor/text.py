@@ -120,10 +120,14 @@ def stop_ids(subject: Subject) -> Iterator[Finding]:
     if not subject.tokens:
         return
     named: set[int] = set()
+    unusable = False
     for key in ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids"):
         value = subject.metadata.get(f"tokenizer.ggml.{key}")
-        if isinstance(value, (int, np.integer)) or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
+        if isinstance(value, (int, np.integer, np.ndarray)) and np.asarray(value).dtype.kind in "iu":
             named.update(np.atleast_1d(value).tolist())
+        elif value is not None:
+            unusable = True
+    unusable = unusable or not named <= set(range(len(subject.tokens)))
     eos = subject.token_id("eos")
     ids = {key: subject.ids[text] for key, text in families.ENDS.items() if text in subject.ids}
     # Sentencepiece vocabularies have </s> in place of <|endoftext|>.
@@ -149,8 +153,8 @@ def stop_ids(subject: Subject) -> Iterator[Finding]:
         texts = ", ".join(families.ENDS[name] for name in missing)
         yield Finding(
             "stop-ids",
-            # <|observation|> only follows a tool call.
-            Severity.NOTE if missing == ["eom"] else Severity.WARNING,
+            # <|observation|> only follows a tool call. Ids that are none keep the file from being loaded.
+            Severity.ERROR if unusable else Severity.NOTE if missing == ["eom"] else Severity.WARNING,
             ", ".join(f"tokenizer.ggml.{name}_token_id" for name in missing),
             f"{texts} not among the ids that end an answer",
             "Programs that go by these keys let the model go on and play the user's part.",
@@ -297,6 +301,20 @@ def template_tools(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def sampling(subject: Subject) -> Iterator[Finding]:
+    """What a file recommends can be used."""
+    from ..models import ARCHITECTURES
+    from ..parameters import RECOMMENDED, sampling_defaults
+
+    for key in RECOMMENDED.values() if subject.architecture in ARCHITECTURES else ():
+        try:
+            sampling_defaults({key: subject.metadata.get(key)})
+        except FormatError as error:
+            what = brief(str(error).rpartition("general.sampling: ")[2])
+            means = "glmlite refuses the file; other programs may write nonsense."
+            yield Finding("sampling", Severity.ERROR, key, what, means, "it is left out", {key: None})
+
+
 def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
     """Whatever else keeps a tokenizer from being made of the metadata. told: keys that have a finding already."""
     from ..models import ARCHITECTURES
@@ -323,4 +341,5 @@ CHECKS = (
     prefix,
     template,
     template_tools,
+    sampling,
 )

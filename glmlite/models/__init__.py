@@ -16,6 +16,7 @@ from ..errors import FormatError
 from ..program import Op, Recorder, Shapes
 from . import chatglm, chatglm1, deepseek2, glm, glm4, glm4moe, glm4v, llama
 from .layout import Layout, LayoutFunction
+from .metadata import shown
 
 __all__ = ["ARCHITECTURES", "Eyes", "Layout", "Recording", "draft", "record", "record_eyes"]
 
@@ -122,7 +123,7 @@ def _read(metadata: Mapping[str, Any], shapes: Shapes) -> tuple[Any, Any]:
         raise FormatError(f"metadata: 'general.architecture' is {architecture!r}; {_NO_TEXT_MODELS[architecture]}")
     if not isinstance(architecture, str) or architecture not in _MODELS:
         known = ", ".join(ARCHITECTURES)
-        raise FormatError(f"metadata: 'general.architecture' is {architecture!r}, expected one of: {known}")
+        raise FormatError(f"metadata: 'general.architecture' is {shown(architecture)}, expected one of: {known}")
     model = _MODELS[architecture]
     return model, model.Config.from_gguf(metadata, shapes)
 

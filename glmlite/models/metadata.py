@@ -16,6 +16,13 @@ _LARGEST = 2**31 - 1  # positions and sizes are int32 at the seam
 _MOST_COLUMNS = 1 << 16  # of a head or of a latent, and heads: what the executors take
 
 
+def shown(value: Any) -> str:
+    """For messages: a value of the metadata, in one line."""
+    if value is None or isinstance(value, (int, float, np.number)):
+        return str(value)
+    return repr(value[:40]) if isinstance(value, str) else type(value).__name__
+
+
 class Heads(NamedTuple):
     """How many query heads and key-value heads, and the columns of one."""
 
@@ -204,8 +211,7 @@ class Keys:
         return value
 
     def _error(self, name: str, value: Any, expected: str) -> FormatError:
-        text = str(value) if isinstance(value, (int, float, np.number)) else type(value).__name__
-        text = repr(value[:40]) if isinstance(value, str) else text
+        text = shown(value)
         if f"{self.architecture}.{name}" not in self.metadata:
             text = f"missing, which means {text}"
         return FormatError(f"metadata: '{self.architecture}.{name}' is {text}, expected {expected}")

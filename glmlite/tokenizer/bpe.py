@@ -129,7 +129,7 @@ def pre_of(metadata: Metadata, vocabulary: Vocabulary) -> str:
     """How the vocabulary's text is cut into words: a key of PATTERNS. Raises FormatError for another."""
     pre = metadata.text("tokenizer.ggml.pre", "glm4" if vocabulary.is_glm else "default")
     if pre not in PATTERNS:
-        raise FormatError(f"tokenizer.ggml.pre: '{pre}' is not known; known: {', '.join(sorted(PATTERNS))}")
+        raise FormatError(f"tokenizer.ggml.pre: {pre[:40]!r} is not known; known: {', '.join(sorted(PATTERNS))}")
     return pre
 
 

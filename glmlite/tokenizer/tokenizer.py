@@ -116,7 +116,7 @@ class Tokenizer:
         elif model in ("llama", "t5"):
             from .spm import SentencePiece as family
         else:
-            raise FormatError(f"tokenizer.ggml.model: '{model}' is not known; known: gpt2, llama, t5")
+            raise FormatError(f"tokenizer.ggml.model: {model[:40]!r} is not known; known: gpt2, llama, t5")
         vocabulary = Vocabulary(read)
         check()
         architecture = read.text("general.architecture", "")
