@@ -179,7 +179,7 @@ async def messages(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     answers = await service.begin(read(body))
     message = Message(answers)
     if answers.asked.stream:
-        return Stream(message.stream(), answers.close, patience=service.settings.patience)
+        return Stream(message.stream(), answers.close)
     try:
         async for event in answers:
             message.take(event)

@@ -289,7 +289,7 @@ def random_id(prefix: str) -> str:
 async def chat(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     answers = await service.begin(read_chat(body))
     if answers.asked.stream:
-        return Stream(_chat_chunks(answers), answers.close, patience=service.settings.patience)
+        return Stream(_chat_chunks(answers), answers.close)
     try:
         return Reply.json(await _chat_whole(answers))
     finally:
@@ -489,7 +489,7 @@ async def completions(service: Service, body: Mapping[str, Any]) -> Reply | Stre
     echo = bool(body.get("echo"))
     answers = await service.begin(asked)
     if asked.stream:
-        return Stream(_text_chunks(answers, echo), answers.close, patience=service.settings.patience)
+        return Stream(_text_chunks(answers, echo), answers.close)
     try:
         return Reply.json(await _text_whole(answers, echo))
     finally:

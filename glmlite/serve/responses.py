@@ -148,7 +148,7 @@ async def responses(service: Service, body: Mapping[str, Any]) -> Reply | Stream
     answers = await service.begin(asked)
     response = Response(answers, body)
     if asked.stream:
-        return Stream(response.stream(), answers.close, patience=service.settings.patience)
+        return Stream(response.stream(), answers.close)
     try:
         async for event in answers:
             response.take(event)
