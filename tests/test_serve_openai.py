@@ -109,6 +109,7 @@ def test_options(fields, options):
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object", "schema": {"title": "x" * 300_000}}}, "response_format.schema"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         ({"stream_options": 1}, "stream_options"),
     ],

@@ -128,6 +128,7 @@ def test_what_is_asked_of_the_answer():
     assert found["tool_choice"] == {"type": "function", "function": {"name": "f"}}
     assert found["parallel_tool_calls"] is False
     assert (found["thinking"], found["effort"]) == (False, "none")
+    assert given({"input": "hi"})["parallel_tool_calls"] is True
 
 
 @pytest.mark.parametrize(
