@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import os
 import sys
 import threading
 import time
@@ -515,6 +516,15 @@ def test_models_of_a_folder_are_loaded_when_asked_for_once(tmp_path):
         assert all(model.closed for model in folder.models.values())
 
     asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_name_that_is_no_text_can_be_asked_for(tmp_path):
+    folder = Folder(tmp_path, [os.fsdecode(b"caf\xe9.gguf")])
+    models = ask(folder.app(), "/v1/models").json["data"]
+    assert [each["id"] for each in models] == ["caf\ufffd"]
+    answer = ask(folder.app(), CHAT, {**HI, "model": "caf\ufffd"})
+    assert answer.status == 200 and answer.json["model"] == "caf\ufffd"
 
 
 def test_memory_that_is_short_is_taken_from_the_least_recently_used(tmp_path, monkeypatch):

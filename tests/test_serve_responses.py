@@ -93,6 +93,10 @@ def given(body):
                 },
             ],
         ),
+        (
+            {"input": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}]},
+            [{"role": "assistant", "content": "no"}],
+        ),
     ],
 )
 def test_items_become_messages(body, messages):

@@ -301,8 +301,10 @@ class Service:
             try:
                 generations = await self.work(partial(self._start, lease, asked), asked)
             except Refused as refused:
-                if refused.param == "schema":
-                    refused.param = asked.schema_name
+                ours = refused.param or ""
+                if (theirs := {"schema": asked.schema_name, "stop_ids": "stop_token_ids"}.get(ours)) is not None:
+                    refused.message = theirs + refused.message.removeprefix(ours)
+                    refused.param = theirs
                 raise
             self.metrics.add("images", asked.images)
             return Answers(self, lease, asked, generations, began)

@@ -97,7 +97,7 @@ class Pool:
     def of(cls, models: Model | Mapping[str, Model], *, strict: bool = False) -> Pool:
         """Models that are loaded, which their owner closes. A single one is called as its file is."""
         if not isinstance(models, Mapping):
-            models = {models.path.stem: models}
+            models = {name_of(Path(models.path.name)): models}
         return cls(
             [Entry(name, model=model, created=_created(model.path)) for name, model in models.items()], strict=strict
         )
@@ -285,8 +285,10 @@ class Pool:
 
 
 def name_of(path: Path) -> str:
-    """What a file is called by clients: its path without the ending, with slashes."""
-    return _FIRST_PART.sub("", path.with_suffix("").as_posix().lstrip("/") if not path.is_absolute() else path.stem)
+    """What a file is called by clients: its path without the ending, with slashes, and with U+FFFD for what is no
+    text."""
+    name = path.stem if path.is_absolute() else path.with_suffix("").as_posix()
+    return _FIRST_PART.sub("", os.fsencode(name).decode("utf-8", "replace"))
 
 
 def _plain(name: str) -> str:
