@@ -11,6 +11,7 @@ import time
 import pytest
 from serving import Call, Scripted, Think, Wait, ask, asked
 
+from glmlite.cancel import check_thread
 from glmlite.serve import Pool, Settings, app, errors, running
 from glmlite.serve.errors import Refused
 
@@ -360,6 +361,29 @@ def test_the_end_of_a_servers_task_frees_the_request():
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not model.running
+
+    asyncio.run(main())
+
+
+def test_what_a_thread_does_for_a_client_that_goes_ends():
+    began, ended = threading.Event(), threading.Event()
+
+    class Slow(Scripted):
+        def tokenize(self, text, **options):
+            began.set()
+            try:
+                while True:
+                    check_thread("tokenize")
+            finally:
+                ended.set()
+
+    async def main():
+        leave = asyncio.Event()
+        asking = asyncio.create_task(asked(app(Slow()), "/tokenize", {"content": "a"}, leave=leave))
+        assert await asyncio.to_thread(began.wait, 20)
+        leave.set()
+        assert (await asking).status == 0
+        assert await asyncio.to_thread(ended.wait, 20)
 
     asyncio.run(main())
 

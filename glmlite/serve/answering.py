@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from ..cancel import Cancel
 from ..chat import offered
@@ -332,13 +332,22 @@ class Service:
         asked: what it is for. Images, which are large once decoded, are decoded one at a time.
         """
         cancel = Cancel()
+
+        def run() -> T:
+            try:
+                with cancel.over():
+                    return do(cancel)
+            except Exception:
+                if cancel.cancelled:
+                    return cast(T, None)  # nobody waits for it
+                raise
+
         workers = self._lookers if asked is not None and asked.images else self._workers
-        running = asyncio.get_running_loop().run_in_executor(workers, do, cancel)
+        running = asyncio.get_running_loop().run_in_executor(workers, run)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             cancel.cancel()
-            running.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else asks
             raise
         except Exception as error:
             if (refused := errors.of(error)) is None:
