@@ -365,6 +365,29 @@ def test_the_end_of_a_servers_task_frees_the_request():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        (CHAT, HI, "completion_tokens"),
+        ("/v1/completions", {"prompt": "hi"}, "completion_tokens"),
+        ("/v1/responses", {"input": "hi"}, "output_tokens"),
+        ("/v1/messages", {**HI, "max_tokens": 90}, "output_tokens"),
+        ("/api/chat", {**HI, "stream": False}, "eval_count"),
+    ],
+)
+def test_what_a_model_has_written_beyond_an_answer_is_not_counted(path, body, name):
+    """A step of several answers may have written on behind a stop string before that was found."""
+
+    class Ahead(Scripted):
+        def _start(self, *arguments):
+            answer = super()._start(*arguments)
+            answer.stats.generated_tokens = 3
+            return answer
+
+    answer = ask(app(Ahead({"hi": ["a", "b"]})), path, body).json
+    assert (answer.get("usage") or answer)[name] == 2
+
+
 def test_what_a_thread_does_for_a_client_that_goes_ends():
     began, ended = threading.Event(), threading.Event()
 

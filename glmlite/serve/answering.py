@@ -150,6 +150,7 @@ class Answers:
         self._pumps = [asyncio.create_task(self._pump(i, g)) for i, g in enumerate(generations)]
         self._open = len(generations)
         self._thinking = [0] * len(generations)
+        self._written = [0] * len(generations)
         self._first = 0.0
         self._read = -1
         self._failed = False
@@ -216,6 +217,7 @@ class Answers:
 
     async def _end(self, choice: int, generation: Running, reason: str) -> End:
         completion = await generation
+        self._written[choice] = len(completion.tokens)
         stop = completion.stop if isinstance(completion.stop, str) else None
         if self._messages is not None and completion.reasoning:
             self._service.thoughts.remember(self._lease.name, self._messages, completion.message)
@@ -242,11 +244,12 @@ class Answers:
 
     @property
     def usage(self) -> Usage:
+        """completion: of the answers that have ended. The model may have written more than they have: see `stats`."""
         stats = [generation.stats for generation in self._generations]
         return Usage(
             sum(each.prompt_tokens for each in stats[:: self.asked.choices]),
             sum(each.reused_tokens for each in stats[:: self.asked.choices]),
-            sum(each.generated_tokens for each in stats),
+            sum(self._written),
             sum(self._thinking),
         )
 
