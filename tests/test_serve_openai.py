@@ -461,3 +461,14 @@ def test_logprobs_of_completions():
     }
     streamed = ask(app(model), TEXT, {"prompt": "a", "logprobs": 2, "stream": True}).events[:-1]
     assert [e["choices"][0]["logprobs"]["text_offset"] for e in streamed if e["choices"][0]["logprobs"]] == [[0], [1]]
+
+
+def test_tokens_within_a_character_are_at_its_place():
+    said = "é!".encode()
+    model = Scripted({"a": [Piece("", [said[0]], [Logprob(said[0], -1.0, [])])]})
+    model.script["a"].append(Piece("é!", list(said[1:]), [Logprob(token, -1.0, []) for token in said[1:]]))
+    whole = ask(app(model), TEXT, {"prompt": "a", "logprobs": 0}).json["choices"][0]["logprobs"]
+    assert whole["text_offset"] == [0, 0, 1]
+    events = ask(app(model), TEXT, {"prompt": "a", "logprobs": 0, "stream": True}).events[:-1]
+    told = [event["choices"][0]["logprobs"] for event in events if event["choices"][0]["logprobs"]]
+    assert [offset for each in told for offset in each["text_offset"]] == whole["text_offset"]

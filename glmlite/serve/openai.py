@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import secrets
@@ -510,7 +511,7 @@ async def _text_chunks(answers: Answers, echo: bool) -> AsyncIterator[bytes]:
         "model": answers.name,
         "system_fingerprint": FINGERPRINT,
     }
-    written = [0] * asked.count
+    offsets = [_Offsets() for _ in range(asked.count)]
 
     def chunk(choice: int, text: str, logprobs: Any = None, reason: str | None = None, **more: Any) -> bytes:
         choices = [{"index": choice, "text": text, "logprobs": logprobs, "finish_reason": reason}]
@@ -521,8 +522,7 @@ async def _text_chunks(answers: Answers, echo: bool) -> AsyncIterator[bytes]:
     try:
         async for event in answers:
             if isinstance(event, Text):
-                told = _text_logprobs(answers.model, event.logprobs, written[event.choice])
-                written[event.choice] += len(event.text)
+                told = _text_logprobs(answers.model, event.logprobs, offsets[event.choice])
                 yield chunk(event.choice, event.text, told)
             elif isinstance(event, End):
                 yield chunk(event.choice, "", None, event.reason, timings=timings(answers))
@@ -560,29 +560,37 @@ def _text_choices(
         {
             "index": i,
             "text": text,
-            "logprobs": _text_logprobs(model, told[i], 0) if wanted else None,
+            "logprobs": _text_logprobs(model, told[i], _Offsets()) if wanted else None,
             "finish_reason": reasons[i],
         }
         for i, text in enumerate(texts)
     ]
 
 
-def _text_logprobs(model: Model, logprobs: Sequence[Logprob] | None, offset: int) -> dict[str, Any] | None:
-    """As completions tell them: lists of equal length. offset: characters that were written before."""
+class _Offsets:
+    """Where the tokens of an answer begin, in characters of its text; within a character, where that begins."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._next = 0
+
+    def next(self, piece: bytes) -> int:
+        begin = self._next
+        self._next += len(self._decoder.decode(piece))
+        return begin
+
+
+def _text_logprobs(model: Model, logprobs: Sequence[Logprob] | None, offsets: _Offsets) -> dict[str, Any] | None:
+    """As completions tell them: lists of equal length."""
     if logprobs is None:
         return None
 
     def text(token: int) -> str:
         return model.tokenizer.piece(token).decode("utf-8", "replace")
 
-    tokens = [text(each.token) for each in logprobs]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
     return {
-        "tokens": tokens,
+        "tokens": [text(each.token) for each in logprobs],
         "token_logprobs": [max(each.logprob, LEAST_LOGPROB) for each in logprobs],
         "top_logprobs": [{text(i): max(p, LEAST_LOGPROB) for i, p in each.top} for each in logprobs],
-        "text_offset": offsets,
+        "text_offset": [offsets.next(model.tokenizer.piece(each.token)) for each in logprobs],
     }
