@@ -13,12 +13,13 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from serving import Scripted, Wait
 
 import glmlite
-from glmlite.serve import Settings, app, running, stdio
+from glmlite.serve import Settings, app, command, running, stdio
 from glmlite.serve.lines import Writer
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'glmlite[serve]'")
@@ -313,6 +314,19 @@ def test_what_is_wrong_is_one_line(tmp_path):
             assert process.returncode == code
             assert says in error and "Traceback" not in error
     taken.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost", "::", "::1"])
+def test_the_address_that_is_shown_is_one_that_answers(host):
+    try:
+        sockets = running.bind(host, 0)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with contextlib.ExitStack() as stack:
+        for each in sockets:
+            stack.enter_context(each)
+        url = urlsplit(command._url(host, sockets[0].getsockname()[1]))
+        socket.create_connection((url.hostname, url.port), timeout=20).close()
 
 
 def test_lines_of_json():
