@@ -46,7 +46,7 @@ def given(body):
                     {"type": "function_call", "call_id": "c2", "name": "g", "arguments": ""},
                     {"type": "function_call_output", "call_id": "c1", "output": "5"},
                     {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "6"}]},
-                    {"type": "item_reference", "id": "x"},
+                    {"type": "item_reference", "id": "rs_1"},
                     {"type": "web_search_call", "id": "ws", "status": "completed"},
                 ]
             },
@@ -142,6 +142,8 @@ def test_what_is_asked_of_the_answer():
         ({}, "input"),
         ({"input": 5}, "input"),
         ({"input": "hi", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"input": "hi", "conversation": "conv_1"}, "conversation"),
+        ({"input": [{"role": "user", "content": "a"}, {"type": "item_reference", "id": "msg_1"}]}, "input[1].id"),
         ({"input": "hi", "background": True}, "background"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},

@@ -18,6 +18,7 @@ __all__ = ["read", "responses"]
 log = logging.getLogger("glmlite.serve")
 
 OWN_OPTIONS = {"max_output_tokens": "max_tokens", **OPTIONS}
+THOUGHTS = "rs_"  # with this the ids of reasoning items begin
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
 
@@ -27,12 +28,10 @@ TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 def read(body: Mapping[str, Any]) -> Asked:
     """Raises Refused."""
     fields = Fields(body)
-    if fields.has("previous_response_id"):
-        raise Refused(
-            400,
-            "previous_response_id: answers are not kept here; send the whole conversation as input",
-            param="previous_response_id",
-        )
+    for name in ("previous_response_id", "conversation"):
+        if fields.has(name):
+            why = f"{name}: answers are not kept here; send the whole conversation as input"
+            raise Refused(400, why, param=name)
     if fields.flag("background"):
         raise Refused(400, "background: answers are not kept here; leave it out", param="background")
     options = fields.options(OWN_OPTIONS)
@@ -122,6 +121,9 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
         elif kind == "function_call_output":
             output = content(item, "output", TEXTS)
             messages.append({"role": "tool", "tool_call_id": item.text("call_id"), "content": output})
+        elif kind == "item_reference" and not item.text("id").startswith(THOUGHTS):
+            why = f"{item.where}id: answers are not kept here; send the item itself, as clients do with store: false"
+            raise Refused(400, why, param=f"{item.where}id")
         else:
             log.info("%s: an item of type %s is left out", item.where, kind)
     return messages
@@ -262,7 +264,7 @@ class Response:
             told += self._close()
             item: dict[str, Any]
             if kind == "reasoning":
-                item = {"type": kind, "id": random_id("rs_"), "summary": [], "content": [], "status": "in_progress"}
+                item = {"type": kind, "id": random_id(THOUGHTS), "summary": [], "content": [], "status": "in_progress"}
                 part: dict[str, Any] = {"type": "reasoning_text", "text": ""}
             else:
                 item = {
