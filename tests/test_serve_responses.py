@@ -242,3 +242,12 @@ def test_a_call_that_was_cut_is_none():
     events = ask(app(model), PATH, {"input": "hi", "stream": True}).events
     done = [event["item"]["status"] for event in events if event["type"] == "response.output_item.done"]
     assert done == ["completed", "incomplete", "completed", "incomplete"]
+
+
+def test_what_is_left_out_is_noted_in_one_line(caplog):
+    caplog.set_level("INFO", "glmlite.serve")
+    items = [{"type": "x\n13:00:00 forged" * 1000}, *[{"type": "y"}] * 1000, {"role": "user", "content": "hi"}]
+    assert given({"input": items, "tools": [{"type": "web_search"}, {"type": "shell"}]})["tools"] is None
+    tools, items = [each.getMessage() for each in caplog.records if "left out" in each.getMessage()]
+    assert "\n" not in items and len(items) < 200 and '"y"' in items
+    assert tools.endswith('"shell", "web_search"')

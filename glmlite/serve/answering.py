@@ -236,7 +236,8 @@ class Answers:
             metrics.observe("token_seconds", stats.generation_seconds / (stats.generated_tokens - 1))
 
     def _expire(self) -> None:
-        log.warning("%s: an answer took longer than %g s and was ended", self.name, self._service.settings.seconds)
+        seconds = self._service.settings.seconds
+        log.warning("%s: an answer took longer than %g s and was ended", self._lease.name, seconds)
         for generation in self._generations:
             generation.cancel()
 

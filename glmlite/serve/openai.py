@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from .answering import (
     Waiting,
     arguments_of,
 )
-from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, content, joined, tool
+from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, content, functions, joined, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 
@@ -41,8 +40,6 @@ __all__ = [
     "read_thinking",
     "written",
 ]
-
-log = logging.getLogger("glmlite.serve")
 
 MAX_PROMPTS = 64
 MOST_LOGPROBS = 20
@@ -130,10 +127,7 @@ def budget_of(fields: Fields, name: str, default: int | None = None) -> int | No
 def _tools(fields: Fields) -> tuple[list[dict[str, Any]], Any]:
     """Tools and the choice among them, as `Model.chat` takes them."""
     tools = []
-    for each in fields.objects("tools", MAX_TOOLS):
-        if each.text("type", "function") != "function":
-            log.info("%s: a tool of type %s is left out", each.where, each.text("type"))
-            continue
+    for each in functions(fields, "function"):
         function = each.object("function") or each
         tools.append(
             tool(function.text("name"), function.any("description"), function.any("parameters"), function.where)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from . import errors
 from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting, arguments_of
-from .asked import EFFORTS, MAX_TOOLS, Asked, Fields, content, joined, tool
+from .asked import EFFORTS, Asked, Fields, content, functions, joined, left_out, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 from .openai import KEEP_ALIVE, OPTIONS, choice_of, random_id, read_thinking
 
 __all__ = ["read", "responses"]
-
-log = logging.getLogger("glmlite.serve")
 
 OWN_OPTIONS = {"max_output_tokens": "max_tokens", **OPTIONS}
 THOUGHTS = "rs_"  # with this the ids of reasoning items begin
@@ -60,12 +57,8 @@ def read(body: Mapping[str, Any]) -> Asked:
 
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
-    """Functions; whatever else an agent offers (searches, shells, namespaces) is left out."""
     tools = []
-    for each in fields.objects("tools", MAX_TOOLS):
-        if each.text("type", "function") != "function":
-            log.info("%s: a tool of type %s is left out", each.where, each.text("type"))
-            continue
+    for each in functions(fields, "function"):
         own = each.object("function") or each
         tools.append(tool(own.text("name"), own.any("description"), own.any("parameters"), own.where))
     return tools
@@ -94,6 +87,7 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
     if isinstance(fields.any("input"), str):
         return [*messages, {"role": "user", "content": fields.text("input")}]
     thought = ""
+    others = set()
     for item in fields.objects("input"):
         kind = item.text("type", "message")
         if kind == "reasoning":
@@ -125,7 +119,8 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
             why = f"{item.where}id: answers are not kept here; send the item itself, as clients do with store: false"
             raise Refused(400, why, param=f"{item.where}id")
         else:
-            log.info("%s: an item of type %s is left out", item.where, kind)
+            others.add(kind)
+    left_out("items", others)
     return messages
 
 
