@@ -101,6 +101,7 @@ def test_options(fields, options):
         ({"top_logprobs": 50, "logprobs": True}, "top_logprobs"),
         ({"stream": "yes"}, "stream"),
         ({"model": 5}, "model"),
+        ({"model": "x" * 4097}, "model"),
         ({"tools": {}}, "tools"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, "tools[0].function"),

@@ -30,6 +30,7 @@ __all__ = ["Lease", "Pool"]
 log = logging.getLogger(__name__)
 
 SPARE = 1.15  # times a file's bytes: its weights as they are packed, a cache and buffers
+MAX_NAME = 4096  # characters of a model's name, which every part of a stream has
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 
@@ -134,6 +135,8 @@ class Pool:
 
     def find(self, name: str) -> Entry:
         """The entry that a client's name means. Raises Refused."""
+        if len(name) > MAX_NAME:
+            raise Refused(400, f"model has {len(name)} characters, expected at most {MAX_NAME}", param="model")
         known = self._entries.get(name)
         if known is not None and (known.path is None or known.path.exists()):
             return known
