@@ -303,7 +303,7 @@ class Speaking:
         stops = self.options.get("stop") or ()
         return Completion(
             text="".join(piece.text for piece in self.pieces),
-            tokens=[],
+            tokens=[token for piece in self.pieces for token in piece.tokens],
             finish_reason=self.pieces[-1].finish_reason,
             logprobs=None,
             stats=self.stats,

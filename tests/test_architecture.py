@@ -27,9 +27,10 @@ LAYERS = [
     ["generate"],
     ["budget", "locate", "packed", "parameters", "scheduler"],
     ["constrain", "delivery", "journal", "sequences", "vision"],
-    ["builtin", "cancel", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
+    ["builtin", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],
+    ["cancel"],
     ["_package", "ending", "errors", "families", "files", "options"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

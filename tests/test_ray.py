@@ -267,8 +267,8 @@ class Handle:
         self.cancelled += 1
 
 
-def through(handle, scope, data=b"", settings=None):
-    """(status, headers, body) that a client gets through a front."""
+def through(handle, scope, data=b"", settings=None, reads=0.0):
+    """(status, headers, body) that a client gets through a front, of which it reads a message in `reads` seconds."""
     sent = []
     rest = [{"type": "http.request", "body": data}]
 
@@ -277,6 +277,7 @@ def through(handle, scope, data=b"", settings=None):
 
     async def send(message):
         sent.append(message)
+        await asyncio.sleep(reads)
 
     asyncio.run(serving.Front(handle, settings or Settings())(scope, receive, send))
     headers = dict(sent[0]["headers"])
@@ -307,6 +308,14 @@ def test_a_front_admits_whom_it_knows_and_reads_nothing_of_others(replica):
     assert through(Handle(replica), scope("/health", "GET"), settings=settings)[0] == 200
     assert through(Handle(replica), scope(headers=[(b"host", b"evil.example")]), data)[0] == 403
     assert through(handle, scope("/nowhere"), data)[0] == 404
+
+
+def test_a_front_lets_a_client_go_that_does_not_read(replica, caplog):
+    data = body(messages=said("", "Hello")[1:], max_tokens=3, stream=True)
+    handle = Handle(replica)
+    status, _, answer = through(handle, scope(), data, Settings(patience=0.05), reads=60)
+    assert status == 200 and answer == b"" and handle.cancelled == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_metrics_are_said_to_be_elsewhere(replica):

@@ -1,6 +1,9 @@
 """The server as such: paths, keys, hosts, bounds, clients that go, models that come and go. No network."""
 
 import asyncio
+import gzip
+import json
+import os
 import sys
 import threading
 import time
@@ -8,6 +11,7 @@ import time
 import pytest
 from serving import Call, Scripted, Think, Wait, ask, asked
 
+from glmlite.cancel import check_thread
 from glmlite.serve import Pool, Settings, app, errors, running
 from glmlite.serve.errors import Refused
 
@@ -96,6 +100,9 @@ def test_errors_have_the_form_of_their_api():
     application = app(Scripted(), Settings(api_keys=("k",)))
     openai = ask(application, CHAT, HI).json["error"]
     assert openai["type"] == "authentication_error" and openai["code"] == "invalid_api_key" and "param" in openai
+    assert "no API key" in openai["message"]
+    wrong = ask(application, CHAT, HI, headers=[("x-api-key", "other")])
+    assert wrong.status == 401 and "a wrong API key" in wrong.json["error"]["message"]
     answer = ask(application, "/v1/messages", HI)
     assert answer.json["type"] == "error" and answer.json["error"]["type"] == "authentication_error"
     assert answer.json["request_id"] == answer.headers["request-id"]
@@ -133,6 +140,7 @@ def test_a_name_of_elsewhere_is_refused(host, status, monkeypatch):
         ("https://evil.example", 403),
         ("null", 403),
         ("http://127.0.0.1:9999", 403),
+        ("http://[", 403),
         ("vscode-webview://abc", 200),
     ],
 )
@@ -180,6 +188,12 @@ def test_bad_bodies(body, status, says):
         answer = ask(application, path, body, chunks=3)
         assert answer.status == status
         assert says in answer.text
+
+
+def test_a_compressed_body_is_refused_with_the_reason():
+    answer = ask(app(Scripted()), CHAT, gzip.compress(json.dumps(HI).encode()), headers=[("content-encoding", "gzip")])
+    assert answer.status == 415 and "compressed (gzip)" in answer.json["error"]["message"]
+    assert ask(app(Scripted()), CHAT, HI, headers=[("content-encoding", "identity")]).status == 200
 
 
 def test_a_body_that_does_not_come():
@@ -351,6 +365,52 @@ def test_the_end_of_a_servers_task_frees_the_request():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        (CHAT, HI, "completion_tokens"),
+        ("/v1/completions", {"prompt": "hi"}, "completion_tokens"),
+        ("/v1/responses", {"input": "hi"}, "output_tokens"),
+        ("/v1/messages", {**HI, "max_tokens": 90}, "output_tokens"),
+        ("/api/chat", {**HI, "stream": False}, "eval_count"),
+    ],
+)
+def test_what_a_model_has_written_beyond_an_answer_is_not_counted(path, body, name):
+    """A step of several answers may have written on behind a stop string before that was found."""
+
+    class Ahead(Scripted):
+        def _start(self, *arguments):
+            answer = super()._start(*arguments)
+            answer.stats.generated_tokens = 3
+            return answer
+
+    answer = ask(app(Ahead({"hi": ["a", "b"]})), path, body).json
+    assert (answer.get("usage") or answer)[name] == 2
+
+
+def test_what_a_thread_does_for_a_client_that_goes_ends():
+    began, ended = threading.Event(), threading.Event()
+
+    class Slow(Scripted):
+        def tokenize(self, text, **options):
+            began.set()
+            try:
+                while True:
+                    check_thread("tokenize")
+            finally:
+                ended.set()
+
+    async def main():
+        leave = asyncio.Event()
+        asking = asyncio.create_task(asked(app(Slow()), "/tokenize", {"content": "a"}, leave=leave))
+        assert await asyncio.to_thread(began.wait, 20)
+        leave.set()
+        assert (await asking).status == 0
+        assert await asyncio.to_thread(ended.wait, 20)
+
+    asyncio.run(main())
+
+
 def test_a_slow_reader_holds_nothing_without_bound_and_is_let_go():
     model = Scripted({"hi": ["x"] * 5000})
 
@@ -368,6 +428,23 @@ def test_a_slow_reader_holds_nothing_without_bound_and_is_let_go():
         return written
 
     assert asyncio.run(main()) < 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_end_of_an_answer_is_not_waited_for_without_bound(stream):
+    model = Scripted({"hi": ["x"]})
+
+    async def main():
+        async def read(part):
+            if not stream or not part:
+                await asyncio.sleep(60)
+
+        application = app(model, Settings(patience=0.05))
+        await asyncio.wait_for(asked(application, CHAT, {**HI, "stream": stream}, read=read), 5)
+        return (await asked(application, "/metrics")).text
+
+    assert 'glmlite_requests_total{api="openai",status="gone"} 1' in asyncio.run(main())
+    assert not model.running
 
 
 def test_silence_is_filled():
@@ -488,6 +565,15 @@ def test_models_of_a_folder_are_loaded_when_asked_for_once(tmp_path):
     asyncio.run(main())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_name_that_is_no_text_can_be_asked_for(tmp_path):
+    folder = Folder(tmp_path, [os.fsdecode(b"caf\xe9.gguf")])
+    models = ask(folder.app(), "/v1/models").json["data"]
+    assert [each["id"] for each in models] == ["caf\ufffd"]
+    answer = ask(folder.app(), CHAT, {**HI, "model": "caf\ufffd"})
+    assert answer.status == 200 and answer.json["model"] == "caf\ufffd"
+
+
 def test_memory_that_is_short_is_taken_from_the_least_recently_used(tmp_path, monkeypatch):
     folder = Folder(tmp_path, ["a.gguf", "b.gguf", "c.gguf"], 0)
 
@@ -600,6 +686,7 @@ def test_own_paths():
     assert "prompt" in ask(application, "/apply-template", HI).json
     assert ask(application, "/v1/chat/completions/input_tokens", HI).json["input_tokens"] == 2
     assert ask(application, "/v1/responses/input_tokens", {"input": "hi"}).json["input_tokens"] == 2
+    assert [entry.users for entry in application.service.pool.entries()] == [0]
     metrics = ask(application, "/metrics").text
     for line in (
         'glmlite_requests_total{api="openai",status="200"} ',
@@ -607,6 +694,7 @@ def test_own_paths():
         "glmlite_reused_tokens_total 1",
         "glmlite_generated_tokens_total 3",
         "glmlite_first_token_seconds_count 1",
+        "glmlite_token_seconds_count 1",
         'glmlite_running{model="scripted"} 0',
         'glmlite_kv_tokens_free{model="scripted"} 900',
         'glmlite_preempted_total{model="scripted"} 2',

@@ -13,12 +13,13 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from serving import Scripted, Wait
 
 import glmlite
-from glmlite.serve import Settings, app, running, stdio
+from glmlite.serve import Settings, app, command, running, stdio
 from glmlite.serve.lines import Writer
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'glmlite[serve]'")
@@ -52,11 +53,11 @@ def body(**fields):
     return {"messages": [{"role": "user", "content": "hi"}], **fields}
 
 
-def post(port, path, fields):
+def post(port, path, fields, headers=""):
     """A socket on which a request was sent."""
     data = json.dumps(fields).encode()
     connection = socket.create_connection(("127.0.0.1", port), timeout=20)
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
     connection.sendall(head.encode() + data)
     return connection
 
@@ -100,7 +101,7 @@ def received(connection, what):
 def test_who_does_not_say_what_it_wants_is_not_waited_for(parser):
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     model = Scripted({"hi": ["a", Wait(0.8), "b"]})
-    with served(app(model), http=running.protocol(0.3)) as port:
+    with served(app(model), http=running.protocol(0.3, 60)) as port:
         silent, half, again = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3))
         half.sendall(head)
         again.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -114,7 +115,7 @@ def test_who_does_not_say_what_it_wants_is_not_waited_for(parser):
 
 def test_more_connections_than_the_system_allows_are_refused(parser, monkeypatch):
     monkeypatch.setattr(running, "most_connections", lambda: 3)
-    with served(app(Scripted()), http=running.protocol(60)) as port:
+    with served(app(Scripted()), http=running.protocol(60, 60)) as port:
         first = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(5)]
         assert [ended(connection, 0.5) for connection in first] == [False] * 3 + [True] * 2
         first.pop().close()
@@ -155,6 +156,38 @@ def test_a_client_that_does_not_read_is_let_go():
         until(lambda: model.running)
         until(lambda: not model.running)
         connection.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_connection_of_a_client_that_does_not_read_ends(stream, parser):
+    """One that reads slowly is waited for. What is sent is more than the system's buffers take: the rest waits in the
+    server, where to close the connection would wait for it."""
+    size = 30_000_000
+
+    def read(seconds):
+        """Bytes that come, of those that stop being read after 5 MB for so long."""
+        came = 0
+        with post(port, CHAT, body(stream=stream), "Connection: close\r\n") as connection:
+            while piece := connection.recv(1_000_000):
+                came += len(piece)
+                if came > 5_000_000:
+                    time.sleep(seconds)
+                    seconds = 0
+        return came
+
+    with served(app(Scripted({"hi": ["x" * size]})), http=running.protocol(60, 0.2)) as port:
+        assert read(0) > size
+        assert read(1) < size
+
+
+def test_headers_have_a_bound(parser):
+    with served(app(Scripted()), http=running.protocol(60, 60)) as port:
+        for line in (b"X: " + b"a" * 1000, b"X: a\r\n" * 200):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+                with pytest.raises(ConnectionError):
+                    for _ in range(100_000):
+                        connection.sendall(line)
 
 
 def test_the_page_and_the_answers_over_one_connection():
@@ -281,6 +314,19 @@ def test_what_is_wrong_is_one_line(tmp_path):
             assert process.returncode == code
             assert says in error and "Traceback" not in error
     taken.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost", "::", "::1"])
+def test_the_address_that_is_shown_is_one_that_answers(host):
+    try:
+        sockets = running.bind(host, 0)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with contextlib.ExitStack() as stack:
+        for each in sockets:
+            stack.enter_context(each)
+        url = urlsplit(command._url(host, sockets[0].getsockname()[1]))
+        socket.create_connection((url.hostname, url.port), timeout=20).close()
 
 
 def test_lines_of_json():

@@ -5,7 +5,7 @@ from serving import OF_CHATS, Call, Scripted, Think, ask
 
 import glmlite
 from glmlite import builtin
-from glmlite.serve import app
+from glmlite.serve import app, facts
 
 WHOLE = {"hi": [Think("let me "), "It ", "is", Call("f", '{"x": 1}', 2), Call("g", "{}")]}
 
@@ -165,6 +165,19 @@ def test_what_is_told_of_a_model():
         (listed,) = ask(application, "/api/tags").json["models"]
         assert listed["name"] == listed["model"] == "builtin" and listed["size"] == builtin.path().stat().st_size
         assert ask(application, "/api/ps").json["models"][0]["name"] == "builtin"
+
+
+@pytest.mark.parametrize(
+    ("template", "capabilities"),
+    [
+        ("{{ messages }}", ()),
+        ("{{ tools }}", ("tools",)),
+        ("<think>", ("thinking",)),
+        ("{% if tools %}{{ enable_thinking }}{% endif %}", ("tools", "thinking")),
+    ],
+)
+def test_what_a_model_can_do_is_known_before_it_is_loaded(template, capabilities):
+    assert facts._capabilities(template, None) == capabilities
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -101,6 +101,7 @@ def test_options(fields, options):
         ({"top_logprobs": 50, "logprobs": True}, "top_logprobs"),
         ({"stream": "yes"}, "stream"),
         ({"model": 5}, "model"),
+        ({"model": "x" * 4097}, "model"),
         ({"tools": {}}, "tools"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, "tools[0].function"),
@@ -109,6 +110,7 @@ def test_options(fields, options):
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object", "schema": {"title": "x" * 300_000}}}, "response_format.schema"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         ({"stream_options": 1}, "stream_options"),
     ],
@@ -460,3 +462,14 @@ def test_logprobs_of_completions():
     }
     streamed = ask(app(model), TEXT, {"prompt": "a", "logprobs": 2, "stream": True}).events[:-1]
     assert [e["choices"][0]["logprobs"]["text_offset"] for e in streamed if e["choices"][0]["logprobs"]] == [[0], [1]]
+
+
+def test_tokens_within_a_character_are_at_its_place():
+    said = "é!".encode()
+    model = Scripted({"a": [Piece("", [said[0]], [Logprob(said[0], -1.0, [])])]})
+    model.script["a"].append(Piece("é!", list(said[1:]), [Logprob(token, -1.0, []) for token in said[1:]]))
+    whole = ask(app(model), TEXT, {"prompt": "a", "logprobs": 0}).json["choices"][0]["logprobs"]
+    assert whole["text_offset"] == [0, 0, 1]
+    events = ask(app(model), TEXT, {"prompt": "a", "logprobs": 0, "stream": True}).events[:-1]
+    told = [event["choices"][0]["logprobs"] for event in events if event["choices"][0]["logprobs"]]
+    assert [offset for each in told for offset in each["text_offset"]] == whole["text_offset"]

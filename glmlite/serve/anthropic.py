@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from . import errors
 from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting, arguments_of
-from .asked import MAX_TOOLS, Asked, Fields, content, joined, part_of, shown, text_of, tool
+from .asked import Asked, Fields, content, functions, joined, part_of, shown, text_of, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 from .openai import budget_of, random_id
 
 __all__ = ["count_tokens", "messages", "read"]
-
-log = logging.getLogger("glmlite.serve")
 
 OPTIONS = {
     "max_tokens": "max_tokens",
@@ -150,10 +147,7 @@ def _answered(message: Fields, blocks: list[Fields]) -> list[dict[str, Any]]:
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
     tools = []
-    for each in fields.objects("tools", MAX_TOOLS):
-        if each.text("type", "custom") != "custom":
-            log.info("%s: a tool of type %s is left out", each.where, each.text("type"))
-            continue
+    for each in functions(fields, "custom"):
         tools.append(tool(each.text("name"), each.any("description"), each.any("input_schema"), each.where))
     return tools
 
@@ -179,7 +173,7 @@ async def messages(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     answers = await service.begin(read(body))
     message = Message(answers)
     if answers.asked.stream:
-        return Stream(message.stream(), answers.close, patience=service.settings.patience)
+        return Stream(message.stream(), answers.close)
     try:
         async for event in answers:
             message.take(event)

@@ -8,15 +8,16 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, MutableMapping
 from functools import partial
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import quote
 
 from ..model import Model
 from . import anthropic, errors, ollama, openai, own, pages, responses
 from .answering import Service
 from .errors import Refused
-from .http import GET, Gone, Receive, Reply, Request, Route, Scope, Send, Stream, parse, until_gone
+from .http import GET, Gone, Receive, Reply, Request, Route, Scope, Send, Stream, parse, until_gone, within
 from .pool import Pool
 from .settings import Settings
 
@@ -101,7 +102,7 @@ class App:
         """trusted: it comes from the program that started this one, which needs no key."""
         began = time.perf_counter()
         request = Request(scope, receive)
-        exchange = Exchange(request, scope, send, self._cors(request))
+        exchange = Exchange(request, scope, self._patient(send), self._cors(request))
         try:
             await self._respond(exchange, receive, trusted)
         except Gone:
@@ -142,8 +143,22 @@ class App:
             raise Gone
         work.result()
 
+    def _patient(self, send: Send) -> Send:
+        """As `send`; it raises Gone for a client that does not read, whose answer is given up."""
+
+        async def patient(message: MutableMapping[str, Any]) -> None:
+            try:
+                await within(self._settings.patience, send(message))
+            except asyncio.TimeoutError:
+                raise Gone from None
+
+        return patient
+
     async def _body(self, request: Request, exchange: Exchange) -> bytes:
         """Raises Refused, and Gone."""
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            raise Refused(415, f"the request's body is compressed ({coding[:40]}), expected JSON as it is")
         exchange.held = self._hold(request)
         data = await request.body(self._settings.body_bytes, self._settings.body_seconds)
         self._held += len(data) - exchange.held
@@ -215,8 +230,9 @@ class App:
             raise Refused(
                 403, f"the host {host[:80]!r} is not known here; `glmlite serve --allow-host NAME` makes it known"
             )
-        web = origin is not None and (origin == "null" or urlsplit(origin).scheme in ("http", "https"))
-        if web and request.method == "POST" and not self._allows(origin or "") and urlsplit(origin).netloc != host:
+        scheme, _, place = (origin or "").partition("://")
+        web = origin == "null" or scheme in ("http", "https")
+        if web and request.method == "POST" and not self._allows(origin or "") and place != host:
             raise Refused(403, f"pages of {origin!r} may not use this server; `glmlite serve --cors ORIGIN` lets them")
 
     # ---- pages of other origins

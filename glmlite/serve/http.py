@@ -223,25 +223,19 @@ class Reply:
 
 @dataclass
 class Stream:
-    """An answer in parts. close: called at the end, however it comes. patience: seconds that a client may take to read
-    what is ready for it; what it was is then given up."""
+    """An answer in parts. close: called at the end, however it comes."""
 
     parts: AsyncIterator[bytes]
     close: Callable[[], object]
     content_type: str = "text/event-stream"
     headers: Headers = ()
-    patience: float = 60.0
     status: int = field(default=200, init=False)
 
     async def send(self, send: Send, more: Headers, head: bool = False) -> None:
-        """Raises Gone for a client that does not read."""
         unbuffered = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
         await send(_start(self.status, [("content-type", self.content_type), *unbuffered, *self.headers, *more]))
         async for part in self.parts:
-            try:
-                await within(self.patience, send({"type": "http.response.body", "body": part, "more_body": True}))
-            except asyncio.TimeoutError:
-                raise Gone from None
+            await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 

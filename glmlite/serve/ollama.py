@@ -179,7 +179,7 @@ async def _answer(service: Service, asked: Asked, chatting: bool) -> Reply | Str
     answers = await service.begin(asked)
     lines = Lines(answers, chatting)
     if asked.stream:
-        return Stream(lines.stream(), answers.close, LINES, patience=service.settings.patience)
+        return Stream(lines.stream(), answers.close, LINES)
     try:
         parts = [part async for event in answers for part in lines.take(event)]
         return Reply.json(lines.whole(parts))

@@ -30,6 +30,7 @@ __all__ = ["Lease", "Pool"]
 log = logging.getLogger(__name__)
 
 SPARE = 1.15  # times a file's bytes: its weights as they are packed, a cache and buffers
+MAX_NAME = 4096  # characters of a model's name, which every part of a stream has
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 
@@ -97,7 +98,7 @@ class Pool:
     def of(cls, models: Model | Mapping[str, Model], *, strict: bool = False) -> Pool:
         """Models that are loaded, which their owner closes. A single one is called as its file is."""
         if not isinstance(models, Mapping):
-            models = {models.path.stem: models}
+            models = {name_of(Path(models.path.name)): models}
         return cls(
             [Entry(name, model=model, created=_created(model.path)) for name, model in models.items()], strict=strict
         )
@@ -134,6 +135,8 @@ class Pool:
 
     def find(self, name: str) -> Entry:
         """The entry that a client's name means. Raises Refused."""
+        if len(name) > MAX_NAME:
+            raise Refused(400, f"model has {len(name)} characters, expected at most {MAX_NAME}", param="model")
         known = self._entries.get(name)
         if known is not None and (known.path is None or known.path.exists()):
             return known
@@ -285,8 +288,10 @@ class Pool:
 
 
 def name_of(path: Path) -> str:
-    """What a file is called by clients: its path without the ending, with slashes."""
-    return _FIRST_PART.sub("", path.with_suffix("").as_posix().lstrip("/") if not path.is_absolute() else path.stem)
+    """What a file is called by clients: its path without the ending, with slashes, and with U+FFFD for what is no
+    text."""
+    name = path.stem if path.is_absolute() else path.with_suffix("").as_posix()
+    return _FIRST_PART.sub("", os.fsencode(name).decode("utf-8", "replace"))
 
 
 def _plain(name: str) -> str:

@@ -17,6 +17,7 @@ ENDING_SECONDS = 0.5  # that clients have to read what they are told at the end
 KEEP_ALIVE_SECONDS = 75  # of a connection without requests: longer than clients keep theirs
 BACKLOG = 256  # connections that are taken at once
 OTHER_FILES = 64  # that a server has open beside its connections
+HEAD_BYTES = 1 << 18  # of a request before its body
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -60,7 +61,7 @@ def run(
     uvicorn = _uvicorn()
     config = uvicorn.Config(
         app,
-        http=protocol(app.service.settings.body_seconds),
+        http=protocol(app.service.settings.body_seconds, app.service.settings.patience),
         backlog=BACKLOG,
         log_config=None,
         log_level="critical",
@@ -119,14 +120,21 @@ def most_connections() -> int:
     return 4096 if limit == resource.RLIM_INFINITY else min(4096, max(16, limit - BACKLOG - OTHER_FILES))
 
 
-def protocol(seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP, which bounds neither how many connections there are nor how long one may take to say what it
-    wants. seconds: for the first line and the headers of a request."""
+def protocol(seconds: float, patience: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP, which bounds neither how many connections there are, nor how long one may take to say what it
+    wants or to read what it is told, nor (with httptools) how much may stand before a body.
+
+    seconds: for the first line and the headers of a request. patience: seconds in which a client reads something of
+    what is written for it.
+    """
     base: Any = import_module("uvicorn.protocols.http.auto").AutoHTTPProtocol
     most = most_connections()
 
     class Protocol(base):  # type: ignore[misc]
         waits: asyncio.TimerHandle | None = None
+        looks: asyncio.TimerHandle | None = None
+        unread = 0  # bytes, when it was looked last
+        head: int | None = None  # bytes so far of the first line and the headers that are coming
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -134,13 +142,28 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
                 transport.close()
             else:
                 self.watch()
+            self.look()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            if self.head is not None:
+                self.head += len(data)
+                if self.head > HEAD_BYTES and not self.transport.is_closing():
+                    self.send_400_response(f"The headers have more than {HEAD_BYTES} bytes.")
             self.watch()
+
+        def on_message_begin(self) -> None:  # httptools; h11 has a bound of its own
+            super().on_message_begin()
+            self.head = 0
+
+        def on_headers_complete(self) -> None:
+            self.head = None
+            super().on_headers_complete()
 
         def connection_lost(self, error: Exception | None) -> None:
             self.unwatch()
+            if self.looks is not None:
+                self.looks.cancel()
             super().connection_lost(error)
 
         def watch(self) -> None:
@@ -153,6 +176,16 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
             if self.waits is not None:
                 self.waits.cancel()
                 self.waits = None
+
+        def look(self) -> None:
+            """Ends a connection that is closing, or takes no more, and of which nothing was read since the last look:
+            to close it would wait until all is read."""
+            waiting = self.transport.get_write_buffer_size()
+            if waiting == self.unread > 0 and (self.flow.write_paused or self.transport.is_closing()):
+                self.transport.abort()
+                return
+            self.unread = waiting
+            self.looks = self.loop.call_later(patience, self.look)
 
     return Protocol
 

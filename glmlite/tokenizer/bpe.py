@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Sequence, Split
 
+from ..cancel import check_thread
 from ..errors import FormatError
 from .stream import Decoding
 from .vocabulary import Metadata, TokenType, Vocabulary
@@ -168,6 +169,7 @@ class ByteBPE:
         ids: list[int] = []
         begin = 0
         while begin < len(text):
+            check_thread("tokenize")
             ends = self._cut(text, begin)
             end = begin + int(ends[-1])
             ids += self._bpe.encode(text[begin:end], ends).tolist()
