@@ -388,6 +388,12 @@ def test_infill(model, capsys):
     assert err.startswith("prompt 100 tokens")
 
 
+def test_infill_says_which_file_it_is(model, capsys, tmp_path):
+    (tmp_path / "a.py").write_text("x = [MASK]")
+    assert main(["infill", "m.gguf", "-f", str(tmp_path / "a.py"), "--language", "Python"]) == 0
+    assert model[-1].calls[-1] == ("infill", "x = [MASK]", {"path": "a.py", "language": "Python"})
+
+
 # ---- chat --------------------------------------------------------------------------------------------------------
 
 

@@ -534,7 +534,7 @@ def test_a_blank_is_not_cut_off(load, architecture):
 
 
 def test_infill_of_other_models_names_those_that_can(load):
-    with pytest.raises(ValueError, match=r"chatglm models.*glm, chatglm1"):
+    with pytest.raises(ValueError, match=r"this chatglm model fills no blanks.*glm, chatglm1"):
         load().infill("[MASK]")
 
 
