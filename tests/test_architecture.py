@@ -30,7 +30,7 @@ LAYERS = [
     ["builtin", "cancel", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],
-    ["_package", "ending", "errors", "families", "files", "options"],
+    ["_importing", "_package", "ending", "errors", "families", "files", "options"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

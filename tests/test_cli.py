@@ -604,6 +604,21 @@ def test_ctrl_c_ends_run_with_130():
     assert err == b""
 
 
+@pytest.mark.parametrize("command", [["-m", "glmlite"], ["-X", "utf8", "-m", "glmlite.serve"], ["glmlite"], ["-c"]])
+def test_ctrl_c_before_a_command_has_begun(tmp_path, command):
+    """While the package is imported. A program of one's own sees it as everywhere."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("raise KeyboardInterrupt")
+    (tmp_path / "glmlite").write_text("from glmlite.cli import main\nmain()")
+    code = ["import glmlite"] if command == ["-c"] else []
+    folders = os.pathsep.join([str(tmp_path), *sys.path])
+    process = subprocess.run(
+        [sys.executable, *command, *code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": folders}, capture_output=True
+    )
+    assert (b"Traceback" in process.stderr) == bool(code)
+    assert process.returncode == 130 or code
+
+
 @posix
 def test_a_closed_pipe_ends_run_quietly():
     with start("run", "m.gguf", "slow") as process:
