@@ -338,6 +338,8 @@ def test_a_call_whose_name_is_not_sure():
         ('[{"name": "clock", "arguments": {}}, {"name": "look", "arguments": {"at": "Rome"}}]', [("clock", {}), ROME]),
         ('{"name": "clock"}\n{"name": "look", "arguments": {"at": "Rome"}}', [("clock", {}), ROME]),
         ("{'name': 'look', 'arguments': {'at': 'Rome', 'sure': True}}", [("look", {"at": "Rome", "sure": True})]),
+        ("""{'name': 'look', 'arguments': {'at': '5" \\' \\\\'}}""", [("look", {"at": "5\" ' \\"})]),
+        ("""{'name': 'look', "arguments": {'at': "it's"}}""", [("look", {"at": "it's"})]),
         ('look\n{"at": "Rome"}', [ROME]),
         ('look{"at": "Rome"}', [ROME]),
         ('{"name": "look", "arguments": {"at": "</tool_call> \\" <tool_call>"}}',
