@@ -404,14 +404,11 @@ class Model:
 
         path, language: of the file that the text is ("src/a.py", "Python"), for models that are told, as CodeGeeX4.
         """
+        p, defaults = self._filling(parameters, {"text": text, "path": path, "language": language}, **changes)
         if self._gaps is not None:
             before, behind = split(text)
-            filling = self.infill_stream(
-                before, behind, parameters, path=path, language=language, cancel=cancel, **changes
-            )
-            done = filling.result()
+            done = self.infill_stream(before, behind, p, path=path, language=language, cancel=cancel).result()
             return Infill(before + done.text + behind, [done.text], [done])
-        p, defaults = self._filling(parameters, **changes)
         blanks = self._infiller
         assert blanks is not None
         ids = list(self.tokenizer.encode(text, special=True, prefix=False))
@@ -436,7 +433,8 @@ class Model:
 
         With overflow "truncate" what is farthest from the gap goes, where the model is one for code.
         """
-        p, defaults = self._filling(parameters, **changes)
+        texts = {"prefix": prefix, "suffix": suffix, "path": path, "language": language}
+        p, defaults = self._filling(parameters, texts, **changes)
         if (gaps := self._gaps) is not None:
             room = self._room(p) if p.overflow == "truncate" else None
             return self._start(self._ids(gaps.prompt(prefix, suffix, path, language, room)), p, defaults, cancel)
@@ -445,9 +443,13 @@ class Model:
         return self._start(ids, p, defaults, cancel)
 
     def _filling(
-        self, parameters: Parameters | None, **changes: Unpack[Options]
+        self, parameters: Parameters | None, texts: Mapping[str, Any], **changes: Unpack[Options]
     ) -> tuple[Parameters, Mapping[str, float]]:
-        """The parameters of an infill, and what counts where they say nothing. Raises ValueError."""
+        """The parameters of an infill, and what counts where they say nothing. texts: arguments that are checked, by
+        name. Raises ValueError and TypeError."""
+        for name, value in texts.items():
+            if not isinstance(value, str) and (value is not None or name not in ("path", "language")):
+                raise TypeError(f"{name}: {type(value).__name__}, expected str")
         if not self.fills_blanks:
             those = ", ".join(name for name, row in FAMILY.items() if row.blanks)
             raise ValueError(

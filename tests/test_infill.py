@@ -105,6 +105,20 @@ def test_a_gap_is_filled(fill, architecture):
     assert likely == model.infill_stream("the ", " in", max_tokens=5, temperature=0).result().tokens
 
 
+@pytest.mark.parametrize("architecture", ["chatglm", "glm"])
+def test_what_is_no_text_is_named(fill, load, architecture):
+    model = fill() if architecture == "chatglm" else load(architecture)
+    for call, name in (
+        (lambda: model.infill(5), "text"),
+        (lambda: model.infill("[MASK]", path=5), "path"),
+        (lambda: model.infill_stream(None, ""), "prefix"),
+        (lambda: model.infill_stream("", b""), "suffix"),
+        (lambda: model.infill_stream("", "", language=5), "language"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: .*, expected str"):
+            call()
+
+
 @pytest.mark.parametrize(("text", "count"), [("the", "no"), ("[MASK] in [gMASK]", "2")])
 def test_one_gap_at_a_time(fill, text, count):
     with pytest.raises(ValueError, match=f"the text has {count} masks, expected one"):
