@@ -282,6 +282,9 @@ class Model:
         p = Parameters.of(parameters, **changes)
         if thinking_budget is not None:
             check_integer("thinking_budget", thinking_budget, 0)
+        for name, value in (("parallel_tool_calls", parallel_tool_calls), ("reasoning", reasoning)):
+            if not isinstance(value, bool):  # "no" would be yes
+                raise TypeError(f"{name} is {value!r}, expected True or False")
         offered = chat.offered(tools, tool_choice)
 
         def render(messages: Sequence[Mapping[str, Any]]) -> Prompt:

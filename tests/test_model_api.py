@@ -252,7 +252,13 @@ def test_stop_strings_may_come_from_whatever_iterates():
 
 def test_switches_of_the_wrong_type_are_refused(load):
     model = load()
-    for name, value in (("thinking", "off"), ("thinking", 0), ("effort", 3)):
+    for name, value in (
+        ("thinking", "off"),
+        ("thinking", 0),
+        ("effort", 3),
+        ("reasoning", "no"),
+        ("parallel_tool_calls", 0),
+    ):
         with pytest.raises(TypeError, match=f"{name} is {value!r}, expected"):
             model.chat([{"role": "user", "content": "hi"}], max_tokens=1, **{name: value})
 
