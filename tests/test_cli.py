@@ -215,6 +215,9 @@ def test_run_without_a_template_has_no_system_message(model, capsys):
         ("infill m.gguf a[MASK] --top-p 0.5", 0, "[--top-p: no effect, without --temperature the likeliest token"),
         ("infill m.gguf a[MASK] --top-p 0.5 --temperature 1", 0, ""),
         ("chat m.gguf hi --seed 3", 0, ""),
+        ("run m.gguf hi --stop", 2, "glmlite run: --stop: its value is missing"),
+        ("infill m.gguf a[MASK] -n", 2, "glmlite infill: -n: its value is missing"),
+        ("run hi -m", 2, "glmlite run: -m: its value is missing"),
     ],
 )
 def test_no_option_is_silently_ignored(model, capsys, line, code, text):
