@@ -420,7 +420,7 @@ def test_chat_remembers(model, monkeypatch, capsys):
 
 
 def test_chat_commands(model, monkeypatch, capsys):
-    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n//slash\n", code=1)
+    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n //slash\n", code=1)
     assert out == "1 <a> 好\n4 S<b> 好\n2 S<c> 好\n3 <d> 好\n5 </slash> 好\n"
     assert "/save FILE" in err
     assert "glmlite: /nonsense: no such command" in err
@@ -447,6 +447,7 @@ def test_chat_save_and_load(model, monkeypatch, capsys, tmp_path):
     ("content", "error"),
     [
         ("{", "should be a conversation that /save wrote"),
+        ("[" * 100_000, "should be a conversation that /save wrote"),
         ('[{"role": "user", "content": "a"}]', "ends with a question"),
         ('[{"role": "user"}]', "messages[0]: no content"),
     ],
