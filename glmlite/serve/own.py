@@ -218,7 +218,6 @@ async def _filling(answers: Answers, seconds: float) -> AsyncIterator[dict[str, 
         "tokens_predicted": used.completion,
         "tokens_evaluated": used.prompt,
         "tokens_cached": used.cached,
-        "truncated": False,
         "timings": openai.timings(answers),
     }
 
