@@ -294,8 +294,6 @@ def test_a_schema_within_schemas_is_no_recursion():
 @pytest.mark.parametrize(
     ("raw", "calls"),
     [
-        (LOOK.removesuffix("</tool_call>"), [ROME]),
-        (LOOK.removesuffix("\n</tool_call>"), [ROME]),
         (LOOK.replace("</tool_call>", LOOK), [ROME, ROME]),
         (LOOK.replace("</arg_value>\n</tool_call>", LOOK), [ROME, ROME]),
         ("<tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"Rome\"}}", [ROME]),
@@ -311,6 +309,14 @@ def test_a_schema_within_schemas_is_no_recursion():
 )  # fmt: skip
 def test_a_call_without_its_end(raw, calls, ended_by):
     check(Marked, raw, ("", "", calls), ended_by=ended_by)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "<arg_key>", "<arg_key>times</arg_key>", "</tool_"])
+def test_a_call_that_was_cut_off_between_arguments(end):
+    """The next one may have been `dry_run`."""
+    raw = LOOK.removesuffix("\n</tool_call>") + end
+    check(Marked, raw, ("", "", []), ended_by="length")
+    check(Marked, raw, ("", "", [] if "<" in end else [ROME]))
 
 
 def test_a_call_whose_name_is_not_sure():

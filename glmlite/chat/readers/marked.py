@@ -408,7 +408,8 @@ class Marked(Reader):
         if self._state == self._in_body:
             self._body_ends(cut=cut)
         elif self._state == self._in_arguments and self._announced:
-            self._mark_is_missing()
+            if not cut:  # another argument may have been to come
+                self._mark_is_missing()
         elif self._state in (self._in_name, self._in_arguments) and cut:
             self._text.end()
         elif self._state in (self._in_name, self._in_arguments):
