@@ -538,6 +538,7 @@ def test_plain_text_that_was_cut_is_no_argument():
         (r"tool_call(at='\u4e2d\n\x41\101\d\\' r'\n' '')", {"at": "中\nAA\\d\\\\n"}),
         ("tool_call(at=[1, 2.5, (), (1), (1,), {'a': None}], times=true)",
          {"at": [1, 2.5, [], 1, [1], {"a": None}], "times": True}),
+        ("tool_call(at=[True, False, None, true, false, null])", {"at": [True, False, None] * 2}),
         ("tool_call(at='<|assist')", {"at": "<|assist"}),
         ("tool_call(at=0x1F)", {"at": 31}),
         ("tool_call('Rome')", None),
