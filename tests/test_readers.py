@@ -297,6 +297,8 @@ def test_a_schema_within_schemas_is_no_recursion():
         (LOOK.replace("</tool_call>", LOOK), [ROME, ROME]),
         (LOOK.replace("</arg_value>\n</tool_call>", LOOK), [ROME, ROME]),
         ("<tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"Rome\"}}", [ROME]),
+        ('<tool_call>{"name": "look", "arguments": {"at": "Rome"}}\n<tool_call>{"name": "clock"}</tool_call>',
+         [ROME, ("clock", {})]),
         # What was cut is not completed, and a call without what it requires is none.
         ("<tool_call>look<arg_key>at</arg_key><arg_value>Ro", []),
         ("<tool_call>look<arg_key>at</arg_key><arg_value>Rome</arg_val", []),
