@@ -77,8 +77,8 @@ class Infiller:
         for name, text in (("prefix", before), ("suffix", behind)):
             if any(mask in text for mask in self.blanks.masks):
                 raise ValueError(f"{name}: has a mask of its own, one of {', '.join(self.blanks.masks)}")
-        text = before + self.blanks.default + behind
-        return [*self.context(self._tokenizer.encode(text)), self.start]
+        first, second = (self._tokenizer.encode(text, special=False) for text in (before, behind))
+        return [*self.context([*first, self._id(self.blanks.default), *second]), self.start]
 
     def fill(
         self, ids: Sequence[int], complete: Callable[[list[int]], Completion]

@@ -146,14 +146,17 @@ def test_what_is_nearest_to_a_gap_stays(fill):
     assert gaps.prompt("abc", "def", room=0) == gaps.prompt("", "")
 
 
-def test_blanks_fill_the_gap_between_two_texts(load):
-    model = load("glm")
+@pytest.mark.parametrize("architecture", ["glm", "chatglm1"])
+def test_blanks_fill_the_gap_between_two_texts(load, architecture):
+    model = load(architecture)
     (letter,) = model.tokenize("z")
     options = {"max_tokens": 2, "logit_bias": {letter: 1e5}}
     done = model.infill_stream("the ", " in", **options).result()
     whole = model.infill("the [gMASK] in", **options)
     assert (done.text, done.stats.prompt_tokens) == ("zz", whole.completions[0].stats.prompt_tokens)
-    for texts, name in (("[MASK]", ""), "prefix"), (("", "a [sMASK]"), "suffix"):
+    start = model._infiller.start
+    assert model.infill_stream(model.detokenize([start]), "", **options).result().text == "zz"  # that is text, too
+    for texts, name in (("[MASK]", ""), "prefix"), (("", "a [gMASK]"), "suffix"):
         with pytest.raises(ValueError, match=f"{name}: has a mask of its own"):
             model.infill_stream(*texts)
 
