@@ -384,6 +384,8 @@ def test_json_between_marks(body, calls):
         ({"type": "string"}, " 5 ", " 5 "),
         ({"type": "string"}, "null", "null"),
         ({"type": "string", "enum": ["1", "2"]}, "1", "1"),
+        ({"anyOf": [{"const": "1"}, {"enum": [2, 3]}]}, "1", "1"),
+        ({"anyOf": [{"const": "1"}, {"enum": [2, 3]}]}, "2", 2),
         ({"type": "integer"}, " 5\n", 5),
         ({"type": "integer"}, "5.0", 5.0),
         ({"type": "integer"}, "5.5", "5.5"),
