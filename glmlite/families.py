@@ -15,6 +15,7 @@ from typing import Any, Literal
 __all__ = [
     "ENDS",
     "FAMILY",
+    "GAPS",
     "GLM_SPECIALS",
     "PUBLISHED",
     "SIGMOID",
@@ -30,6 +31,12 @@ __all__ = [
 
 # Every chat model since ChatGLM3 ends its turn with one of these; each under the key that GGUF has for it.
 ENDS: Mapping[str, str] = {"eos": "<|endoftext|>", "eot": "<|user|>", "eom": "<|observation|>"}
+# What code models write around a gap, before, behind and in it; each under the keys that GGUF has, and had, for it.
+GAPS: Mapping[tuple[str, str], str] = {
+    ("fim_pre", "prefix"): "<|code_prefix|>",
+    ("fim_suf", "suffix"): "<|code_suffix|>",
+    ("fim_mid", "middle"): "<|code_middle|>",
+}
 # Special tokens of GLM vocabularies. Older files mark them as user-defined, or have no token types.
 GLM_SPECIALS = frozenset(
     [
@@ -84,6 +91,7 @@ class Architecture:
     chat: the dialect (glmlite.chat.dialects) of a file without a template; None: no chat model, as far as is known.
         Of several `versions`, that of the newest.
     blanks: how it fills blanks, if it was trained to.
+    asks_gap: a gap in code is filled as the answer to a question, by those with `GAPS` in their vocabulary.
     layer_norm: the norms subtract the mean, so the constant has another key than RMS norms have.
     half_rope: RoPE turns half of a head's columns.
     experts: a router chooses among experts.
@@ -98,6 +106,7 @@ class Architecture:
     prefix: Literal["first", "last"] | None = "first"
     chat: str | None = None
     blanks: Blanks | None = None
+    asks_gap: bool = False
     layer_norm: bool = False
     half_rope: bool = False
     experts: bool = False
@@ -109,7 +118,7 @@ class Architecture:
 
 # By GGUF's name. `deepseek2` is what GLM-4.7-Flash is written as; other makers' models are too.
 FAMILY: Mapping[str, Architecture] = {
-    "chatglm": Architecture(versions=True, chat="glm4", half_rope=True),
+    "chatglm": Architecture(versions=True, chat="glm4", asks_gap=True, half_rope=True),
     "glm": Architecture(
         prefix=None,
         blanks=Blanks(

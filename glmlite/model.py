@@ -21,9 +21,9 @@ from .chat.dialects.grammars import untyped
 from .chat.reply import Reply
 from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
 from .errors import ContextOverflow
-from .families import FAMILY, about
+from .families import FAMILY, GAPS, about
 from .generate import Answer, Completion, Generation, logits, random_seed
-from .infill import Infill, Infiller
+from .infill import GapFiller, Infill, Infiller, split
 from .models.layout import IMAGE, with_images
 from .parameters import Options, Parameters, check_integer, token_ids
 from .scheduler import Request, Scheduler, SchedulerStatus
@@ -91,6 +91,8 @@ class Model:
         self._native = native
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
+        asks = about(self.architecture).asks_gap
+        self._gaps = GapFiller(tokenizer, asks=asks) if tokenizer.gap_ids and self._infiller is None else None
         self._vocabulary = Vocabulary(tokenizer, recording.vocab)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
         weakref.finalize(self, scheduler.close)
@@ -119,7 +121,7 @@ class Model:
     @property
     def fills_blanks(self) -> bool:
         """Whether `infill` is for this model."""
-        return self._infiller is not None
+        return self._infiller is not None or self._gaps is not None
 
     @property
     def parallel(self) -> int:
@@ -280,6 +282,9 @@ class Model:
         p = Parameters.of(parameters, **changes)
         if thinking_budget is not None:
             check_integer("thinking_budget", thinking_budget, 0)
+        for name, value in (("parallel_tool_calls", parallel_tool_calls), ("reasoning", reasoning)):
+            if not isinstance(value, bool):  # "no" would be yes
+                raise TypeError(f"{name} is {value!r}, expected True or False")
         offered = chat.offered(tools, tool_choice)
 
         def render(messages: Sequence[Mapping[str, Any]]) -> Prompt:
@@ -389,26 +394,75 @@ class Model:
         parameters: Parameters | None = None,
         /,
         *,
+        path: str | None = None,
+        language: str | None = None,
         cancel: Cancel | None = None,
         **changes: Unpack[Options],
     ) -> Infill:
         """Fill the masks of a text one after another: `[MASK]` a few words, `[sMASK]` a sentence, `[gMASK]` more.
 
-        From left to right; `chatglm1` fills `[gMASK]` first, as it was trained to, and has no `[sMASK]`. Takes the most
-        likely tokens unless a temperature is given. Blank-infilling models only, others: ValueError.
+        From left to right; `chatglm1` fills `[gMASK]` first, as it was trained to, and has no `[sMASK]`. Models with
+        tokens for a gap in code, as CodeGeeX4 and GLM-4.5 and later have them, fill one mask with what fits. Takes the
+        most likely tokens unless a temperature is given. Models that know neither: ValueError.
+
+        path, language: of the file that the text is ("src/a.py", "Python"), for models that are told, as CodeGeeX4.
         """
-        if self._infiller is None:
-            those = ", ".join(name for name, row in FAMILY.items() if row.blanks)
-            raise ValueError(f"infill: {self.architecture} models fill no blanks; those that do: {those}")
-        p = Parameters.of(parameters, **changes)
-        if p.schema is not None or p.grammar is not None:
-            raise ValueError(f"{'schema' if p.grammar is None else 'grammar'}: infill takes none")
-        defaults = {**self._defaults, "temperature": 0.0}
+        p, defaults = self._filling(parameters, {"text": text, "path": path, "language": language}, **changes)
+        if self._gaps is not None:
+            before, behind = split(text)
+            done = self.infill_stream(before, behind, p, path=path, language=language, cancel=cancel).result()
+            return Infill(before + done.text + behind, [done.text], [done])
+        blanks = self._infiller
+        assert blanks is not None
         ids = list(self.tokenizer.encode(text, special=True, prefix=False))
-        filled, completions = self._infiller.fill(
+        filled, completions = blanks.fill(
             ids, lambda prompt: self._start(self._cut(self._ids(prompt), p), p, defaults, cancel).result()
         )
         return Infill(self.tokenizer.decode(filled), [c.text for c in completions], completions)
+
+    def infill_stream(
+        self,
+        prefix: str,
+        suffix: str,
+        parameters: Parameters | None = None,
+        /,
+        *,
+        path: str | None = None,
+        language: str | None = None,
+        cancel: Cancel | None = None,
+        **changes: Unpack[Options],
+    ) -> Generation:
+        """Fill the gap between two texts without masks, and return at once. Otherwise as `infill`, and as `stream`.
+
+        With overflow "truncate" what is farthest from the gap goes, where the model is one for code.
+        """
+        texts = {"prefix": prefix, "suffix": suffix, "path": path, "language": language}
+        p, defaults = self._filling(parameters, texts, **changes)
+        if (gaps := self._gaps) is not None:
+            room = self._room(p) if p.overflow == "truncate" else None
+            return self._start(self._ids(gaps.prompt(prefix, suffix, path, language, room)), p, defaults, cancel)
+        assert self._infiller is not None
+        ids = self._cut(self._ids(self._infiller.gap(prefix, suffix)), p)
+        return self._start(ids, p, defaults, cancel)
+
+    def _filling(
+        self, parameters: Parameters | None, texts: Mapping[str, Any], **changes: Unpack[Options]
+    ) -> tuple[Parameters, Mapping[str, float]]:
+        """The parameters of an infill, and what counts where they say nothing. texts: arguments that are checked, by
+        name. Raises ValueError and TypeError."""
+        for name, value in texts.items():
+            if not isinstance(value, str) and (value is not None or name not in ("path", "language")):
+                raise TypeError(f"{name}: {type(value).__name__}, expected str")
+        if not self.fills_blanks:
+            those = ", ".join(name for name, row in FAMILY.items() if row.blanks)
+            raise ValueError(
+                f"infill: this {self.architecture} model fills no blanks; those that do: {those}, "
+                f"and those with {', '.join(GAPS.values())}"
+            )
+        p = Parameters.of(parameters, **changes)
+        if p.schema is not None or p.grammar is not None:
+            raise ValueError(f"{'schema' if p.grammar is None else 'grammar'}: infill takes none")
+        return p, {**self._defaults, "temperature": 0.0}
 
     def ocr(
         self,

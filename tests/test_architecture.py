@@ -31,7 +31,7 @@ LAYERS = [
     ["program"],
     ["_native", "_cuda"],
     ["cancel"],
-    ["_package", "ending", "errors", "families", "files", "options"],
+    ["_importing", "_package", "ending", "errors", "families", "files", "options"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

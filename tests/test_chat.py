@@ -426,6 +426,7 @@ def test_variables():
         ([{"role": "system", "content": None}, user("a")], r"messages\[0\]: no content"),
         ([user(3)], r"messages\[0\]: content is int"),
         ([user([{"type": "video", "video": "x"}])], r"messages\[0\]: a content part of type 'video'"),
+        ([user([{"type": "text", "content": "x"}])], r"messages\[0\]\.content\[0\]\.text: NoneType, should be text"),
         ([user([{"type": "image_url", "image_url": "x"}])], r"messages\[0\].content\[0\]: an image_url of 'x', should"),
         ([user([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}])], r"an image_url of 'file:///etc/"),
         ([user([{"type": "image_url", "image_url": 3}])], r"\.content\[0\]: an image_url of int"),

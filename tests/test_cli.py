@@ -215,6 +215,9 @@ def test_run_without_a_template_has_no_system_message(model, capsys):
         ("infill m.gguf a[MASK] --top-p 0.5", 0, "[--top-p: no effect, without --temperature the likeliest token"),
         ("infill m.gguf a[MASK] --top-p 0.5 --temperature 1", 0, ""),
         ("chat m.gguf hi --seed 3", 0, ""),
+        ("run m.gguf hi --stop", 2, "glmlite run: --stop: its value is missing"),
+        ("infill m.gguf a[MASK] -n", 2, "glmlite infill: -n: its value is missing"),
+        ("run hi -m", 2, "glmlite run: -m: its value is missing"),
     ],
 )
 def test_no_option_is_silently_ignored(model, capsys, line, code, text):
@@ -401,6 +404,12 @@ def test_infill(model, capsys):
     assert err.startswith("prompt 100 tokens")
 
 
+def test_infill_says_which_file_it_is(model, capsys, tmp_path):
+    (tmp_path / "a.py").write_text("x = [MASK]")
+    assert main(["infill", "m.gguf", "-f", str(tmp_path / "a.py"), "--language", "Python"]) == 0
+    assert model[-1].calls[-1] == ("infill", "x = [MASK]", {"path": "a.py", "language": "Python"})
+
+
 # ---- chat --------------------------------------------------------------------------------------------------------
 
 
@@ -424,7 +433,7 @@ def test_chat_remembers(model, monkeypatch, capsys):
 
 
 def test_chat_commands(model, monkeypatch, capsys):
-    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n//slash\n", code=1)
+    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n //slash\n", code=1)
     assert out == "1 <a> 好\n4 S<b> 好\n2 S<c> 好\n3 <d> 好\n5 </slash> 好\n"
     assert "/save FILE" in err
     assert "glmlite: /nonsense: no such command" in err
@@ -451,6 +460,7 @@ def test_chat_save_and_load(model, monkeypatch, capsys, tmp_path):
     ("content", "error"),
     [
         ("{", "should be a conversation that /save wrote"),
+        ("[" * 100_000, "should be a conversation that /save wrote"),
         ('[{"role": "user", "content": "a"}]', "ends with a question"),
         ('[{"role": "user"}]', "messages[0]: no content"),
     ],
@@ -609,6 +619,21 @@ def test_ctrl_c_ends_run_with_130():
     assert process.returncode == 130
     assert rest.endswith(b"\n")
     assert err == b""
+
+
+@pytest.mark.parametrize("command", [["-m", "glmlite"], ["-X", "utf8", "-m", "glmlite.serve"], ["glmlite"], ["-c"]])
+def test_ctrl_c_before_a_command_has_begun(tmp_path, command):
+    """While the package is imported. A program of one's own sees it as everywhere."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("raise KeyboardInterrupt")
+    (tmp_path / "glmlite").write_text("from glmlite.cli import main\nmain()")
+    code = ["import glmlite"] if command == ["-c"] else []
+    folders = os.pathsep.join([str(tmp_path), *sys.path])
+    process = subprocess.run(
+        [sys.executable, *command, *code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": folders}, capture_output=True
+    )
+    assert (b"Traceback" in process.stderr) == bool(code)
+    assert process.returncode == 130 or code
 
 
 @posix

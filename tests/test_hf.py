@@ -106,6 +106,10 @@ def test_bad_arguments(pair):
         model.generate([[1]], num_beams=4)
     with pytest.raises(ValueError, match="max_length is 2"):
         model.generate([[1, 2, 3]], max_length=2)
+    with pytest.raises(ValueError, match="max_new_tokens is 0, expected at least 1"):
+        model.generate([[1, 2, 3]], max_new_tokens=0)
+    with pytest.raises(ValueError, match="eos_token_id is 384, expected ids below 384"):
+        model.generate([[1, 2, 3]], eos_token_id=[1, 384])
     with pytest.raises(ValueError, match="attention_mask"):
         model.generate([[1, 2, 3]], attention_mask=[[1]])
     with pytest.raises(ValueError, match="return_tensors"):

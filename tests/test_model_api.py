@@ -258,7 +258,13 @@ def test_stop_strings_may_come_from_whatever_iterates():
 
 def test_switches_of_the_wrong_type_are_refused(load):
     model = load()
-    for name, value in (("thinking", "off"), ("thinking", 0), ("effort", 3)):
+    for name, value in (
+        ("thinking", "off"),
+        ("thinking", 0),
+        ("effort", 3),
+        ("reasoning", "no"),
+        ("parallel_tool_calls", 0),
+    ):
         with pytest.raises(TypeError, match=f"{name} is {value!r}, expected"):
             model.chat([{"role": "user", "content": "hi"}], max_tokens=1, **{name: value})
 
@@ -540,7 +546,7 @@ def test_a_blank_is_not_cut_off(load, architecture):
 
 
 def test_infill_of_other_models_names_those_that_can(load):
-    with pytest.raises(ValueError, match=r"chatglm models.*glm, chatglm1"):
+    with pytest.raises(ValueError, match=r"this chatglm model fills no blanks.*glm, chatglm1"):
         load().infill("[MASK]")
 
 

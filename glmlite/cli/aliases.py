@@ -205,8 +205,7 @@ def ours(command: Any, ctx: Any, args: Sequence[str]) -> list[str]:
             continue
         if not equals:
             if not queue:
-                known.append(option or name)
-                break
+                ctx.fail(f"{token}: its value is missing")
             value = queue.pop(0)
         if place is not None:
             by_option[place] = value

@@ -131,7 +131,7 @@ class Session:
 
         try:
             messages = check(json.loads(Path(path).read_text(encoding="utf-8-sig")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}, should be a conversation that /save wrote") from None
         if messages[-1]["role"] == "user":
             raise ValueError(f"{path}: ends with a question, should end with an answer")
@@ -207,7 +207,7 @@ def _take(session: Session, read: Callable[[str], str], typed: bool) -> bool:
     elif word.startswith("/") and not word.startswith("//"):
         session.command(text.strip())
     elif text.strip():
-        answer = session.answer(text.removeprefix("/") if word.startswith("//") else text)
+        answer = session.answer(text.lstrip().removeprefix("/") if word.startswith("//") else text)
         if answer.stopped and not typed:
             raise typer.Exit(130)
         console.note("[stopped]" if answer.stopped else f"[{running.speed(answer.stats)}]")

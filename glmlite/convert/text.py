@@ -12,7 +12,7 @@ import numpy as np
 
 from ..chat.templates import for_file
 from ..errors import FormatError
-from ..families import ENDS, about
+from ..families import ENDS, GAPS, about
 from ..parameters import RECOMMENDED, Parameters
 from ..tokenizer.vocabulary import TokenType
 from . import vocab
@@ -153,6 +153,9 @@ def _special_ids(
         family = {name: marked[text] for name, text in ENDS.items() if text in marked}
         metadata |= {f"tokenizer.ggml.{name}_token_id": i for name, i in family.items() if name != "eos"}
         ends += [i for i in family.values() if i not in ends]
+        metadata |= {
+            f"tokenizer.ggml.{name}_token_id": marked[text] for (name, _), text in GAPS.items() if text in marked
+        }
     if ends:
         metadata["tokenizer.ggml.eos_token_id"] = ends[0]
         if len(ends) > 1:

@@ -52,6 +52,7 @@ ROUTES = {
     "/metrics": Route("openai", own.metrics, GET),
     "/props": Route("openai", own.props, GET),
     "/slots": Route("openai", own.slots, GET),
+    "/infill": Route("openai", own.infill),
     "/tokenize": Route("openai", own.tokenize),
     "/detokenize": Route("openai", own.detokenize),
     "/apply-template": Route("openai", own.apply_template),
