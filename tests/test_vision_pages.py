@@ -476,6 +476,15 @@ def test_a_few_lines_stay_as_they_are_and_whole(lines, size):
         assert abs(found.turned) < 2 and len(found.blocks) == 1 and ink_is_covered(found)
 
 
+@pytest.mark.parametrize("turn", [0, 90, 270])
+def test_a_title_page_is_not_set_on_its_side(turn):
+    page = pictures.blank()
+    top = pictures.heading(page, "A Tale of Two Cities", 500, 60)
+    pictures.heading(page, "by Charles Dickens", top, 30)
+    pictures.heading(page, "Chapman and Hall, London", 1600, 24)
+    assert cut(page.rotate(turn, expand=True)).turned % 180 == turn % 180
+
+
 @pytest.mark.parametrize("text", ["page 3 of 12", "Hello world", "1,234.56", "hope, age yours"])
 def test_a_picture_of_one_line_stays_as_it_is(text):
     page = pictures.blank(240, 40)

@@ -253,7 +253,7 @@ def _connected(mask: Mask) -> list[Mask]:
 def _quarter_turns(ink: Mask) -> int:
     """How many times the page is to be turned by 90 degrees, counterclockwise."""
     text = _without(ink, _rules(ink))
-    if _white_around(text.T) > 1.35 * _white_around(text) + 0.05:
+    if _white_around(text.T) > 1.15 * _white_around(text):
         up, down = _reach(np.rot90(text))
         return 3 if down > up else 1
     up, down = _reach(text, least=20)  # of one or two lines, a few letters would decide
@@ -268,9 +268,9 @@ def _white_around(text: Mask) -> float:
     for part in _strips(text, 16):
         if not (runs := _runs(part.any(axis=1))):
             continue
-        total += runs[-1][1] - runs[0][0] + 2 * WIDEST
-        gaps = (below[0] - above[1] for above, below in pairwise(runs))
-        white += sum(min(gap, WIDEST) for gap in gaps if gap >= 3) + 2 * WIDEST
+        gaps = [min(below[0] - above[1], WIDEST) for above, below in pairwise(runs)]
+        white += sum(gap for gap in gaps if gap >= 3) + 2 * WIDEST
+        total += sum(last - first for first, last in runs) + sum(gaps) + 2 * WIDEST
     return white / max(total, 1)
 
 
