@@ -522,6 +522,48 @@ def test_a_dark_page_is_cut_as_a_light_one(draw, skew):
     assert [block.kind for block in cut(faint).blocks] == [block.kind for block in want.blocks]
 
 
+def light_on(page, box, colour, lines, size=24, margin=40):
+    """Draws a banner with lines of white letters; the boxes of its ink."""
+    ImageDraw.Draw(page).rectangle(box, fill=colour)
+    pictures.paragraph(page, box[0] + margin, box[1] + margin, box[2] - box[0] - 2 * margin, lines, size, 0, "white")
+    return box[0] + margin - 2, box[1] + margin, box[2] - margin, box[1] + margin + int(1.4 * lines * size)
+
+
+def letters_are_whole(found, box):
+    """Whether a block has all of the white letters in a box, and not the banner beside them."""
+    light = np.asarray(found.image.crop(box).convert("L")) > 200
+    y, x = (np.flatnonzero(light.any(axis=axis)) for axis in (1, 0))
+    inner = box[0] + x[0], box[1] + y[0], box[0] + x[-1] + 1, box[1] + y[-1] + 1
+    return any(
+        left <= inner[0] and top <= inner[1] and right >= inner[2] and bottom >= inner[3]
+        for (left, top, right, bottom), _, _ in found.blocks
+    )
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (30, 60, 150), (200, 30, 30)])
+def test_light_letters_on_a_banner_are_read_as_dark_ones_are(colour):
+    page, _, columns = two_columns("")
+    page = page.transform(page.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, -200), fillcolor="white")
+    columns = [(left, top + 200, right, bottom + 200) for left, top, right, bottom in columns]
+    letters = light_on(page, (0, 0, 1239, 200), colour, 2, 40)
+    head, *rest = (found := cut(page)).blocks
+    assert letters_are_whole(found, letters) and within(head, (0, 0, 1240, 200))
+    where = [next(i for i, column in enumerate(columns) if within(block, column, 8)) for block in rest]
+    assert where == sorted(where) and set(where) == {0, 1}
+
+
+@pytest.mark.parametrize("skew", [0, 2])
+def test_light_letters_in_a_panel_beside_a_text(skew):
+    page = pictures.blank()
+    letters = light_on(page, (800, 100, 1200, 1600), (30, 60, 150), 30)
+    pictures.paragraph(page, 80, 107, 640, 44)
+    found = cut(page.rotate(skew, Image.Resampling.BICUBIC, fillcolor="white"))
+    assert abs(found.turned + skew) < 0.25
+    columns = [block.box[0] > 760 for block in found.blocks]
+    assert columns == sorted(columns) and set(columns) == {False, True} and small(found)
+    assert skew or letters_are_whole(cut(page, most_patches=10_000), letters)
+
+
 def test_a_note_on_a_dark_table_is_a_light_page():
     levels = np.random.default_rng(1).normal(50, 8, (1400, 1200, 3)).clip(0, 255).astype(np.uint8)
     page, note = Image.fromarray(levels), pictures.blank(420, 800)
