@@ -360,6 +360,18 @@ def test_a_heading_and_a_page_number_that_lie_in_one_column_are_before_and_after
     assert where == sorted(where) and set(where) == set(range(columns))
 
 
+def test_a_short_heading_above_columns_that_have_headings_of_their_own():
+    page = pictures.blank()
+    pictures.heading(page, "News", 60, 60)
+    for left in (80, 660):
+        pictures.paragraph(page, left, 160, 120, 1, 30)
+        pictures.paragraph(page, left, 220, 480, 36, 22, left)
+    found = cut(page)
+    assert found.blocks[0].box[3] < 160 and ink_is_covered(found)
+    columns = [block.box[0] > 620 for block in found.blocks[1:]]
+    assert columns == sorted(columns) and set(columns) == {False, True}
+
+
 def test_a_river_through_a_few_lines_is_no_gutter():
     page = pictures.blank()
     top = pictures.paragraph(page, 100, 100, 1040, 6)

@@ -437,11 +437,16 @@ class _Region:
                 i += 1
                 continue
             first, last = self._level(bands, profiles, i, end, gutters)
-            parts += [([band], []) for band in bands[i:first]]
             shifted = [(left + x, left + y) for x, y in gutters]
             rows = bands[first:last]
             columns = self._between(shifted, left, right)
             narrowest = min(y - x for x, y in columns)
+            lines = [self._lines(x, y, rows[0].top, rows[-1].bottom) for x, y in columns]
+            if max(lines) < FEWEST:  # a heading, say, above columns that are found without it
+                parts.append((bands[i : i + 1], []))
+                i += 1
+                continue
+            parts += [([band], []) for band in bands[i:first]]
             if all(y - x < narrowest for x, y in gutters) and all(
                 self._is_text(x, y, rows[0].top, rows[-1].bottom) for x, y in columns
             ):
@@ -467,6 +472,10 @@ class _Region:
                 profile[first:last] = True
         return profile
 
+    def _lines(self, left: int, right: int, top: int, bottom: int) -> int:
+        """How many lines, or bands, a region has."""
+        return sum(len(bands) for bands, _ in self._parts(left, right, top, bottom))
+
     def _is_text(self, left: int, right: int, top: int, bottom: int) -> bool:
         """Whether most lines of what may be a column lead across it, and no white from its first to its last: those of
         a table's or a form's do not."""
@@ -474,7 +483,7 @@ class _Region:
         lines = np.array(
             [self._profile(band, left, right) for bands, gutters in parts if not gutters for band in bands]
         )
-        total = sum(len(bands) for bands, _ in parts)
+        total = self._lines(left, right, top, bottom)
         if total < FEWEST or not len(lines):
             return total >= FEWEST
         begins, ends = lines.argmax(axis=1), right - left - lines[:, ::-1].argmax(axis=1)
