@@ -372,6 +372,18 @@ def test_a_short_heading_above_columns_that_have_headings_of_their_own():
     assert columns == sorted(columns) and set(columns) == {False, True}
 
 
+def test_an_index_whose_lines_do_not_stand_side_by_side_is_columns():
+    page = pictures.blank()
+    for column in range(4):
+        top = 100 + 7 * column
+        for row in range(36 + column):
+            width = (150, 100, 200, 170)[(row + column) % 4]
+            top = pictures.paragraph(page, 60 + 290 * column, top, width, 1, 20, row) + 9 * (row % 7 == 6)
+    found = cut(page)
+    columns = [block.box[0] // 290 for block in found.blocks]
+    assert columns == sorted(columns) and set(columns) == {0, 1, 2, 3} and ink_is_covered(found)
+
+
 def test_a_river_through_a_few_lines_is_no_gutter():
     page = pictures.blank()
     top = pictures.paragraph(page, 100, 100, 1040, 6)

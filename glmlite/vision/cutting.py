@@ -447,9 +447,11 @@ class _Region:
                 i += 1
                 continue
             parts += [([band], []) for band in bands[i:first]]
-            if all(y - x < narrowest for x, y in gutters) and all(
+            # Rows of a table are as many as the lines of its columns; an index has others beside them.
+            no_table = 2 * len(rows) < min(lines) or all(
                 self._is_text(x, y, rows[0].top, rows[-1].bottom) for x, y in columns
-            ):
+            )
+            if no_table and all(y - x < narrowest for x, y in gutters):
                 parts.append((rows, shifted))
             else:
                 parts.append(([Band(rows[0].top, rows[-1].bottom)], []))
