@@ -1,5 +1,6 @@
 """Pages of PDF files as images, and pages cut into blocks by their white space."""
 
+import os
 import re
 import sys
 import threading
@@ -201,6 +202,13 @@ def test_a_process_answers_as_pdfium_does_here(started, tmp_path, monkeypatch):
         pages.open(data[:80], "scan.pdf")
     with pytest.raises(FileNotFoundError, match=r"No such file.*none.pdf"):
         pages.open("none.pdf", "none.pdf")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="a system without /dev/fd")
+def test_a_file_that_is_open_here_alone_is_read_there(started, tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(pictures.pdf(["a line"]))
+    with (tmp_path / "scan.pdf").open("rb") as file, started().open(f"/dev/fd/{file.fileno()}", "scan.pdf") as pdf:
+        assert pdf.text(1) == "a line"
 
 
 def test_two_files_of_one_process_take_turns(started):
