@@ -498,6 +498,14 @@ def test_a_page_is_set_upright(turn, draw):
     assert [block.kind for block in found.blocks] == [block.kind for block in cut(page).blocks]
 
 
+def test_a_page_of_letters_that_often_reach_down_is_set_upright():
+    page = pictures.blank()
+    for line in range(30):
+        text = "The party paid for a copy of the applicable regulations; however, Mr. Jarndyce objected"
+        pictures.heading(page, text, 100 + 40 * line, 26)
+    assert cut(page).turned == 0 and cut(page.rotate(180)).turned == 180
+
+
 @pytest.mark.parametrize("lines", [1, 2, 3])
 @pytest.mark.parametrize("size", [16, 24, 40, 80])
 def test_a_few_lines_stay_as_they_are_and_whole(lines, size):

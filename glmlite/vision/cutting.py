@@ -297,10 +297,11 @@ def _quarter_turns(ink: Mask) -> int:
     """How many times the page is to be turned by 90 degrees, counterclockwise."""
     text = _without(ink, _rules(ink))
     if _white_around(text.T) > 1.15 * _white_around(text):
-        up, down = _reach(np.rot90(text))
+        up, down, _ = _reach(np.rot90(text))
         return 3 if down > up else 1
-    up, down = _reach(text, least=20)  # of one or two lines, a few letters would decide
-    return 2 if down > 2.2 * up else 0
+    up, down, lines = _reach(text)
+    # A few letters would decide of a few lines; Greek ones reach down as far as up.
+    return 2 if lines >= 20 and down > (1.4 + 16 / lines) * up else 0
 
 
 def _white_around(text: Mask) -> float:
@@ -342,12 +343,13 @@ def _skew(text: Mask) -> float:
     return best if sharp(best) > 1.05 * sharp(0.0) else 0.0
 
 
-def _reach(text: Mask, least: int = 8) -> tuple[float, float]:
-    """How much ink of lines of text stands above and below their small letters; (0, 0) where too little does to tell
-    which way is up, as in Chinese and Cyrillic script. least: of lines in eight strips of the page."""
+def _reach(text: Mask) -> tuple[float, float, int]:
+    """How much ink of lines of text stands above and below their small letters, and how many lines that are, in eight
+    strips of the page; none of it where too little stands there to tell which way is up, as in Chinese and Cyrillic
+    script."""
     lines = [part[top:bottom] for part in _strips(text) for top, bottom in _runs(part.any(axis=1)) if bottom - top >= 8]
-    if len(lines) < least:
-        return 0.0, 0.0
+    if len(lines) < 8:
+        return 0.0, 0.0, len(lines)
     usual = float(np.median([len(line) for line in lines]))
     up = down = total = 0.0
     for line in lines:
@@ -358,7 +360,7 @@ def _reach(text: Mask, least: int = 8) -> tuple[float, float]:
         total += float(profile.sum())
         up += float(profile[: core[0]].sum())
         down += float(profile[core[-1] + 1 :].sum())
-    return (up, down) if up + down > 0.05 * total else (0.0, 0.0)
+    return (up, down, len(lines)) if up + down > 0.05 * total else (0.0, 0.0, len(lines))
 
 
 def _strips(text: Mask, count: int = 8) -> list[Mask]:
