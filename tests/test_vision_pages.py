@@ -211,6 +211,21 @@ def test_a_file_that_is_open_here_alone_is_read_there(started, tmp_path):
         assert pdf.text(1) == "a line"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which files are open")
+def test_a_file_that_is_closed_here_is_closed_there(started, tmp_path):
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(pictures.pdf(["a line"]))
+
+    def is_open():
+        folder = f"/proc/{pages._process.pid}/fd"
+        return any(os.readlink(f"{folder}/{name}") == str(path) for name in os.listdir(folder))
+
+    pages = started()
+    with pages.open(path, "scan.pdf"):
+        assert is_open()
+    assert not is_open()
+
+
 def test_two_files_of_one_process_take_turns(started):
     pages = started()
     with pages.open(pictures.pdf(["a", "b"]), "1.pdf") as one, pages.open(pictures.pdf(["c"]), "2.pdf") as two:
