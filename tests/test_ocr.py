@@ -787,7 +787,7 @@ def test_a_run_into_a_folder_goes_on_after_the_files_that_it_has_written(model, 
     names = "abcdef"
     for name in names:
         pages = [text_page(name), text_page(name)]
-        (model / f"{name}.pdf").write_bytes(pictures.pdf([*pages, None] if name == "a" else pages))
+        (model / f"{name}.pdf").write_bytes(pictures.pdf([None] if name == "a" else pages))
     files = [f"{name}.pdf" for name in names]
     assert main(["ocr", *files, "-m", "model.gguf", "-o", "whole/"]) == 1
     command = *files, "-m", "model.gguf", "-o", "out/"
@@ -808,7 +808,7 @@ def test_a_run_into_a_folder_goes_on_after_the_files_that_it_has_written(model, 
     (model / "log").unlink()
     process = start(model, *command, slow=0)
     _, err = process.communicate(timeout=WAIT)
-    assert process.returncode == 1, err  # a page of the first fails
+    assert process.returncode == 1, err  # the page of the first fails
     for name in finished:
         assert f"[{name.relative_to(model)} is there from before]".encode() in err
     assert {path.stem for path in finished}.isdisjoint((model / "log").read_text().split())

@@ -1,5 +1,6 @@
 """Pages of PDF files as images, and pages cut into blocks by their white space."""
 
+import os
 import re
 import sys
 import threading
@@ -203,6 +204,28 @@ def test_a_process_answers_as_pdfium_does_here(started, tmp_path, monkeypatch):
         pages.open("none.pdf", "none.pdf")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="a system without /dev/fd")
+def test_a_file_that_is_open_here_alone_is_read_there(started, tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(pictures.pdf(["a line"]))
+    with (tmp_path / "scan.pdf").open("rb") as file, started().open(f"/dev/fd/{file.fileno()}", "scan.pdf") as pdf:
+        assert pdf.text(1) == "a line"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which files are open")
+def test_a_file_that_is_closed_here_is_closed_there(started, tmp_path):
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(pictures.pdf(["a line"]))
+
+    def is_open():
+        folder = f"/proc/{pages._process.pid}/fd"
+        return any(os.readlink(f"{folder}/{name}") == str(path) for name in os.listdir(folder))
+
+    pages = started()
+    with pages.open(path, "scan.pdf"):
+        assert is_open()
+    assert not is_open()
+
+
 def test_two_files_of_one_process_take_turns(started):
     pages = started()
     with pages.open(pictures.pdf(["a", "b"]), "1.pdf") as one, pages.open(pictures.pdf(["c"]), "2.pdf") as two:
@@ -360,6 +383,30 @@ def test_a_heading_and_a_page_number_that_lie_in_one_column_are_before_and_after
     assert where == sorted(where) and set(where) == set(range(columns))
 
 
+def test_a_short_heading_above_columns_that_have_headings_of_their_own():
+    page = pictures.blank()
+    pictures.heading(page, "News", 60, 60)
+    for left in (80, 660):
+        pictures.paragraph(page, left, 160, 120, 1, 30)
+        pictures.paragraph(page, left, 220, 480, 36, 22, left)
+    found = cut(page)
+    assert found.blocks[0].box[3] < 160 and ink_is_covered(found)
+    columns = [block.box[0] > 620 for block in found.blocks[1:]]
+    assert columns == sorted(columns) and set(columns) == {False, True}
+
+
+def test_an_index_whose_lines_do_not_stand_side_by_side_is_columns():
+    page = pictures.blank()
+    for column in range(4):
+        top = 100 + 7 * column
+        for row in range(36 + column):
+            width = (150, 100, 200, 170)[(row + column) % 4]
+            top = pictures.paragraph(page, 60 + 290 * column, top, width, 1, 20, row) + 9 * (row % 7 == 6)
+    found = cut(page)
+    columns = [block.box[0] // 290 for block in found.blocks]
+    assert columns == sorted(columns) and set(columns) == {0, 1, 2, 3} and ink_is_covered(found)
+
+
 def test_a_river_through_a_few_lines_is_no_gutter():
     page = pictures.blank()
     top = pictures.paragraph(page, 100, 100, 1040, 6)
@@ -466,6 +513,14 @@ def test_a_page_is_set_upright(turn, draw):
     assert [block.kind for block in found.blocks] == [block.kind for block in cut(page).blocks]
 
 
+def test_a_page_of_letters_that_often_reach_down_is_set_upright():
+    page = pictures.blank()
+    for line in range(30):
+        text = "The party paid for a copy of the applicable regulations; however, Mr. Jarndyce objected"
+        pictures.heading(page, text, 100 + 40 * line, 26)
+    assert cut(page).turned == 0 and cut(page.rotate(180)).turned == 180
+
+
 @pytest.mark.parametrize("lines", [1, 2, 3])
 @pytest.mark.parametrize("size", [16, 24, 40, 80])
 def test_a_few_lines_stay_as_they_are_and_whole(lines, size):
@@ -474,6 +529,15 @@ def test_a_few_lines_stay_as_they_are_and_whole(lines, size):
         pictures.paragraph(page, 20, 10, width - 40, lines, size)
         found = cut(page, most_patches=10_000)
         assert abs(found.turned) < 2 and len(found.blocks) == 1 and ink_is_covered(found)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 270])
+def test_a_title_page_is_not_set_on_its_side(turn):
+    page = pictures.blank()
+    top = pictures.heading(page, "A Tale of Two Cities", 500, 60)
+    pictures.heading(page, "by Charles Dickens", top, 30)
+    pictures.heading(page, "Chapman and Hall, London", 1600, 24)
+    assert cut(page.rotate(turn, expand=True)).turned % 180 == turn % 180
 
 
 @pytest.mark.parametrize("text", ["page 3 of 12", "Hello world", "1,234.56", "hope, age yours"])
@@ -511,6 +575,48 @@ def test_a_dark_page_is_cut_as_a_light_one(draw, skew):
         assert block.kind == same.kind and np.allclose(block.box, same.box, atol=2)  # levels round the other way
     faint = Image.blend(ImageOps.invert(light), Image.new("RGB", light.size, (70, 70, 90)), 0.4)
     assert [block.kind for block in cut(faint).blocks] == [block.kind for block in want.blocks]
+
+
+def light_on(page, box, colour, lines, size=24, margin=40):
+    """Draws a banner with lines of white letters; the boxes of its ink."""
+    ImageDraw.Draw(page).rectangle(box, fill=colour)
+    pictures.paragraph(page, box[0] + margin, box[1] + margin, box[2] - box[0] - 2 * margin, lines, size, 0, "white")
+    return box[0] + margin - 2, box[1] + margin, box[2] - margin, box[1] + margin + int(1.4 * lines * size)
+
+
+def letters_are_whole(found, box):
+    """Whether a block has all of the white letters in a box, and not the banner beside them."""
+    light = np.asarray(found.image.crop(box).convert("L")) > 200
+    y, x = (np.flatnonzero(light.any(axis=axis)) for axis in (1, 0))
+    inner = box[0] + x[0], box[1] + y[0], box[0] + x[-1] + 1, box[1] + y[-1] + 1
+    return any(
+        left <= inner[0] and top <= inner[1] and right >= inner[2] and bottom >= inner[3]
+        for (left, top, right, bottom), _, _ in found.blocks
+    )
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (30, 60, 150), (200, 30, 30)])
+def test_light_letters_on_a_banner_are_read_as_dark_ones_are(colour):
+    page, _, columns = two_columns("")
+    page = page.transform(page.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, -200), fillcolor="white")
+    columns = [(left, top + 200, right, bottom + 200) for left, top, right, bottom in columns]
+    letters = light_on(page, (0, 0, 1239, 200), colour, 2, 40)
+    head, *rest = (found := cut(page)).blocks
+    assert letters_are_whole(found, letters) and within(head, (0, 0, 1240, 200))
+    where = [next(i for i, column in enumerate(columns) if within(block, column, 8)) for block in rest]
+    assert where == sorted(where) and set(where) == {0, 1}
+
+
+@pytest.mark.parametrize("skew", [0, 2])
+def test_light_letters_in_a_panel_beside_a_text(skew):
+    page = pictures.blank()
+    letters = light_on(page, (800, 100, 1200, 1600), (30, 60, 150), 30)
+    pictures.paragraph(page, 80, 107, 640, 44)
+    found = cut(page.rotate(skew, Image.Resampling.BICUBIC, fillcolor="white"))
+    assert abs(found.turned + skew) < 0.25
+    columns = [block.box[0] > 760 for block in found.blocks]
+    assert columns == sorted(columns) and set(columns) == {False, True} and small(found)
+    assert skew or letters_are_whole(cut(page, most_patches=10_000), letters)
 
 
 def test_a_note_on_a_dark_table_is_a_light_page():

@@ -11,7 +11,7 @@ reads a block has no columns to guess the order of.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 __all__ = ["Block", "Cut", "cut"]
 
 Mask = NDArray[np.bool_]  # (height, width): ink
 Spans = list[tuple[int, int]]  # (begin, end) of stretches
+Box = tuple[slice, slice]  # of rows and columns
 
 MOST_PATCHES = 1000
 PATCH = 14
@@ -110,20 +111,52 @@ def _step(image: Image.Image) -> int:
 
 
 def _is_dark(image: Image.Image) -> bool:
-    """Whether letters are lighter than the page: they take less room than what is between them. A note that lies on a
-    dark table is a light page."""
+    """Whether letters are lighter than the page. A note that lies on a dark table is a light page."""
     grey = _grey(image)
-    if np.median(np.asarray(grey)) >= 128:
-        return False
+    return bool(np.median(np.asarray(grey)) < 128) and _are_lighter(grey)
+
+
+def _are_lighter(grey: Image.Image) -> bool:
+    """Whether letters are lighter than what is around them: they take less room than what is between them."""
     light, dark = np.count_nonzero(_darker(ImageOps.invert(grey))), np.count_nonzero(_darker(grey))
     return bool(0 < 2 * light < dark)
 
 
 def _ink(image: Image.Image, dark: bool) -> Mask:
     """What is darker than the paper around it, lighter on a dark page, without specks; one pixel for each step * step
-    of the image."""
+    of the image. In a banner or a panel whose letters are lighter than it, those."""
     grey = _grey(image)
-    return _darker(ImageOps.invert(grey) if dark else grey)
+    levels = np.array(ImageOps.invert(grey) if dark else grey)
+    letters: Mask = np.zeros(levels.shape, np.bool_)
+    areas = np.zeros_like(letters)
+    paper = np.median(levels)
+    for box, area in _areas(levels < 0.75 * paper):
+        own = levels[box].copy()
+        own[_around(~area, edge=True)] = np.median(own[area])
+        panel = Image.fromarray(own)
+        if _are_lighter(panel):
+            letters[box] |= _darker(ImageOps.invert(panel))
+            areas[box] |= area
+    levels[_around(areas)] = paper
+    letters |= _darker(Image.fromarray(levels))
+    return letters
+
+
+def _areas(dark: Mask) -> Iterator[tuple[Box, Mask]]:
+    """(box, what of it) of what is mostly dark and larger than letters, with what is written in it."""
+    levels = Image.fromarray(dark.astype(np.uint8) * 255)
+    for box, part in _connected(np.asarray(levels.filter(ImageFilter.BoxBlur(CELL))) >= 128):
+        part &= dark[box]
+        area = _spanned(part, 0) & _spanned(part, 1)
+        if max(area.shape) >= 2 * TALLEST and np.count_nonzero(area) < 2 * np.count_nonzero(part):
+            yield box, area
+
+
+def _spanned(mask: Mask, axis: int) -> Mask:
+    """A mask with all that lies between two of its True along the axis."""
+    behind = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis), axis)
+    spanned: Mask = np.logical_or.accumulate(mask, axis) & behind
+    return spanned
 
 
 def _grey(image: Image.Image) -> Image.Image:
@@ -150,7 +183,7 @@ def _border(levels: NDArray[np.int16]) -> Mask:
         for first, last in _runs(inwards[:, 0]):
             if last - first >= 2 * TALLEST:
                 out[first:last] |= np.logical_and.accumulate(inwards[first:last], axis=1)
-    return _spread(_spread(border, CELL, 0), CELL, 1)  # its edge is blurred
+    return _around(border)
 
 
 def _most_of(levels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -209,13 +242,18 @@ def _spread(mask: Mask, length: int, axis: int, edge: bool = False) -> Mask:
     return out
 
 
+def _around(mask: Mask, edge: bool = False) -> Mask:
+    """A mask with a little of what is beside it: the edge of an area is blurred. edge: as in `_spread`."""
+    return _spread(_spread(mask, CELL, 0, edge), CELL, 1, edge)
+
+
 def _tables(rules: tuple[Mask, Mask]) -> list[tuple[int, int, int, int]]:
     """(left, top, right, bottom) of the grids that rules make: at least two lines each way, three one way."""
     found = []
-    for part in _connected(rules[0] | rules[1]):
-        rows, columns = (_lines_across(rules[0] & part), _lines_across((rules[1] & part).T))
+    for box, part in _connected(rules[0] | rules[1]):
+        rows, columns = (_lines_across(rules[0][box] & part), _lines_across((rules[1][box] & part).T))
         if min(rows, columns) >= 2 and max(rows, columns) >= 3:
-            y, x = (np.flatnonzero(part.any(axis=axis)) for axis in (1, 0))
+            y, x = (side.start + np.flatnonzero(part.any(axis=axis)) for side, axis in zip(box, (1, 0)))
             found.append((int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1))
     return found
 
@@ -226,25 +264,30 @@ def _lines_across(rules: Mask) -> int:
     return len(_runs(rules.sum(axis=1) > 0.25 * (columns[-1] - columns[0]))) if len(columns) else 0
 
 
-def _connected(mask: Mask) -> list[Mask]:
-    """What hangs together, seen in cells of CELL * CELL pixels; only what is large both ways."""
+def _connected(mask: Mask) -> Iterator[tuple[Box, Mask]]:
+    """(box, what of it) of all that hangs together, seen in cells of CELL * CELL pixels; what is large both ways."""
     height, width = mask.shape
     tall, wide = -(-height // CELL), -(-width // CELL)
     padded = np.pad(mask, ((0, tall * CELL - height), (0, wide * CELL - width)))
     cells = {(int(y), int(x)) for y, x in np.argwhere(padded.reshape(tall, CELL, wide, CELL).any(axis=(1, 3)))}
-    parts = []
     while cells:
         left = [cells.pop()]
-        part = np.zeros((tall, wide), np.bool_)
+        seen = []
         while left:
             y, x = left.pop()
-            part[y, x] = True
+            seen.append((y, x))
             near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & cells
             cells -= near
             left += near
-        if min(np.count_nonzero(part.any(axis=axis)) for axis in (0, 1)) >= 4:
-            parts.append(mask & part.repeat(CELL, 0).repeat(CELL, 1)[:height, :width])
-    return parts
+        places = np.array(seen)
+        top, bottom = places.min(axis=0), places.max(axis=0) + 1
+        if min(bottom - top) >= 4:
+            part = np.zeros(bottom - top, np.bool_)
+            part[tuple((places - top).T)] = True
+            rows, columns = zip(top * CELL, bottom * CELL)
+            box = slice(*map(int, rows)), slice(*map(int, columns))
+            found = mask[box]  # which ends where the page does
+            yield box, found & part.repeat(CELL, 0).repeat(CELL, 1)[: found.shape[0], : found.shape[1]]
 
 
 # ---- which way is up
@@ -253,11 +296,12 @@ def _connected(mask: Mask) -> list[Mask]:
 def _quarter_turns(ink: Mask) -> int:
     """How many times the page is to be turned by 90 degrees, counterclockwise."""
     text = _without(ink, _rules(ink))
-    if _white_around(text.T) > 1.35 * _white_around(text) + 0.05:
-        up, down = _reach(np.rot90(text))
+    if _white_around(text.T) > 1.15 * _white_around(text):
+        up, down, _ = _reach(np.rot90(text))
         return 3 if down > up else 1
-    up, down = _reach(text, least=20)  # of one or two lines, a few letters would decide
-    return 2 if down > 2.2 * up else 0
+    up, down, lines = _reach(text)
+    # A few letters would decide of a few lines; Greek ones reach down as far as up.
+    return 2 if lines >= 20 and down > (1.4 + 16 / lines) * up else 0
 
 
 def _white_around(text: Mask) -> float:
@@ -268,9 +312,9 @@ def _white_around(text: Mask) -> float:
     for part in _strips(text, 16):
         if not (runs := _runs(part.any(axis=1))):
             continue
-        total += runs[-1][1] - runs[0][0] + 2 * WIDEST
-        gaps = (below[0] - above[1] for above, below in pairwise(runs))
-        white += sum(min(gap, WIDEST) for gap in gaps if gap >= 3) + 2 * WIDEST
+        gaps = [min(below[0] - above[1], WIDEST) for above, below in pairwise(runs)]
+        white += sum(gap for gap in gaps if gap >= 3) + 2 * WIDEST
+        total += sum(last - first for first, last in runs) + sum(gaps) + 2 * WIDEST
     return white / max(total, 1)
 
 
@@ -299,12 +343,13 @@ def _skew(text: Mask) -> float:
     return best if sharp(best) > 1.05 * sharp(0.0) else 0.0
 
 
-def _reach(text: Mask, least: int = 8) -> tuple[float, float]:
-    """How much ink of lines of text stands above and below their small letters; (0, 0) where too little does to tell
-    which way is up, as in Chinese and Cyrillic script. least: of lines in eight strips of the page."""
+def _reach(text: Mask) -> tuple[float, float, int]:
+    """How much ink of lines of text stands above and below their small letters, and how many lines that are, in eight
+    strips of the page; none of it where too little stands there to tell which way is up, as in Chinese and Cyrillic
+    script."""
     lines = [part[top:bottom] for part in _strips(text) for top, bottom in _runs(part.any(axis=1)) if bottom - top >= 8]
-    if len(lines) < least:
-        return 0.0, 0.0
+    if len(lines) < 8:
+        return 0.0, 0.0, len(lines)
     usual = float(np.median([len(line) for line in lines]))
     up = down = total = 0.0
     for line in lines:
@@ -315,7 +360,7 @@ def _reach(text: Mask, least: int = 8) -> tuple[float, float]:
         total += float(profile.sum())
         up += float(profile[: core[0]].sum())
         down += float(profile[core[-1] + 1 :].sum())
-    return (up, down) if up + down > 0.05 * total else (0.0, 0.0)
+    return (up, down, len(lines)) if up + down > 0.05 * total else (0.0, 0.0, len(lines))
 
 
 def _strips(text: Mask, count: int = 8) -> list[Mask]:
@@ -394,14 +439,21 @@ class _Region:
                 i += 1
                 continue
             first, last = self._level(bands, profiles, i, end, gutters)
-            parts += [([band], []) for band in bands[i:first]]
             shifted = [(left + x, left + y) for x, y in gutters]
             rows = bands[first:last]
             columns = self._between(shifted, left, right)
             narrowest = min(y - x for x, y in columns)
-            if all(y - x < narrowest for x, y in gutters) and all(
+            lines = [self._lines(x, y, rows[0].top, rows[-1].bottom) for x, y in columns]
+            if max(lines) < FEWEST:  # a heading, say, above columns that are found without it
+                parts.append((bands[i : i + 1], []))
+                i += 1
+                continue
+            parts += [([band], []) for band in bands[i:first]]
+            # Rows of a table are as many as the lines of its columns; an index has others beside them.
+            no_table = 2 * len(rows) < min(lines) or all(
                 self._is_text(x, y, rows[0].top, rows[-1].bottom) for x, y in columns
-            ):
+            )
+            if no_table and all(y - x < narrowest for x, y in gutters):
                 parts.append((rows, shifted))
             else:
                 parts.append(([Band(rows[0].top, rows[-1].bottom)], []))
@@ -424,6 +476,10 @@ class _Region:
                 profile[first:last] = True
         return profile
 
+    def _lines(self, left: int, right: int, top: int, bottom: int) -> int:
+        """How many lines, or bands, a region has."""
+        return sum(len(bands) for bands, _ in self._parts(left, right, top, bottom))
+
     def _is_text(self, left: int, right: int, top: int, bottom: int) -> bool:
         """Whether most lines of what may be a column lead across it, and no white from its first to its last: those of
         a table's or a form's do not."""
@@ -431,7 +487,7 @@ class _Region:
         lines = np.array(
             [self._profile(band, left, right) for bands, gutters in parts if not gutters for band in bands]
         )
-        total = sum(len(bands) for bands, _ in parts)
+        total = self._lines(left, right, top, bottom)
         if total < FEWEST or not len(lines):
             return total >= FEWEST
         begins, ends = lines.argmax(axis=1), right - left - lines[:, ::-1].argmax(axis=1)

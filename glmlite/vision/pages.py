@@ -116,7 +116,8 @@ class Remote:
     def __init__(self, pages: Pages, source: str | os.PathLike[str] | bytes | bytearray | memoryview, where: str):
         self.where = where
         named = isinstance(source, str | os.PathLike)
-        self.path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
+        # /dev/stdin is another file there.
+        self.path = os.path.realpath(source) if isinstance(source, str | os.PathLike) else None
         self.data = b"" if named else bytes(source)  # type: ignore[arg-type]
         self._pages = pages
         self.pages: int = pages.ask(self, where, "count")[0]

@@ -18,7 +18,6 @@ from PIL import Image
 __all__ = ["LONGEST", "Pdf", "is_pdf"]
 
 LONGEST = 3500  # pixels of a page's long side; the models see less
-_PASSWORD = 4  # FPDF_ERR_PASSWORD
 _MOST_NOTES = 10_000  # of a page, that are looked at
 _NOTHING = 2  # bytes of an empty text, UTF-16 with its end
 _pdfium = threading.Lock()
@@ -64,7 +63,7 @@ class Pdf:
             except pdfium.PdfiumError as error:
                 if _opens(source):  # so the error is an older one's
                     raise ValueError(f"{where}: has no pages, expected at least one") from None
-                if getattr(error, "err_code", None) == _PASSWORD or "password" in str(error).lower():
+                if "password" in str(error).lower():
                     raise ValueError(f"{where}: is encrypted, expected a PDF without a password") from None
                 raise ValueError(f"{where}: a damaged PDF ({error}), expected a whole one") from None
             if self.pages:
