@@ -25,13 +25,14 @@ LAYERS = [
     ["model"],
     ["infill", "mmproj", "ocr"],
     ["generate"],
-    ["budget", "locate", "packed", "parameters", "scheduler"],
+    ["budget", "locate", "packed", "parameters", "scheduler", "workers"],
     ["constrain", "delivery", "journal", "sequences", "vision"],
     ["builtin", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],
     ["cancel"],
-    ["_importing", "_package", "ending", "errors", "families", "files", "options"],
+    ["files"],
+    ["_importing", "_package", "ending", "errors", "families", "options"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -33,8 +33,8 @@ def read_gguf(path: Path, opened: ExitStack) -> tuple[Contents | None, Contents 
     refuse_exported(path, gguf.metadata)
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
-    architecture = metadata.get("general.architecture")
-    alone = isinstance(architecture, str) and architecture == MMPROJ["general.architecture"]
+    kind = metadata.get("general.architecture")
+    alone = isinstance(kind, str) and kind == MMPROJ["general.architecture"]
     sees = alone or any(key.startswith(KEYS) for key in metadata)
     try:
         if not alone:
