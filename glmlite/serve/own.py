@@ -176,7 +176,7 @@ async def infill(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     seconds = max(fields.number("t_max_predict_ms") or 0, 0) / 1000
     answers = await service.begin(asked)
     if asked.stream:
-        return Stream(_filling_lines(answers, seconds), answers.close, patience=service.settings.patience)
+        return Stream(_filling_lines(answers, seconds), answers.close)
     try:
         parts = [part async for part in _filling(answers, seconds) if part is not None]
         return Reply.json({**parts[-1], "content": "".join(part["content"] for part in parts)})
