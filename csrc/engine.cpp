@@ -301,15 +301,15 @@ std::vector<float> Engine::step(const std::vector<Work>& works, const std::vecto
 }
 
 // Until it is known: as where a step of one waits for memory, and one of seven for the cores.
-Pace::Pace(size_t works) : works_(static_cast<double>(works)), cost_(std::min(0.15 * works_, 1.0)) {}
+DraftCost::DraftCost(size_t works) : works_(static_cast<double>(works)), value_(std::min(0.15 * works_, 1.0)) {}
 
-void Pace::note(size_t drafted, double ms) {
+void DraftCost::note(size_t drafted, double ms) {
   constexpr double kMost = 2;  // whatever else held a step up
   if (drafted == 0) {
     plain_ = plain_ > 0 ? plain_ + (ms - plain_) / 4 : ms;
   } else if (plain_ > 0) {
     const double cost = (ms / plain_ - 1) * works_ / static_cast<double>(drafted);
-    cost_ += (std::min(std::max(cost, 0.01), kMost) - cost_) / 8;
+    value_ += (std::min(std::max(cost, 0.01), kMost) - value_) / 8;
   }
 }
 
@@ -406,8 +406,8 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
   std::vector<size_t> origin(works.size());  // index in `works` of each active one
   for (size_t i = 0; i < works.size(); ++i) origin[i] = i;
   for (bool first = true; !active.empty(); first = false) {
-    Pace& pace = paces_.try_emplace(active.size(), active.size()).first->second;
-    for (size_t i = 0; i < active.size(); ++i) add_draft(&active[i], samples[origin[i]].size(), pace.cost());
+    DraftCost& cost = draft_costs_.try_emplace(active.size(), active.size()).first->second;
+    for (size_t i = 0; i < active.size(); ++i) add_draft(&active[i], samples[origin[i]].size(), cost.value());
     bool room = reserve(active);
     if (!room) {
       drop_drafts(&active);
@@ -424,13 +424,13 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
       drafted += w.drafted;
       writes &= w.sampler && w.tokens.size() == 1 + w.drafted;
     }
-    if (writes) pace.note(drafted, Milliseconds(now - begin).count());
+    if (writes) cost.note(drafted, Milliseconds(now - begin).count());
     std::vector<Work> next;
     std::vector<size_t> next_origin;
     for (size_t i = 0; i < active.size(); ++i) {
       Work& w = active[i];
       if (!w.sampler) continue;
-      if (writes) w.sampler->settle(w.drafted, drawn[i].size() - 1, pace.cost());
+      if (writes) w.sampler->settle(w.drafted, drawn[i].size() - 1, cost.value());
       auto& out = samples[origin[i]];
       std::move(drawn[i].begin(), drawn[i].end(), std::back_inserter(out));
       const int32_t token = out.back().token;

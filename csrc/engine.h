@@ -31,15 +31,15 @@ struct Work {
 };
 
 // How long steps take that write for so many sequences, and so what a token costs that is drafted.
-class Pace {
+class DraftCost {
  public:
-  explicit Pace(size_t works);
+  explicit DraftCost(size_t works);
   // Of a token more, in steps of a sequence.
-  double cost() const { return cost_; }
+  double value() const { return value_; }
   void note(size_t drafted, double ms);
 
  private:
-  double works_, cost_;
+  double works_, value_;
   double plain_ = 0;  // ms of a step without drafts; 0: unknown
 };
 
@@ -126,7 +126,7 @@ class Engine {
   int64_t embedding_ = 0;  // columns of the table; 0: there is none
   bool selects_ = false, keeps_ = true;
   Info info_;
-  std::map<size_t, Pace> paces_;  // by how many works a step has
+  std::map<size_t, DraftCost> draft_costs_;  // by how many works a step has
 };
 
 }  // namespace glmlite
