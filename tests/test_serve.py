@@ -419,12 +419,16 @@ def test_a_slow_reader_holds_nothing_without_bound_and_is_let_go():
             if b"x" in part:
                 await asyncio.sleep(60)
 
-        application = app(model, Settings(patience=0.1))
+        application = app(model, Settings(patience=0.5))
         answer = asyncio.create_task(asked(application, CHAT, {**HI, "stream": True}, read=read))
+        while not model.running:
+            await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         written = len(model.running[0].pieces)
         await answer
         assert not model.running
+        await asyncio.sleep(0.05)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         return written
 
     assert asyncio.run(main()) < 200
