@@ -379,13 +379,16 @@ def test_what_a_model_has_written_beyond_an_answer_is_not_counted(path, body, na
     """A step of several answers may have written on behind a stop string before that was found."""
 
     class Ahead(Scripted):
+        end = 7
+
         def _start(self, *arguments):
             answer = super()._start(*arguments)
-            answer.stats.generated_tokens = 3
+            answer.stats.generated_tokens = 5
             return answer
 
     answer = ask(app(Ahead({"hi": ["a", "b"]})), path, body).json
-    assert (answer.get("usage") or answer)[name] == 2
+    assert (answer.get("usage") or answer)[name] == 3  # with the one that ended it
+    assert answer.get("stop_sequence") is None
 
 
 def test_what_a_thread_does_for_a_client_that_goes_ends():
