@@ -379,13 +379,16 @@ def test_what_a_model_has_written_beyond_an_answer_is_not_counted(path, body, na
     """A step of several answers may have written on behind a stop string before that was found."""
 
     class Ahead(Scripted):
+        end = 7
+
         def _start(self, *arguments):
             answer = super()._start(*arguments)
-            answer.stats.generated_tokens = 3
+            answer.stats.generated_tokens = 5
             return answer
 
     answer = ask(app(Ahead({"hi": ["a", "b"]})), path, body).json
-    assert (answer.get("usage") or answer)[name] == 2
+    assert (answer.get("usage") or answer)[name] == 3  # with the one that ended it
+    assert answer.get("stop_sequence") is None
 
 
 def test_what_a_thread_does_for_a_client_that_goes_ends():
@@ -419,12 +422,16 @@ def test_a_slow_reader_holds_nothing_without_bound_and_is_let_go():
             if b"x" in part:
                 await asyncio.sleep(60)
 
-        application = app(model, Settings(patience=0.1))
+        application = app(model, Settings(patience=0.5))
         answer = asyncio.create_task(asked(application, CHAT, {**HI, "stream": True}, read=read))
+        while not model.running:
+            await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         written = len(model.running[0].pieces)
         await answer
         assert not model.running
+        await asyncio.sleep(0.05)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         return written
 
     assert asyncio.run(main()) < 200

@@ -53,10 +53,14 @@ def body(**fields):
     return {"messages": [{"role": "user", "content": "hi"}], **fields}
 
 
+def connected(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
 def post(port, path, fields, headers=""):
     """A socket on which a request was sent."""
     data = json.dumps(fields).encode()
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection = connected(port)
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
     connection.sendall(head.encode() + data)
     return connection
@@ -180,14 +184,26 @@ def test_the_connection_of_a_client_that_does_not_read_ends(stream, parser):
         assert read(1) < size
 
 
-def test_headers_have_a_bound(parser):
-    with served(app(Scripted()), http=running.protocol(60, 60)) as port:
-        for line in (b"X: " + b"a" * 1000, b"X: a\r\n" * 200):
-            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-                connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
-                with pytest.raises(ConnectionError):
-                    for _ in range(100_000):
-                        connection.sendall(line)
+@pytest.mark.parametrize("before", [b"GET /health", b"POST /v1/completions"])
+@pytest.mark.parametrize("line", [b"X: " + b"a" * 1000, b"X: a\r\n" * 200])
+def test_headers_have_a_bound(before, line, parser):
+    """Those before a body, and those behind its last chunk."""
+    with served(app(Scripted()), http=running.protocol(60, 60)) as port, connected(port) as connection:
+        connection.sendall(before + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        if before.startswith(b"POST"):
+            connection.sendall(b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(100_000):
+                connection.sendall(line)
+
+
+def test_a_body_in_small_chunks_is_no_header(parser):
+    data = json.dumps(body()).encode()
+    chunks = b"".join(b"1;%s\r\n%c\r\n" % (b"a" * 10_000, byte) for byte in data)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with served(app(Scripted()), http=running.protocol(60, 60)) as port, connected(port) as connection:
+        connection.sendall(head.encode() + chunks + b"0\r\n\r\n")
+        received(connection, b'"content":"yes"')
 
 
 def test_the_page_and_the_answers_over_one_connection():

@@ -217,7 +217,7 @@ class Answers:
 
     async def _end(self, choice: int, generation: Running, reason: str) -> End:
         completion = await generation
-        self._written[choice] = len(completion.tokens)
+        self._written[choice] = len(completion.tokens) + isinstance(completion.stop, int)  # with the one that ended it
         stop = completion.stop if isinstance(completion.stop, str) else None
         if self._messages is not None and completion.reasoning:
             self._service.thoughts.remember(self._lease.name, self._messages, completion.message)
@@ -247,7 +247,8 @@ class Answers:
 
     @property
     def usage(self) -> Usage:
-        """completion: of the answers that have ended. The model may have written more than they have: see `stats`."""
+        """completion: of the answers that have ended, with the tokens that ended them. The model may have written more:
+        see `stats`."""
         stats = [generation.stats for generation in self._generations]
         return Usage(
             sum(each.prompt_tokens for each in stats[:: self.asked.choices]),

@@ -17,7 +17,7 @@ ENDING_SECONDS = 0.5  # that clients have to read what they are told at the end
 KEEP_ALIVE_SECONDS = 75  # of a connection without requests: longer than clients keep theirs
 BACKLOG = 256  # connections that are taken at once
 OTHER_FILES = 64  # that a server has open beside its connections
-HEAD_BYTES = 1 << 18  # of a request before its body
+HEAD_BYTES = 1 << 18  # of a request before its body, and after it
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -129,12 +129,13 @@ def protocol(seconds: float, patience: float) -> type[asyncio.Protocol]:
     """
     base: Any = import_module("uvicorn.protocols.http.auto").AutoHTTPProtocol
     most = most_connections()
+    unbounded = hasattr(base, "on_headers_complete")  # httptools; h11 has a bound of its own
 
     class Protocol(base):  # type: ignore[misc]
         waits: asyncio.TimerHandle | None = None
         looks: asyncio.TimerHandle | None = None
         unread = 0  # bytes, when it was looked last
-        head: int | None = None  # bytes so far of the first line and the headers that are coming
+        head = 0  # bytes since the last of a body: of a first line, of headers, of what a chunk has beside them
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -145,20 +146,19 @@ def protocol(seconds: float, patience: float) -> type[asyncio.Protocol]:
             self.look()
 
         def data_received(self, data: bytes) -> None:
+            self.head += len(data)
             super().data_received(data)
-            if self.head is not None:
-                self.head += len(data)
-                if self.head > HEAD_BYTES and not self.transport.is_closing():
-                    self.send_400_response(f"The headers have more than {HEAD_BYTES} bytes.")
+            if unbounded and self.head > HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"The headers have more than {HEAD_BYTES} bytes.")
             self.watch()
 
-        def on_message_begin(self) -> None:  # httptools; h11 has a bound of its own
-            super().on_message_begin()
-            self.head = 0
-
         def on_headers_complete(self) -> None:
-            self.head = None
+            self.head = 0
             super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self.head = 0
+            super().on_body(body)
 
         def connection_lost(self, error: Exception | None) -> None:
             self.unwatch()
