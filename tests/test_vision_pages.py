@@ -463,6 +463,14 @@ def test_the_edge_of_a_grey_page_that_is_levelled_is_not_its_ink():
     assert all(within(block, (70, 60, 1170, 1700)) for block in found.blocks)
 
 
+def test_grey_letters_beside_black_ones_are_not_lost():
+    page = pictures.blank()
+    pictures.paragraph(page, 100, 100, 1040, 30, colour=(20, 20, 20))
+    pictures.paragraph(page, 500, 1600, 240, 1, colour=(170, 170, 170))
+    left, top, right, bottom = cut(page).blocks[-1].box
+    assert left <= 502 and top <= 1604 and right >= 680 and bottom >= 1620
+
+
 def test_a_number_1_is_not_lost():
     page = pictures.blank(620, 877)
     pictures.paragraph(page, 50, 50, 520, 20, 14)

@@ -170,7 +170,7 @@ def _darker(grey: Image.Image) -> Mask:
     small = np.asarray(grey.reduce(4)) if min(grey.size) >= 4 else np.asarray(grey)
     paper = Image.fromarray(_most_of(small, 8)).resize(grey.size, Image.Resampling.BILINEAR)
     darker = np.asarray(paper).astype(np.int16) - levels
-    ink = darker > max(32.0, 0.4 * float(np.percentile(darker[::4, ::4], 99.5)))
+    ink = darker > max(32.0, 0.22 * float(np.percentile(darker[::4, ::4], 99.5)))
     return ink & ~_border(levels) & (_neighbours(ink) >= 3)
 
 
