@@ -308,11 +308,20 @@ def test_a_file_that_is_wrong_is_named(tmp_path, change, message):
         Tower.open(path)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 2), (0, 64), (577, 64)])
-def test_positions_that_are_no_square_are_named(shape):
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("v.position_embd.weight", (3, 4, 2)),
+        ("v.position_embd.weight", (0, 64)),
+        ("v.position_embd.weight", (577, 64)),  # no square
+        ("v.position_embd.weight", (576, 65)),
+        ("mm.down.weight", (65, 128)),
+    ],
+)
+def test_a_shape_that_no_image_fits_is_named(name, shape):
     eyes = tiny.eyes(side=24)
-    with pytest.raises(FormatError, match=r"v\.position_embd\.weight"):
-        models.record_eyes(eyes.metadata, eyes.shapes | {"v.position_embd.weight": shape})
+    with pytest.raises(FormatError, match=name):
+        models.record_eyes(eyes.metadata, eyes.shapes | {name: shape})
 
 
 def test_one_file_may_hold_both(tmp_path, opened):
