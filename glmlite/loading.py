@@ -259,7 +259,7 @@ def _opened(native: Any, file: Path, report: Report) -> Iterator[Any]:
             report(0.2 * HEADER)
             yield gguf
     except FormatError as error:
-        raise FormatError(f"{file}: {error}") from error
+        raise FormatError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
 
 
 @dataclass(frozen=True)
