@@ -25,7 +25,7 @@ LAYERS = [
     ["model"],
     ["infill", "mmproj", "ocr"],
     ["generate"],
-    ["budget", "locate", "packed", "parameters", "scheduler"],
+    ["budget", "locate", "packed", "parameters", "scheduler", "workers"],
     ["constrain", "delivery", "journal", "sequences", "vision"],
     ["builtin", "cancel", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
