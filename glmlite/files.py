@@ -8,15 +8,12 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from .errors import FormatError
+from typing import BinaryIO
 
 __all__ = [
-    "EXPORTED",
     "FULL",
     "REFUSED_PICTURES",
     "UNFINISHED",
@@ -27,7 +24,6 @@ __all__ = [
     "lock",
     "named_where_full",
     "not_gguf",
-    "refuse_exported",
     "refuse_to_overwrite",
     "replacing",
     "replacing_all",
@@ -36,9 +32,6 @@ __all__ = [
 
 # What programs that download append to a name until they are done, or to the name of a file of theirs beside it.
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2")
-
-# The key that tells a file of `glmlite export`.
-EXPORTED = "glmlite.export.version"
 
 # Endings of pictures that are not read: wherever one is taken for a picture, it is refused by name.
 REFUSED_PICTURES = (".heic", ".heif", ".avif", ".jxl")
@@ -131,13 +124,6 @@ def special(path: str | os.PathLike[str]) -> str | None:
     None for a file, and where there is nothing."""
     mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
     return None if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
-
-
-def refuse_exported(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
-    """Raises FormatError for the metadata of what `glmlite export` wrote: its tensors are packed, whatever their types
-    say."""
-    if EXPORTED in metadata:
-        raise FormatError(f"{path}: is exported already, expected the .gguf file that it was made of")
 
 
 def not_gguf(path: str | os.PathLike[str]) -> str | None:

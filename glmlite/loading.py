@@ -14,12 +14,11 @@ from typing import Any, NamedTuple, ParamSpec
 from . import builtin, models, packed, placement
 from .cancel import Cancel, check_cancel
 from .errors import Cancelled, FormatError
-from .files import EXPORTED
 from .locate import model_file
 from .mmproj import Found
 from .mmproj import find as find_eyes
 from .model import MOST_THREADS, Model
-from .packed import content_key
+from .packed import EXPORTED, content_key
 from .parameters import check_integer, sampling_defaults
 from .scheduler import PREFILL_ALONE, PREFILL_GPU, PREFILL_STREAMED, Idle, Scheduler
 from .tokenizer import Tokenizer
@@ -259,7 +258,7 @@ def _opened(native: Any, file: Path, report: Report) -> Iterator[Any]:
             report(0.2 * HEADER)
             yield gguf
     except FormatError as error:
-        raise FormatError(f"{file}: {error}") from error
+        raise FormatError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,12 @@ from .files import FULL, replacing
 from .placement import matrices_of_a_token
 from .program import Op
 
-__all__ = ["Budget", "content_key", "opened", "weights_per_token"]
+__all__ = ["EXPORTED", "Budget", "content_key", "opened", "refuse_exported", "weights_per_token"]
 
 log = logging.getLogger(__name__)
+
+# The key that tells a file of `glmlite export`.
+EXPORTED = "glmlite.export.version"
 
 _RESERVE = 8  # a part of what is free that is left to activations, and to other programs
 _LEAST_EXPERTS = 32  # with room for a smaller part of the experts the engine maps them all
@@ -55,6 +58,13 @@ class Budget(NamedTuple):
         if self.experts and kept >= self.experts // _LEAST_EXPERTS:
             return experts * max(0.0, 1 - kept / self.experts)
         return (dense + experts) * (1 - self.room / self.weights)
+
+
+def refuse_exported(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
+    """Raises FormatError for the metadata of what `glmlite export` wrote: its tensors are packed, whatever their types
+    say."""
+    if EXPORTED in metadata:
+        raise FormatError(f"{path}: is exported already, expected the .gguf file that it was made of")
 
 
 def weights_per_token(ops: Iterable[Op], tensors: Mapping[str, Any]) -> tuple[float, float]:

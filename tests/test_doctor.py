@@ -930,6 +930,16 @@ def test_types_without_kernels_are_copied(tmp_path):
         gguf.close()
 
 
+def test_types_of_eyes_without_kernels(tmp_path):
+    eyes = tiny.eyes()
+    metadata = {key: np.float32(x) if isinstance(x, list) else x for key, x in eyes.metadata.items()}
+    odd = writer.Entry("mm.gate.weight", (128, 64), "?", lambda: [np.zeros(64, np.uint8)], (99, 64))
+    rest = [entry for entry in entries(eyes.tensors) if entry.name != odd.name]
+    writer.write(tmp_path / "mmproj.gguf", metadata, [odd, *rest])
+    (finding,) = doctor.examine(tmp_path / "mmproj.gguf").findings
+    assert (finding.check, finding.where) == ("model", "mm.gate.weight") and "type 99" in finding.what
+
+
 def entries(tensors):
     return [writer.Entry(name, x.shape, "F32", lambda x=x: [x.view(np.uint8)]) for name, x in tensors.items()]
 

@@ -17,10 +17,11 @@ from .. import models
 from ..chat import dialects
 from ..errors import Cancelled, FormatError
 from ..families import about
-from ..files import EXPORTED, refuse_exported, replacing
+from ..files import replacing
 from ..infill import Infiller
 from ..locate import model_file
 from ..models.layout import causal
+from ..packed import EXPORTED, refuse_exported
 from ..parameters import Parameters, sampling_defaults
 from ..placement import native_ops
 from ..program import Op

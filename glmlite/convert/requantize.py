@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
-from ..files import downloading, refuse_exported
+from ..files import downloading
 from ..models.glm4v import TENSORS
+from ..packed import refuse_exported
 from .architectures import Contents, Tensor
 from .architectures.eyes import KEYS, MMPROJ
 
@@ -33,8 +34,8 @@ def read_gguf(path: Path, opened: ExitStack) -> tuple[Contents | None, Contents 
     refuse_exported(path, gguf.metadata)
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
-    kind = metadata.get("general.architecture")
-    alone = isinstance(kind, str) and kind == MMPROJ["general.architecture"]
+    named = metadata.get("general.architecture")
+    alone = isinstance(named, str) and named == MMPROJ["general.architecture"]
     sees = alone or any(key.startswith(KEYS) for key in metadata)
     try:
         if not alone:

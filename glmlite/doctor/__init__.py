@@ -16,9 +16,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ..files import refuse_exported
 from ..locate import model_file
 from ..mmproj import beside as eyes_beside
+from ..packed import refuse_exported
 from . import constants, eyes, tensors, text, values
 from .finding import Finding, Report, Severity
 from .repair import beside, corrected, fix, split

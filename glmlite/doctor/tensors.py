@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ..errors import FormatError
+from ..models.glm4v import TENSORS as EYES
 from .finding import Finding, Severity, Split, brief
 from .subject import Subject, block_of
 
@@ -215,10 +216,14 @@ def kernels(subject: Subject, tensors: Iterable[Any]) -> Iterator[Finding]:
     """Types that the engine does not multiply with, of what the model is loaded from: `_native.TensorInfo`s."""
     from ..models import ARCHITECTURES
 
-    if subject.architecture not in ARCHITECTURES or subject.layers is None:
-        return
-    used = (t for t in tensors if (place := block_of(t.name)) is None or place[0] < subject.layers)
-    if unsupported := [tensor for tensor in used if not tensor.supported]:
+    layers = subject.layers if subject.architecture in ARCHITECTURES else None
+
+    def used(name: str) -> bool:
+        if subject.sees and name.startswith(EYES):
+            return True
+        return layers is not None and ((place := block_of(name)) is None or place[0] < layers)
+
+    if unsupported := [tensor for tensor in tensors if not tensor.supported and used(tensor.name)]:
         types = ", ".join(sorted({tensor.type for tensor in unsupported}))
         what = f"{types}, which there is nothing here to run, of {len(unsupported)} tensors"
         means = "The file does not run here; programs that know the type may run it."

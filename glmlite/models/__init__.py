@@ -68,7 +68,9 @@ def record_eyes(metadata: Mapping[str, Any], shapes: Shapes) -> Eyes:
     config = glm4v.Config.from_gguf(metadata, shapes)
     tower, merger = Recorder(shapes), Recorder(shapes)
     glm4v.record_tower(tower, config)
-    glm4v.record_merger(merger, config)
+    rows = glm4v.record_merger(merger, config).width
+    if rows != config.width:
+        raise FormatError(f"'mm.down.weight' has {rows} rows, expected {config.width} as 'mm.patch_merger.weight'")
     used = {name for op in (*tower.ops, *merger.ops) for names in op.weights.values() for name in names}
     for name in shapes:
         if name.startswith(glm4v.TENSORS) and name not in used and not (config.side and name == glm4v.POSITIONS):

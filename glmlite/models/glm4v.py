@@ -84,7 +84,9 @@ class Config:
             raise FormatError(
                 f"'v.patch_embd.weight' has {dim} rows, expected a multiple of 4 for each of {heads} heads"
             )
-        entries = _shape(shapes, POSITIONS, 2)[0] if POSITIONS in shapes else 0
+        entries, columns = _shape(shapes, POSITIONS, 2) if POSITIONS in shapes else (0, dim)
+        if columns != dim:
+            raise FormatError(f"'{POSITIONS}' has {columns} columns, expected {dim} as 'v.patch_embd.weight'")
         side = math.isqrt(entries)
         if side * side != entries:
             raise FormatError(f"'{POSITIONS}' has {entries} rows, expected a square number")
@@ -126,7 +128,8 @@ def _colours(metadata: Mapping[str, Any], name: str) -> tuple[float, ...]:
     except (TypeError, ValueError, OverflowError):
         values = ()
     if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "image_std" and min(values) <= 0):
-        raise FormatError(f"metadata: 'clip.vision.{name}' is {values}, expected a number for each of three colours")
+        found = values if len(values) <= 3 else f"{len(values)} numbers"
+        raise FormatError(f"metadata: 'clip.vision.{name}' is {found}, expected a number for each of three colours")
     return values
 
 
