@@ -7,9 +7,9 @@ namespace glmlite {
 
 namespace {
 
-constexpr int32_t kLooked = 32;      // places, and tokens before each, that are compared
+constexpr int32_t kLooked = 32;      // places, and tokens before each, that are compared: microseconds at most
 constexpr double kGrant = 1.0 / 32;  // of each step's time that wrong guesses may cost in the long run
-constexpr double kMostCredit = 2;
+constexpr double kMostCredit = 2;    // so that what was right for long is not lost when it ends
 
 uint64_t pair_of(const std::vector<int32_t>& tokens, size_t second) {
   return static_cast<uint64_t>(static_cast<uint32_t>(tokens[second - 1])) << 32 | static_cast<uint32_t>(tokens[second]);

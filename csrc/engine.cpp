@@ -303,6 +303,7 @@ std::vector<float> Engine::step(const std::vector<Work>& works, const std::vecto
 // Until it is known: as where a step of one waits for memory, and one of seven for the cores.
 DraftCost::DraftCost(size_t works) : works_(static_cast<double>(works)), value_(std::min(0.15 * works_, 1.0)) {}
 
+// The last four steps without guesses and the last eight with some count most: contexts grow, machines are busy.
 void DraftCost::note(size_t drafted, double ms) {
   constexpr double kMost = 2;  // whatever else held a step up
   if (drafted == 0) {

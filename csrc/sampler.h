@@ -26,8 +26,8 @@ struct SamplingOption {
 
 const std::vector<SamplingOption>& sampling_options();
 
-constexpr int kDraft = 7;  // with the last token 8 rows, which kernels multiply at once
-constexpr int kMostDraft = 64;
+constexpr int kDraft = 7;       // with the last token 8 rows, which kernels multiply at once
+constexpr int kMostDraft = 64;  // that may be asked for
 
 struct SamplerOptions {
   SamplerOptions();  // all off
