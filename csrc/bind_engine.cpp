@@ -94,7 +94,7 @@ Work make_work(int sequence, const py::object& tokens, const IntArray& positions
 }
 
 std::shared_ptr<Sampler> make_sampler(uint64_t seed, const std::map<int32_t, double>& logit_bias, int logprobs,
-                                      std::vector<int32_t> stop, const py::kwargs& options) {
+                                      std::vector<int32_t> stop, int draft, const py::kwargs& options) {
   SamplerOptions o;
   for (const auto& [name, value] : options) {
     try {
@@ -107,6 +107,7 @@ std::shared_ptr<Sampler> make_sampler(uint64_t seed, const std::map<int32_t, dou
   o.logit_bias.assign(logit_bias.begin(), logit_bias.end());
   o.logprobs = logprobs;
   o.stop = std::move(stop);
+  o.draft = draft;
   return std::make_shared<Sampler>(std::move(o));
 }
 
@@ -299,6 +300,7 @@ void bind_errors() {
 
 void bind_engine(py::module_& m, ExecutorFactory make) {
   m.attr("AXES") = kAxes;
+  m.attr("DRAFT") = kDraft;
   m.def(
       "page_bytes",
       [](const Gguf& file, const py::sequence& ops, const std::string& kv_type) {
@@ -376,11 +378,12 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
                                                 "Sampling parameters and state of one stream of tokens.")
       .def(py::init(&make_sampler), py::kw_only(), py::arg("seed") = 0,
            py::arg("logit_bias") = std::map<int32_t, double>(), py::arg("logprobs") = -1,
-           py::arg("stop") = std::vector<int32_t>())
+           py::arg("stop") = std::vector<int32_t>(), py::arg("draft") = 0)
       .def(
           "accept",
           [](Sampler& s, const py::object& tokens) {
             const auto ids = to_vector<int32_t>(tokens, "accept: tokens must be integers that fit in 32 bits");
+            py::gil_scoped_release nogil;  // of a long prompt it takes milliseconds
             s.accept(ids.data(), static_cast<int64_t>(ids.size()));
           },
           py::arg("tokens"))
@@ -412,7 +415,11 @@ void bind_engine(py::module_& m, ExecutorFactory make) {
             if (logits.ndim() != 1 || logits.shape(0) == 0) throw py::value_error("sample: logits must be (vocab,)");
             return to_python(s.sample(logits.data(), logits.shape(0)), sample);
           },
-          py::arg("logits"));
+          py::arg("logits"))
+      .def("draft", &Sampler::draft, py::arg("most"), py::arg("cost"))
+      .def("settle", &Sampler::settle, py::arg("count"), py::arg("right"), py::arg("cost"))
+      .def_property_readonly("drafted",
+                             [](const Sampler& s) { return py::make_tuple(s.drafted().drafted, s.drafted().right); });
 
   py::class_<Work>(m, "Work", py::module_local(), "What one sequence does in a call of Engine.run.")
       .def(py::init(&make_work), py::arg("sequence"), py::arg("tokens"), py::arg("positions"), py::kw_only(),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -240,7 +241,8 @@ static const float* one_after_another(const std::vector<Work>& works, std::vecto
   return all->data();
 }
 
-// One step of works whose pages are reserved.
+// One step of works whose pages are reserved. Where the first token whose numbers are not finite is a guess, which may
+// be wrong, all stays as it was.
 StepResult Engine::advance(const std::vector<Work>& works, const std::vector<int32_t>& rows,
                            std::vector<std::optional<DrawRequest>> requests, const CancelFlag* cancel,
                            const Watch* watch) {
@@ -255,6 +257,7 @@ StepResult Engine::advance(const std::vector<Work>& works, const std::vector<int
   if (const int64_t bad = result.bad_token; bad >= 0) {
     const auto run = std::find_if(step.runs.begin(), step.runs.end(), [&](const Run& r) { return bad < r.end; });
     const Work& w = works[static_cast<size_t>(run - step.runs.begin())];
+    if (bad >= run->end - static_cast<int64_t>(w.drafted)) return result;
     throw std::runtime_error(
         "sequence " + std::to_string(w.sequence) + ": the model's numbers are not finite at token " +
         std::to_string(step.entry[bad] - info_.prefix) + " (id " + std::to_string(std::max(step.tokens[bad], kGiven)) +
@@ -297,7 +300,102 @@ std::vector<float> Engine::step(const std::vector<Work>& works, const std::vecto
   return result;
 }
 
+// Until it is known: as where a step of one waits for memory, and one of seven for the cores.
+DraftCost::DraftCost(size_t works) : works_(static_cast<double>(works)), value_(std::min(0.15 * works_, 1.0)) {}
+
+// The last four steps without guesses and the last eight with some count most: contexts grow, machines are busy.
+void DraftCost::note(size_t drafted, double ms) {
+  constexpr double kMost = 2;  // whatever else held a step up
+  if (drafted == 0) {
+    plain_ = plain_ > 0 ? plain_ + (ms - plain_) / 4 : ms;
+  } else if (plain_ > 0) {
+    const double cost = (ms / plain_ - 1) * works_ / static_cast<double>(drafted);
+    value_ += (std::min(std::max(cost, 0.01), kMost) - value_) / 8;
+  }
+}
+
+std::optional<Position> Engine::position_of(const Work& work, size_t n) const {
+  Position position{};
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const int64_t at = work.next_position[axis] + static_cast<int64_t>(n) * work.position_step[axis];
+    if (at >= axis_limit_[axis]) return std::nullopt;
+    position[axis] = static_cast<int32_t>(at);
+  }
+  return position;
+}
+
+// Where a step is more than the last token, it is a prompt's, which takes its time without guesses.
+void Engine::add_draft(Work* work, size_t written, double cost) const {
+  if (!work->sampler || work->tokens.size() != 1 || work->visible > 0 || input_ > 0) return;
+  for (const int32_t token : work->sampler->draft(work->budget - static_cast<int64_t>(written) - 1, cost)) {
+    const std::optional<Position> position = position_of(*work, written + work->drafted);
+    if (token < 0 || token >= tokens_ || !position) return;
+    work->tokens.push_back(token);
+    work->positions.push_back(*position);
+    ++work->drafted;
+  }
+}
+
+static void drop_drafts(std::vector<Work>* works) {
+  for (Work& w : *works) {
+    w.tokens.resize(w.tokens.size() - w.drafted);
+    w.positions.resize(w.tokens.size());
+    w.drafted = 0;
+  }
+}
+
+std::vector<std::vector<Sample>> Engine::write(std::vector<Work>* works, const CancelFlag* cancel) {
+  StepResult result;
+  std::vector<int32_t> rows;
+  std::vector<size_t> first_row(works->size());  // of each work that samples
+  do {
+    rows.clear();
+    std::vector<std::optional<DrawRequest>> requests;
+    int32_t end = 0;
+    for (size_t i = 0; i < works->size(); ++i) {
+      const Work& w = (*works)[i];
+      end += static_cast<int32_t>(w.tokens.size());
+      if (!w.sampler) continue;
+      first_row[i] = rows.size();
+      const Sampler::Mark mark = w.sampler->mark();
+      for (size_t left = w.drafted + 1; left-- > 0;) {
+        rows.push_back(end - 1 - static_cast<int32_t>(left));
+        requests.emplace_back(request_of(w, info_.vocab));
+        if (w.sampler->needs_logits()) requests.back().reset();
+        if (left > 0) w.sampler->take(w.tokens[w.tokens.size() - left]);
+      }
+      w.sampler->rewind(mark);
+    }
+    result = advance(*works, rows, std::move(requests), cancel, nullptr);
+    if (result.bad_token >= 0) drop_drafts(works);
+  } while (result.bad_token >= 0);
+
+  std::vector<std::vector<Sample>> samples(works->size());
+  executor_->share(static_cast<int64_t>(works->size()), [&](int64_t i) {
+    const Work& w = (*works)[i];
+    if (!w.sampler) return;
+    const int32_t* guesses = w.tokens.data() + w.tokens.size() - w.drafted;
+    for (size_t j = 0; j <= w.drafted; ++j) {
+      const size_t row = first_row[i] + j;
+      const int32_t token = result.tokens.empty() ? -1 : result.tokens[row];
+      const int64_t at = selects_ ? static_cast<int64_t>(row) : rows[row];
+      samples[i].push_back(token >= 0 ? w.sampler->take(token)
+                                      : w.sampler->sample(result.logits + at * info_.vocab, info_.vocab));
+      const int32_t drawn = samples[i].back().token;
+      if (w.sampler->stops(drawn) || j == w.drafted || drawn != guesses[j]) break;
+    }
+  });
+  for (size_t i = 0; i < works->size(); ++i) {
+    const Work& w = (*works)[i];
+    if (!w.drafted) continue;
+    const auto wrong = static_cast<int64_t>(w.drafted + 1 - samples[i].size());
+    table_->truncate(w.sequence, table_->at(w.sequence).length - wrong);
+  }
+  return samples;
+}
+
 std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, double max_ms, const CancelFlag* cancel) {
+  using Milliseconds = std::chrono::duration<double, std::milli>;
   const auto start = std::chrono::steady_clock::now();
   std::lock_guard<std::mutex> lock(mutex_);
   require_open();
@@ -309,51 +407,41 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
   std::vector<size_t> origin(works.size());  // index in `works` of each active one
   for (size_t i = 0; i < works.size(); ++i) origin[i] = i;
   for (bool first = true; !active.empty(); first = false) {
-    if (!reserve(active)) {
-      if (first) throw cache_full(*table_);
-      break;  // what was sampled so far is good
+    DraftCost& cost = draft_costs_.try_emplace(active.size(), active.size()).first->second;
+    for (size_t i = 0; i < active.size(); ++i) add_draft(&active[i], samples[origin[i]].size(), cost.value());
+    bool room = reserve(active);
+    if (!room) {
+      drop_drafts(&active);
+      room = reserve(active);
     }
-    std::vector<int32_t> rows;
-    std::vector<Sampler*> samplers;  // by row
-    std::vector<std::optional<DrawRequest>> requests;
-    int32_t last = -1;
+    if (!room && first) throw cache_full(*table_);
+    if (!room) break;  // what was sampled so far is good
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<std::vector<Sample>> drawn = write(&active, cancel);
+    const auto now = std::chrono::steady_clock::now();
+    size_t drafted = 0;
+    bool writes = true;
     for (const Work& w : active) {
-      last += static_cast<int32_t>(w.tokens.size());
-      if (!w.sampler) continue;
-      rows.push_back(last);
-      samplers.push_back(w.sampler.get());
-      requests.emplace_back(request_of(w, info_.vocab));
-      if (w.sampler->needs_logits()) requests.back().reset();
+      drafted += w.drafted;
+      writes &= w.sampler && w.tokens.size() == 1 + w.drafted;
     }
-    const StepResult result = advance(active, rows, std::move(requests), cancel, nullptr);
-    std::vector<Sample> drawn(rows.size());
-    executor_->share(static_cast<int64_t>(rows.size()), [&](int64_t row) {
-      Sampler& sampler = *samplers[row];
-      const int32_t token = result.tokens.empty() ? -1 : result.tokens[row];
-      const int64_t at = selects_ ? row : rows[row];
-      drawn[row] = token >= 0 ? sampler.take(token) : sampler.sample(result.logits + at * info_.vocab, info_.vocab);
-    });
+    if (writes) cost.note(drafted, Milliseconds(now - begin).count());
     std::vector<Work> next;
     std::vector<size_t> next_origin;
-    size_t row = 0;
     for (size_t i = 0; i < active.size(); ++i) {
       Work& w = active[i];
       if (!w.sampler) continue;
+      if (writes) w.sampler->settle(w.drafted, drawn[i].size() - 1, cost.value());
       auto& out = samples[origin[i]];
-      out.push_back(std::move(drawn[row++]));
+      std::move(drawn[i].begin(), drawn[i].end(), std::back_inserter(out));
       const int32_t token = out.back().token;
       if (static_cast<int64_t>(out.size()) >= w.budget || w.sampler->stops(token) || token >= tokens_) continue;
-      const auto n = static_cast<int32_t>(out.size()) - 1;
+      const std::optional<Position> position = position_of(w, out.size() - 1);
+      if (!position) continue;
       Work more;
       more.sequence = w.sequence;
       more.tokens = {token};
-      more.positions.emplace_back();
-      bool ends = false;
-      for (int axis = 0; axis < kAxes; ++axis) {
-        more.positions[0][axis] = w.next_position[axis] + n * w.position_step[axis];
-        ends |= more.positions[0][axis] >= axis_limit_[axis];
-      }
-      if (ends) continue;
+      more.positions = {*position};
       more.sampler = w.sampler;
       more.budget = w.budget;
       more.next_position = w.next_position;
@@ -363,8 +451,7 @@ std::vector<std::vector<Sample>> Engine::run(const std::vector<Work>& works, dou
     }
     active = std::move(next);
     origin = std::move(next_origin);
-    const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
-    if (elapsed.count() >= max_ms) break;
+    if (Milliseconds(now - start).count() >= max_ms) break;
   }
   rollback.keep();
   return samples;

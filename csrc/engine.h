@@ -1,8 +1,10 @@
 // Steps over sequences: what a model does with tokens, whatever device runs it.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "executor.h"
@@ -25,6 +27,20 @@ struct Work {
   Position position_step{{1, 1, 1}};  // from one sampled token to the next
   std::vector<float> input;           // (tokens, Program::input) rows that the program is given
   std::vector<float> embeddings;      // rows for the tokens that are kGiven, in their order
+  size_t drafted = 0;                 // tokens at the end that the engine has put there: what may be drawn
+};
+
+// How long steps take that write for so many sequences, and so what a token costs that is drafted.
+class DraftCost {
+ public:
+  explicit DraftCost(size_t works);
+  // Of a token more, in steps of a sequence.
+  double value() const { return value_; }
+  void note(size_t drafted, double ms);
+
+ private:
+  double works_, value_;
+  double plain_ = 0;  // ms of a step without drafts; 0: unknown
 };
 
 struct EngineOptions {
@@ -63,7 +79,9 @@ class Engine {
   // Logits (rows, vocab) of the works' tokens, counted one work after another.
   std::vector<float> step(const std::vector<Work>& works, const std::vector<int32_t>& rows, const CancelFlag* cancel,
                           const Watch* watch = nullptr);
-  // One step for all works, then further ones for those that sample, until max_ms have passed or none is left.
+  // One step for all works, then further ones for those that sample, until max_ms have passed or none is left. A step
+  // also takes what samplers draft, and ends a sequence's part where a token that is drawn is another: the samples are
+  // the same, and come in fewer steps.
   std::vector<std::vector<Sample>> run(const std::vector<Work>& works, double max_ms, const CancelFlag* cancel);
   void close();
 
@@ -87,6 +105,12 @@ class Engine {
   class Rollback;
 
   void require_open() const;
+  // One step of works whose pages are reserved, and what their samplers draw, by work: one token, and one more for each
+  // guess that was drawn. Ends with what was drawn but for the last token in the cache.
+  std::vector<std::vector<Sample>> write(std::vector<Work>* works, const CancelFlag* cancel);
+  void add_draft(Work* work, size_t written, double cost) const;
+  // Of the n-th token that is sampled; none where the model has no further one.
+  std::optional<Position> position_of(const Work& work, size_t n) const;
   StepResult advance(const std::vector<Work>& works, const std::vector<int32_t>& rows,
                      std::vector<std::optional<DrawRequest>> requests, const CancelFlag* cancel, const Watch* watch);
   void plan(const std::vector<Work>& works, const std::vector<int32_t>& rows, Step* step);
@@ -102,6 +126,7 @@ class Engine {
   int64_t embedding_ = 0;  // columns of the table; 0: there is none
   bool selects_ = false, keeps_ = true;
   Info info_;
+  std::map<size_t, DraftCost> draft_costs_;  // by how many works a step has
 };
 
 }  // namespace glmlite

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "keys.h"
+#include "text/utf8.h"
 
 namespace glmlite {
 
@@ -43,6 +44,7 @@ void describe(const Keys& keys, uint64_t file_bytes, Gguf::Contents& contents) {
     tensor.known = format_from_gguf(tensor.type, &tensor.format);
     tensor.offset = i;  // they are packed in this order
     const std::string subject = "tensor '" + printable(tensor.name) + "' ";
+    if (first_broken(tensor.name) != tensor.name.size()) throw FormatError(subject + "has that name, expected UTF-8");
     if (!tensor.known)
       throw FormatError(subject + "is of type " + std::to_string(tensor.type) + ", which is not packed");
     if (dims[i] < 1 || dims[i] > 4 || dims[i] > sizes.size() - at)

@@ -195,6 +195,7 @@ Sampler::Sampler(SamplerOptions options)
     require(enough && value <= option.most && (!option.whole || value == std::floor(value)), option.name, value,
             (option.above_least ? "more than " : "") + number(option.least) + " to " + number(option.most));
   }
+  require(o.draft >= 0 && o.draft <= kMostDraft, "draft", o.draft, "0 to " + number(kMostDraft));
   require(o.logprobs >= -1 && o.logprobs <= 1000, "logprobs", o.logprobs, "-1 (none) to 1000");
   for (const auto& [token, bias] : o.logit_bias) {
     require(token >= 0, "logit_bias token", token, "an id of the vocabulary");
@@ -205,10 +206,11 @@ Sampler::Sampler(SamplerOptions options)
 }
 
 void Sampler::accept(const int32_t* tokens, int64_t count) {
-  for (int64_t i = std::max<int64_t>(0, count - static_cast<int64_t>(window_)); i < count; ++i) accept(tokens[i]);
+  if (options_.draft > 0) std::for_each(tokens, tokens + count, [&](int32_t token) { drafter_.add(token); });
+  for (int64_t i = std::max<int64_t>(0, count - static_cast<int64_t>(window_)); i < count; ++i) see(tokens[i]);
 }
 
-void Sampler::accept(int32_t token) {
+void Sampler::see(int32_t token) {
   if (window_ == 0) return;
   seen_.push_back(token);
   ++counts_[token];
@@ -222,6 +224,7 @@ void Sampler::forget(int32_t token) {
 
 void Sampler::rewind(const Mark& mark) {
   draws_ = mark.draws;
+  drafter_.cut(mark.known);
   for (; seen_.size() > mark.seen; seen_.pop_back()) {
     forget(seen_.back());
     if (seen_.size() > window_) ++counts_[seen_[seen_.size() - 1 - window_]];
@@ -297,6 +300,11 @@ DrawRequest Sampler::request(int64_t vocab) const {
   return request;
 }
 
+std::vector<int32_t> Sampler::draft(int64_t most, double cost) const {
+  most = std::min<int64_t>(most, options_.draft);
+  return most <= 0 || masked() ? std::vector<int32_t>() : drafter_.draft(static_cast<size_t>(most), cost);
+}
+
 bool Sampler::needs_logits() const { return options_.logprobs >= 0 || masked(); }
 
 Sample Sampler::sample(const float* logits, int64_t vocab) {
@@ -321,7 +329,7 @@ Sample Sampler::sample(const float* logits, int64_t vocab) {
 
 Sample Sampler::take(int32_t token) {
   ++draws_;
-  accept(token);
+  accept(&token, 1);
   return {token, std::numeric_limits<double>::quiet_NaN(), {}};
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "drafter.h"
 #include "sampling.h"
 
 namespace glmlite {
@@ -25,6 +26,9 @@ struct SamplingOption {
 
 const std::vector<SamplingOption>& sampling_options();
 
+constexpr int kDraft = 7;       // with the last token 8 rows, which kernels multiply at once
+constexpr int kMostDraft = 64;  // that may be asked for
+
 struct SamplerOptions {
   SamplerOptions();  // all off
 
@@ -36,6 +40,7 @@ struct SamplerOptions {
   std::vector<std::pair<int32_t, double>> logit_bias;
   int logprobs = -1;  // -1: none; n >= 0: of the sampled token and of the n most likely
   std::vector<int32_t> stop;
+  int draft = 0;  // tokens, at most, that are guessed and checked in one step
 };
 
 struct Sample {
@@ -67,18 +72,22 @@ class Sampler {
   // Whether a device cannot draw: what is asked for is not in a DrawRequest.
   bool needs_logits() const;
   bool stops(int32_t token) const { return stop_.count(token) != 0; }
+  // What may be drawn next, `most` tokens or fewer, and what became of it: as a Drafter's. No draw depends on them.
+  std::vector<int32_t> draft(int64_t most, double cost) const;
+  void settle(size_t count, size_t right, double cost) { drafter_.settle(count, right, cost); }
+  const Drafter::Totals& drafted() const { return drafter_.totals(); }
 
   // A state to go back to. `rewind` forgets what was accepted and drawn since; what `allow` said of the next draw
   // holds again.
   struct Mark {
     uint64_t draws;
-    size_t seen;
+    size_t seen, known;
   };
-  Mark mark() const { return {draws_, seen_.size()}; }
+  Mark mark() const { return {draws_, seen_.size(), drafter_.length()}; }
   void rewind(const Mark& mark);
 
  private:
-  void accept(int32_t token);
+  void see(int32_t token);
   void forget(int32_t token);
   double next_uniform() const;
   bool masked() const { return !allowed_.empty() && allowed_at_ == draws_; }
@@ -94,6 +103,7 @@ class Sampler {
   std::unordered_set<int32_t> forbidden_;
   std::vector<uint32_t> allowed_;
   uint64_t allowed_at_ = 0;  // the draw that heeds it
+  Drafter drafter_;          // knows nothing where nothing is to be drafted
 };
 
 }  // namespace glmlite

@@ -1,31 +1,34 @@
 """Run the GLM family of language models on the machine you have."""
 
-import logging
+from ._importing import Importing
 
-from ._package import VERSION, find_modules
-from .bulk import batch
-from .cancel import Cancel
-from .errors import Busy, Cancelled, Closed, ContextOverflow, FormatError
-from .generate import CallPart, Completion, Generation, Logprob, Piece, Progress, ToolCall
-from .hf import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-    TextStreamer,
-)
-from .infill import Infill
-from .loading import aload, load
-from .model import Model
-from .parameters import Parameters
-from .scheduler import SchedulerStatus, Stats
+with Importing():
+    import logging
+
+    from ._package import VERSION, find_modules
+    from .bulk import batch
+    from .cancel import Cancel
+    from .errors import Busy, Cancelled, Closed, ContextOverflow, FormatError
+    from .generate import CallPart, Completion, Generation, Logprob, Piece, Progress, ToolCall
+    from .hf import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        GenerationConfig,
+        LogitsProcessor,
+        LogitsProcessorList,
+        StoppingCriteria,
+        StoppingCriteriaList,
+        TextIteratorStreamer,
+        TextStreamer,
+    )
+    from .infill import Infill
+    from .loading import aload, load
+    from .model import Model
+    from .parameters import Parameters
+    from .scheduler import SchedulerStatus, Stats
 
 # A library does not print: without this, warnings go to stderr in a program that has not set up logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

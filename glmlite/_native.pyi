@@ -193,6 +193,7 @@ class Sampler:
         logit_bias: Mapping[int, float] = ...,
         logprobs: int = -1,  # -1: none; 0: of the sampled token; n: and the n most likely
         stop: Sequence[int] = (),  # token ids that end the stream; the stop token is returned as the last sample
+        draft: int = 0,  # tokens, at most, that a step takes along because they may be drawn next; changes no draw
         **kwargs: float,  # by the names of `sampling_options`, off where not given
     ) -> None: ...
     def accept(self, tokens: Sequence[int]) -> None:
@@ -207,6 +208,13 @@ class Sampler:
         """
     def forbid(self, tokens: Sequence[int]) -> None:
         """Tokens that no draw takes from now on, where others can be had; instead of those named before."""
+    @property
+    def drafted(self) -> tuple[int, int]:
+        """Tokens that steps took along, and how many of them were drawn."""
+    def draft(self, most: int, cost: float) -> list[int]:
+        """What a step would take along, where a token more makes it longer by `cost` of it. For tests."""
+    def settle(self, count: int, right: int, cost: float) -> None:
+        """What became of a draft: `right` of `count` tokens were drawn. For tests."""
     def sample(self, logits: NDArray[np.float32]) -> Sample:
         """Draws from (vocab,) logits and accepts the token. For tests."""
 
@@ -235,6 +243,7 @@ class Work:
     ) -> None: ...
 
 AXES: int  # of a position
+DRAFT: int  # tokens that samplers of a model draft at most
 
 def page_bytes(gguf: Gguf, ops: Sequence[tuple[Any, ...]], kv_type: str = "f16") -> int:
     """Bytes of a page of the KV cache, `Engine.page_tokens` tokens, in all layers on the CPU."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from .errors import Cancelled
 
-__all__ = ["Cancel"]
+__all__ = ["Cancel", "check_cancel", "check_thread"]
+
+_thread = threading.local()
 
 
 class Cancel:
@@ -39,6 +44,16 @@ class Cancel:
         if self._cancelled:
             raise Cancelled(f"{what}: cancelled")
 
+    @contextmanager
+    def over(self) -> Iterator[None]:
+        """What this thread does meanwhile raises Cancelled soon after `cancel`, also where it is not given this: see
+        `check_thread`."""
+        _thread.cancel = self
+        try:
+            yield
+        finally:
+            _thread.cancel = None
+
     def add(self, end: Callable[[], object]) -> int:
         """Has `end` called by `cancel`, at once if that has been called; it may be called more than once and by any
         thread. Returns a key for `discard`."""
@@ -51,3 +66,16 @@ class Cancel:
     def discard(self, key: int) -> None:
         """Forgets what was added."""
         self._ends.pop(key, None)
+
+
+def check_cancel(cancel: Any) -> None:
+    """Raises TypeError, naming the argument."""
+    if not isinstance(cancel, Cancel | None):
+        raise TypeError(f"cancel is {cancel!r}, expected glmlite.Cancel")
+
+
+def check_thread(what: str) -> None:
+    """Raises Cancelled where this thread's work was cancelled: see `Cancel.over`. For loops that may take minutes."""
+    cancel: Cancel | None = getattr(_thread, "cancel", None)
+    if cancel is not None:
+        cancel.check(what)

@@ -45,7 +45,10 @@ class Events(Generic[T]):
             return
         try:
             wake()
-        except Exception:
+        except BaseException as error:
+            # Of others than the main thread none ends by what a callback raises, be it SystemExit: it has more to do.
+            if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
+                raise
             log.exception("on_event: the callback failed")
 
     def get_nowait(self) -> T | Exception | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +29,7 @@ from . import models
 from .errors import Cancelled
 from .loading import load
 from .model import infiller
+from .workers import outcome, start, workers
 
 __all__ = ["Bucket", "Divergence", "Perplexity", "perplexity"]
 
@@ -195,13 +195,14 @@ class Reader:
         self._infiller = infiller(self.model.architecture, self.model.tokenizer)
         self.rows_at_a_time = max(16, min(LOGITS // self.engine.vocab, STEP))  # of logits
         self._sequence = self.engine.new_sequence()
-        self._worker = ThreadPoolExecutor(1)
+        self._worker = ExitStack()
+        self._tasks = self._worker.enter_context(workers(1))
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *exc) -> None:
-        self._worker.shutdown()
+        self._worker.close()
         self.model.close()
 
     def chunks(self, text: str, most: int | None = None, prefix: bool = True) -> list[Chunk]:
@@ -266,15 +267,12 @@ class Reader:
         waiting: called ten times a second with how much of the step is done; what it raises cancels the call.
         """
         cancel = self._native.Cancel()
-        running = self._worker.submit(call, cancel)
+        running = start(self._tasks, lambda: call(cancel))
         try:
-            while not wait([running], timeout=0.1).done:
-                waiting(self.engine.progress())
+            return outcome(running.get(lambda: waiting(self.engine.progress())))
         except BaseException:
             cancel.set()
-            wait([running])
             raise
-        return running.result()
 
 
 class Scores:

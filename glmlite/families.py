@@ -15,6 +15,7 @@ from typing import Any, Literal
 __all__ = [
     "ENDS",
     "FAMILY",
+    "GAPS",
     "GLM_SPECIALS",
     "PUBLISHED",
     "SIGMOID",
@@ -30,6 +31,12 @@ __all__ = [
 
 # Every chat model since ChatGLM3 ends its turn with one of these; each under the key that GGUF has for it.
 ENDS: Mapping[str, str] = {"eos": "<|endoftext|>", "eot": "<|user|>", "eom": "<|observation|>"}
+# What code models write around a gap, before, behind and in it; each under the keys that GGUF has, and had, for it.
+GAPS: Mapping[tuple[str, str], str] = {
+    ("fim_pre", "prefix"): "<|code_prefix|>",
+    ("fim_suf", "suffix"): "<|code_suffix|>",
+    ("fim_mid", "middle"): "<|code_middle|>",
+}
 # Special tokens of GLM vocabularies. Older files mark them as user-defined, or have no token types.
 GLM_SPECIALS = frozenset(
     [
@@ -84,6 +91,7 @@ class Architecture:
     chat: the dialect (glmlite.chat.dialects) of a file without a template; None: no chat model, as far as is known.
         Of several `versions`, that of the newest.
     blanks: how it fills blanks, if it was trained to.
+    asks_gap: a gap in code is filled as the answer to a question, by those with `GAPS` in their vocabulary.
     layer_norm: the norms subtract the mean, so the constant has another key than RMS norms have.
     half_rope: RoPE turns half of a head's columns.
     experts: a router chooses among experts.
@@ -98,6 +106,7 @@ class Architecture:
     prefix: Literal["first", "last"] | None = "first"
     chat: str | None = None
     blanks: Blanks | None = None
+    asks_gap: bool = False
     layer_norm: bool = False
     half_rope: bool = False
     experts: bool = False
@@ -109,7 +118,7 @@ class Architecture:
 
 # By GGUF's name. `deepseek2` is what GLM-4.7-Flash is written as; other makers' models are too.
 FAMILY: Mapping[str, Architecture] = {
-    "chatglm": Architecture(versions=True, chat="glm4", half_rope=True),
+    "chatglm": Architecture(versions=True, chat="glm4", asks_gap=True, half_rope=True),
     "glm": Architecture(
         prefix=None,
         blanks=Blanks(
@@ -162,7 +171,7 @@ class Published:
 
     rope_dim: columns of a head that turn; None: not a key. base: of RoPE, whatever the length; bases: of the copies
     made for a longer context, tokens -> base. context: tokens that `base` 10000 reaches unscaled; 0: not known.
-    tied: the embeddings give the logits. scale: of the experts' weights; None: no experts.
+    tied: the embeddings give the logits. scale: of the experts' weights; used: experts a token; None: no experts.
     """
 
     name: str
@@ -175,6 +184,7 @@ class Published:
     context: int = 0
     tied: bool = False
     scale: float | None = None
+    used: int | None = None
 
 
 PUBLISHED: Sequence[Published] = (
@@ -195,9 +205,11 @@ PUBLISHED: Sequence[Published] = (
     Published("GLM-4-9B-0414, GLM-Z1-9B", "glm4", Sizes(40, 4096, 32, 151552), rope_dim=64, base=1e4, context=32768),
     Published("GLM-4-32B-0414, GLM-Z1-32B", "glm4", Sizes(61, 6144, 48, 151552), rope_dim=64, base=1e4, context=32768),
     Published("GLM-OCR", "glm4", Sizes(16, 1536, 16, 59392), rope_dim=128),
-    Published("GLM-4.5-Air", "glm4moe", Sizes(46, 4096, 96, 151552), rope_dim=64, base=1e6, scale=1.0),
-    Published("GLM-4.5, GLM-4.6, GLM-4.7", "glm4moe", Sizes(92, 5120, 96, 151552), rope_dim=64, base=1e6, scale=2.5),
-    Published("GLM-4.7-Flash", "deepseek2", Sizes(47, 2048, 20, 154880), rope_dim=64, base=1e6, scale=1.8),
+    Published("GLM-4.5-Air", "glm4moe", Sizes(46, 4096, 96, 151552), rope_dim=64, base=1e6, scale=1.0, used=8),
+    Published(
+        "GLM-4.5, GLM-4.6, GLM-4.7", "glm4moe", Sizes(92, 5120, 96, 151552), rope_dim=64, base=1e6, scale=2.5, used=8
+    ),
+    Published("GLM-4.7-Flash", "deepseek2", Sizes(47, 2048, 20, 154880), rope_dim=64, base=1e6, scale=1.8, used=4),
 )
 
 

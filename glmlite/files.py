@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 __all__ = [
+    "FULL",
     "REFUSED_PICTURES",
     "UNFINISHED",
+    "check_target",
     "checkpoint_kind",
+    "downloading",
     "kind_of",
     "lock",
+    "named_where_full",
     "not_gguf",
     "refuse_to_overwrite",
     "replacing",
@@ -31,6 +35,9 @@ UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".
 
 # Endings of pictures that are not read: wherever one is taken for a picture, it is refused by name.
 REFUSED_PICTURES = (".heic", ".heif", ".avif", ".jxl")
+
+# What a full disk says, or one with no room left for this user or for so large a file.
+FULL = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))
 
 _UNTOUCHED = 24 * 3600  # seconds; nobody leaves a file that is being written alone for so long
 
@@ -89,6 +96,15 @@ def kind_of(path: str | os.PathLike[str], *, binary: bool = False) -> str | None
     return None
 
 
+def downloading(path: Path) -> str | None:
+    """What to say of a file that aria2 has not got whole: that has its full length from the beginning, and zeros where
+    pieces are missing, so that the file of aria2's own beside it is all that tells."""
+    beside = path.with_name(f"{path.name}.aria2")
+    if not beside.exists():
+        return None
+    return f"{beside.name!r} is beside it: the download has not ended; go on with it, or remove that if it has"
+
+
 def checkpoint_kind(path: str | os.PathLike[str]) -> str | None:
     """Which program's weights a file holds, for a message; None if it holds none."""
     with suppress(OSError), open(path, "rb") as file:
@@ -118,12 +134,24 @@ def not_gguf(path: str | os.PathLike[str]) -> str | None:
 
 
 @contextmanager
+def named_where_full(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A file is written within: a full disk does not say which one it has no room for, so its error gets the name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[BinaryIO]:
     """A new binary file beside `path`, which gets that name when the block ends; whatever goes wrong leaves none.
 
-    Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError.
+    Removes what processes that were killed left of the same file. buffering: as for `open`. Raises OSError, at once
+    where `path` is a folder or a device, whose place a file must not take.
     """
-    with replacing_all([path], buffering) as files:
+    with named_where_full(path), replacing_all([path], buffering) as files:
         yield files[0]
 
 
@@ -131,6 +159,8 @@ def replacing(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[Bin
 def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) -> Iterator[list[BinaryIO]]:
     """As `replacing`, of several files: all get their names, or none is left."""
     targets = [Path(path) for path in paths]
+    for path in targets:
+        check_target(path)
     parts: list[Path] = []  # which are ours to remove
     whole = False
     try:
@@ -158,9 +188,21 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]], buffering: int = -1) 
         raise
 
 
-def refuse_to_overwrite(path: Path) -> None:
-    """Raises FileExistsError if something has that name."""
-    if path.exists() or path.is_symlink():
+def check_target(path: Path) -> None:
+    """Raises OSError where no file could get that name: there is no such folder, it takes no files, or what has the
+    name is no file."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}", str(path))
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, f"the folder {path.parent} takes no files", str(path))
+    if (kind := special(path)) is not None:
+        raise OSError(errno.EISDIR if path.is_dir() else errno.EEXIST, f"it is {kind}, expected a file", str(path))
+
+
+def refuse_to_overwrite(path: Path, force: bool = False) -> None:
+    """Raises as `check_target`, and without force FileExistsError if something has that name."""
+    check_target(path)
+    if not force and (path.exists() or path.is_symlink()):
         raise FileExistsError(errno.EEXIST, "it is there already; --force writes over it", str(path))
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .cancel import Cancel
+from .cancel import Cancel, check_cancel
 from .chat.reply import CallPart, Part, Reply, ToolCall
 from .constrain import Constraint
 from .delivery import Events
@@ -322,6 +322,8 @@ class Generation:
         returns: let it only pass the word on (`loop.call_soon_threadsafe(...)`, an event of a GUI). What it raises is
         logged.
         """
+        if wake is not None:
+            _check_wake(wake)
         self._answer.events.on_event(wake)
 
     def on_end(self, wake: Callable[[], object]) -> None:
@@ -330,6 +332,7 @@ class Generation:
 
         It is called as `on_event` calls, whose place this takes.
         """
+        _check_wake(wake)
         answer, once = self._answer, iter([wake])
 
         def ended() -> None:
@@ -409,7 +412,10 @@ class Generation:
         if not self.finished:
             try:
                 events = self._answer.events
-                event = events.get(self._ticks()) if wait else events.get_nowait()
+                event = events.get_nowait()
+                if event is None and wait:
+                    self._scheduler.check_wait()
+                    event = events.get(self._ticks())
                 return None if event is None else self._note(event)
             except BaseException:
                 self.close()
@@ -423,7 +429,12 @@ class Generation:
             return self._hand_over(self._ready.popleft())
         if not self.finished:
             try:
-                return self._note(await self._answer.events.get_async(self._ticks()))
+                events = self._answer.events
+                event = events.get_nowait()
+                if event is None:
+                    self._scheduler.check_wait()
+                    event = await events.get_async(self._ticks())
+                return self._note(event)
             except BaseException:
                 self.close()
                 raise
@@ -487,6 +498,11 @@ def _read(piece: Piece, reply: Reply) -> list[Piece]:
     return pieces
 
 
+def _check_wake(wake: Any) -> None:
+    if not callable(wake):
+        raise TypeError(f"wake is {wake!r}, expected a function without arguments")
+
+
 def _cancel(request: Request, answer: Answer) -> None:
     request.cancel()
     answer.cancel()
@@ -515,6 +531,8 @@ def logits(
 
     Raises Cancelled where `cancel` ends it.
     """
+    check_cancel(cancel)
+    scheduler.check_wait()
     count = len(tokens) if all else 1
     sink = Rows(count)
     request = Request(tokens, layout, sink, rows="all" if all else "last")

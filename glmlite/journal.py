@@ -30,14 +30,19 @@ class Other(ValueError):
         self.header = header
 
 
-def content_of(model: Path) -> str:
-    """What tells a model's file from others: a digest of its size, its beginning and its end. Raises OSError."""
+def content_of(model: Any) -> str:
+    """What tells a model from others: a digest of its file's size, beginning and end, and of its eyes' file's, if that
+    is another. Raises OSError."""
     found = hashlib.sha256()
-    with open(model, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        found.update(f"{size} ".encode() + file.read(_ENDS))
-        file.seek(max(0, size - _ENDS))
-        found.update(file.read(_ENDS))
+    files = [model.path]
+    if model._eyes is not None and model._eyes.path != model.path.absolute():
+        files.append(model._eyes.path)
+    for path in files:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            found.update(f"{size} ".encode() + file.read(_ENDS))
+            file.seek(max(0, size - _ENDS))
+            found.update(file.read(_ENDS))
     return found.hexdigest()
 
 

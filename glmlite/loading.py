@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
 
 from . import builtin, models, packed, placement
-from .cancel import Cancel
+from .cancel import Cancel, check_cancel
 from .errors import Cancelled, FormatError
 from .locate import model_file
 from .mmproj import Found
 from .mmproj import find as find_eyes
-from .model import Model
-from .packed import content_key
-from .parameters import sampling_defaults
+from .model import MOST_THREADS, Model
+from .packed import EXPORTED, content_key
+from .parameters import check_integer, sampling_defaults
 from .scheduler import PREFILL_ALONE, PREFILL_GPU, PREFILL_STREAMED, Idle, Scheduler
 from .tokenizer import Tokenizer
 
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 DEFAULT_CONTEXT = 4096
 LEAST_CONTEXT = 512
 PRIORITIES = ("normal", "background")
+KV_TYPES = ("f16", "q8")
+MOST_KV_TOKENS = 2**40  # the engine's bound
+MOST = 2**31 - 1  # of other counts, which are int32 there
 # Metadata that nothing needs once the tokenizer is made: GLM-4's 318,088 merges take 30 MB.
 OF_THE_TOKENIZER = ("merges", "scores", "precompiled_charsmap")
 HEADER = 0.1  # what reading the header and making the tokenizer count in the progress of a load
@@ -100,18 +103,33 @@ def load(
     run: what, and where in the file), ValueError (arguments), MemoryError (with the numbers), RuntimeError (the device
     cannot be had: why), Cancelled.
     """
-    _check("context", context, none=True)
-    _check("parallel", parallel)
-    _check("max_queue", max_queue, none=True, least=0)
-    _check("kv_tokens", kv_tokens, none=True)
-    _check("threads", threads, none=True)
-    _check("gpu_layers", gpu_layers, none=True, least=0)
-    if priority not in PRIORITIES:
-        raise ValueError(f"priority is {priority!r}, expected one of: {', '.join(PRIORITIES)}")
+    _check("path", path, str | bytes | os.PathLike | None, "the path of a .gguf file")
+    _check("mmproj", mmproj, str | bytes | os.PathLike | None, "the path of a .gguf file")
+    for name, value, least, most in (
+        ("context", context, 1, MOST),
+        ("max_queue", max_queue, 0, MOST),
+        ("kv_tokens", kv_tokens, 1, MOST_KV_TOKENS),
+        ("threads", threads, 1, MOST_THREADS),
+        ("gpu_layers", gpu_layers, 0, MOST),
+    ):
+        if value is not None:
+            check_integer(name, value, least, most)
+    check_integer("parallel", parallel, 1, MOST)
+    _check("adaptive", adaptive, bool, "True or False")
+    _check("packed", packed, bool | None, "True, False or None")
+    _check("device", device, str, "a name of one")
+    for name, chosen, known in (("priority", priority, PRIORITIES), ("kv_type", kv_type, KV_TYPES)):
+        if chosen not in known:
+            raise ValueError(f"{name} is {chosen!r}, expected one of: {', '.join(known)}")
     if gpu_layers and device == "cpu":
         raise ValueError(f"gpu_layers is {gpu_layers} and device 'cpu', expected another device or no gpu_layers")
+    if isinstance(idle_unload, bool) or not (idle_unload is None or hasattr(idle_unload, "__float__")):
+        raise TypeError(f"idle_unload is {idle_unload!r}, expected seconds, or None")
     if idle_unload is not None and not idle_unload > 0:
         raise ValueError(f"idle_unload is {idle_unload}, expected seconds, more than 0, or None")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is {progress!r}, expected a function of a number from 0 to 1")
+    check_cancel(cancel)
     report = Report(progress, cancel)
     report(0.0)
     native = placement.backend(device)
@@ -128,7 +146,8 @@ def load(
             same = replace(asked, context=tokens, gpu_layers=gpu_layers)
             again = Again(file.absolute(), content_key(gguf), header, same, place.device)
             idle = Idle(idle_unload, lambda threads, check: again.engine(threads, Report(progress, cancel, check)))
-    name = str(header.metadata.get("general.name") or file.stem)
+    named = header.metadata.get("general.name")
+    name = named if isinstance(named, str) and named else file.stem
     if builtin.is_it(file):
         builtin.announce()
     log.info(
@@ -174,9 +193,9 @@ def _for_coroutines(load: Callable[P, Model]) -> Callable[P, Awaitable[Model]]:
         """`load` for coroutines: it runs on a thread of its own, which calls `progress`; a cancelled task ends it."""
         import asyncio
 
-        cancel = kwargs.setdefault("cancel", None) or Cancel()
-        assert isinstance(cancel, Cancel)
-        kwargs["cancel"] = cancel
+        cancel: Any = kwargs.get("cancel")
+        check_cancel(cancel)
+        kwargs["cancel"] = cancel = cancel or Cancel()
         running = asyncio.ensure_future(asyncio.to_thread(load, *args, **kwargs))
         try:
             return await asyncio.shield(running)
@@ -239,7 +258,7 @@ def _opened(native: Any, file: Path, report: Report) -> Iterator[Any]:
             report(0.2 * HEADER)
             yield gguf
     except FormatError as error:
-        raise FormatError(f"{file}: {error}") from error
+        raise FormatError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
 
 
 @dataclass(frozen=True)
@@ -370,7 +389,7 @@ def _on_gpu(
     """Where the model runs, the tokens of its context and of its cache; None: on the CPU."""
     if not hasattr(native, "memory_needed") or gpu_layers == 0:
         return None
-    if "glmlite.export.version" in gguf.metadata:
+    if EXPORTED in gguf.metadata:
         if device != "auto":
             raise ValueError(f"device is {device!r}, expected 'cpu': an exported file has its weights packed for that")
         return None
@@ -408,6 +427,11 @@ def _on_cpu(
         return tokens, cache, packed.Budget(weights, experts, cache // room.page * page_bytes, free)
 
     tokens, cache, budget = sizes(weights)
+    if budget.cache > budget.free:
+        raise MemoryError(
+            f"the KV cache of {cache} tokens takes {budget.cache / 1e9:.2f} GB, "
+            f"of which the machine has {budget.free / 1e9:.2f} GB free: ask for less (kv_tokens, context, kv_type='q8')"
+        )
     if inside is None and (pack is False or (pack is None and budget.fits)):
         return placement.CPU, tokens, cache
     tokens, cache, budget = sizes(weights - experts if experts else 0)
@@ -424,17 +448,13 @@ def _context(asked: int | None, trained: int, fixed: int, per_token: int, free: 
     if asked is not None:
         if asked > trained:
             log.warning("context is %d, the model was trained for %d tokens and gets those", asked, trained)
-        return min(asked, trained)
+        return min(int(asked), trained)
     context = min(trained, DEFAULT_CONTEXT)
     while context > LEAST_CONTEXT and fixed + context * per_token > free:
         context = max(context // 2, LEAST_CONTEXT)
     return context
 
 
-def _check(name: str, value: int | None, *, none: bool = False, least: int = 1) -> None:
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}, expected an integer")
-    if value < least:
-        raise ValueError(f"{name} is {value}, expected at least {least}")
+def _check(name: str, value: Any, kind: Any, what: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}, expected {what}")

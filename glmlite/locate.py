@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import builtin, hub, samples
 from .errors import FormatError
-from .files import UNFINISHED, checkpoint_kind, kind_of
+from .files import UNFINISHED, checkpoint_kind, downloading, kind_of
 
 __all__ = ["NAMES", "SUFFIXES", "model_file", "near"]
 
@@ -148,6 +148,9 @@ def _no_gguf(file: Path) -> str | None:
         )
     if file.name.lower().endswith(UNFINISHED):
         return "is an unfinished download, expected a .gguf file"
+    for part in [file, *(_parts(file) if head.startswith(b"GGUF") else [])]:
+        if unfinished := downloading(part):
+            return unfinished
     if head.startswith(b"GGUF"):
         return None
     expected = "expected a .gguf file"
@@ -163,6 +166,13 @@ def _no_gguf(file: Path) -> str | None:
     if file.suffix.lower() in SUFFIXES and not file.name.lower().endswith(".gguf"):
         return f"begins with {head[:4]!r}, {expected}; {_FOLDER}"
     return None
+
+
+def _parts(file: Path) -> list[Path]:
+    """The parts of a split file."""
+    if not (name := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", file.name)):
+        return []
+    return [file.with_name(f"{name[1]}-{i:05}-of-{name[2]}.gguf") for i in range(1, int(name[2]) + 1)]
 
 
 def _or(names: Iterable[str]) -> str:

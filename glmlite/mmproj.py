@@ -23,6 +23,7 @@ __all__ = ["Found", "beside", "find", "is_named", "sees"]
 log = logging.getLogger(__name__)
 
 PATTERN = "[mM][mM][pP][rR][oO][jJ]*.[gG][gG][uU][fF]"
+MOST_TOLD = 3  # of files that were not taken
 HOW = "pass its eyes as mmproj= (--mmproj), or put that file, mmproj*.gguf, beside it"
 
 
@@ -60,20 +61,25 @@ def find(
         return Found(None, "it is a model for text alone")
     if "clip.projector_type" in metadata and glm4v.has_tower(gguf.tensors):
         return Found(_read(path, path, gguf, recording, threads, computing))
-    fitting = []
+    fitting, others = [], []
     for file in beside(path):
         try:
             eyes = _read(file, path, gguf, recording, threads, computing)
         except (FormatError, OSError) as error:
             log.info("%s: not taken for the eyes of %s: %s", file, path, error)
+            others.append(str(error).replace(str(file), file.name))  # which clients of a server may read
             continue
-        if eyes.config.width == _width(gguf):
+        if eyes.config.width == (width := _width(gguf)):
             fitting.append(eyes)
+        else:
+            others.append(f"{file.name}: rows of {eyes.config.width} columns, expected {width}")
     if len(fitting) == 1:
         log.info("%s: its eyes are %s", path, fitting[0].path)
         return Found(fitting[0])
-    names = ", ".join(eyes.path.name for eyes in fitting)
-    return Found(None, f"several files beside it fit ({names}); pass one as mmproj= (--mmproj)" if fitting else HOW)
+    if fitting:
+        names = ", ".join(eyes.path.name for eyes in fitting)
+        return Found(None, f"several files beside it fit ({names}); pass one as mmproj= (--mmproj)")
+    return Found(None, "; ".join([HOW, *(f"not taken: {other}" for other in others[:MOST_TOLD])]))
 
 
 def beside(path: Path) -> list[Path]:

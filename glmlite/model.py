@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from . import models
 from .budget import Budget
-from .cancel import Cancel
+from .cancel import Cancel, check_cancel
+from .chat.dialects.grammars import untyped
 from .chat.reply import Reply
 from .constrain import After, Constraint, Either, Thought, Vocabulary, after_thought, thought_of
 from .errors import ContextOverflow
-from .families import FAMILY, about
+from .families import FAMILY, GAPS, about
 from .generate import Answer, Completion, Generation, logits, random_seed
-from .infill import Infill, Infiller
+from .infill import GapFiller, Infill, Infiller, split
 from .models.layout import IMAGE, with_images
 from .parameters import Options, Parameters, check_integer, token_ids
 from .scheduler import Request, Scheduler, SchedulerStatus
@@ -90,9 +91,11 @@ class Model:
         self._native = native
         self._scheduler = scheduler
         self._infiller = infiller(self.architecture, tokenizer)
+        asks = about(self.architecture).asks_gap
+        self._gaps = GapFiller(tokenizer, asks=asks) if tokenizer.gap_ids and self._infiller is None else None
         self._vocabulary = Vocabulary(tokenizer, recording.vocab)
         # Runs when the model is collected, and before the interpreter ends: no thread may be in the engine then.
-        self._close = weakref.finalize(self, scheduler.close)
+        weakref.finalize(self, scheduler.close)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"context {self.context}" + ("" if self.loaded else ", unloaded")
@@ -118,7 +121,7 @@ class Model:
     @property
     def fills_blanks(self) -> bool:
         """Whether `infill` is for this model."""
-        return self._infiller is not None
+        return self._infiller is not None or self._gaps is not None
 
     @property
     def parallel(self) -> int:
@@ -158,8 +161,8 @@ class Model:
         return self.tokenizer.encode(text, special=special, prefix=prefix)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return self.tokenizer.decode(ids)
+        """The text of token ids, special tokens included. Raises TypeError and ValueError."""
+        return self.tokenizer.decode(token_ids("ids", ids))
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids that `generate` makes of a text: the model's beginning exactly once, also if the text spells it.
@@ -279,6 +282,9 @@ class Model:
         p = Parameters.of(parameters, **changes)
         if thinking_budget is not None:
             check_integer("thinking_budget", thinking_budget, 0)
+        for name, value in (("parallel_tool_calls", parallel_tool_calls), ("reasoning", reasoning)):
+            if not isinstance(value, bool):  # "no" would be yes
+                raise TypeError(f"{name} is {value!r}, expected True or False")
         offered = chat.offered(tools, tool_choice)
 
         def render(messages: Sequence[Mapping[str, Any]]) -> Prompt:
@@ -388,26 +394,75 @@ class Model:
         parameters: Parameters | None = None,
         /,
         *,
+        path: str | None = None,
+        language: str | None = None,
         cancel: Cancel | None = None,
         **changes: Unpack[Options],
     ) -> Infill:
         """Fill the masks of a text one after another: `[MASK]` a few words, `[sMASK]` a sentence, `[gMASK]` more.
 
-        From left to right; `chatglm1` fills `[gMASK]` first, as it was trained to, and has no `[sMASK]`. Takes the most
-        likely tokens unless a temperature is given. Blank-infilling models only, others: ValueError.
+        From left to right; `chatglm1` fills `[gMASK]` first, as it was trained to, and has no `[sMASK]`. Models with
+        tokens for a gap in code, as CodeGeeX4 and GLM-4.5 and later have them, fill one mask with what fits. Takes the
+        most likely tokens unless a temperature is given. Models that know neither: ValueError.
+
+        path, language: of the file that the text is ("src/a.py", "Python"), for models that are told, as CodeGeeX4.
         """
-        if self._infiller is None:
-            those = ", ".join(name for name, row in FAMILY.items() if row.blanks)
-            raise ValueError(f"infill: {self.architecture} models fill no blanks; those that do: {those}")
-        p = Parameters.of(parameters, **changes)
-        if p.schema is not None or p.grammar is not None:
-            raise ValueError(f"{'schema' if p.grammar is None else 'grammar'}: infill takes none")
-        defaults = {**self._defaults, "temperature": 0.0}
+        p, defaults = self._filling(parameters, {"text": text, "path": path, "language": language}, **changes)
+        if self._gaps is not None:
+            before, behind = split(text)
+            done = self.infill_stream(before, behind, p, path=path, language=language, cancel=cancel).result()
+            return Infill(before + done.text + behind, [done.text], [done])
+        blanks = self._infiller
+        assert blanks is not None
         ids = list(self.tokenizer.encode(text, special=True, prefix=False))
-        filled, completions = self._infiller.fill(
+        filled, completions = blanks.fill(
             ids, lambda prompt: self._start(self._cut(self._ids(prompt), p), p, defaults, cancel).result()
         )
         return Infill(self.tokenizer.decode(filled), [c.text for c in completions], completions)
+
+    def infill_stream(
+        self,
+        prefix: str,
+        suffix: str,
+        parameters: Parameters | None = None,
+        /,
+        *,
+        path: str | None = None,
+        language: str | None = None,
+        cancel: Cancel | None = None,
+        **changes: Unpack[Options],
+    ) -> Generation:
+        """Fill the gap between two texts without masks, and return at once. Otherwise as `infill`, and as `stream`.
+
+        With overflow "truncate" what is farthest from the gap goes, where the model is one for code.
+        """
+        texts = {"prefix": prefix, "suffix": suffix, "path": path, "language": language}
+        p, defaults = self._filling(parameters, texts, **changes)
+        if (gaps := self._gaps) is not None:
+            room = self._room(p) if p.overflow == "truncate" else None
+            return self._start(self._ids(gaps.prompt(prefix, suffix, path, language, room)), p, defaults, cancel)
+        assert self._infiller is not None
+        ids = self._cut(self._ids(self._infiller.gap(prefix, suffix)), p)
+        return self._start(ids, p, defaults, cancel)
+
+    def _filling(
+        self, parameters: Parameters | None, texts: Mapping[str, Any], **changes: Unpack[Options]
+    ) -> tuple[Parameters, Mapping[str, float]]:
+        """The parameters of an infill, and what counts where they say nothing. texts: arguments that are checked, by
+        name. Raises ValueError and TypeError."""
+        for name, value in texts.items():
+            if not isinstance(value, str) and (value is not None or name not in ("path", "language")):
+                raise TypeError(f"{name}: {type(value).__name__}, expected str")
+        if not self.fills_blanks:
+            those = ", ".join(name for name, row in FAMILY.items() if row.blanks)
+            raise ValueError(
+                f"infill: this {self.architecture} model fills no blanks; those that do: {those}, "
+                f"and those with {', '.join(GAPS.values())}"
+            )
+        p = Parameters.of(parameters, **changes)
+        if p.schema is not None or p.grammar is not None:
+            raise ValueError(f"{'schema' if p.grammar is None else 'grammar'}: infill takes none")
+        return p, {**self._defaults, "temperature": 0.0}
 
     def ocr(
         self,
@@ -490,6 +545,7 @@ class Model:
         pictures: Sequence[Picture] = (),
     ) -> Generation:
         """pictures: whose rows stand for the ids that are `IMAGE`, in their order."""
+        check_cancel(cancel)
         self._in_vocabulary("stop_ids", p.stop_ids)
         self._in_vocabulary("logit_bias", p.logit_bias or ())
         self._fits(ids, len(ids) + 1, sum(picture.tokens for picture in pictures))
@@ -509,6 +565,7 @@ class Model:
             logit_bias=dict(p.logit_bias or {}),
             logprobs=-1 if p.logprobs is None else p.logprobs,
             stop=[*stops, *(() if constraint is None else constraint.stops)],
+            draft=self._native.DRAFT,
         )
         sampler.accept([i for i in ids if i != IMAGE])
         answer = Answer(self.tokenizer.stream(skip_special=True), p, stops, max_tokens, trim, marks, constraint)
@@ -548,19 +605,35 @@ class Model:
         """What calls of tools, and an answer without any, must look like. Where a call is asked for: raises as
         `_constraint` does."""
         assert self.dialect is not None
-        grammar, trigger, words = self.dialect.grammar(tools, choice, parallel), self.dialect.trigger, self._vocabulary
-        if grammar is not None and choice != "auto":
-            return after_thought(thought, words.grammar(grammar), words)
+        trigger, words = self.dialect.trigger, self._vocabulary
+        if choice != "auto" and (followed := self._followed(tools, choice, parallel)) is not None:
+            return after_thought(thought, followed, words)
         calls = None
-        if grammar is not None and trigger is not None:
+        if choice == "auto" and trigger is not None:
             # Where there is no llguidance, or too much for it, calls are read as they come.
             with suppress(ValueError, ModuleNotFoundError):
-                calls = After(trigger, words.grammar(grammar), words, again=True)
+                if (followed := self._followed(tools, choice, parallel)) is not None:
+                    calls = After(trigger, followed, words, again=True)
         if answer is None:
             return calls
         if calls is not None and isinstance(trigger, int):
             answer = Either(trigger, calls, answer, words)
         return after_thought(thought, answer, words)
+
+    def _followed(
+        self, tools: list[dict[str, Any]], choice: str | Mapping[str, Any], parallel: bool
+    ) -> Constraint | None:
+        """The grammar of calls; of their arguments the names alone, where a schema cannot be followed. None: there is
+        no grammar. Raises as `_constraint` does."""
+        assert self.dialect is not None
+        if (grammar := self.dialect.grammar(tools, choice, parallel)) is None:
+            return None
+        try:
+            return self._vocabulary.grammar(grammar)
+        except ValueError:
+            grammar = self.dialect.grammar(untyped(tools), choice, parallel)
+            assert grammar is not None
+            return self._vocabulary.grammar(grammar)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
@@ -602,13 +675,25 @@ class Model:
         return self.context - max(answer, 1)
 
     def _cut(self, ids: list[int], p: Parameters) -> list[int]:
-        """Without the oldest tokens after the prefix, if that is asked for and needed."""
+        """Without the oldest tokens after the prefix, if that is asked for and needed. A blank that is to be filled
+        stays, with all that follows it."""
         drop = len(ids) - self._room(p)
         if p.overflow != "truncate" or drop <= 0:
             return ids
-        prefix = self._infiller.before if self._infiller is not None else list(self.tokenizer.prefix_ids)
+        blanks = self._infiller
+        prefix = blanks.before if blanks is not None else list(self.tokenizer.prefix_ids)
         keep = len(prefix) if ids[: len(prefix)] == prefix else 0
-        return ids[:keep] + ids[keep + drop :]
+        if blanks is not None:
+            drop = min(drop, blanks.target(ids) - keep)
+        cut = ids[:keep] + ids[keep + drop :]
+        if len(cut) >= self.context:
+            raise ContextOverflow(
+                f"from its blank on the prompt has {len(cut)} tokens and leaves no room in a context of "
+                f"{self.context}; shorten it, or load the model with a larger context",
+                len(cut),
+                self.context,
+            )
+        return cut
 
     # ---- life
 
@@ -634,7 +719,7 @@ class Model:
 
     def close(self) -> None:
         """Give the memory back now. May be called twice."""
-        self._close()
+        self._scheduler.close()
 
     def __enter__(self) -> Model:
         return self

@@ -15,18 +15,20 @@ from typing import Any, NamedTuple
 
 from . import samples
 from .errors import FormatError
-from .files import replacing
+from .files import FULL, replacing
 from .placement import matrices_of_a_token
 from .program import Op
 
-__all__ = ["Budget", "content_key", "opened", "weights_per_token"]
+__all__ = ["EXPORTED", "Budget", "content_key", "opened", "refuse_exported", "weights_per_token"]
 
 log = logging.getLogger(__name__)
+
+# The key that tells a file of `glmlite export`.
+EXPORTED = "glmlite.export.version"
 
 _RESERVE = 8  # a part of what is free that is left to activations, and to other programs
 _LEAST_EXPERTS = 32  # with room for a smaller part of the experts the engine maps them all
 _NOT_THERE = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FULL = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))
 _making = threading.Lock()  # a process has one name for a file that it makes
 
 
@@ -56,6 +58,13 @@ class Budget(NamedTuple):
         if self.experts and kept >= self.experts // _LEAST_EXPERTS:
             return experts * max(0.0, 1 - kept / self.experts)
         return (dense + experts) * (1 - self.room / self.weights)
+
+
+def refuse_exported(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
+    """Raises FormatError for the metadata of what `glmlite export` wrote: its tensors are packed, whatever their types
+    say."""
+    if EXPORTED in metadata:
+        raise FormatError(f"{path}: is exported already, expected the .gguf file that it was made of")
 
 
 def weights_per_token(ops: Iterable[Op], tensors: Mapping[str, Any]) -> tuple[float, float]:
@@ -158,7 +167,7 @@ def _made(
     except OSError as error:
         with suppress(OSError, FormatError):  # another process was faster, and Windows replaces no file in use
             return native.PackedFile(gguf, ops, path, key)
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         size = native.weight_bytes(gguf, ops)[0]
         reason = f"{error.strerror}: the packed weights take {size / 1e9:.2f} GB; packed=False makes no such file"

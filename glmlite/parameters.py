@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 import reprlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -86,8 +88,8 @@ class Parameters:
     ignore_eos: do not end at the model's own end tokens.
     overflow: what to do with a prompt that does not fit the context. "error": ContextOverflow. "truncate": drop the
         oldest of it, until the prompt and `max_tokens` (or a quarter of the context; at most half of it) fit. Of text
-        and ids, tokens after the model's prefix go; of a chat, whole rounds, never the system message or the last
-        question.
+        and ids, tokens after the model's prefix go, never a blank that is to be filled; of a chat, whole rounds, never
+        the system message or the last question.
     on_progress: called with (done, total) prompt tokens while the prompt is read, ten times a second and when it is
         done, by the thread that waits. What it raises cancels the request.
 
@@ -136,12 +138,14 @@ class Parameters:
         for option in _sampling():
             if (value := getattr(self, option.name)) is not None:
                 _option(option, value)
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not (isinstance(stop, Iterable) and all(isinstance(s, str) for s in stop)):
+        if not isinstance(self.stop, Iterable):
+            raise TypeError(f"stop is {self.stop!r}, expected a string or strings")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(s, str) for s in stop):
             raise TypeError(f"stop is {self.stop!r}, expected a string or strings")
         if not all(stop):
             raise ValueError(f"stop is {self.stop!r}, expected strings that are not empty")
-        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_ids", tuple(token_ids("stop_ids", self.stop_ids)))
         for token in self.stop_ids:
             check_integer("stop_ids", token, 0)
@@ -149,7 +153,8 @@ class Parameters:
             raise TypeError(f"logit_bias is {self.logit_bias!r}, expected a mapping of token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():
             check_integer("logit_bias", token, 0)
-            if not (hasattr(bias, "__float__") and bias < LARGEST_BIAS):
+            least = -sys.float_info.max
+            if not (hasattr(bias, "__float__") and (least <= bias < LARGEST_BIAS or bias == -math.inf)):
                 raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a number below a million, or -inf")
         if self.schema is not None:
             if self.grammar is not None:

@@ -24,8 +24,10 @@ def backend(device: str) -> ModuleType:
     """The module that runs programs on `device`: "cpu", "cuda" (the first GPU), "cuda:1", or "auto": a GPU if one can
     be used.
 
-    Raises RuntimeError if the device cannot be had, which says why, and ValueError for a name that is none.
+    Raises RuntimeError if the device cannot be had, which says why, and ValueError or TypeError for what names none.
     """
+    if not isinstance(device, str):
+        raise TypeError(f"device is {device!r}, expected 'cpu', 'cuda', 'cuda:1' or 'auto'")
     if not re.fullmatch(r"cpu|auto|cuda(:\d+)?", device):
         raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda', 'cuda:1' or 'auto'")
     if device != "cpu":

@@ -34,11 +34,13 @@ Only the engine thread touches the engine. Other threads append to the queue and
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
@@ -63,7 +65,15 @@ PREFILL_LEAST = 16  # of one request, when several share the call
 WORTH_WAITING = 64  # tokens of a beginning that another request is about to read: less is read twice
 BURST_MS = 30.0  # how long a call may last that writes up to BURST tokens: what a new request waits at most
 TOTALS = ("prompt_tokens", "reused_tokens", "generated_tokens", "preempted", "cancelled")
+_ending: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # closed, and nobody has waited for their end
 LEAST_TOKENS, LEAST_SECONDS = 4, 1e-3  # for a speed: less says more of the clock, and of what a call costs, than of it
+
+
+@atexit.register
+def _join_ending() -> None:
+    """The interpreter must not end while a thread is in the engine: that aborts the process."""
+    for thread in list(_ending):
+        thread.join()
 
 
 @dataclass
@@ -77,6 +87,8 @@ class Stats:
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
     image_seconds: float = 0.0  # before those: of the tower that looked at the prompt's images
+    drafted_tokens: int = 0  # guesses that steps of writing took along
+    accepted_tokens: int = 0  # of those, the ones that were written
 
     @property
     def prompt_rate(self) -> float | None:
@@ -379,6 +391,7 @@ class Scheduler:
     @property
     def threads(self) -> int:
         """That a step has at most; 0 once closed. May be set, and counts from the next step on."""
+        self._not_forked()
         with self._lock:
             if self._closing:
                 return 0
@@ -387,6 +400,7 @@ class Scheduler:
 
     @threads.setter
     def threads(self, threads: int) -> None:
+        self._not_forked()
         with self._lock:
             if self._closing:
                 raise Closed(f"{self.name}: the model is closed")
@@ -429,9 +443,11 @@ class Scheduler:
                 self._looked_at.sight.cancel()  # type: ignore[union-attr]
             self._changed.notify_all()
         threads = [thread for thread in (self._looker, self._thread) if thread is not None]
-        if threading.current_thread() not in threads:  # a finalizer may run there
-            for thread in threads:
-                thread.join()
+        if threading.current_thread() in threads:  # a finalizer, or a callback
+            _ending.update(threads)
+            return
+        for thread in threads:
+            thread.join()
 
     @property
     def closed(self) -> bool:
@@ -451,6 +467,15 @@ class Scheduler:
         if (sight := request.sight) is None:
             return done, total
         return done + (sight.work if request.sees else sight.progress()), total + sight.work
+
+    def check_wait(self) -> None:
+        """Raises RuntimeError where nothing would come of waiting for the engine."""
+        self._not_forked()
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                f"{self.name}: this would wait for the engine on the engine's own thread, for ever; "
+                "let a callback only pass the word on to another thread"
+            )
 
     def _not_forked(self) -> None:
         if os.getpid() != self._pid:
@@ -543,7 +568,7 @@ class Scheduler:
         """Until an engine that nobody needs is closed; None: it stays, or is closed."""
         if self._idle is None or not self._loaded:
             return None
-        return self._used + self._idle.seconds - time.perf_counter()
+        return min(self._used + self._idle.seconds - time.perf_counter(), threading.TIMEOUT_MAX)
 
     def _unload(self) -> None:
         log.info("%s: idle, its memory is given back", self.name)
@@ -566,8 +591,8 @@ class Scheduler:
             engine = self._idle.load(self._threads, self._check_waiting)
         except _NobodyWaits:
             return False
-        except Exception as error:
-            self._give_up(error)
+        except BaseException as error:  # also what a callback ends a program with: that ends the load, not this thread
+            self._give_up(error if isinstance(error, Exception) else RuntimeError(f"{self.name}: load: {error!r}"))
             return False
         with self._lock:
             if engine.threads != self._threads:  # set meanwhile
@@ -722,6 +747,7 @@ class Scheduler:
         if not stats.generated_tokens:
             stats.prompt_seconds = now - request.started
         stats.generated_tokens += len(samples)
+        stats.drafted_tokens, stats.accepted_tokens = request.sampler.drafted
         self._count("generated_tokens", len(samples))
         stats.generation_seconds = now - request.started - stats.prompt_seconds
         self._deliver(request, samples)

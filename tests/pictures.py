@@ -187,3 +187,20 @@ def odd():
         "palette": file_of(mode="P", transparency=3),
         "alpha": file_of(mode="LA"),
     }
+
+
+def endless_pdf():
+    """A PDF of one page, which shows a form that shows another ten times, and so on: ten billion lines."""
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents 4 0 R/Resources<</XObject<</X 5 0 R>>>>>>",
+        b"<</Length 5>>stream\n/X Do\nendstream",
+    ]
+    for level in range(11):
+        content = b"/X Do " * 10 if level < 10 else b"9 9 m 99 99 l S"
+        inner = b"/Resources<</XObject<</X %d 0 R>>>>" % (level + 6) if level < 10 else b""
+        head = b"<</Type/XObject/Subtype/Form/BBox[0 0 595 842]%s/Length %d>>" % (inner, len(content))
+        objects.append(head + b"stream\n" + content + b"\nendstream")
+    body = b"".join(b"%d 0 obj\n%s\nendobj\n" % (i, o) for i, o in enumerate(objects, 1))
+    return b"%PDF-1.7\n" + body + b"trailer<</Root 1 0 R/Size 16>>\n%%EOF"

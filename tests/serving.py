@@ -131,7 +131,8 @@ OF_CHATS = (
 class Scripted:
     """Answers the last message with what stands beside it: strings, Think, Call, Wait, or an exception to fail with.
 
-    asked: what each call of it was given. limits: answers that it takes at once, None for any number.
+    end: the token that ends its answers. asked: what each call of it was given. limits: answers that it takes at once,
+    None for any number.
     """
 
     architecture = "chatglm"
@@ -143,6 +144,7 @@ class Scripted:
     fills_blanks = False
     images = False
     loaded = True
+    end = None
     defaults = {"temperature": 0.8, "top_p": 0.8}  # noqa: RUF012  nobody writes to it
 
     def __init__(self, script=None, *, template="{{ messages }}{{ tools }}{{ enable_thinking }}", cached=0, limit=None):
@@ -303,11 +305,11 @@ class Speaking:
         stops = self.options.get("stop") or ()
         return Completion(
             text="".join(piece.text for piece in self.pieces),
-            tokens=[],
+            tokens=[token for piece in self.pieces for token in piece.tokens],
             finish_reason=self.pieces[-1].finish_reason,
             logprobs=None,
             stats=self.stats,
-            stop=stops[0] if stops else 7,
+            stop=stops[0] if stops else self.model.end,
             seed=0,
             reasoning="".join(piece.reasoning for piece in self.pieces) or None,
             tool_calls=tuple(calls.values()),

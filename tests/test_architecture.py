@@ -25,12 +25,14 @@ LAYERS = [
     ["model"],
     ["infill", "mmproj", "ocr"],
     ["generate"],
-    ["budget", "locate", "packed", "parameters", "scheduler"],
+    ["budget", "locate", "packed", "parameters", "scheduler", "workers"],
     ["constrain", "delivery", "journal", "sequences", "vision"],
-    ["builtin", "cancel", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
+    ["builtin", "chat", "formats", "hub", "models", "placement", "reference", "samples", "tokenizer"],
     ["program"],
     ["_native", "_cuda"],
-    ["_package", "ending", "errors", "families", "files", "options"],
+    ["cancel"],
+    ["files"],
+    ["_importing", "_package", "ending", "errors", "families", "options"],
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

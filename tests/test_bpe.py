@@ -12,7 +12,7 @@ import vocab
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-from glmlite import _native
+from glmlite import Cancel, Cancelled, _native
 from glmlite.errors import FormatError
 from glmlite.tokenizer import Tokenizer, bpe
 from glmlite.tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
@@ -213,6 +213,16 @@ def test_white_space_before_a_slice_s_end_is_not_the_last_of_the_text(model, mon
     monkeypatch.setattr(bpe, "_SLICE", 64)
     line = "ab😀" + " " * 100 + "😀" + " " * 70 + "\n" + "😀" * 70 + " " * 90
     assert ours(model, "deepseek-llm")(line) == library(model, "deepseek-llm")(line)
+
+
+def test_a_thread_whose_work_is_cancelled_does_not_tokenize_to_the_end(model):
+    encode, cancel = ours(model, "gpt-2"), Cancel()
+    with cancel.over():
+        assert encode("a b")
+        cancel.cancel()
+        with pytest.raises(Cancelled):
+            encode("a b")
+    assert encode("a b")
 
 
 @pytest.mark.parametrize("pre", PATTERNS)

@@ -10,11 +10,12 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import tiny
@@ -145,6 +146,13 @@ def test_answers_follow_a_schema(model):
         glmlite.batch(model, prompts(2), schema={"type": "array", "uniqueItems": True})
 
 
+def test_a_request_s_own_schema_stands_before_the_grammar_of_the_run(model):
+    pytest.importorskip("llguidance")
+    rows = [request(0, response_format={"type": "json_object"}), request(1)]
+    own, run = (result.answer for result in glmlite.batch(model, rows, grammar='start: "yes"'))
+    assert own.startswith("{") and run == "yes"
+
+
 def test_calls_of_tools_are_the_same_the_next_time(thinker):  # noqa: F811
     pytest.importorskip("llguidance")
     asked = {"tools": TOOLS, "tool_choice": "required", "thinking": False, "max_tokens": 150}
@@ -207,12 +215,13 @@ def test_requests_that_fail_do_so_alone(model):
         request(5, response_format={"type": "json_schema", "json_schema": {"schema": {"type": 7}}}),
         request(6, messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]),
         request(7),
+        request(8, url=["/v1/chat/completions"]),
     ]
     summary = glmlite.batch(model, jsonl("in.jsonl", rows), "out.jsonl")
     found = lines("out.jsonl")
-    assert [row["custom_id"] for row in found] == [f"r{i}" for i in range(8)]
+    assert [row["custom_id"] for row in found] == [f"r{i}" for i in range(9)]
     assert [i for i, row in enumerate(found) if row["error"] is None] == [0, 7]
-    assert summary.failed == 6 and summary.error.startswith("line 2: max_tokens is 0")
+    assert summary.failed == 7 and summary.error.startswith("line 2: max_tokens is 0")
     for number, word in (
         (1, "max_tokens"),
         (2, "/v1/embeddings"),
@@ -220,12 +229,22 @@ def test_requests_that_fail_do_so_alone(model):
         (4, "body"),
         (5, "schema"),
         (6, "web address"),
+        (8, "url is ["),
     ):
         assert found[number]["error"]["message"].startswith(f"line {number + 1}: ")
         assert word in found[number]["error"]["message"]
         assert found[number]["response"]["status_code"] == 400
         assert found[number]["response"]["body"]["error"]["message"] in found[number]["error"]["message"]
     assert found[3]["error"]["code"] == "context_length_exceeded"
+
+
+def test_lines_among_requests_that_are_none(model):
+    Path("in.jsonl").write_bytes(json.dumps(request(0)).encode() + b'\n{"custom_id": "r1", "body": \n\xff\n')
+    found = glmlite.batch(model, "in.jsonl", "out.jsonl")
+    assert found.failed == 2 and found.error.startswith("line 2: is no JSON")
+    for row, text in zip(lines("out.jsonl")[1:], ("line 2: is no JSON", "line 3: byte 0 is not UTF-8")):
+        assert row["response"] is None and row["error"]["code"] == "invalid_row"
+        assert row["error"]["message"].startswith(text)
 
 
 # ---- files
@@ -241,6 +260,13 @@ def test_csv_in_and_out(model):
     assert [(row["id"], row["text"]) for row in found] == [("1", "two\nlines"), ("2", 'say "hi"'), ("3", "三")]
     want = [r.answer for r in glmlite.batch(model, [row["text"] for row in found], **SMALL)]
     assert [row["answer"] for row in found] == want and all(row["error"] == "" for row in found)
+
+
+def test_a_field_of_csv_may_be_longer_than_pythons_reader_has_it(model):
+    long = "x" * 200_000  # csv's own limit is 131,072
+    Path("in.csv").write_text(f"id,prompt\n{long},hi\n", encoding="utf-8")
+    (found,) = glmlite.batch(model, "in.csv", **SMALL)
+    assert found.error is None and found.values["id"] == long
 
 
 def test_parquet_keeps_the_types_of_its_columns(model):
@@ -266,6 +292,37 @@ def test_parquet_keeps_the_types_of_its_columns(model):
     numbers = random.Random(1).sample(range(count), 5)
     for i in numbers:
         assert found["answer"][i].as_py() == model.generate(f"{i}", max_tokens=1, seed=seed_of(0, i)).text
+
+
+def test_parquet_values_that_python_has_no_form_for_are_a_rows_own(model):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    ns = pa.timestamp("ns")
+    deep = pa.struct([("a", pa.list_(ns)), ("b", pa.map_(pa.string(), pa.list_(ns, 1)))])
+    damaged = pa.array([b"ok", b"\xff", b"\xfe"], pa.binary()).view(pa.string())
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c"],
+            "deep": pa.array([{"a": [1234567891], "b": [("k", [1001])]}] * 3, deep),
+            "took": pa.array([1001, None, 1001], pa.duration("ns")),
+            "hour": pa.array([1001, None, 1001], pa.time64("ns")),
+            "far": pa.array([0, 10**12, None], pa.timestamp("s")),
+            "damaged": damaged,
+            "bytes": [b"\x00\xff", b"", None],
+        }
+    )
+    pq.write_table(table, "in.parquet")
+    summary = glmlite.batch(model, "in.parquet", "out.jsonl", **SMALL)
+    assert (summary.failed, summary.error) == (2, "row 2: 'damaged' is not UTF-8")
+    found = lines("out.jsonl")
+    assert found[0]["deep"] == {"a": ["1970-01-01T00:00:01.234567"], "b": [["k", ["1970-01-01T00:00:00.000001"]]]}
+    assert (found[0]["took"], found[0]["hour"]) == ("0:00:00.000001", "00:00:00.000001")
+    assert found[0]["damaged"] == "ok" and [row["damaged"] for row in found[1:]] == [None, None]
+    assert found[0]["far"] == "1970-01-01T00:00:00" and "1000000000000" in found[1]["far"]
+    assert [row["bytes"] for row in found] == ["AP8=", "", None]
+    glmlite.batch(model, "in.parquet", "out.parquet", **SMALL)
+    assert pq.read_table("out.parquet").select(table.column_names).equals(pq.read_table("in.parquet"))
 
 
 def test_columns_of_json_lines_become_columns_of_tables(model):
@@ -294,6 +351,23 @@ def test_columns_of_json_lines_become_columns_of_tables(model):
         found = list(csv.DictReader(file))
     assert list(found[0]) == ["prompt", "n", "x", "ok", "mixed", "deep", "late", "huge", *FIELDS]
     assert found[1]["late"] == "三" and found[0]["deep"] == '{"k": [1]}'
+
+
+def test_what_a_form_has_no_place_for_is_written_all_the_same(model):
+    row = {"prompt": "a\rb", "half\ud800": "\ud800é", "x": float("nan"), "deep": [{"y": float("inf")}]}
+    Path("in.jsonl").write_text(json.dumps(row))
+    glmlite.batch(model, "in.jsonl", "out.jsonl", **SMALL)
+    found = json.loads(Path("out.jsonl").read_text("utf-8"), parse_constant=pytest.fail)
+    assert (found["half?"], found["x"], found["deep"]) == ("?é", None, [{"y": None}])
+    glmlite.batch(model, "in.jsonl", "out.csv", **SMALL)
+    with open("out.csv", encoding="utf-8", newline="") as file:
+        (found,) = csv.DictReader(file)
+    assert (found["prompt"], found["half?"], found["deep"]) == ("a\rb", "?é", '[{"y": null}]')
+    assert Path("out.csv").read_bytes().count(b"\r") == 1
+    pq = pytest.importorskip("pyarrow.parquet")
+    glmlite.batch(model, "in.jsonl", "out.parquet", **SMALL)
+    (found,) = pq.read_table("out.parquet").to_pylist()
+    assert (found["prompt"], found["half?"], found["deep"]) == ("a\rb", "?é", '[{"y": null}]')
 
 
 def test_without_pyarrow_the_error_names_the_extra(model, monkeypatch):
@@ -365,6 +439,7 @@ def test_templates_that_fail(model):
     for template, why in (
         ("{{ a", "line 1: unexpected end of template"),
         ("x\n{% if %}", "line 2:"),
+        ("{% break %}", "'break' outside loop"),
         ("{{ nothing }}", "has no column 'nothing'; there is 'a', 'b'"),
     ):
         with pytest.raises(ValueError, match=why):
@@ -385,6 +460,7 @@ def test_templates_that_fail(model):
         ("in.jsonl", b'{"a": 1}\n', r"in\.jsonl: which column has the prompts\?"),
         ("in.parquet", b"PAR1 cut short", r"in\.parquet: is no whole Parquet file"),
         ("in.txt", b"hello", r"in\.txt: a file of rows ends with \.jsonl, \.csv or \.parquet"),
+        ("in.csv", b'"prompt"x,a\n1,2\n', r"in\.csv: the line with the names of the columns is no CSV"),
         ("in.csv", b"prompt,answer\nx,y\n", "has a column 'answer' of its own, .*prefix"),
     ],
 )
@@ -397,6 +473,31 @@ def test_files_that_cannot_be_read_end_it_before_it_begins(model, capfd, name, d
     assert main(["batch", name, "out.jsonl"]) == 1
     assert capfd.readouterr().err.count("\n") <= 2
     assert sorted(os.listdir()) == [name]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_with_a_name_is_not_waited_for(model):
+    os.mkfifo("in.jsonl")
+    with pytest.raises(ValueError, match=r"in\.jsonl: is no regular file"):
+        glmlite.batch(model, "in.jsonl", "out.jsonl")
+
+
+def test_what_cannot_be_written_is_said_before_a_model_is_loaded(folder, capfd):
+    jsonl("in.jsonl", prompts(1))
+    jsonl("there.jsonl", [])
+    Path("folder.jsonl").mkdir()
+    for out, given, why in (
+        ("folder.jsonl", {"force": True}, IsADirectoryError),
+        ("there.jsonl", {}, FileExistsError),
+        ("out.txt", {}, ValueError),
+    ):
+        with pytest.raises(why, match=out):
+            glmlite.batch("no model", "in.jsonl", out, **given)
+        assert main(["batch", "in.jsonl", out, "-m", "no model", *(f"--{name}" for name in given)]) == 1
+        assert out in capfd.readouterr().err
+    assert main(["batch", "in.jsonl", "-m", "no model", "--top-p", "0"]) == 1
+    assert capfd.readouterr().err == "glmlite: top_p is 0.0, expected more than 0 to 1\n"
+    assert main(["batch", "in.jsonl", "--actors", "2"]) == 2 and "--ray" in capfd.readouterr().err
 
 
 def test_a_parquet_file_that_was_cut_short(model):
@@ -421,10 +522,21 @@ def test_arguments_that_cannot_be(model):
     for given, why in (
         ({"column": "a", "template": "{{ a }}"}, "a column and a template"),
         ({"raw": True, "system": "x"}, "system: raw prompts have none"),
+        ({"raw": True, "thinking": True}, "thinking: raw prompts have none"),
         ({"image": "picture"}, "has no column 'picture'"),
+        ({"tools": 5}, "tools: int, should be a list"),
+        ({"tool_choice": "some"}, "tool_choice is 'some'"),
+        ({"thinking_budget": -1}, "thinking_budget is -1"),
+        ({"logprobs": 2}, "logprobs: the columns of answers have no place"),
     ):
         with pytest.raises(ValueError, match=why):
             glmlite.batch(model, prompts(1), **given)
+    texts = {"column": 5, "template": 5, "system": b"x", "image": 5, "prefix": None, "effort": 5}
+    for name, value in (texts | {"raw": "no", "thinking": "off"}).items():
+        with pytest.raises(TypeError, match=f"{name} is "):
+            glmlite.batch(model, prompts(1), **{name: value})
+    with pytest.raises(ValueError, match="system: the rows of rows are requests in OpenAI's form"):
+        glmlite.batch(model, [request(1)], system="Be short.")
     with pytest.raises(ValueError, match="at_once is 0"):
         glmlite.batch(model, prompts(1), at_once=0)
     with pytest.raises(FileNotFoundError):
@@ -438,6 +550,38 @@ def test_arguments_that_cannot_be(model):
     assert len(lines("out.jsonl")) == 1
 
 
+def test_rows_of_a_program_go_to_a_file_as_those_of_a_file(model):
+    rows = [MappingProxyType({"prompt": "a"}), "a", {"prompt": "a"}]
+    glmlite.batch(model, rows, "out.jsonl", **SMALL)
+    glmlite.batch(model, jsonl("in.jsonl", [{"prompt": "a"}] * 3), "want.jsonl", **SMALL)
+    assert lines("out.jsonl") == lines("want.jsonl")
+    with tempfile.NamedTemporaryFile() as file:  # no `io.IOBase`
+        file.write(Path("in.jsonl").read_bytes())
+        file.seek(0)
+        found = [result.values for result in glmlite.batch(model, file, **SMALL)]
+    assert found == lines("want.jsonl")
+    with pytest.raises(TypeError, match="row 2: cannot be written as JSON: Object of type bytes"):
+        glmlite.batch(model, ["a", {"prompt": "a", "b": b"x"}], "new.jsonl")
+    with open("in.jsonl", encoding="utf-8") as text, pytest.raises(TypeError, match="open as text"):
+        glmlite.batch(model, text)
+    assert not Path("new.jsonl").exists()
+
+
+def test_files_of_options_that_are_none_are_named(folder, capfd):
+    jsonl("in.jsonl", prompts(1))
+    for text, why in (
+        ("null", "is NoneType, expected a JSON object"),
+        ("[" * 10**5, "is no JSON"),
+        ("{", "is no JSON"),
+    ):
+        Path("o.json").write_text(text)
+        assert main(["batch", "in.jsonl", "--schema", "o.json"]) == 1
+        assert f"o.json: {why}" in capfd.readouterr().err
+    Path("o.json").write_text("[" * 10**5)
+    assert main(["batch", "in.jsonl", "--tools", "o.json"]) == 1
+    assert "o.json: is no JSON" in capfd.readouterr().err
+
+
 def test_keywords_are_the_fields():
     assert list(PromptOptions.__annotations__) == [*Options.__annotations__, *(f.name for f in fields(Prompt))]
     asked = asked_of(Parameters(top_k=3), template="{{ a }}", raw=True, max_tokens=5)
@@ -446,6 +590,13 @@ def test_keywords_are_the_fields():
         glmlite.batch(None, ["x"], colum="a")
     described = glmlite.batch.__doc__
     assert all(f.name in described for f in fields(Prompt))
+
+
+def test_a_column_of_an_answers_name_that_comes_late_is_told(model):
+    rows = [*prompts(reading.PEEKED), {"prompt": "a", "error": "mine"}, {"prompt": "b"}]
+    found = [result.error for result in glmlite.batch(model, rows, max_tokens=1)]
+    assert found[-2].startswith("row 101: has a column 'error' of its own, which would be written over")
+    assert {*found[:-2], found[-1]} == {None}
 
 
 def test_a_prefix_keeps_columns_of_the_same_name(model):
@@ -553,6 +704,15 @@ def test_a_model_that_is_busy_is_asked_again():
     assert sorted(each.row.number for each in found) == [0, 1, 2, 3] and not any(each.failed for each in found)
 
 
+def test_more_answers_than_a_model_takes_are_not_waited_for(folder):
+    with glmlite.load(context=64, parallel=1, max_queue=1) as model:
+        rows = [request(0, n=3), request(1, n=2), request(2, "/v1/completions", prompt=["a"] * 3)]
+        found = [result.error for result in glmlite.batch(model, rows)]
+    assert found == [
+        f"row {i}: n: 3 answers, expected at most 2, as the model takes" if i != 2 else None for i in (1, 2, 3)
+    ]
+
+
 def test_a_closed_model_ends_it_and_a_cancel_too(model):
     def closed(row):
         raise glmlite.Closed("gone")
@@ -568,12 +728,16 @@ def test_a_closed_model_ends_it_and_a_cancel_too(model):
 
 
 def test_progress_is_told(model):
-    told = []
     rows = [*prompts(40), {"prompt": 5}]
-    list(glmlite.batch(model, rows, progress=told.append, max_tokens=20))
-    assert all(a.done <= b.done for a, b in itertools.pairwise(told)) and all(p.total == 41 for p in told)
-    list(glmlite.batch(model, iter(rows), progress=told.append, max_tokens=2))
-    glmlite.batch(model, rows, "out.jsonl", progress=told.append, max_tokens=2)
+    for given, out, total in ((rows, (), 41), (iter(rows), (), 0), (rows, ("out.jsonl",), 41)):
+        told = []
+        found = glmlite.batch(model, given, *out, progress=told.append, max_tokens=4, seed=1)
+        if not out:
+            assert len(list(found)) == 41
+        assert all(a.done <= b.done for a, b in itertools.pairwise(told)) and {p.total for p in told} == {total}
+        assert (told[-1].done, told[-1].failed, told[-1].kept) == (41, 1, 0)
+        assert 0 < told[-1].written <= 160 and told[-1].read > 400
+        assert str(told[-1]).startswith(f"41{' of 41' if total else ''} rows, 1 failed, ")
 
 
 # ---- journals, and runs that are ended
@@ -642,6 +806,36 @@ def test_a_run_goes_on_where_it_was(model):
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
     assert sorted(os.listdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
     assert summary.failed == 1 and summary.error.startswith("line 31: ")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_a_file_that_is_changed_under_a_run_ends_it_and_rows_are_kept(model, name):
+    rows = prompts(3 * WINDOW, "")
+    whole = "prompt\n" + "".join(f"{row['prompt']}\n" for row in rows)
+    whole = whole if name == "in.csv" else "".join(json.dumps(row) + "\n" for row in rows)
+    asked = {"max_tokens": 1, "raw": True}
+
+    def run(change, **options):
+        Path(name).write_text(whole)
+        told = []
+
+        def progress(p):
+            told.append(p)
+            if len(told) == 1:
+                change()
+
+        return glmlite.batch(model, name, "out.jsonl", progress=progress, **asked, **options)
+
+    def appended():
+        with open(name, "a") as file:
+            file.write('"x"\n' * 5)
+
+    for change in (appended, lambda: os.truncate(name, len(whole) // 4)):
+        with pytest.raises(OSError, match=f"{name}: was changed while its rows were answered"):
+            run(change, restart=True)
+        assert journal_path(Path("out.jsonl")).exists()
+    assert run(lambda: os.utime(name)).progress.kept > 0  # the same content
+    assert len(lines("out.jsonl")) == len(rows)
 
 
 def test_kept_rows_are_for_the_same_input_model_and_options(model):

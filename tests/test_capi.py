@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import glmlite
-from glmlite import _native, chat, families, samples
+from glmlite import _native, chat, convert, doctor, families, samples
 from glmlite.chat import dialects
 from glmlite.convert import turns
 from glmlite.convert.export import export
@@ -74,8 +74,10 @@ def test_python_loads_what_is_exported(case):
         assert (model.logits(prompt, all=True) == again.logits(prompt, all=True)).all()
         assert python(model, prompt) == python(again, prompt)
         assert again.context == model.context and again.defaults == model.defaults
-    with pytest.raises(glmlite.FormatError, match="exported already"):
-        export(file, file.with_name("twice"))
+    out = file.with_name("twice")
+    for read in (doctor.examine, lambda path: convert.convert(path, out), lambda path: export(path, out)):
+        with pytest.raises(glmlite.FormatError, match=r"is exported already, expected the \.gguf file"):
+            read(file)
 
 
 def test_c_gives_the_tokens_of_python(case):
@@ -365,6 +367,10 @@ DAMAGE = {
     "another version": (lambda data: _change(data, b"glmlite.export.version", 9), "exported in version 9"),
     "packed otherwise": (lambda data: _change(data, b"glmlite.packed.version", 9), "packed in version 9"),
     "another layout": (lambda data: _flip(data, b"glmlite.packed.layout"), "another layout"),
+    "a name that is no text": (
+        lambda data: data.replace(b"output_norm", b"\xffutput_norm"),
+        "has that name, expected UTF-8",
+    ),
     "no context": (lambda data: _change(data, b"glmlite.context", 0), "glmlite.context"),
 }
 

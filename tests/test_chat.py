@@ -426,6 +426,7 @@ def test_variables():
         ([{"role": "system", "content": None}, user("a")], r"messages\[0\]: no content"),
         ([user(3)], r"messages\[0\]: content is int"),
         ([user([{"type": "video", "video": "x"}])], r"messages\[0\]: a content part of type 'video'"),
+        ([user([{"type": "text", "content": "x"}])], r"messages\[0\]\.content\[0\]\.text: NoneType, should be text"),
         ([user([{"type": "image_url", "image_url": "x"}])], r"messages\[0\].content\[0\]: an image_url of 'x', should"),
         ([user([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}])], r"an image_url of 'file:///etc/"),
         ([user([{"type": "image_url", "image_url": 3}])], r"\.content\[0\]: an image_url of int"),
@@ -785,12 +786,23 @@ def test_a_tool_result_has_the_name_the_template_knows(text, given, want):
             "chat template: ranges of more than",
         ),
         ("{% for i in range(20) %}{{ 'a' * 1000000 }}{% endfor %}", "chat template: more than .* characters of output"),
+        ("{{ 9 ** (9 ** 9) % 10 }}", r"chat template: \*\* gives more than"),
+        ("{{ ('a' * 10 ** 10) | length }}", r"chat template: \* gives more than"),
+        ("{{ (10 ** 10 * [0]) | length }}", r"chat template: \* gives more than"),
+        ("{{ 2 ** -1 * 'a' }}", "chat template: can't multiply sequence by non-int"),
+        ("{{ lipsum(100000000) }}", "chat template: 'lipsum' is undefined"),
         ("{{ 1 }}" + " " * template.MAX_TEMPLATE_CHARS, "characters long, should be at most"),
     ],
 )
 def test_a_bad_template_is_a_clear_error(text, error):
     with pytest.raises(ValueError, match=error):
         with_template(text, [user("hi")])
+
+
+def test_products_and_powers_in_a_template():
+    assert with_template(
+        "{{ 2 ** 10 * 3 }} {{ 'ab' * 2 }} {{ 2 * [1] }} {{ 2 ** -1 }} {{ 1.5 * 2 }}", [user("hi")]
+    ) == ("3072 abab [1, 1] 0.5 3.0")
 
 
 def test_smollm2_golden():

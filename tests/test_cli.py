@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import select
@@ -14,6 +15,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import checkpoints
 import numpy as np
 import pytest
 import tiny
@@ -213,6 +215,9 @@ def test_run_without_a_template_has_no_system_message(model, capsys):
         ("infill m.gguf a[MASK] --top-p 0.5", 0, "[--top-p: no effect, without --temperature the likeliest token"),
         ("infill m.gguf a[MASK] --top-p 0.5 --temperature 1", 0, ""),
         ("chat m.gguf hi --seed 3", 0, ""),
+        ("run m.gguf hi --stop", 2, "glmlite run: --stop: its value is missing"),
+        ("infill m.gguf a[MASK] -n", 2, "glmlite infill: -n: its value is missing"),
+        ("run hi -m", 2, "glmlite run: -m: its value is missing"),
     ],
 )
 def test_no_option_is_silently_ignored(model, capsys, line, code, text):
@@ -278,6 +283,19 @@ def test_run_reads_files_and_pipes_as_utf8(model, capsys, tmp_path, monkeypatch)
     assert "no prompt: stdin is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["run", "m.gguf", "-f"], ["perplexity", "m.gguf"], ["imatrix", "m.gguf"]])
+def test_a_text_without_an_end_is_refused(model, capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "MOST_TEXT", 1000)
+    Path("m.gguf").touch()
+    Path("text").write_bytes(b"a" * 1001)
+    assert main([*command, "text"]) != 0
+    assert "text: is longer than 1.0 kB, expected a shorter text" in capsys.readouterr().err
+    give(monkeypatch, b"a" * 1001)
+    assert main([*command, "-"]) != 0
+    assert "stdin: is longer than 1.0 kB" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
@@ -332,9 +350,7 @@ def test_help_teaches_with_examples(command, capsys):
         (["run", "a model", "Why?"], "a model", "Why?"),
     ],
 )
-def test_without_a_model_the_built_in_one_answers_and_says_what_it_is(
-    model, monkeypatch, capsys, tmp_path, arguments, path, call
-):
+def test_without_a_model_the_built_in_one_answers(model, monkeypatch, capsys, tmp_path, arguments, path, call):
     file = tmp_path / "builtin.gguf"
     file.touch()
     monkeypatch.setattr(builtin, "_FILE", file)
@@ -342,7 +358,25 @@ def test_without_a_model_the_built_in_one_answers_and_says_what_it_is(
     assert str(model[0].path) == (str(file) if path == "builtin" else path)
     asked = model[0].calls[0][1]
     assert (asked if isinstance(asked, str) else asked[-1]["content"]) == call
-    assert capsys.readouterr().err == (builtin.NOTE + "\n" if path == "builtin" else "")
+    assert capsys.readouterr().err == ""
+
+
+def test_what_the_library_warns_of_is_shown(tmp_path, capsys, monkeypatch):
+    """Once, on stderr: a library prints nothing, so a command has to."""
+    path = tiny.write(tmp_path / "m.gguf", tiny.model("glm4"))
+    for arguments in (["run", str(path), "the"], ["chat", str(path), "the"]):
+        assert main([*arguments, "-n", "1", "--context", "100000"]) == 0
+        assert capsys.readouterr().err == "context is 100000, the model was trained for 256 tokens and gets those\n"
+    folder = checkpoints.write(tmp_path / "checkpoint", tiny.model("glm4", fused=False, bias=True), "hf")
+    (folder / "generation_config.json").write_text('{"num_beams": 4}')
+    assert main(["convert", str(folder), str(tmp_path / "out.gguf")]) == 0
+    err = capsys.readouterr().err
+    assert err.count("generation_config.json: ") == err.count("'num_beams'") == 1
+    # Memory that does not hold a model.
+    monkeypatch.setattr(native, "available_memory", lambda: path.stat().st_size // 2)
+    assert main(["run", str(path), "the", "-n", "1", "--kv-type", "q8", "--context", "64"]) == 0
+    assert "m.gguf: 0.00 GB of weights do not fit into memory" in capsys.readouterr().err
+    assert [type(handler) for handler in logging.getLogger("glmlite").handlers] == [logging.NullHandler]
 
 
 def test_text_from_elsewhere_goes_to_the_built_in_model_too(model, monkeypatch, capsys, tmp_path):
@@ -370,12 +404,18 @@ def test_infill(model, capsys):
     assert err.startswith("prompt 100 tokens")
 
 
+def test_infill_says_which_file_it_is(model, capsys, tmp_path):
+    (tmp_path / "a.py").write_text("x = [MASK]")
+    assert main(["infill", "m.gguf", "-f", str(tmp_path / "a.py"), "--language", "Python"]) == 0
+    assert model[-1].calls[-1] == ("infill", "x = [MASK]", {"path": "a.py", "language": "Python"})
+
+
 # ---- chat --------------------------------------------------------------------------------------------------------
 
 
-def chat(monkeypatch, capsys, text, *arguments):
+def chat(monkeypatch, capsys, text, *arguments, code=0):
     give(monkeypatch, text.encode())
-    assert main(["chat", "m.gguf", *arguments]) == 0
+    assert main(["chat", "m.gguf", *arguments]) == code
     return capsys.readouterr()
 
 
@@ -393,7 +433,7 @@ def test_chat_remembers(model, monkeypatch, capsys):
 
 
 def test_chat_commands(model, monkeypatch, capsys):
-    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n//slash\n")
+    out, err = chat(monkeypatch, capsys, "a\n/system S\nb\n/clear\nc\n/system\nd\n/help\n/nonsense\n //slash\n", code=1)
     assert out == "1 <a> 好\n4 S<b> 好\n2 S<c> 好\n3 <d> 好\n5 </slash> 好\n"
     assert "/save FILE" in err
     assert "glmlite: /nonsense: no such command" in err
@@ -420,6 +460,7 @@ def test_chat_save_and_load(model, monkeypatch, capsys, tmp_path):
     ("content", "error"),
     [
         ("{", "should be a conversation that /save wrote"),
+        ("[" * 100_000, "should be a conversation that /save wrote"),
         ('[{"role": "user", "content": "a"}]', "ends with a question"),
         ('[{"role": "user"}]', "messages[0]: no content"),
     ],
@@ -427,17 +468,40 @@ def test_chat_save_and_load(model, monkeypatch, capsys, tmp_path):
 def test_chat_refuses_to_load_what_is_no_conversation(model, monkeypatch, capsys, tmp_path, content, error):
     file = tmp_path / "x.json"
     file.write_text(content)
-    out, err = chat(monkeypatch, capsys, f"/load {file}\na\n")
+    out, err = chat(monkeypatch, capsys, f"/load {file}\na\n", code=1)
     assert error in err
     assert out == "1 <a> 好\n"
 
 
 def test_chat_goes_on_after_an_error(model, monkeypatch, capsys):
-    out, err = chat(monkeypatch, capsys, "a\noverflow\nb\n/load\n/save /no/such/folder/x\n")
+    out, err = chat(monkeypatch, capsys, "a\noverflow\nb\n/load\n/save /no/such/folder/x\n", code=1)
     assert out == "1 <a> 好\n3 <b> 好\n"
     assert "glmlite: the prompt has 1000 tokens\n" in err
     assert "glmlite: /load: needs a file name\n" in err
-    assert "No such file or directory" in err
+    assert "there is no folder" in err
+
+
+def test_a_message_that_does_not_end_is_said(model, monkeypatch, capsys):
+    out, err = chat(monkeypatch, capsys, 'a\n"""\nb\n', code=1)
+    assert out == "1 <a> 好\n" and err.endswith('glmlite: the message that """ begins has no end\n')
+
+
+def test_a_prompt_that_does_not_fit_names_options_of_the_command(capsys):
+    prompt = "word " * 2000
+    assert main(["run", "builtin", prompt]) == 1
+    assert capsys.readouterr().err.endswith(
+        "of 512; shorten it, make the context larger with --context, or use --overflow truncate\n"
+    )
+
+
+def test_files_of_chat_are_named_as_a_shell_has_them(model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    lines = ["a", "/save ~/x y.json", f"/save '{tmp_path}/z.json'", "/clear", f'/load "{tmp_path}/x y.json"', "b"]
+    lines += ["/clear", f"/load {tmp_path}/x\\ y.json", "c", "/bye now", "d"]
+    out, err = chat(monkeypatch, capsys, "\n".join(lines))
+    assert out == "1 <a> 好\n3 <b> 好\n3 <c> 好\n" and "glmlite:" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x y.json", "z.json"]
 
 
 def image(path, data=b"image"):
@@ -459,7 +523,7 @@ def test_chat_shows_images_with_the_next_message(model, monkeypatch, capsys, tmp
         f"/image {os.devnull}",
     ]
     lines += [f"/image {a} {image(tmp_path / 'd.png', b'no')}", "last"]
-    out, err = chat(monkeypatch, capsys, "\n".join(lines))
+    out, err = chat(monkeypatch, capsys, "\n".join(lines), code=1)
     assert out == "1 <a.png b c.jpg what> 好\n3 <and> 好\n1 <then> 好\n3 <last> 好\n"
     assert "[a.png: 5 tokens]\n[b c.jpg: 9 tokens]\n" in err
     assert f"{os.devnull}: is no regular file, expected an image" in err
@@ -469,7 +533,7 @@ def test_chat_shows_images_with_the_next_message(model, monkeypatch, capsys, tmp
 
 
 def test_an_image_that_did_not_fit_is_there_for_the_next_try(model, monkeypatch, capsys, tmp_path):
-    out, _ = chat(monkeypatch, capsys, f"/image {image(tmp_path / 'a.png')}\noverflow\nwhat\n")
+    out, _ = chat(monkeypatch, capsys, f"/image {image(tmp_path / 'a.png')}\noverflow\nwhat\n", code=1)
     assert out == "1 <a.png what> 好\n"
 
 
@@ -555,6 +619,21 @@ def test_ctrl_c_ends_run_with_130():
     assert process.returncode == 130
     assert rest.endswith(b"\n")
     assert err == b""
+
+
+@pytest.mark.parametrize("command", [["-m", "glmlite"], ["-X", "utf8", "-m", "glmlite.serve"], ["glmlite"], ["-c"]])
+def test_ctrl_c_before_a_command_has_begun(tmp_path, command):
+    """While the package is imported. A program of one's own sees it as everywhere."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("raise KeyboardInterrupt")
+    (tmp_path / "glmlite").write_text("from glmlite.cli import main\nmain()")
+    code = ["import glmlite"] if command == ["-c"] else []
+    folders = os.pathsep.join([str(tmp_path), *sys.path])
+    process = subprocess.run(
+        [sys.executable, *command, *code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": folders}, capture_output=True
+    )
+    assert (b"Traceback" in process.stderr) == bool(code)
+    assert process.returncode == 130 or code
 
 
 @posix
@@ -685,6 +764,14 @@ def test_inspect_text():
     assert re.search(r"tokenizer.ggml.tokens +20: \"t0\", .*, \.\.\.\n", text)
     assert re.search(r"b.weight +type 42 \(not supported\) +32 +128\n", text)
     assert "tensor " not in inspect._text(inspect.describe(GGUF, None, False))
+
+
+def test_inspect_counts_no_more_than_the_model_was_trained_for(tmp_path, capsys):
+    path = tiny.write(tmp_path / "m.gguf", tiny.model("glm4"))
+    assert main(["inspect", str(path), "--context", "100000"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"memory, 256 tokens +\d", told.out)
+    assert told.err == "[--context 100000: the model was trained for 256 tokens]\n"
 
 
 @pytest.mark.parametrize("architecture", tiny.MIXTURES)

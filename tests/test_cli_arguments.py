@@ -113,6 +113,13 @@ OTHERS = [
     ({"x.gguf.part1of2": b"GGUF"}, "x.gguf.part1of2", "is a piece of a file that was cut", "copy /b"),
     ({"x.gguf-split-b": b"GGUF"}, "x.gguf-split-b", "is a piece of a file that was cut", "cat PIECES"),
     ({"x.gguf.crdownload": b"GGUF"}, "x.gguf.crdownload", "is an unfinished download", ""),
+    ({"x.gguf": b"GGUF", "x.gguf.aria2": b""}, "x.gguf", "'x.gguf.aria2' is beside it: the download has not ended", ""),
+    (
+        {"x-00001-of-00002.gguf": b"GGUF", "x-00002-of-00002.gguf.aria2": b""},
+        "x-00001-of-00002.gguf",
+        "'x-00002-of-00002.gguf.aria2' is beside it",
+        "",
+    ),
     ({"x.gguf": b"version https://git-lfs.github.com/spec/v1\n"}, "x.gguf", "is a Git LFS pointer", "git lfs pull"),
     ({"x.gguf": b"<!DOCTYPE html>"}, "x.gguf", "is a page of HTML", "download"),
     ({"x.gguf": b""}, "x.gguf", "is empty", ""),

@@ -34,6 +34,7 @@ class Terminal:
         )
         os.close(theirs)
         self.seen = ""
+        self.passed = ""  # what was seen up to what was waited for
 
     def wait_for(self, text):
         deadline = time.monotonic() + WAIT
@@ -41,7 +42,9 @@ class Terminal:
             assert time.monotonic() < deadline, f"waiting for {text!r}, got {self.seen[-2000:]!r}"
             if select.select([self.ours], [], [], 1.0)[0]:
                 self.seen += os.read(self.ours, 65536).decode("utf-8", "replace")
-        self.seen = self.seen[self.seen.index(text) + len(text) :]
+        end = self.seen.index(text) + len(text)
+        self.passed += self.seen[:end]
+        self.seen = self.seen[end:]
 
     def type(self, text):
         data = text.encode()
@@ -68,6 +71,7 @@ def terminal(tmp_path):
 
     def open_terminal(*arguments, **settings):
         opened.append(Terminal(tmp_path / f"log{len(opened)}", *arguments, **settings))
+        opened[-1].wait_for("lists the commands.")
         opened[-1].wait_for(">")
         return opened[-1]
 
@@ -182,6 +186,40 @@ def test_ctrl_c_at_the_prompt_and_in_an_answer(terminal):
     t.type("\x04")
     assert t.process.wait(WAIT) == 0
     assert t.messages() == ["slow"]
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGINT, signal.SIGTERM]])
+def test_ctrl_c_beside_a_prompt_waits_for_its_end(numbers):
+    """It would end the making, or the closing, of the prompt's event loop. A signal that ends more counts more."""
+    from glmlite import ending
+    from glmlite.cli import terminal
+
+    reached = False
+    with pytest.raises((KeyboardInterrupt, ending.Ended)) as raised, ending.told(), terminal._signals_wait():
+        for number in numbers:
+            signal.raise_signal(number)
+        reached = True
+    assert reached and isinstance(raised.value, KeyboardInterrupt) is (len(numbers) == 1)
+
+
+def test_ctrl_c_again_and_again(terminal):
+    t = terminal()
+    for i in range(12):
+        t.type("slow\r")
+        time.sleep(0.02 * (i % 6))
+        for _ in range(4):
+            t.type("\x03")
+            time.sleep(0.004 * (i % 3))
+    time.sleep(0.3)
+    t.type("/help\r")
+    t.wait_for("Ctrl-C stops an answer.")
+    t.type("last\r")
+    t.wait_for("tokens/s]")
+    assert t.messages()[-1] == "last"
+    t.wait_for(">")
+    assert "Traceback" not in t.passed
+    t.type("\x04")
+    assert t.process.wait(WAIT) == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -574,6 +574,28 @@ def test_calls_that_have_to_be(thinker, choice):
         assert answer.finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"type": "array", "items": {"type": "string", "pattern": "^(?!x)"}},
+        {"type": "array", "items": {"type": "float"}},
+        {"type": "array", "items": None},
+        {"type": "integer", "minimum": "0"},
+        {"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}},
+    ],
+    ids=str,
+)
+def test_calls_of_tools_whose_schema_cannot_be_followed(thinker, odd):
+    """The names of tools and arguments hold all the same."""
+    parameters = {"type": "object", "properties": {"odd": odd, "n": {"type": "integer"}}, "required": ["odd"]}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": parameters}}]
+    for seed in range(2):
+        answer = ask(thinker, seed, template={"enable_thinking": False}, tools=tools, tool_choice="required")
+        for call in answer.tool_calls:
+            assert call.name == "look" and json.loads(call.arguments).keys() <= {"odd", "n"}
+        assert answer.tool_calls or answer.finish_reason == "length"
+
+
 def test_a_call_or_an_answer_in_the_schema(thinker):
     seen = Counter()
     for seed in range(12):

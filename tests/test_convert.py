@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import struct
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import pairwise
@@ -369,6 +371,31 @@ def test_mixtures_that_do_not_fit(tmp_path, change, match):
     named = {name: x for name, x in (named | replaced).items() if x is not None}
     checkpoints.write_weights(tmp_path, named)
     refused(tmp_path, match)
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "part"),
+    [
+        ("glm-4.5", "use_qk_norm", "q_norm.weight"),
+        ("glm-4.5", "attention_bias", "k_proj.bias"),
+        ("glm4-9b", "attention_bias", "v_proj.bias"),
+        ("llama", "attention_bias", "q_proj.bias"),
+    ],
+)
+def test_what_a_config_says_to_be_there_has_to_be(tmp_path, case, key, part):
+    """A layer without runs, and is another model."""
+    _, folder = make(tmp_path, case)
+    config = json.loads((folder / "config.json").read_text())
+    checkpoint = Checkpoint(folder)
+    kind = re.compile(part.replace("q_", "[qk]_") if "norm" in part else r"[qkv]_proj\.bias")
+    named = {name: checkpoint.read(name) for name in checkpoint.names}
+    less = {name: x for name, x in named.items() if not (".layers.1." in name and kind.search(name))}
+    checkpoints.write_weights(folder, less)
+    (folder / "config.json").write_text(json.dumps(config | {key: False}))
+    convert(folder, tmp_path / "out.gguf", "f16")
+    (folder / "config.json").write_text(json.dumps(config | {key: True}))
+    with pytest.raises(FormatError, match=r"no tensor 'model\.layers\.\d\.self_attn\."):
+        convert(folder, tmp_path / "no.gguf", "f16")
 
 
 def test_fused_experts_that_do_not_fit(tmp_path):
@@ -795,6 +822,18 @@ def test_reads_no_more_than_it_needs(tmp_path, monkeypatch):
     assert 0 < max(sizes) <= 32 * 64
 
 
+def test_a_gguf_file_by_another_name_and_not_over_itself(tmp_path):
+    source = tiny.write(tmp_path / "sha256-abc", tiny.model("chatglm"))
+    before = source.read_bytes()
+    convert(source, tmp_path / "out.gguf", "f16")
+    for same in (source, tmp_path / "link.gguf"):
+        if same != source:
+            same.symlink_to(source)
+        with pytest.raises(ValueError, match=f"{same.name}: is the source itself, expected another name"):
+            convert(source, same, "q8_0")
+    assert source.read_bytes() == before and (tmp_path / "out.gguf").stat().st_size < len(before)
+
+
 def test_gguf_as_source(tmp_path, opened):
     _, folder = make(tmp_path, "chatglm-6b-ptuning")
     whole = convert(folder, tmp_path / "a.gguf", "f32")
@@ -806,6 +845,12 @@ def test_gguf_as_source(tmp_path, opened):
     assert again.tensors["blk.0.ffn_up.weight"].type == "Q8_0"
     with pytest.raises(ValueError, match="lora"):
         convert(half, tmp_path / "f.gguf", "f16", lora=folder)
+    (tmp_path / "b.gguf.aria2").touch()
+    with pytest.raises(FormatError, match=r"b\.gguf: 'b\.gguf\.aria2' is beside it: the download has not ended"):
+        convert(half, tmp_path / "f.gguf", "f16")
+    wrong = tiny.write(tmp_path / "wrong.gguf", tiny.model("glm4moe", metadata={"glm4moe.expert_count": 0}))
+    with pytest.raises(FormatError, match=r"wrong\.gguf: metadata: 'glm4moe\.expert_count' is 0"):
+        convert(wrong, tmp_path / "f.gguf", "f16")
 
 
 @pytest.mark.parametrize(
@@ -865,6 +910,10 @@ def test_tensor_types(tmp_path, opened):
     for bad, message in ((("x", "q9"), "'q9' is not known"), (("ffn_up", "q4_k"), "no whole blocks of 256")):
         with pytest.raises(ValueError, match=message):
             convert(folder, tmp_path / "no.gguf", "q8_0", tensor_types=[bad])
+    # As llama.cpp spells it, and a name of nothing: neither is left out without a word.
+    for pattern in (r"blk\.(0|1)\.ffn_down", "ffn_dwon"):
+        with pytest.raises(ValueError, match=r"--tensor-type: no tensor is called like .*, expected a part of a name"):
+            convert(folder, tmp_path / "no.gguf", "q8_0", tensor_types=[("ffn", "f16"), (pattern, "f16")])
     with pytest.raises(ValueError, match=r"type: 'q3' is not known; known: f32, .*iq4_nl"):
         convert(folder, tmp_path / "no.gguf", "q3")
 
@@ -1116,6 +1165,22 @@ def test_configs_that_do_not_fit(tmp_path, case, change, match):
 
 
 @pytest.mark.parametrize(
+    "case", ["chatglm-6b", "chatglm3", "glm-10b", "glm4-9b", "glm-4.5-air", "glm-4.7-flash", "llama"]
+)
+def test_whatever_a_config_counts_takes_no_memory(tmp_path, case):
+    _, folder = make(tmp_path / "source", case)
+    config = json.loads((folder / "config.json").read_text())
+    for key in [key for key, value in config.items() if type(value) is int]:
+        (folder / "config.json").write_text(json.dumps(config | {key: 2**31 - 1}))
+        tracemalloc.start()
+        with suppress(FormatError):
+            convert(folder, tmp_path / "out.gguf", "f16")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 26, key
+
+
+@pytest.mark.parametrize(
     "data, match",
     [(b'{"a": ' * 50_000, "too deep|not JSON"), (b"{", "not JSON"), (b"[]", "expected an object"), (b"\0", "not JSON")],
 )
@@ -1233,6 +1298,45 @@ def test_pickles_that_ask_for_memory(tmp_path):
         Checkpoint(path)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes pipes")
+@pytest.mark.parametrize("name", ["tokenizer.model", "additional_chat_templates/x.jinja"])
+def test_a_pipe_or_an_endless_file_in_a_checkpoint(tmp_path, name):
+    """Nobody writes to the pipe, and of the other all that is read would stay in memory."""
+    _, folder = make(tmp_path)
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    if path.parent == folder:
+        (folder / "tokenizer.json").unlink()
+    os.mkfifo(path)
+    refused(folder, rf"{path.name}: is no regular file, expected a file")
+    path.unlink()
+    path.write_bytes(b"")
+    os.truncate(path, 1 << 34)
+    refused(folder, rf"{path.name}: 17179869184 bytes, expected at most 100000000")
+
+
+def test_pickles_that_take_for_ever(tmp_path):
+    """A tuple of itself twice, a hundred times over, takes 2^100 steps to hash and to print."""
+    path = tmp_path / "pytorch_model.bin"
+    good = checkpoints.torch_pickle({"x": np.zeros(2, np.float32)})
+    nested = b")" + b"2\x86" * 100
+    ordered = b"ccollections\nOrderedDict\n"
+    sizes = b"(J" + struct.pack("<i", 2) + b"t"
+    assert sizes in good
+    for body in (
+        b"}" + nested + b"Ns.",
+        ordered + b")R" + nested + b"Ns.",
+        ordered + b"](" + nested + b"Nta\x85R.",
+        b"(" + nested + b"Nd.",
+        b"\x8f(" + nested + b"\x90.",
+        b"(" + nested + b"\x91.",
+        good.removeprefix(b"\x80\2").replace(sizes, nested),
+    ):
+        checkpoints.write_torch(path, {}, b"\x80\4" + body)
+        with pytest.raises(FormatError, match="the pickle is not one of tensors"):
+            Checkpoint(path)
 
 
 def test_a_name_twice_in_a_pickle(tmp_path):
@@ -1395,6 +1499,36 @@ def test_a_conversion_that_is_ended_leaves_nothing_and_says_so(tmp_path, name):
     assert process.returncode == 128 + getattr(signal, name)
     assert error.splitlines()[-1] == "glmlite: mine-f16.gguf: stopped, nothing is left of it"
     assert left(tmp_path) == ["mine"]
+
+
+def test_ctrl_c_as_the_main_thread_takes_a_lock_hangs_nothing(tmp_path):
+    """A Condition that is interrupted on its way in keeps its lock, and whoever needs it waits for ever."""
+    make(tmp_path / "mine")
+    interrupting = """if True:
+        import itertools, threading
+        from pathlib import Path
+        from glmlite.convert import convert
+        enter = threading.Condition.__enter__
+        def interrupted(condition):
+            entered = enter(condition)
+            if threading.current_thread() is threading.main_thread() and next(count) == number:
+                raise KeyboardInterrupt
+            return entered
+        threading.Condition.__enter__ = interrupted
+        for number in itertools.count():
+            count = itertools.count()
+            try:
+                convert(Path("mine"), Path("out.gguf"), "q8_0", threads=2)
+                sys.exit(3)
+            except KeyboardInterrupt:
+                pass
+    """
+    process = command(tmp_path, interrupting)
+    try:
+        assert process.wait(60) == 3
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files")

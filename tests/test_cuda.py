@@ -18,6 +18,7 @@ import pytest
 import test_engine
 import test_package
 import tiny
+from test_drafting import trusted
 from test_engine import BIDIRECTIONAL, DENSE, FORMATS, assert_close, causal, check_ops, parts_of, prompt
 from test_tower import Kernels, Stored
 
@@ -383,6 +384,27 @@ def test_tokens_are_those_of_the_cpus_sampler(case, gpu_layers):
     assert run(engine, prompts, samplers()) == want
     for i in (1, 5):
         assert run(engine, [prompts[i]], [samplers()[i]]) == [want[i]]
+
+
+@pytest.mark.parametrize("gpu_layers", [-1, 1])
+def test_drafts_change_no_token(case, gpu_layers):
+    """Each guess has a draw of its own on the GPU, with the penalties and the number that it has in its turn."""
+    c = case("glm4", layers=2)
+    engine = c.engine(gpu_layers=gpu_layers)
+    few = {"logit_bias": dict.fromkeys(range(12), 100.0)}
+    options = [{**few, **each} for each in SAMPLERS[:3]]
+    prompts = [[i % 12 for i in prompt(c, 20, seed=seed)] for seed in range(len(options))]
+
+    def answers(draft):
+        samplers = [cuda.Sampler(seed=i, draft=draft, **each) for i, each in enumerate(options)]
+        for sampler, ids in zip(samplers, prompts):
+            trusted(sampler).accept(ids)
+        return run(engine, prompts, samplers, budget=16), [sampler.drafted for sampler in samplers]
+
+    want, _ = answers(0)
+    got, drafted = answers(7)
+    assert got == want
+    assert sum(count for count, _ in drafted) > sum(right for _, right in drafted) > 0
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "logit_bias": {3: 2.0}}], ids=str)

@@ -2,6 +2,8 @@
 
 import _thread
 import asyncio
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -82,6 +84,88 @@ def test_what_a_callback_raises_is_logged_and_loses_nothing(caplog):
     events.put(1)
     assert events.get_nowait() == 1
     assert "on_event" in caplog.text and "ZeroDivisionError" in caplog.text
+
+
+def test_what_a_callback_ends_a_program_with_does_not_end_the_engine(load, caplog):
+    model = load()
+    running = model.stream("the", **ASKED)
+    running.on_event(lambda: running.finished or sys.exit(3))
+    assert running.result().finish_reason == "length"
+    assert "on_event" in caplog.text and "SystemExit" in caplog.text
+    assert model.generate("the", **ASKED).text
+
+
+def test_a_callback_that_would_wait_for_its_own_engine_is_told(load):
+    model, told = load(), []
+
+    def wake():
+        for wait in (lambda: model.generate("the"), lambda: model.logits("the"), running.result):
+            with pytest.raises(RuntimeError, match="on the engine's own thread"):
+                wait()
+            told.append(wait)
+
+    running = model.stream("the", **ASKED)
+    running.on_event(wake)
+    until(lambda: len(told) >= 3)
+    assert model.generate("the", **ASKED).text
+
+
+def test_what_cannot_be_called_is_told(load):
+    running = load().stream("the", **ASKED)
+    for call in (running.on_event, running.on_end):
+        with pytest.raises(TypeError, match="wake is 5, expected a function"):
+            call(5)
+    running.on_event(None)
+    assert running.result().finish_reason == "length"
+
+
+def test_an_answer_that_is_whole_is_there_in_a_callback(load):
+    model, whole = load(), []
+    running = model.stream("the", **ASKED)
+    running.on_end(lambda: whole.append(running.result()))
+    until(lambda: whole)
+    assert whole[0].text == model.generate("the", **ASKED).text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_is_told_that_nothing_comes():
+    program = """
+import os, threading, warnings, glmlite
+warnings.simplefilter("ignore")
+model, go = glmlite.load(), threading.Event()
+running = model.stream("the", ignore_eos=True, max_tokens=400)
+running.on_event(go.wait)
+next(running)
+if os.fork() == 0:
+    running.on_event(None)
+    told = 0
+    for wait in (running.result, lambda: model.generate("the"), lambda: model.threads, model.status):
+        try:
+            wait()
+        except RuntimeError as error:
+            told += "before this process was forked" in str(error)
+    os._exit(told)
+go.set()
+told = os.waitstatus_to_exitcode(os.wait()[1])
+print(told, running.result().finish_reason)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("4 length\n", "")
+
+
+def test_a_callback_may_close_the_model_before_the_program_ends():
+    program = """
+import glmlite
+model = glmlite.load()
+running = model.stream("the", ignore_eos=True, max_tokens=400)
+running.on_event(model.close)
+try:
+    running.result()
+except glmlite.Closed:
+    print("closed")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("closed\n", "", 0)
 
 
 def test_no_event_is_lost_where_a_callback_is_set_meanwhile():

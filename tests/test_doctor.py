@@ -148,6 +148,18 @@ BROKEN = {
     "eot is eos": ("glm4", lambda m: ends(m, eos="<|endoftext|>", eot="<|endoftext|>"), "stop-ids", "warning"),
     "only user": ("glm4", lambda m: ends(m, eos="<|user|>"), "stop-ids", "warning"),
     "no observation": ("chatglm", lambda m: ends(m, eos="<|endoftext|>", eot="<|user|>"), "stop-ids", "note"),
+    "observation is no id": (
+        "glm4",
+        lambda m: {"tokenizer.ggml.eom_token_id": 2**32 - 1},
+        "stop-ids",
+        "error",
+    ),
+    "ends of another type": (
+        "glm4",
+        lambda m: ends(m, eos="<|endoftext|>", eot="<|user|>") | {"tokenizer.ggml.eos_token_ids": [0.5]},
+        "stop-ids",
+        "error",
+    ),
     "no eos": ("chatglm1", lambda m: ends(m), "stop-ids", "error"),
     "eos of nothing": ("glm", lambda m: {"tokenizer.ggml.eos_token_id": 5000}, "stop-ids", "error"),
     "specials are text": ("chatglm", lambda m: types(m, 1, "[gMASK]", "<|user|>"), "token-type", "error"),
@@ -161,8 +173,16 @@ BROKEN = {
     "a template's name": ("glm4", lambda m: {T: "chatglm4"}, "template-name", "error"),
     "another name": ("chatglm", lambda m: {T: " GLM4 "}, "template-name", "error"),
     "an empty template": ("chatglm", lambda m: {T: ""}, "template-missing", "warning"),
+    "a template cut off": ("glm4", lambda m: {T: TEMPLATE[:100]}, "template-syntax", "error"),
+    "half a prefix, cut off": ("glm4", lambda m: {T: TEMPLATE[7:100]}, "template-syntax", "error"),
     "fewer tokens": ("chatglm", fewer_tokens, "vocabulary-size", "error"),
     "another vocab_size": ("chatglm", lambda m: {"chatglm.vocab_size": 300}, "vocabulary-size", "warning"),
+    "a temperature without bounds": (
+        "glm4",
+        lambda m: {"general.sampling.temp": float("inf")},
+        "sampling",
+        "error",
+    ),
     "no part turns": ("chatglm", lambda m: {"chatglm.rope.dimension_count": None}, "rotary-part", "error"),
     "all turns": ("glm4", lambda m: {"glm4.rope.dimension_count": 32}, "rotary-part", "error"),
 }
@@ -193,7 +213,7 @@ def test_broken_files_are_named_and_corrected(tmp_path, case):
         assert got.prompt_ids("the 你好") == prompt
         assert np.array_equal(got.logits(prompt), want.logits(prompt))
         # A template of our own has no line end before the answer; the tiny one has.
-        if want.chat_format and check not in ("template-missing", "template-name"):
+        if want.chat_format and check not in ("template-missing", "template-name", "template-syntax"):
             prompt = want.chat_ids(MESSAGES)
             assert got.chat_ids(MESSAGES) == prompt
             assert np.array_equal(got.logits(prompt), want.logits(prompt))
@@ -235,6 +255,16 @@ MIXTURES = {
     "no scale": ("deepseek2", {}, {"expert_weights_scale": None}, "expert-weights", "error"),
     "another scale": ("glm4moe", {}, {"expert_weights_scale": 1.0}, "expert-weights", "error"),
     "all turns": ("glm4moe", {}, {"rope.dimension_count": None}, "rotary-part", "error"),
+    "no dense block": ("glm4moe", {}, {"leading_dense_block_count": 0}, "experts", "error"),
+    "no word on dense blocks": ("deepseek2", {}, {"leading_dense_block_count": None}, "experts", "error"),
+    "a dense block more": ("deepseek2", {"drafting": True}, {"leading_dense_block_count": 2}, "experts", "error"),
+    "none but dense blocks": ("glm4moe", {}, {"leading_dense_block_count": 77}, "experts", "error"),
+    "fewer experts": ("glm4moe", {}, {"expert_count": 4}, "experts", "error"),
+    "no experts": ("deepseek2", {}, {"expert_count": None}, "experts", "error"),
+    "narrow experts": ("deepseek2", {}, {"expert_feed_forward_length": 16}, "experts", "error"),
+    "more are used": ("glm4moe", {}, {"expert_used_count": 4}, "experts", "warning"),
+    "more are used than there are": ("glm4moe", {}, {"expert_used_count": 9}, "experts", "warning"),
+    "no word on how many are used": ("deepseek2", {}, {"expert_used_count": None}, "experts", "error"),
     # A block that drafts, of which the keys say nothing; that they do not count; that they take for no layer.
     "a draft is a layer": ("deepseek2", {"drafting": True}, {"nextn_predict_layers": None}, "drafting", "error"),
     "none drafts": ("glm4moe", {"drafting": True}, {"nextn_predict_layers": 0}, "drafting", "error"),
@@ -247,6 +277,7 @@ MIXTURES = {
     ),
     "counted twice": ("glm4moe", {"drafting": True}, {"block_count": 3}, "drafting", "error"),
     "a layer is a draft": ("glm4moe", {}, {"nextn_predict_layers": 1}, "drafting", "error"),
+    "a layer is left out": ("deepseek2", {}, {"block_count": 2}, "drafting", "error"),
     "a draft is lost": ("deepseek2", {}, {"block_count": 4, "nextn_predict_layers": 1}, "drafting", "warning"),
 }
 
@@ -255,7 +286,9 @@ MIXTURES = {
 def tiny_mixtures(monkeypatch):
     """Makes the tiny mixtures of three layers published models."""
     sizes = families.Sizes(3, 64, 4, 384)
-    known = [families.Published("Tiny", kind, sizes, rope_dim=16, base=1e4, scale=1.8) for kind in tiny.MIXTURES]
+    known = [
+        families.Published("Tiny", kind, sizes, rope_dim=16, base=1e4, scale=1.8, used=2) for kind in tiny.MIXTURES
+    ]
     monkeypatch.setattr(families, "PUBLISHED", known)
 
 
@@ -273,6 +306,59 @@ def test_broken_mixtures_are_named_and_corrected(tmp_path, tiny_mixtures, case):
     assert f"{architecture}.nextn_predict_layers" in fixed.metadata or not sizes
     fixed.close()
     assert doctor.examine(tmp_path / "fixed.gguf").findings == ()
+
+
+@pytest.mark.parametrize("architecture", ["chatglm", "glm4moe"])
+def test_layers_that_the_keys_leave_out_are_counted(tmp_path, architecture):
+    """Of a model that nobody knows, too: its tensors tell."""
+    report = doctor.examine(write(tmp_path, well(architecture, layers=4, metadata={f"{architecture}.block_count": 2})))
+    assert [(f.check, f.severity.value) for f in report.findings] == [("drafting", "error")]
+    doctor.fix(report, tmp_path / "fixed.gguf")
+    assert doctor.examine(tmp_path / "fixed.gguf").findings == ()
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_a_block_that_has_lost_what_it_drafts_with(tmp_path, tiny_mixtures, architecture):
+    """The number of layers of the published model tells that it is none."""
+    model = well(architecture, layers=3, drafting=True)
+    tensors = {name: None for name in model.tensors if ".nextn." in name}
+    keys = {"layers": 3, "drafting": True, "tensors": tensors}
+    (finding,) = doctor.examine(write(tmp_path, well(architecture, **keys))).findings
+    assert (finding.check, finding.severity.value, finding.fix) == ("drafting", "warning", None)
+    assert "fail" in finding.means  # of other programs
+    path = write(tmp_path, well(architecture, **keys, metadata={f"{architecture}.nextn_predict_layers": None}))
+    report = doctor.examine(path)
+    assert [(f.check, f.severity.value) for f in report.findings] == [("drafting", "error")]
+    (left,) = doctor.examine(doctor.fix(report, tmp_path / "fixed.gguf")).findings
+    assert left.what == finding.what
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "check"),
+    [
+        ("nextn.enorm.weight", None, "tensor-missing"),
+        ("attn_norm.weight", None, "tensor-missing"),
+        ("ffn_down_exps.weight", None, "tensor-missing"),
+        ("nextn.hnorm.weight", (63,), "tensor-shape"),
+        ("nextn.eh_proj.weight", (64, 64), "tensor-shape"),
+    ],
+)
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+def test_a_drafting_layer_that_is_wrong(tmp_path, architecture, name, shape, check):
+    """It is a warning: the model runs without."""
+    tensors = {f"blk.2.{name}": None if shape is None else np.ones(shape, np.float32)}
+    path = write(tmp_path, well(architecture, drafting=True, tensors=tensors))
+    (finding,) = doctor.examine(path).findings
+    assert (finding.check, finding.severity.value, finding.where) == (check, "warning", f"blk.2.{name}")
+    glmlite.load(path, context=16).close()
+
+
+@pytest.mark.parametrize("architecture", tiny.MIXTURES)
+@pytest.mark.parametrize("part", ["ffn_up_exps", "ffn_gate_inp", "ffn_down_exps"])
+def test_a_tensor_of_a_mixture_missing(tmp_path, architecture, part):
+    name = f"blk.1.{part}.weight"
+    (finding,) = doctor.examine(write(tmp_path, well(architecture, tensors={name: None}))).findings
+    assert (finding.check, finding.severity.value, finding.where) == ("tensor-missing", "error", name)
 
 
 @pytest.mark.parametrize("architecture", tiny.MIXTURES)
@@ -359,6 +445,24 @@ def test_matrices_that_do_not_fit_are_not_taken_apart(tmp_path):
     assert "kv-b" in checks(report) and not any(finding.fix or finding.splits for finding in report.findings)
 
 
+@pytest.mark.parametrize("part", ["attn_k_b", "attn_v_b"])
+def test_one_matrix_beside_one_of_the_two_is_not_taken_apart(tmp_path, part):
+    model = unsplit(well("deepseek2"), beside=True)
+    tensors = {name: x for name, x in model.tensors.items() if part not in name}
+    report = doctor.examine(write(tmp_path, tiny.Tiny(model.metadata, tensors)))
+    assert "kv-b" in checks(report) and not any(finding.fix or finding.splits for finding in report.findings)
+
+
+def test_a_template_that_is_no_program(tmp_path):
+    """Of any model; where we have none to put in, it stays."""
+    wrong = "{% for m in messages %}{{ m.content }}"
+    (finding,) = doctor.examine(write(tmp_path, well("llama", metadata={T: wrong}))).findings
+    assert (finding.check, finding.severity.value, finding.fix) == ("template-syntax", "error", None)
+    assert "endfor" in finding.what
+    (finding,) = doctor.examine(write(tmp_path, well("glm4moe", metadata={T: "[gMASK]<sop>" + wrong}))).findings
+    assert (finding.check, finding.fix) == ("template-syntax", None)
+
+
 def test_a_template_without_tools(tmp_path):
     good = well("glm4moe")
     tokens = [*good.metadata["tokenizer.ggml.tokens"]]
@@ -438,6 +542,7 @@ def shaped(known, **changes):
     }
     if known.scale is not None:
         keys |= {"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": known.scale}
+        keys["expert_used_count"] = known.used
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     metadata = {f"{architecture}.{key}": value for key, value in keys.items() if value is not None}
     metadata |= {"general.architecture": architecture, "tokenizer.ggml.tokens": ["[gMASK]"]}
@@ -793,6 +898,21 @@ def test_the_copy_has_the_same_tensors_and_metadata(tmp_path, format):
     before.close(), after.close()
 
 
+def test_a_number_that_no_float32_holds_is_copied(tmp_path):
+    model = well()
+    metadata = subject_of(model).metadata | {"chatglm.vocab_size": 7, "general.far": 1e300, "general.near": 0.1}
+    writer.write(tmp_path / "m.gguf", metadata, entries(model.tensors))
+    gguf = native.Gguf(doctor.fix(doctor.examine(tmp_path / "m.gguf"), tmp_path / "fixed.gguf"))
+    assert gguf.metadata["general.far"] == 1e300 and gguf.metadata["general.near"] == np.float32(0.1)
+    gguf.close()
+
+
+@pytest.mark.parametrize("architecture", ["chatglm1", "glm4", "glm4moe"])
+def test_more_blocks_that_draft_than_there_are(tmp_path, architecture):
+    report = doctor.examine(write(tmp_path, well(architecture, metadata={f"{architecture}.nextn_predict_layers": 9})))
+    assert any(f"{architecture}.nextn_predict_layers" in finding.where for finding in report.findings)
+
+
 def test_types_without_kernels_are_copied(tmp_path):
     data = np.arange(2 * 66, dtype=np.uint8)
     for type_id, nbytes in ((16, 132), (99, 132)):  # IQ2_XXS; one that nobody knows
@@ -802,10 +922,22 @@ def test_types_without_kernels_are_copied(tmp_path):
         writer.write(path, subject_of(model).metadata | {"chatglm.vocab_size": 7}, [entry, *entries(model.tensors)])
         report = doctor.examine(path)
         assert report.unread == (("type 99",) if type_id == 99 else ())
+        (refused,) = [finding for finding in report.findings if finding.check == "model" and "to run" in finding.what]
+        assert (refused.where, refused.severity) == ("blk.0.x.weight", "error")
         gguf = native.Gguf(doctor.fix(report, tmp_path / f"{type_id}-fixed.gguf"))
         assert gguf.tensors["blk.0.x.weight"].type_id == type_id
         assert bytes(gguf.data("blk.0.x.weight").reshape(-1)[:132]) == data.tobytes()
         gguf.close()
+
+
+def test_types_of_eyes_without_kernels(tmp_path):
+    eyes = tiny.eyes()
+    metadata = {key: np.float32(x) if isinstance(x, list) else x for key, x in eyes.metadata.items()}
+    odd = writer.Entry("mm.gate.weight", (128, 64), "?", lambda: [np.zeros(64, np.uint8)], (99, 64))
+    rest = [entry for entry in entries(eyes.tensors) if entry.name != odd.name]
+    writer.write(tmp_path / "mmproj.gguf", metadata, [odd, *rest])
+    (finding,) = doctor.examine(tmp_path / "mmproj.gguf").findings
+    assert (finding.check, finding.where) == ("model", "mm.gate.weight") and "type 99" in finding.what
 
 
 def entries(tensors):

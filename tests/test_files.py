@@ -14,7 +14,7 @@ import pytest
 import glmlite
 from glmlite import ending
 from glmlite.cli import main
-from glmlite.files import refuse_to_overwrite, replacing
+from glmlite.files import refuse_to_overwrite, replacing, replacing_all
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals, and locks that a kill gives back")
 DEAD = 2**22 + 1  # no process has this number: Linux counts to 2**22, macOS to 99998
@@ -50,6 +50,39 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     assert raised.value.filename == str(out)
 
 
+@POSIX
+def test_a_folder_that_takes_no_files_is_named_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match="takes no files"):
+        refuse_to_overwrite(tmp_path / "out")
+
+
+def test_a_file_that_a_full_disk_has_no_room_for_is_named(tmp_path):
+    code = """if True:
+        import resource, sys
+        from glmlite.bulk.work import spooled
+        from glmlite.files import replacing
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        for size in (999, 1001, 10**6):  # the last one is written before the file is closed
+            try:
+                with replacing("out") as file:
+                    file.write(bytes(size))
+            except OSError as error:
+                print(error.filename)
+        try:
+            with spooled(["x" * 2000]):
+                pass
+        except OSError as error:
+            print(error.filename)
+    """
+    path = os.pathsep.join([str(Path(glmlite.__file__).parents[1]), *sys.path])
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.split()[:2] == ["out", "out"] and done.stdout.split()[2].endswith("rows.jsonl"), done.stderr
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_an_existing_file_is_told(tmp_path):
     out = tmp_path / "out"
     refuse_to_overwrite(out)
@@ -57,6 +90,27 @@ def test_an_existing_file_is_told(tmp_path):
     with pytest.raises(FileExistsError, match="--force writes over it") as raised:
         refuse_to_overwrite(out)
     assert raised.value.errno == errno.EEXIST and raised.value.filename == str(out)
+    refuse_to_overwrite(out, force=True)
+
+
+def test_what_is_no_file_stays(tmp_path):
+    """/dev/null would be a file from then on, where it may be replaced."""
+    folder, pipe, link = tmp_path / "folder", tmp_path / "pipe", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(os.devnull)
+    others = [link]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(pipe)
+        others.append(pipe)
+    before = names(tmp_path)
+    for path, what in [(folder, "is a folder"), *((other, "is no regular file") for other in others)]:
+        for force in (False, True):
+            with pytest.raises(OSError, match=what) as raised:
+                refuse_to_overwrite(path, force)
+            assert raised.value.filename == str(path)
+        with pytest.raises(OSError, match=what), replacing_all([tmp_path / "other", path]):
+            raise AssertionError("not before the work")
+    assert names(tmp_path) == before
 
 
 def test_parts_of_dead_processes_go(tmp_path):

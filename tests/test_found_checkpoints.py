@@ -122,6 +122,7 @@ def test_a_download_that_has_not_ended_is_told(tmp_path, form):
     shard = next(folder.glob("*-00002-of-00002.*"))
     data = shard.read_bytes()
     (folder / f"{shard.name}.aria2").write_bytes(b"")
+    refused(f"{shard.name}.aria2' is beside it: the download has not ended", folder)  # of the right length, with holes
     shard.write_bytes(data[:-1000])
     refused(f"{shard.name}.aria2' is beside it: the download has not ended", folder)
     shard.unlink()
@@ -245,6 +246,19 @@ def test_half_an_adapter_is_refused(tmp_path):
     for i, missing in enumerate("AB"):
         rest = {name: x for name, x in tensors.items() if f"lora_{missing}" not in name}
         refused(f"lora_{missing}.weight' beside it", made(tmp_path / "m"), lora=adapter(tmp_path / f"{i}", rest))
+
+
+def test_an_adapter_without_tensors_is_refused(tmp_path):
+    """As trainings write it whose weights were elsewhere when it was saved: it would be the plain model."""
+    lora = adapter(tmp_path / "lora", {})
+    refused(r"lora: the adapter has no tensors", made(tmp_path / "m"), lora=lora)
+
+
+def test_what_is_wrong_in_an_adapter_is_not_said_of_the_model(tmp_path):
+    tensors, _ = low_rank("model.layers.0.self_attn.q_proj", 128, 64)
+    tensors = {name: np.full_like(x, np.nan) if "lora_A" in name else x for name, x in tensors.items()}
+    lora = adapter(tmp_path / "lora", tensors)
+    refused("lora_A.weight': NaN or infinite values", made(tmp_path / "m"), lora=lora)
 
 
 def test_only_the_head_of_two_tied_matrices_is_there(tmp_path):
@@ -614,11 +628,22 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    ],
+)
 def test_a_file_that_is_something_else_is_told(tmp_path, name, kind):
     folder = checkpoints.write(tmp_path / "m", GLM4, "hf", files="torch" if name.endswith("bin") else "safetensors")
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(OTHERS[kind])
-    refused(rf"{name}: .*{kind}", folder)
+    refused(rf"{os.path.basename(name)}: .*{kind}", folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])

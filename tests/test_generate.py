@@ -77,6 +77,7 @@ CIRCLE["not"] = CIRCLE
         {"stop_ids": [-1]},
         {"logit_bias": {1: math.inf}},
         {"logit_bias": {1: math.nan}},
+        {"logit_bias": {1: -(10**400)}},
         {"logprobs": 1001},
         {"temperature": 20000},
         {"presence_penalty": 500},
@@ -452,6 +453,9 @@ class Reading:
         self.done = list(done)
 
     def submit(self, request):
+        pass
+
+    def check_wait(self):
         pass
 
     def reading(self, request):

@@ -12,6 +12,7 @@ from glmlite import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    ContextOverflow,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -105,6 +106,10 @@ def test_bad_arguments(pair):
         model.generate([[1]], num_beams=4)
     with pytest.raises(ValueError, match="max_length is 2"):
         model.generate([[1, 2, 3]], max_length=2)
+    with pytest.raises(ValueError, match="max_new_tokens is 0, expected at least 1"):
+        model.generate([[1, 2, 3]], max_new_tokens=0)
+    with pytest.raises(ValueError, match="eos_token_id is 384, expected ids below 384"):
+        model.generate([[1, 2, 3]], eos_token_id=[1, 384])
     with pytest.raises(ValueError, match="attention_mask"):
         model.generate([[1, 2, 3]], attention_mask=[[1]])
     with pytest.raises(ValueError, match="return_tensors"):
@@ -246,6 +251,32 @@ def test_several_samples_of_one_prompt(pair):
     assert np.array_equal(out[:1], model.generate(ids, do_sample=True, seed=1, **options))
     with pytest.raises(ValueError, match="num_return_sequences is 3"):
         model.generate(ids, num_return_sequences=3, **options)
+    with pytest.raises(ValueError, match="num_return_sequences is 0, expected at least 1"):
+        model.generate(ids, num_return_sequences=0, do_sample=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "words"),
+    [
+        ([[1, 2], [3]], ValueError, "rows of different lengths; pass padding=True"),
+        ("the other", TypeError, "input_ids is 'the other', expected token ids"),
+        ([["the"]], TypeError, "expected token ids"),
+        ([[None]], TypeError, "expected token ids"),
+        ([[1.5]], TypeError, "expected token ids"),
+    ],
+)
+def test_what_is_no_prompt_is_named(pair, ids, error, words):
+    _, model = pair()
+    with pytest.raises(error, match=words):
+        model.generate(ids, max_new_tokens=1)
+
+
+def test_a_streamer_ends_where_no_answer_begins(pair):
+    tokenizer, model = pair()
+    streamer = TextIteratorStreamer(tokenizer, timeout=5)
+    with pytest.raises(ContextOverflow):
+        model.generate([[1] * (model.model.context + 1)], streamer=streamer)
+    assert "".join(streamer) == ""
 
 
 # ---- streams
@@ -380,11 +411,21 @@ def test_a_config(tiny_file, executor):
         tiny.model("chatglm1"), "<eop>"
     )
     for wrong in (path, tiny_file("glm4")):
-        with pytest.raises(ValueError, match=r"pre_seq_len is 128.*--ptuning"):
-            AutoConfig.from_pretrained(wrong, pre_seq_len=128)
+        for kind in (AutoConfig, AutoModel):
+            with pytest.raises(ValueError, match=r"pre_seq_len is 128.*--ptuning"):
+                kind.from_pretrained(wrong, pre_seq_len=128)
+    AutoModel.from_pretrained(path, pre_seq_len=5).model.close()
+    assert AutoConfig.from_pretrained(tiny_file("deepseek2", drafting=True)).num_hidden_layers == 2
     with pytest.raises(AttributeError, match=r"config.num_layer\b.*did you mean num_layers"):
         _ = config.num_layer
     model.model.close()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 2, 3)])
+def test_ids_of_no_row_or_of_too_many_axes(pair, shape):
+    _, model = pair("glm4")
+    with pytest.raises(ValueError, match=rf"input_ids is \({shape[0]}, .*expected \(rows, n\) ids, at least one row"):
+        model.generate(np.zeros(shape, np.int64), max_new_tokens=2)
 
 
 def test_methods_of_torch(pair, caplog):

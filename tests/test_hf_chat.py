@@ -204,6 +204,27 @@ def test_code_in_a_call_is_not_run(pair):
         assert response.get("parameters") in (None, {})
 
 
+@pytest.mark.parametrize(
+    ("content", "parameters"),
+    [
+        (" ```python\ntool_call(city='北京')\n```", {"city": "北京"}),  # as ChatGLM3's vocabulary decodes it
+        (" ```python\ntool_call()\n```\n", {}),
+        ("```python\ntool_call(text='''a\n```python\nb\n```\n''')\n```", {"text": "a\n```python\nb\n```\n"}),
+        (' {"city": "北京"}', {"city": "北京"}),
+        ("[" * 3000, None),
+        ("tool_call(x=" + "(" * 3000, None),
+    ],
+)
+def test_the_arguments_of_a_call(pair, content, parameters):
+    tokenizer, model = pair("chatglm", "chatglm3")
+    writes(model, f"weather\n{content}")
+    response, history = model.chat(tokenizer, "x", history=[{"role": "system", "content": "", "tools": TOOLS}])
+    assert response == {"name": "weather"} | (
+        {"content": content} if parameters is None else {"parameters": parameters}
+    )
+    assert history[-1]["content"] == content
+
+
 def test_a_template_that_ends_the_line_leaves_answers_of_several_lines_whole(pair):
     tokenizer, model = pair("glm4")
     writes(model, "first\nsecond")

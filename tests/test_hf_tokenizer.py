@@ -101,6 +101,28 @@ def test_words_are_not_split(tokenizer):
         tokenizer([["the", "other"]], is_split_into_words=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "None, expected a text"),
+        (5, "5, expected a text"),
+        (b"the", "b'the', expected a text"),
+        ({"the": 1}, "expected a text"),
+        (["the", None], "None, expected a text, or a list of token ids"),
+        ([1.5], "1.5"),
+        ([("the", "other")], "encode the two texts as one"),
+    ],
+)
+def test_what_is_no_text_is_named(tokenizer, text, words):
+    with pytest.raises(TypeError, match=words):
+        tokenizer(text)
+
+
+def test_one_message_is_no_conversation(tokenizer):
+    with pytest.raises(ValueError, match="messages: dict, should be a list of messages"):
+        tokenizer.apply_chat_template({"role": "user", "content": "the"})
+
+
 def test_special_tokens(tokenizer):
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", 264)
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|endoftext|>", 264)

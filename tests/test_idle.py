@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -202,6 +203,21 @@ def test_close_ends_a_load(load, clock):
     assert model.closed and not model.loaded
 
 
+def test_rows_that_an_unloaded_model_kept_are_those_of_a_loaded_one(load, clock, tmp_path):
+    model = load()
+    rows, out, asked = [f"the {i}" for i in range(400)], tmp_path / "out.jsonl", {"max_tokens": 5, "ignore_eos": True}
+    stop = glmlite.Cancel()
+
+    def progress(p):
+        if p.done:
+            stop.cancel()
+
+    unload(model, clock)
+    with pytest.raises(glmlite.Cancelled):
+        glmlite.batch(model, rows, out, cancel=stop, progress=progress, **asked)
+    assert glmlite.batch(model, rows, out, **asked).progress.kept > 0
+
+
 def test_close_of_a_model_that_is_unloaded(load, clock):
     model = load()
     unload(model, clock)
@@ -233,6 +249,29 @@ def test_a_relative_path_is_found_from_another_folder(clock, tmp_path, monkeypat
         unload(model, clock)
         monkeypatch.chdir("/")
         assert model.generate("the", **ASK).text
+
+
+@pytest.mark.parametrize("seconds", [1e12, float("inf")])
+def test_seconds_that_never_pass(seconds):
+    with glmlite.load(idle_unload=seconds) as model:
+        for _ in range(2):
+            time.sleep(0.05)
+            assert model.generate("the", **ASK).text
+
+
+def test_what_a_callback_ends_a_program_with_ends_a_load_only(load, clock):
+    begun = []
+
+    def progress(done):
+        begun.extend([done] if done == 0 else [])
+        if len(begun) == 2:
+            sys.exit(3)
+
+    model = load(progress=progress)
+    unload(model, clock)
+    with pytest.raises(RuntimeError, match=r"load: SystemExit\(3\)"):
+        model.generate("the", **ASK)
+    assert model.generate("the", **ASK).text
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,6 +299,12 @@ def test_files_that_are_something_else(tiny_file, tmp_path):
         path.write_bytes(data)
         with pytest.raises(FormatError, match="not an importance matrix, or cut off"):
             imatrix.read(path)
+    os.truncate(path, 1 << 34)  # no more of it is read than tells that it is none
+    with pytest.raises(FormatError, match="not an importance matrix, or cut off"):
+        imatrix.read(path)
+    for other, kind in ((tmp_path, "a folder"), (os.devnull, "no regular file")):
+        with pytest.raises(FormatError, match=f"is {kind}, expected an importance matrix"):
+            imatrix.read(other)
     with pytest.raises(FileNotFoundError):
         imatrix.read(tmp_path / "none")
 
@@ -416,6 +423,21 @@ def test_command(folder, capsys, monkeypatch):
     assert main(["imatrix", "m.gguf", "text.txt", "-o", "x.gguf", "-c", "256"]) == 1
     assert "a chunk 256: take a longer text, or a smaller context" in capsys.readouterr().err
     assert sorted(os.listdir()) == ["m.gguf", "m.imatrix.gguf", "text.txt"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_text_is_read(folder, capsys, monkeypatch):
+    """And what is read is not written over, by --force either."""
+    monkeypatch.setattr(imatrix.evaluate.Reader, "run", None)
+    before = Path("m.gguf").read_bytes()
+    for out, message in (
+        ("./m.gguf", "m.gguf: is the model itself, expected another name"),
+        ("text.txt", "text.txt: is the text itself, expected another name"),
+        (".", ".: it is a folder, expected a file"),
+        ("none/x.gguf", "x.gguf: there is no folder none"),
+    ):
+        assert main(["imatrix", "m.gguf", "text.txt", "-c", "64", "-f", "-o", out]) == 1
+        assert message in capsys.readouterr().err.replace(os.sep, "/")
+    assert Path("m.gguf").read_bytes() == before and Path("text.txt").read_text(encoding="utf-8") == TEXT
 
 
 def test_command_stopped_leaves_nothing(folder, capsys, monkeypatch):

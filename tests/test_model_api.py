@@ -1,6 +1,8 @@
 """What a user of the library sees: load, generate, chat, infill, logits, their parameters and their errors."""
 
 import math
+import shutil
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,15 +47,45 @@ def test_load_takes_str_and_works_as_context_manager(executor, tiny_file):
     [
         ({"context": 0}, ValueError),
         ({"context": 64.0}, TypeError),
+        ({"path": 5}, TypeError),
+        ({"mmproj": 5}, TypeError),
+        ({"kv_type": "f32"}, ValueError),
+        ({"kv_type": 16}, ValueError),
+        ({"kv_tokens": 10**30}, ValueError),
+        ({"threads": 10**30}, ValueError),
+        ({"device": None}, TypeError),
+        ({"adaptive": "no"}, TypeError),
+        ({"packed": "model.packed"}, TypeError),
+        ({"idle_unload": "10"}, TypeError),
+        ({"progress": 5}, TypeError),
+        ({"cancel": threading.Event()}, TypeError),
         ({"parallel": 0}, ValueError),
         ({"threads": -1}, ValueError),
         ({"kv_tokens": 100}, ValueError),
         ({"device": "cuda"}, RuntimeError),
     ],
 )
-def test_bad_arguments_are_named(load, arguments, error):
-    with pytest.raises(error, match=next(iter(arguments))):
-        load(**arguments)
+def test_bad_arguments_are_named(tiny_file, arguments, error):
+    with pytest.raises(error, match=rf"^{next(iter(arguments))}\b") as raised:
+        glmlite.load(**{"path": tiny_file(), **arguments})
+    assert "expected" in str(raised.value) or "needs" in str(raised.value) or error is RuntimeError
+
+
+def test_a_cancel_of_another_kind_is_named(load):
+    model = load()
+    for ask in (model.generate, model.stream, model.logits):
+        with pytest.raises(TypeError, match=r"^cancel is <threading.Event .*>, expected glmlite.Cancel"):
+            ask("the", cancel=threading.Event())
+    assert model.status().running == model.status().waiting == 0
+
+
+def test_a_cache_that_does_not_fit_packs_nothing(tiny_file, tmp_path):
+    path = tmp_path / "model.gguf"
+    shutil.copyfile(tiny_file(), path)
+    for packed in (None, True, False):
+        with pytest.raises(MemoryError, match=r"KV cache of \d+ tokens takes .* GB, of which the machine has"):
+            glmlite.load(path, device="cpu", kv_tokens=2**40, packed=packed)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 
 
 def test_a_longer_context_than_the_model_s_is_cut_to_it(load, caplog):
@@ -66,6 +98,8 @@ def test_a_longer_context_than_the_model_s_is_cut_to_it(load, caplog):
 def test_devices():
     with pytest.raises(ValueError, match=r"device is 'tpu', expected 'cpu'"):
         placement.backend("tpu")
+    with pytest.raises(TypeError, match="device is 0, expected 'cpu'"):
+        placement.backend(0)
     with pytest.raises(ValueError, match=r"gpu_layers is 3 and device 'cpu'"):
         glmlite.load("x.gguf", device="cpu", gpu_layers=3)
 
@@ -95,6 +129,12 @@ def test_unknown_architecture_names_file_and_key(executor, tiny_file):
     path = tiny_file(metadata={"general.architecture": "gpt9"})
     with pytest.raises(glmlite.FormatError, match=rf"{path.name}.*gpt9"):
         glmlite.load(path)
+
+
+def test_a_name_that_is_no_text_is_the_file_s(load, tiny_file):
+    for value in ([1, 2], 7.0, ""):
+        sizes = {"metadata": {"general.name": value}}
+        assert load(sizes=sizes).name == tiny_file(**sizes).stem
 
 
 def test_progress_that_returns_false_cancels_the_load(load):
@@ -209,6 +249,33 @@ def test_stop_strings_across_tokens(load):
     assert (done.text, done.tokens, done.finish_reason, done.stop) == ("", [letter] * 3, "stop", "zzz")
 
 
+def test_stop_strings_may_come_from_whatever_iterates():
+    assert glmlite.Parameters(stop=(text for text in ("a", "b"))).stop == ("a", "b")
+    for stop, error in ((iter(["a", 1]), TypeError), (iter(["a", ""]), ValueError), (5, TypeError)):
+        with pytest.raises(error, match="stop is"):
+            glmlite.Parameters(stop=stop)
+
+
+def test_switches_of_the_wrong_type_are_refused(load):
+    model = load()
+    for name, value in (
+        ("thinking", "off"),
+        ("thinking", 0),
+        ("effort", 3),
+        ("reasoning", "no"),
+        ("parallel_tool_calls", 0),
+    ):
+        with pytest.raises(TypeError, match=f"{name} is {value!r}, expected"):
+            model.chat([{"role": "user", "content": "hi"}], max_tokens=1, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["context", "parallel", "max_queue", "kv_tokens", "threads", "gpu_layers"])
+def test_numbers_that_no_machine_has_are_named(name):
+    for value in (2**40 + 1, 10**30):
+        with pytest.raises(ValueError, match=f"{name} is {value}, expected at least"):
+            glmlite.load(**{name: value})
+
+
 def test_end_tokens_end_unless_ignored(load):
     model = load()
     (eos,) = (i for i in [model.tokenizer.id_of("<|user|>")] if i in model.tokenizer.eos_ids)
@@ -314,6 +381,8 @@ def test_bad_prompts(load):
     for prompt in (None, 5, b"abc", ["1"], [1.5], np.array([[1, 2]])):
         with pytest.raises(TypeError, match="expected token ids"):
             model.generate(prompt)
+        with pytest.raises(TypeError, match=r"ids is .*, expected token ids"):
+            model.detokenize(prompt)
     assert model.generate(np.array([1, 2]), max_tokens=1).stats.prompt_tokens == 2
 
 
@@ -460,8 +529,24 @@ def test_the_second_piece_of_glm_sees_the_first(load):
     assert result.completions[1].stats.prompt_tokens == len(prompt) + len(result.completions[0].tokens) + 1
 
 
+@pytest.mark.parametrize("architecture", ["glm", "chatglm1"])
+def test_a_blank_is_not_cut_off(load, architecture):
+    """Of a text that is too long goes what is before the blank that is filled: another would take its answer."""
+    model = load(architecture, context=64)
+    (letter,) = model.tokenize("z")
+    options = {"overflow": "truncate", "max_tokens": 2, "logit_bias": {letter: 1e5}}
+    before, behind = "the [MASK] in " + "x" * 70, "y" * 50
+    assert model.infill("x" * 70 + f"[MASK]{behind}", **options).completions[0].stats.prompt_tokens == 62
+    assert model.infill("x" * 20 + "[MASK]" + "y" * 40 + "[MASK]", **options).spans == ["zz", "zz"]
+    for text in (f"{before}[MASK]", f"[MASK]{behind}{behind}"):
+        with pytest.raises(glmlite.ContextOverflow, match="from its blank on the prompt has"):
+            model.infill(text, **options)
+    with pytest.raises(glmlite.ContextOverflow, match="from its blank on the prompt has"):
+        model.generate(f"[MASK]{behind}{behind}", **options)
+
+
 def test_infill_of_other_models_names_those_that_can(load):
-    with pytest.raises(ValueError, match=r"chatglm models.*glm, chatglm1"):
+    with pytest.raises(ValueError, match=r"this chatglm model fills no blanks.*glm, chatglm1"):
         load().infill("[MASK]")
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from glmlite.errors import FormatError
-from glmlite.models import ARCHITECTURES, draft, record
+from glmlite.models import ARCHITECTURES, draft, record, record_eyes
 from glmlite.models.layout import causal
 from glmlite.program import Recorder, Value
 from glmlite.reference import Reference, Work, compare
@@ -505,6 +505,24 @@ def test_files_with_and_without_a_drafting_layer(architecture):
         assert (draft(model.metadata, model.shapes) is not None) == drafts
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_layer_that_the_keys_leave_out_is_an_error(architecture):
+    """Of a model cut short nobody would know, but for its answers."""
+    model = tiny.model(architecture, layers=4)
+    with pytest.raises(FormatError, match=f"'{architecture}.block_count' is 3, which makes 3 layers.*'blk.3."):
+        recording(without(model, block_count=3))
+    with pytest.raises(FormatError, match=f"'{architecture}.block_count' is 3, which makes 2 layers.*'blk.3."):
+        recording(without(model, block_count=3, nextn_predict_layers=1))
+
+
+@pytest.mark.parametrize("architecture", DRAFTING)
+def test_a_layer_in_the_place_of_the_one_that_drafts_is_an_error(architecture):
+    """The keys count the drafting layer once too often."""
+    model = tiny.model(architecture, layers=3, drafting=True)
+    with pytest.raises(FormatError, match=f"'{architecture}.block_count' is 3, which makes 2 layers.*'blk.2."):
+        recording(without(model, block_count=3))
+
+
 @pytest.mark.parametrize("architecture", DRAFTING)
 def test_a_drafting_layer_may_have_its_own_embeddings_head_and_norm(architecture):
     model = tiny.model(architecture, layers=1, drafting=True)
@@ -587,6 +605,7 @@ WRONG_MIXTURES = [
     ("glm4moe", {"expert_weights_norm": 1}, "'glm4moe.expert_weights_norm'"),
     ("glm4moe", {"expert_weights_scale": None}, "no key 'glm4moe.expert_weights_scale'"),
     ("glm4moe", {"expert_weights_scale": 0.0}, "'glm4moe.expert_weights_scale'"),
+    ("glm4moe", {"expert_weights_scale": 1e7}, "'glm4moe.expert_weights_scale' is 10000000.0, expected .* at most 1e"),
     ("glm4moe", {"expert_used_count": None}, "no key 'glm4moe.expert_used_count'"),
     ("glm4moe", {"expert_used_count": 9}, "'glm4moe.expert_used_count' is 9, expected an integer in 1..8"),
     ("glm4moe", {"expert_count": None}, "no key 'glm4moe.expert_count'"),
@@ -607,6 +626,8 @@ WRONG_MIXTURES = [
     ),
     ("deepseek2", {"attention__value_length_mla": 16}, "'blk.0.attn_v_b.weight'"),
     ("deepseek2", {"attention__kv_lora_rank": None}, "no key 'deepseek2.attention.kv_lora_rank'"),
+    ("deepseek2", {"attention__key_length_mla": 1 << 17}, "'deepseek2.attention.key_length_mla' is 131072"),
+    ("deepseek2", {"attention__kv_lora_rank": 1 << 17}, "'deepseek2.attention.kv_lora_rank' is 131072"),
     ("deepseek2", {"attention__q_lora_rank": 31}, "'deepseek2.attention.q_lora_rank' is 31, expected 32"),
     ("deepseek2", {"rope__dimension_count": 32}, "'deepseek2.rope.dimension_count' is 32"),
     ("deepseek2", {"rope__dimension_count": 15}, "'deepseek2.attention.key_length'"),
@@ -623,10 +644,11 @@ def test_wrong_mixture_names_its_key(number):
 
 def test_a_mixture_without_its_first_block_or_with_unsplit_heads_is_an_error():
     drafting = tiny.model("glm4moe", drafting=True)
-    with pytest.raises(FormatError, match=r"blk\.0\.attn_norm\.weight"):  # llama.cpp's "mtp-*.gguf"
-        recording(without(drafting, "blk.0.", "blk.1."))
+    # llama.cpp's "mtp-*.gguf"
+    with pytest.raises(FormatError, match=r"holds the block that drafts and not the model.*blk\.0\.attn_norm\.weight"):
+        recording(without(drafting, "blk.0.", "blk.1.", block_count=47))
     model = tiny.model("deepseek2")
-    with pytest.raises(FormatError, match=r"blk\.0\.attn_k_b\.weight"):
+    with pytest.raises(FormatError, match=r"'blk\.0\.attn_kv_b\.weight'.*expected attn_k_b and attn_v_b.*doctor --fix"):
         record(model.metadata, without(model, "attn_k_b", "attn_v_b").shapes | {"blk.0.attn_kv_b.weight": (192, 64)})
     with pytest.raises(FormatError, match=r"blk\.1\.exp_probs_b\.bias"):
         recording(without(model, "exp_probs_b"))
@@ -936,6 +958,8 @@ HUGE = 10**9
         ("attention.layer_norm_rms_epsilon", None),
         ("attention.layer_norm_rms_epsilon", -1e-5),
         ("attention.layer_norm_rms_epsilon", float("nan")),
+        ("attention.layer_norm_rms_epsilon", 2.0),
+        ("attention.key_length", 1 << 17),
         ("rope.dimension_count", 64),
         ("rope.dimension_count", 15),
         ("rope.freq_base", 0.0),
@@ -946,6 +970,13 @@ HUGE = 10**9
 def test_bad_metadata_is_named(key, value):
     model = tiny.model("chatglm", metadata={f"chatglm.{key}": value})
     with pytest.raises(FormatError, match=f"'chatglm.{key}'"):
+        recording(model)
+
+
+@pytest.mark.parametrize("key", ["attention.layer_norm_epsilon", "residual_alpha"])
+def test_a_constant_that_no_executor_takes_is_named(key):
+    model = tiny.model("chatglm1", metadata={f"chatglm1.{key}": 1e7})
+    with pytest.raises(FormatError, match=f"'chatglm1.{key}' is 10000000.0, expected a positive number, at most 1"):
         recording(model)
 
 
@@ -1008,6 +1039,14 @@ def test_unknown_architecture_lists_the_known():
     for architecture in ("bert", None, 7):
         with pytest.raises(FormatError, match="chatglm, chatglm1, deepseek2, glm, glm4, glm4moe, llama"):
             record({"general.architecture": architecture}, {})
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), np.zeros(5000, np.int32), "x\n" * 5000])
+def test_metadata_of_another_type_is_named_in_one_line(value):
+    for read, key in ((record, "general.architecture"), (record_eyes, "clip.projector_type")):
+        with pytest.raises(FormatError, match=rf"'{key}' is (ndarray|'x\\n.*'), expected") as error:
+            read({key: value}, {})
+        assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

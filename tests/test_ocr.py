@@ -99,6 +99,7 @@ class Reader:
     """Says the prompt's first word and the colour of the image."""
 
     name, images, parallel, context = "stand-in", True, 2, 8192
+    _eyes = None
 
     def __init__(self, path="model.gguf", answer=None, ticks=0):
         self.path = Path(path)
@@ -303,7 +304,13 @@ LINE = "It was the best of times.\n"
         (["start ", *[LINE] * 10], (5, "start " + LINE)),  # 20 tokens or more: four times
         (["start ", *"ab" * 300], (323, "start ab")),  # few tokens: 320 of them
         (["x" * 310], None),
-        (["| | |\n"] * 23, None),
+        (["<table>", *["<tr>" + "<td></td>" * 6 + "</tr>"] * 63, "</table>"], None),  # a form that is empty
+        (["<table>", *["<tr>" + "<td></td>" * 6 + "</tr>"] * 70], (65, "<table><tr>" + "<td></td>" * 6 + "</tr>")),
+        (["<table>", *["<tr><td>0</td><td>0</td></tr>"] * 9], (5, "<table><tr><td>0</td><td>0</td></tr>")),
+        (["| | |\n"] * 63, None),
+        (["| | |\n"] * 70, (64, "| | |\n")),
+        ([*"<table>", *("<tr>" + "<td></td>" * 6 + "</tr>") * 60, "</table>"], None),
+        ([*"<table>", *"<tr><td>0</td><td>0</td></tr>" * 9], (7 + 4 * 29 - 1, "<table><tr><td>0</td><td>0</td></tr")),
         (["aaa\n"] * 30, (24, "aaa")),  # a line: 24 times
         (["\n"] * 100, None),
         ([f"line {i} of a text that goes on\n" for i in range(100)], None),
@@ -478,9 +485,14 @@ def test_a_pdf_that_says_a_million_pages_ends_soon():
     [
         ({"task": "figure"}, "task is 'figure', expected text, table, formula"),
         ({"task": "table", "fields": {"a": ""}}, "task 'table' and fields are given"),
+        ({"fields": {"a": ""}, "cut": True}, "fields and cut are given, expected one of them: cut is for text"),
+        ({"task": "formula", "cut": True}, "task 'formula' and cut are given"),
+        ({"task": "table", "text_layer": True}, "task 'table' and text_layer are given"),
         ({"dpi": 0}, "dpi is 0, expected 20 to 1200"),
         ({"dpi": float("nan")}, "dpi is nan"),
+        ({"max_tokens": 0}, "max_tokens is 0, expected at least 1"),
         ({"sources": []}, "no documents"),
+        ({"sources": ""}, "a document without a name, expected a path"),
     ],
 )
 def test_arguments_are_checked_at_once(scan, arguments, message):
@@ -488,10 +500,18 @@ def test_arguments_are_checked_at_once(scan, arguments, message):
         ocr.read(Reader(), **{"sources": scan, **arguments})
 
 
+@pytest.mark.parametrize("pages", [3, ["1-2"], [1.5], [None]])
+def test_pages_that_are_no_numbers(scan, pages):
+    with pytest.raises(TypeError, match=r"^pages: .*, expected numbers from 1, or a text such as '3-7'"):
+        ocr.read(Reader(), scan, pages=pages)
+
+
 def test_a_model_without_a_tower_is_refused(scan):
     model = Reader()
-    model.images = False
-    with pytest.raises(ValueError, match="stand-in: sees no images, expected a vision model"):
+    model.images, model._blind = False, "pass its eyes"
+    with pytest.raises(
+        ValueError, match="stand-in: sees no images, expected a vision model, as GLM-OCR: pass its eyes"
+    ):
         ocr.read(model, scan)
 
 
@@ -510,6 +530,13 @@ def test_the_text_of_a_pdf_is_offered_and_taken():
     pages = list(ocr.read(model, file, text_layer=True))
     assert pages[0].text == "some lines\nof text" and pages[0].layer
     assert colours(pages[1]) == ["b"] and len(model.asked) == 1
+
+
+@pytest.mark.parametrize(("task", "told"), [("text", True), ("table", False)])
+def test_the_text_of_a_pdf_is_offered_for_text_alone(model, capsys, task, told):
+    (model / "own.pdf").write_bytes(pictures.pdf(["some lines\nof text"]))
+    assert main(["ocr", "own.pdf", "-m", "model.gguf", "--task", task]) == 0
+    assert ("pages that have text of their own: 1" in capsys.readouterr().err) is told
 
 
 # ---- the command
@@ -596,8 +623,10 @@ def test_a_folder_of_documents_becomes_one_file_or_many(model, capsys):
         ("ocr {scan} -m model.gguf --dpi 0 -o x.md", 1, "dpi is 0.0, expected 20 to 1200"),
         ("ocr {scan} -m model.gguf -o no/such/x.md", 1, "no/such/x.md: there is no folder no/such, expected one"),
         ("ocr {scan} -m model.gguf -o there.md/x.md", 1, "there is no folder there.md, expected one"),
+        ("ocr {scan} -m model.gguf --out=", 1, "--out: an empty name, expected a file or a folder"),
         ("ocr there.md -m model.gguf -f -o there.md", 1, "there.md: is a document to read, expected another file"),
-        ("ocr {scan} -m model.gguf --fields list.json", 1, "list.json: list, expected an object with empty values"),
+        ("ocr there.md in/there.md -m model.gguf -o .", 1, "is the file of there.md and of in/there.md, expected"),
+        ("ocr {scan} -m model.gguf --fields list.json", 1, "list.json: is list, expected an object with empty values"),
         ("ocr {scan} -m model.gguf --fields deep.json", 1, "deep.json: is no JSON"),
         ("ocr {scan} -m model.gguf --fields latin.json", 1, "glmlite: latin.json: byte 0 is not UTF-8"),
     ],
@@ -752,8 +781,77 @@ def test_the_next_run_goes_on_where_one_was_ended(model, scan, number):
     assert kept(model) == 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
+def test_a_run_into_a_folder_goes_on_after_the_files_that_it_has_written(model, capsys, number):
+    names = "abcdef"
+    for name in names:
+        pages = [text_page(name), text_page(name)]
+        (model / f"{name}.pdf").write_bytes(pictures.pdf([None] if name == "a" else pages))
+    files = [f"{name}.pdf" for name in names]
+    assert main(["ocr", *files, "-m", "model.gguf", "-o", "whole/"]) == 1
+    command = *files, "-m", "model.gguf", "-o", "out/"
+    process = start(model, *command, slow=0.1)
+    out = model / "out"
+    deadline = time.monotonic() + WAIT
+    while not (out / "b.md").exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, number))
+    _, err = process.communicate(timeout=WAIT)
+    finished = sorted(out.glob("*.md"))
+    assert 2 <= len(finished) < 6
+    if number == "SIGINT":
+        pages = sum(path.read_bytes().count(b'{"source"') for path in out.glob(".*.pages"))
+        assert f"[{pages} finished pages are kept; the same command goes on after them]".encode() in err
+    (out / "b.md").write_text("as somebody has changed it")
+    (model / "log").unlink()
+    process = start(model, *command, slow=0)
+    _, err = process.communicate(timeout=WAIT)
+    assert process.returncode == 1, err  # the page of the first fails
+    for name in finished:
+        assert f"[{name.relative_to(model)} is there from before]".encode() in err
+    assert {path.stem for path in finished}.isdisjoint((model / "log").read_text().split())
+    assert (out / "b.md").read_text() == "as somebody has changed it"
+    for name in names.replace("b", ""):
+        assert (out / f"{name}.md").read_bytes() == (model / "whole" / f"{name}.md").read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.md" for name in names]
+    assert main(["ocr", *command]) == 1
+    assert "it is there already; --force writes over it" in capsys.readouterr().err
+
+
+def test_a_written_file_is_not_taken_for_one_of_other_options(model, capsys):
+    for name in "ab":
+        text_page(name).save(model / f"{name}.png")
+    journal = ocr.Journal(model / "a.md", key(model))
+    journal.end(failed=False)
+    journal.close()
+    (model / "a.md").write_text("mine")
+    assert main(["ocr", "a.png", "b.png", "-m", "model.gguf", "-o", "."]) == 1
+    assert "a.md: it is there already; --force writes over it" in capsys.readouterr().err
+    assert (model / "a.md").read_text() == "mine" and not list(model.glob(".*.pages"))
+    assert main(["ocr", "a.png", "b.png", "-m", "model.gguf", "-o", ".", "--force"]) == 0
+    assert (model / "a.md").read_text() == "Text a\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_is_heard_while_a_page_is_rendered_that_has_no_end(model):
+    (model / "endless.pdf").write_bytes(pictures.endless_pdf())
+    process = start(model, "endless.pdf", "-m", "model.gguf", "-o", "out.md")
+    deadline = time.monotonic() + WAIT
+    while not (model / ".out.md.pages").exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(1)  # by then it is rendered
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WAIT)
+    assert process.returncode == 130 and time.monotonic() - began < 5  # a minute at least until memory is full
+    assert not list(model.glob("*out.md*"))
+
+
 def key(model, **changes):
-    return ocr.key_of(["digest"], {"dpi": 150, **changes}, model / "model.gguf")
+    return ocr.key_of(["digest"], {"dpi": 150, **changes}, Reader(model / "model.gguf"))
 
 
 def test_pages_are_kept_for_the_same_content_options_and_model_only(model):
@@ -768,6 +866,13 @@ def test_pages_are_kept_for_the_same_content_options_and_model_only(model):
     assert other.pages == {} and other.stale
     other.close()
     first = key(model)
+    assert key(model, fields={"a": "", "b": ""}) != key(model, fields={"b": "", "a": ""})
+    reader, seen = Reader(model / "model.gguf"), {first}
+    for content in (b"GGUF eyes", b"GGUF other eyes"):
+        (model / "mmproj.gguf").write_bytes(content)
+        reader._eyes = SimpleNamespace(path=(model / "mmproj.gguf").absolute())
+        seen.add(ocr.key_of(["digest"], {"dpi": 150}, reader))
+    assert len(seen) == 3
     (model / "model.gguf").write_bytes(b"GGUF another")
     assert key(model) != first
 

@@ -329,6 +329,29 @@ def test_tool_calls_are_shown_and_their_results_entered(visit, server):
     assert not page.query_selector(".call textarea")
 
 
+def test_a_call_that_was_cut_is_none(visit, server):
+    cut = call(1, "remove", '{"path":"/tm')
+    server.scripts["Both"] = [text("I look."), *call(0, "clock", "{}"), *cut, finish("length")]
+    server.scripts["One"] = [text("So."), *call(0, "remove", '{"path":"/tm'), finish("length")]
+    page = visit()
+    ask(page, "Both")
+    settled(page)
+    assert texts(page, ".call .name") == ["Calls clock", "Calls remove"]
+    (field,) = page.query_selector_all(".call textarea")
+    field.fill("noon")
+    page.click("text=Send the result")
+    settled(page)
+    sent = server.asked[1]["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "tool"]
+    assert [each["function"]["name"] for each in sent[1]["tool_calls"]] == ["clock"]
+    ask(page, "One")
+    settled(page)
+    assert not page.query_selector(".call textarea")
+    ask(page, "Next")
+    settled(page)
+    assert server.asked[-1]["messages"][-2] == {"role": "assistant", "content": "So."}
+
+
 # -- what is kept
 
 

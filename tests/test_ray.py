@@ -267,8 +267,8 @@ class Handle:
         self.cancelled += 1
 
 
-def through(handle, scope, data=b"", settings=None):
-    """(status, headers, body) that a client gets through a front."""
+def through(handle, scope, data=b"", settings=None, reads=0.0):
+    """(status, headers, body) that a client gets through a front, of which it reads a message in `reads` seconds."""
     sent = []
     rest = [{"type": "http.request", "body": data}]
 
@@ -277,6 +277,7 @@ def through(handle, scope, data=b"", settings=None):
 
     async def send(message):
         sent.append(message)
+        await asyncio.sleep(reads)
 
     asyncio.run(serving.Front(handle, settings or Settings())(scope, receive, send))
     headers = dict(sent[0]["headers"])
@@ -307,6 +308,14 @@ def test_a_front_admits_whom_it_knows_and_reads_nothing_of_others(replica):
     assert through(Handle(replica), scope("/health", "GET"), settings=settings)[0] == 200
     assert through(Handle(replica), scope(headers=[(b"host", b"evil.example")]), data)[0] == 403
     assert through(handle, scope("/nowhere"), data)[0] == 404
+
+
+def test_a_front_lets_a_client_go_that_does_not_read(replica, caplog):
+    data = body(messages=said("", "Hello")[1:], max_tokens=3, stream=True)
+    handle = Handle(replica)
+    status, _, answer = through(handle, scope(), data, Settings(patience=0.05), reads=60)
+    assert status == 200 and answer == b"" and handle.cancelled == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_metrics_are_said_to_be_elsewhere(replica):
@@ -433,7 +442,8 @@ def test_tools_of_a_table_are_called_as_on_one_machine(thinker, monkeypatch, tmp
 
 def test_a_row_of_a_table_that_fails_has_an_error(generate):
     pa = pytest.importorskip("pyarrow")
-    table = pa.table({"prompt": ["a", None, "c"], "id": pa.array([1, 2, None])})
+    at = pa.array([1001] * 3, pa.timestamp("ns"))
+    table = pa.table({"prompt": ["a", None, "c"], "id": pa.array([1, 2, None]), "at": at})
     found = generate(number="id")(table)
     assert [error and error.split(": ")[0] for error in found["error"].to_pylist()] == [
         None,
@@ -455,6 +465,12 @@ def test_wrong_columns_are_refused(generate, asked, columns, message):
     pa = pytest.importorskip("pyarrow")
     with pytest.raises(ValueError, match=message):
         generate(**asked)(pa.table({name: ["x"] for name in columns}))
+
+
+def test_no_rows_at_once_are_not_waited_for(generate):
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"at_once is {count}, expected at least 1"):
+            generate(at_once=count)
 
 
 def test_rows_that_are_no_table_are_refused(generate):
@@ -628,6 +644,12 @@ def test_as_many_actors_as_there_is_room_for(options, resources, expected):
     nodes = [{"Alive": True, "Resources": each} for each in resources]
     nodes.append({"Alive": False, "Resources": {"CPU": 1.0}})
     assert Cluster(**options).places(nodes) == expected
+
+
+@pytest.mark.parametrize("given", [{"actors": 0}, {"cpus": 0}, {"cpus": float("nan")}, {"gpus": -1}])
+def test_sizes_that_no_actor_has_are_refused(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is "):
+        Cluster(**given)
 
 
 def test_no_room_is_told():

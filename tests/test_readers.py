@@ -294,11 +294,11 @@ def test_a_schema_within_schemas_is_no_recursion():
 @pytest.mark.parametrize(
     ("raw", "calls"),
     [
-        (LOOK.removesuffix("</tool_call>"), [ROME]),
-        (LOOK.removesuffix("\n</tool_call>"), [ROME]),
         (LOOK.replace("</tool_call>", LOOK), [ROME, ROME]),
         (LOOK.replace("</arg_value>\n</tool_call>", LOOK), [ROME, ROME]),
         ("<tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"Rome\"}}", [ROME]),
+        ('<tool_call>{"name": "look", "arguments": {"at": "Rome"}}\n<tool_call>{"name": "clock"}</tool_call>',
+         [ROME, ("clock", {})]),
         # What was cut is not completed, and a call without what it requires is none.
         ("<tool_call>look<arg_key>at</arg_key><arg_value>Ro", []),
         ("<tool_call>look<arg_key>at</arg_key><arg_value>Rome</arg_val", []),
@@ -311,6 +311,14 @@ def test_a_schema_within_schemas_is_no_recursion():
 )  # fmt: skip
 def test_a_call_without_its_end(raw, calls, ended_by):
     check(Marked, raw, ("", "", calls), ended_by=ended_by)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "<arg_key>", "<arg_key>times</arg_key>", "</tool_"])
+def test_a_call_that_was_cut_off_between_arguments(end):
+    """The next one may have been `dry_run`."""
+    raw = LOOK.removesuffix("\n</tool_call>") + end
+    check(Marked, raw, ("", "", []), ended_by="length")
+    check(Marked, raw, ("", "", [] if "<" in end else [ROME]))
 
 
 def test_a_call_whose_name_is_not_sure():
@@ -333,9 +341,13 @@ def test_a_call_whose_name_is_not_sure():
         ('{"type": "function", "function": {"name": "look", "arguments": {"at": "Rome"}}}', [ROME]),
         ('{"name": " look\\n", "arguments": "{\\"at\\": \\"Rome\\"}"}', [ROME]),
         ('{"name": "clock"}', [("clock", {})]),
+        ('{"name": "clock", "arguments": null}', [("clock", {})]),
+        ('{"name": "look", "arguments": "null"}', [("look", {})]),
         ('[{"name": "clock", "arguments": {}}, {"name": "look", "arguments": {"at": "Rome"}}]', [("clock", {}), ROME]),
         ('{"name": "clock"}\n{"name": "look", "arguments": {"at": "Rome"}}', [("clock", {}), ROME]),
         ("{'name': 'look', 'arguments': {'at': 'Rome', 'sure': True}}", [("look", {"at": "Rome", "sure": True})]),
+        ("""{'name': 'look', 'arguments': {'at': '5" \\' \\\\'}}""", [("look", {"at": "5\" ' \\"})]),
+        ("""{'name': 'look', "arguments": {'at': "it's"}}""", [("look", {"at": "it's"})]),
         ('look\n{"at": "Rome"}', [ROME]),
         ('look{"at": "Rome"}', [ROME]),
         ('{"name": "look", "arguments": {"at": "</tool_call> \\" <tool_call>"}}',
@@ -372,6 +384,8 @@ def test_json_between_marks(body, calls):
         ({"type": "string"}, " 5 ", " 5 "),
         ({"type": "string"}, "null", "null"),
         ({"type": "string", "enum": ["1", "2"]}, "1", "1"),
+        ({"anyOf": [{"const": "1"}, {"enum": [2, 3]}]}, "1", "1"),
+        ({"anyOf": [{"const": "1"}, {"enum": [2, 3]}]}, "2", 2),
         ({"type": "integer"}, " 5\n", 5),
         ({"type": "integer"}, "5.0", 5.0),
         ({"type": "integer"}, "5.5", "5.5"),
@@ -430,6 +444,13 @@ def test_json_between_marks(body, calls):
         ({}, "", ""),
         (True, "[1]", [1]),
         ({"type": "no such type"}, "5", "5"),
+        ({"type": "float"}, "5.5", 5.5),
+        ({"type": "dict"}, "{'a': 1}", {"a": 1}),
+        ({"type": ["int", "None"]}, "null", None),
+        ({"type": "str"}, " 5", " 5"),
+        ({"type": "any"}, "5", 5),
+        ({"type": "BOOLEAN"}, "true", True),
+        ({"type": "STRING"}, "5", "5"),
         ({"type": 3, "enum": 4, "anyOf": 5, "$ref": 6}, "5", 5),
         ({}, "'\\ud800'", "\ufffd"),
     ],
@@ -521,6 +542,7 @@ def test_plain_text_that_was_cut_is_no_argument():
         (r"tool_call(at='\u4e2d\n\x41\101\d\\' r'\n' '')", {"at": "中\nAA\\d\\\\n"}),
         ("tool_call(at=[1, 2.5, (), (1), (1,), {'a': None}], times=true)",
          {"at": [1, 2.5, [], 1, [1], {"a": None}], "times": True}),
+        ("tool_call(at=[True, False, None, true, false, null])", {"at": [True, False, None] * 2}),
         ("tool_call(at='<|assist')", {"at": "<|assist"}),
         ("tool_call(at=0x1F)", {"at": 31}),
         ("tool_call('Rome')", None),

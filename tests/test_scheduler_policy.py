@@ -151,6 +151,8 @@ class Sink:
 class Told:
     """A sampler that remembers what it is told. masks: of the draws."""
 
+    drafted = (0, 0)
+
     def __init__(self):
         self.masks, self.forbidden, self.taken = [], [], []
 

@@ -101,10 +101,10 @@ def folder_with(tmp_path, **eyes):
         ({}, False, "pass its eyes as mmproj"),
         ({"MMPROJ-a": {}}, True, ""),
         ({"mmproj-a": {}, "mmproj-b": {"out": 96}}, True, ""),
-        ({"mmproj-a": {"out": 96}}, False, "pass its eyes as mmproj"),
+        ({"mmproj-a": {"out": 96}}, False, r"pass its eyes as mmproj.*mmproj-a.gguf: rows of 96 columns, expected 64"),
         ({"mmproj-a": {}, "mmproj-b": {}}, False, r"several files beside it fit \(mmproj-a.gguf, mmproj-b.gguf\)"),
         ({"other": {}}, False, "pass its eyes as mmproj"),
-        ({"mmproj-a": {"metadata": {"clip.projector_type": "other"}}}, False, "pass its eyes"),
+        ({"mmproj-a": {"metadata": {"clip.projector_type": "other"}}}, False, "pass its eyes.*is 'other'"),
     ],
 )
 def test_what_is_taken_of_what_lies_beside_the_model(tmp_path, beside, images, error):
@@ -113,8 +113,14 @@ def test_what_is_taken_of_what_lies_beside_the_model(tmp_path, beside, images, e
     with glmlite.load(path, context=256) as model:
         assert model.images == images
         if not images:
-            with pytest.raises(ValueError, match=rf"messages\[0\]\.content\[0\]: tiny glm4 sees no images: {error}"):
+            with pytest.raises(
+                ValueError, match=rf"messages\[0\]\.content\[0\]: tiny glm4 sees no images: {error}"
+            ) as told:
                 model.chat(ask(picture()))
+            assert ("not taken: mmproj-broken.gguf: " in str(told.value)) == ("several" not in error)
+            assert str(tmp_path) not in str(told.value)
+            with pytest.raises(ValueError, match=rf"tiny glm4: sees no images, expected a vision model.*{error}"):
+                model.ocr(tmp_path)
 
 
 def test_eyes_may_be_named(tmp_path, files):
@@ -616,10 +622,15 @@ def test_rows_of_a_batch_have_images(load, tmp_path):
 
     source = tmp_path / "in.csv"
     source.write_text("".join(["prompt,file\n", *(f"what is it?,{i}.png\n" for i in range(3)), "what is it?,no.png\n"]))
+    with source.open("a") as file:
+        file.write("what is it?,https://example.org/no.png\n")
     found = list(glmlite.batch(model, source, image="file", **GREEDY))
-    assert [result.answer for result in found] == [*want, None]
+    assert [result.answer for result in found] == [*want, None, None]
     assert found[3].error.startswith("line 5: ") and "no.png" in found[3].error
-    for images in (data, urls, [{"bytes": each, "path": None} for each in data]):
+    assert found[4].error.startswith("line 6: ") and "is a web address" in found[4].error
+    structs = [{"bytes": each, "path": None} for each in data]
+    there = [{"bytes": None, "path": str(tmp_path / f"{i}.png")} for i in range(3)]
+    for images in (data, urls, structs, there):
         rows = [{"prompt": "what is it?", "picture": image} for image in images]
         assert [result.answer for result in glmlite.batch(model, rows, image="picture", **GREEDY)] == want
 

@@ -1,6 +1,9 @@
 """The server as such: paths, keys, hosts, bounds, clients that go, models that come and go. No network."""
 
 import asyncio
+import gzip
+import json
+import os
 import sys
 import threading
 import time
@@ -8,7 +11,8 @@ import time
 import pytest
 from serving import Call, Scripted, Think, Wait, ask, asked
 
-from glmlite.serve import Pool, Settings, app, running
+from glmlite.cancel import check_thread
+from glmlite.serve import Pool, Settings, app, errors, running
 from glmlite.serve.errors import Refused
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -50,10 +54,24 @@ def test_what_is_where(method, path, status):
         assert answer.text == "" and int(answer.headers["content-length"]) > 0
 
 
+def test_what_is_nowhere_is_told_in_the_form_of_its_api():
+    application = app(Scripted())
+    assert ask(application, "/v1/nowhere").json["error"]["type"] == "not_found_error"
+    assert ask(application, "/api/nowhere").json == {"error": "there is nothing at /api/nowhere"}
+    anthropic = ask(application, "/v1/messages/batches", headers=[("anthropic-version", "2023-06-01")]).json
+    assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "not_found_error")
+
+
 def test_mounted_below_a_path():
     assert ask(app(Scripted()), "/llm/v1/models", root="/llm").status == 200
     assert ask(app(Scripted()), "/llm/v1/models", root="/llm/").status == 200
     assert ask(app(Scripted()), "/llm/v1/models").status == 404
+
+
+def test_a_path_is_one_line_of_the_log(caplog):
+    with caplog.at_level("INFO", "glmlite.serve"):
+        ask(app(Scripted()), "/v1\r\n12:00:00 GET /admin 200\x1b[2J")
+    assert "GET /v1%0D%0A12%3A00%3A00%20GET%20/admin%20200%1B%5B2J 404" in caplog.text
 
 
 # ---- who may ask
@@ -72,10 +90,19 @@ def test_a_key_by_either_header_on_every_path(path, header):
     assert ask(application, "/health").status == 200
 
 
+def test_a_key_of_other_letters():
+    application = app(Scripted(), Settings(api_keys=("ключ é",)))
+    for key, status in (("ключ é", 200), ("ключ e", 401)):
+        assert ask(application, CHAT, HI, headers=[("x-api-key", key)]).status == status
+
+
 def test_errors_have_the_form_of_their_api():
     application = app(Scripted(), Settings(api_keys=("k",)))
     openai = ask(application, CHAT, HI).json["error"]
     assert openai["type"] == "authentication_error" and openai["code"] == "invalid_api_key" and "param" in openai
+    assert "no API key" in openai["message"]
+    wrong = ask(application, CHAT, HI, headers=[("x-api-key", "other")])
+    assert wrong.status == 401 and "a wrong API key" in wrong.json["error"]["message"]
     answer = ask(application, "/v1/messages", HI)
     assert answer.json["type"] == "error" and answer.json["error"]["type"] == "authentication_error"
     assert answer.json["request_id"] == answer.headers["request-id"]
@@ -113,6 +140,7 @@ def test_a_name_of_elsewhere_is_refused(host, status, monkeypatch):
         ("https://evil.example", 403),
         ("null", 403),
         ("http://127.0.0.1:9999", 403),
+        ("http://[", 403),
         ("vscode-webview://abc", 200),
     ],
 )
@@ -145,6 +173,7 @@ def test_cors_where_it_is_asked_for():
         (b"", 400, "not JSON"),
         (b"[]", 400, "a list, should be an object"),
         (b'{"a": NaN}', 400, "NaN"),
+        (b'{"a": -1e400}', 400, "-1e400 is too large a number"),
         (b"\xff\xfe", 400, "not JSON"),
         (b'{"a":' * 100000, 400, "nested deeper"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, 400, "nested deeper"),
@@ -159,6 +188,12 @@ def test_bad_bodies(body, status, says):
         answer = ask(application, path, body, chunks=3)
         assert answer.status == status
         assert says in answer.text
+
+
+def test_a_compressed_body_is_refused_with_the_reason():
+    answer = ask(app(Scripted()), CHAT, gzip.compress(json.dumps(HI).encode()), headers=[("content-encoding", "gzip")])
+    assert answer.status == 415 and "compressed (gzip)" in answer.json["error"]["message"]
+    assert ask(app(Scripted()), CHAT, HI, headers=[("content-encoding", "identity")]).status == 200
 
 
 def test_a_body_that_does_not_come():
@@ -330,6 +365,55 @@ def test_the_end_of_a_servers_task_frees_the_request():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        (CHAT, HI, "completion_tokens"),
+        ("/v1/completions", {"prompt": "hi"}, "completion_tokens"),
+        ("/v1/responses", {"input": "hi"}, "output_tokens"),
+        ("/v1/messages", {**HI, "max_tokens": 90}, "output_tokens"),
+        ("/api/chat", {**HI, "stream": False}, "eval_count"),
+    ],
+)
+def test_what_a_model_has_written_beyond_an_answer_is_not_counted(path, body, name):
+    """A step of several answers may have written on behind a stop string before that was found."""
+
+    class Ahead(Scripted):
+        end = 7
+
+        def _start(self, *arguments):
+            answer = super()._start(*arguments)
+            answer.stats.generated_tokens = 5
+            return answer
+
+    answer = ask(app(Ahead({"hi": ["a", "b"]})), path, body).json
+    assert (answer.get("usage") or answer)[name] == 3  # with the one that ended it
+    assert answer.get("stop_sequence") is None
+
+
+def test_what_a_thread_does_for_a_client_that_goes_ends():
+    began, ended = threading.Event(), threading.Event()
+
+    class Slow(Scripted):
+        def tokenize(self, text, **options):
+            began.set()
+            try:
+                while True:
+                    check_thread("tokenize")
+            finally:
+                ended.set()
+
+    async def main():
+        leave = asyncio.Event()
+        asking = asyncio.create_task(asked(app(Slow()), "/tokenize", {"content": "a"}, leave=leave))
+        assert await asyncio.to_thread(began.wait, 20)
+        leave.set()
+        assert (await asking).status == 0
+        assert await asyncio.to_thread(ended.wait, 20)
+
+    asyncio.run(main())
+
+
 def test_a_slow_reader_holds_nothing_without_bound_and_is_let_go():
     model = Scripted({"hi": ["x"] * 5000})
 
@@ -338,15 +422,36 @@ def test_a_slow_reader_holds_nothing_without_bound_and_is_let_go():
             if b"x" in part:
                 await asyncio.sleep(60)
 
-        application = app(model, Settings(patience=0.1))
+        application = app(model, Settings(patience=0.5))
         answer = asyncio.create_task(asked(application, CHAT, {**HI, "stream": True}, read=read))
+        while not model.running:
+            await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         written = len(model.running[0].pieces)
         await answer
         assert not model.running
+        await asyncio.sleep(0.05)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         return written
 
     assert asyncio.run(main()) < 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_end_of_an_answer_is_not_waited_for_without_bound(stream):
+    model = Scripted({"hi": ["x"]})
+
+    async def main():
+        async def read(part):
+            if not stream or not part:
+                await asyncio.sleep(60)
+
+        application = app(model, Settings(patience=0.05))
+        await asyncio.wait_for(asked(application, CHAT, {**HI, "stream": stream}, read=read), 5)
+        return (await asked(application, "/metrics")).text
+
+    assert 'glmlite_requests_total{api="openai",status="gone"} 1' in asyncio.run(main())
+    assert not model.running
 
 
 def test_silence_is_filled():
@@ -431,6 +536,7 @@ class Folder:
     def load(self, path, cancel):
         self.loads.append(path.stem)
         time.sleep(self.seconds)
+        path.read_bytes()
         if path.stem == "broken":
             raise ValueError("broken: no GGUF file")
         model = Scripted()
@@ -466,6 +572,15 @@ def test_models_of_a_folder_are_loaded_when_asked_for_once(tmp_path):
     asyncio.run(main())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_name_that_is_no_text_can_be_asked_for(tmp_path):
+    folder = Folder(tmp_path, [os.fsdecode(b"caf\xe9.gguf")])
+    models = ask(folder.app(), "/v1/models").json["data"]
+    assert [each["id"] for each in models] == ["caf\ufffd"]
+    answer = ask(folder.app(), CHAT, {**HI, "model": "caf\ufffd"})
+    assert answer.status == 200 and answer.json["model"] == "caf\ufffd"
+
+
 def test_memory_that_is_short_is_taken_from_the_least_recently_used(tmp_path, monkeypatch):
     folder = Folder(tmp_path, ["a.gguf", "b.gguf", "c.gguf"], 0)
 
@@ -496,6 +611,37 @@ def test_a_model_that_gave_its_memory_back_finds_room_again(tmp_path, monkeypatc
         await application.close()
 
     asyncio.run(main())
+
+
+def test_a_file_that_is_another_one_is_loaded_anew(tmp_path):
+    """Where the model had given its memory back; one that is in memory answers on."""
+    folder = Folder(tmp_path, ["a.gguf", "b.gguf", "c.gguf"], 0)
+
+    async def main():
+        application = folder.app()
+
+        async def status(name):
+            return (await asked(application, CHAT, {**HI, "model": name})).status
+
+        assert [await status(name) for name in "ab"] == [200, 200]
+        first = folder.models["a"]
+        (tmp_path / "a.gguf").write_bytes(b"GGUF, another one")
+        assert await status("a") == 200 and folder.loads == ["a", "b"]
+        first.loaded = False
+        assert await status("a") == 200 and folder.loads == ["a", "b", "a"] and first.closed
+        folder.models["a"].loaded = False
+        assert await status("a") == 200 and folder.loads == ["a", "b", "a"]
+        folder.models["b"].loaded = False
+        (tmp_path / "b.gguf").unlink()
+        assert await status("b") == 500 and folder.models["b"].closed and await status("b") == 404
+        await application.close()
+
+    asyncio.run(main())
+
+
+def test_a_file_that_cannot_be_read_is_told():
+    gone = FileNotFoundError(2, "No such file or directory", "a.gguf")
+    assert errors.told(gone).message == "[Errno 2] No such file or directory: 'a.gguf'"
 
 
 def test_a_model_that_is_being_loaded():
@@ -547,6 +693,7 @@ def test_own_paths():
     assert "prompt" in ask(application, "/apply-template", HI).json
     assert ask(application, "/v1/chat/completions/input_tokens", HI).json["input_tokens"] == 2
     assert ask(application, "/v1/responses/input_tokens", {"input": "hi"}).json["input_tokens"] == 2
+    assert [entry.users for entry in application.service.pool.entries()] == [0]
     metrics = ask(application, "/metrics").text
     for line in (
         'glmlite_requests_total{api="openai",status="200"} ',
@@ -554,6 +701,7 @@ def test_own_paths():
         "glmlite_reused_tokens_total 1",
         "glmlite_generated_tokens_total 3",
         "glmlite_first_token_seconds_count 1",
+        "glmlite_token_seconds_count 1",
         'glmlite_running{model="scripted"} 0',
         'glmlite_kv_tokens_free{model="scripted"} 900',
         'glmlite_preempted_total{model="scripted"} 2',
@@ -572,6 +720,13 @@ def test_without_uvicorn_it_says_what_to_install(monkeypatch):
         running.run(app(Scripted()), [], lambda: None)
 
 
+@pytest.mark.parametrize(("host", "error"), [("no host", OSError), ("a..b", (OSError, ValueError))])
+def test_a_host_that_is_none(host, error):
+    with pytest.raises(error) as caught:
+        running.bind(host, 0)
+    assert host in str(caught.value)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_port_that_is_taken(host):
     (first, *more) = running.bind(host, 0)
@@ -586,6 +741,13 @@ def test_a_port_that_is_taken(host):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="api_keys"):
         Settings(api_keys="key")
+    for key in ("key\n", " key", "a\nb"):
+        with pytest.raises(ValueError, match="api_keys: one has"):
+            Settings(api_keys=("k", key))
     with pytest.raises(ValueError, match="body_bytes"):
         Settings(body_bytes=0)
+    for origin in ("chat.example", "https://chat.example/", "https://Chat.example", "https://", "a b"):
+        with pytest.raises(ValueError, match="origins"):
+            Settings(origins=(origin,))
+    Settings(origins=("*", "null", "https://chat.example:8443", "tauri://localhost", "http://[::1]:3000"))
     assert Refused(400, "x").headers == []

@@ -6,7 +6,7 @@ from serving import Call, Scripted, Think, ask
 from glmlite.serve import app
 
 PATH = "/v1/messages"
-WHOLE = {"hi": [Think("let me "), Think("see"), "It ", "is", Call("f", '{"x": 1}', 2), Call("g", "")]}
+WHOLE = {"hi": [Think("let me "), Think("see"), "It ", "is", Call("f", '{"x": 1}', 2), Call("g", "{}")]}
 TOOL = {"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {"x": {}}}}
 
 
@@ -170,6 +170,11 @@ def test_options():
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}]},
+            'messages[0].content[0].source.type is "base64"',
+        ),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema is missing"),
         ({"system": 5}, "system"),
         ({"tools": [{"name": ""}]}, "tools[0].name"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name"),
@@ -183,6 +188,12 @@ def test_impossible_values_are_named(fields, says):
     assert says in answer.json["error"]["message"]
 
 
+def test_a_call_that_was_cut_is_none():
+    said = {"hi": ["so", Call("f", '{"path": "/tm'), Call("g", "{}"), Call("h", "")]}
+    content = ask(app(Scripted(said)), PATH, hi()).json["content"]
+    assert [(block["type"], block.get("name")) for block in content] == [("text", None), ("tool_use", "g")]
+
+
 def test_events():
     events = ask(app(Scripted(WHOLE, cached=1)), PATH, hi(stream=True)).events
     start, delta, stop = "content_block_start", "content_block_delta", "content_block_stop"
@@ -191,20 +202,20 @@ def test_events():
         *(start, delta, delta, delta, stop),
         *(start, delta, delta, stop),
         *(start, delta, delta, stop),
-        *(start, stop),
+        *(start, delta, stop),
         *("message_delta", "message_stop"),
     ]
     message = events[0]["message"]
     assert message["id"].startswith("msg_") and message["content"] == [] and message["stop_reason"] is None
     assert message["usage"]["input_tokens"] + message["usage"]["cache_read_input_tokens"] == 2
-    assert [e["index"] for e in events if "index" in e] == [0] * 5 + [1] * 4 + [2] * 4 + [3] * 2
+    assert [e["index"] for e in events if "index" in e] == [0] * 5 + [1] * 4 + [2] * 4 + [3] * 3
     assert events[2]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
     assert [e["delta"]["type"] for e in events[3:6]] == ["thinking_delta"] * 2 + ["signature_delta"]
     assert events[7]["content_block"] == {"type": "text", "text": ""}
     assert events[11]["content_block"] == {"type": "tool_use", "id": "call_0", "name": "f", "input": {}}
     assert "".join(e["delta"]["partial_json"] for e in events[12:14]) == '{"x": 1}'
     assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
-    assert events[-2]["usage"]["output_tokens"] == 8 and events[-2]["usage"]["cache_read_input_tokens"] == 1
+    assert events[-2]["usage"]["output_tokens"] == 9 and events[-2]["usage"]["cache_read_input_tokens"] == 1
 
 
 def test_the_whole_message():
@@ -223,7 +234,7 @@ def test_the_whole_message():
         "input_tokens": 1,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 1,
-        "output_tokens": 8,
+        "output_tokens": 9,
     }
 
 

@@ -51,6 +51,10 @@ def anthropic(text):
     return {"max_tokens": 9, "messages": [{"role": "user", "content": [block(text), LOOK]}]}
 
 
+def said_by(role, part):
+    return {"max_tokens": 9, "messages": [{"role": role, "content": [part]}, {"role": "user", "content": "look"}]}
+
+
 def block(text):
     return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": text}}
 
@@ -265,6 +269,13 @@ def test_nothing_is_fetched_or_opened(url, says):
             {"max_tokens": 9, "system": [block(TEXT)], "messages": anthropic(TEXT)["messages"]},
             "expected text",
         ),
+        (
+            MESSAGES,
+            said_by("user", {"type": "document", "source": {"type": "base64", "data": TEXT}}),
+            "text or content",
+        ),
+        (MESSAGES, said_by("user", {"type": "image", "source": {"type": "file", "file_id": "f"}}), "base64 or url"),
+        (MESSAGES, said_by("assistant", block(TEXT)), 'content[0].type is "image", expected none of the assistant'),
         (OLLAMA, {"messages": [{"role": "user", "images": [5]}]}, "images[0] is a number"),
         (OLLAMA, {"messages": [{"role": "user", "images": TEXT}]}, "expected a list"),
         (OLLAMA, {"messages": [{"role": "assistant", "images": [TEXT]}]}, "expected none in a message of the role"),

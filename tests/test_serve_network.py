@@ -13,12 +13,13 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from serving import Scripted, Wait
 
 import glmlite
-from glmlite.serve import Settings, app, running, stdio
+from glmlite.serve import Settings, app, command, running, stdio
 from glmlite.serve.lines import Writer
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'glmlite[serve]'")
@@ -28,10 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
-def served(application):
+def served(application, **options):
     """The port at which uvicorn serves the application, on a thread."""
     config = uvicorn.Config(
-        application, log_config=None, log_level="critical", lifespan="on", timeout_graceful_shutdown=1
+        application, log_config=None, log_level="critical", lifespan="on", timeout_graceful_shutdown=1, **options
     )
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -52,11 +53,15 @@ def body(**fields):
     return {"messages": [{"role": "user", "content": "hi"}], **fields}
 
 
-def post(port, path, fields):
+def connected(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def post(port, path, fields, headers=""):
     """A socket on which a request was sent."""
     data = json.dumps(fields).encode()
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection = connected(port)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
     connection.sendall(head.encode() + data)
     return connection
 
@@ -68,6 +73,59 @@ def until(condition, seconds=20):
         assert time.monotonic() - began < seconds
         time.sleep(0.001)
     return time.monotonic() - began
+
+
+@pytest.fixture(params=["h11", "httptools"])
+def parser(request, monkeypatch):
+    """Each of the two that uvicorn may read HTTP with."""
+    module = pytest.importorskip(f"uvicorn.protocols.http.{request.param}_impl", reason=f"{request.param} is missing")
+    name = {"h11": "H11Protocol", "httptools": "HttpToolsProtocol"}[request.param]
+    monkeypatch.setattr("uvicorn.protocols.http.auto.AutoHTTPProtocol", getattr(module, name))
+
+
+def ended(connection, seconds):
+    """Whether the server closes a connection, of which nothing else comes, within so many seconds."""
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
+def received(connection, what):
+    """What comes up to some bytes: head and body of an answer may come apart."""
+    came = b""
+    while what not in came:
+        piece = connection.recv(10_000)
+        assert piece
+        came += piece
+    return came
+
+
+def test_who_does_not_say_what_it_wants_is_not_waited_for(parser):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    model = Scripted({"hi": ["a", Wait(0.8), "b"]})
+    with served(app(model), http=running.protocol(0.3, 60)) as port:
+        silent, half, again = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3))
+        half.sendall(head)
+        again.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        received(again, b'"ok"')
+        again.sendall(head)
+        answered = post(port, CHAT, body())  # slower than that, and waited for
+        assert ended(silent, 5) and ended(half, 5) and ended(again, 5)
+        received(answered, b'"content":"ab"')
+        assert not ended(answered, 0.5)  # the next request may come
+
+
+def test_more_connections_than_the_system_allows_are_refused(parser, monkeypatch):
+    monkeypatch.setattr(running, "most_connections", lambda: 3)
+    with served(app(Scripted()), http=running.protocol(60, 60)) as port:
+        first = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(5)]
+        assert [ended(connection, 0.5) for connection in first] == [False] * 3 + [True] * 2
+        first.pop().close()
+        first[0].sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        first[0].settimeout(20)
+        received(first[0], b'"ok"')
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -102,6 +160,50 @@ def test_a_client_that_does_not_read_is_let_go():
         until(lambda: model.running)
         until(lambda: not model.running)
         connection.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_connection_of_a_client_that_does_not_read_ends(stream, parser):
+    """One that reads slowly is waited for. What is sent is more than the system's buffers take: the rest waits in the
+    server, where to close the connection would wait for it."""
+    size = 30_000_000
+
+    def read(seconds):
+        """Bytes that come, of those that stop being read after 5 MB for so long."""
+        came = 0
+        with post(port, CHAT, body(stream=stream), "Connection: close\r\n") as connection:
+            while piece := connection.recv(1_000_000):
+                came += len(piece)
+                if came > 5_000_000:
+                    time.sleep(seconds)
+                    seconds = 0
+        return came
+
+    with served(app(Scripted({"hi": ["x" * size]})), http=running.protocol(60, 0.2)) as port:
+        assert read(0) > size
+        assert read(1) < size
+
+
+@pytest.mark.parametrize("before", [b"GET /health", b"POST /v1/completions"])
+@pytest.mark.parametrize("line", [b"X: " + b"a" * 1000, b"X: a\r\n" * 200])
+def test_headers_have_a_bound(before, line, parser):
+    """Those before a body, and those behind its last chunk."""
+    with served(app(Scripted()), http=running.protocol(60, 60)) as port, connected(port) as connection:
+        connection.sendall(before + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        if before.startswith(b"POST"):
+            connection.sendall(b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(100_000):
+                connection.sendall(line)
+
+
+def test_a_body_in_small_chunks_is_no_header(parser):
+    data = json.dumps(body()).encode()
+    chunks = b"".join(b"1;%s\r\n%c\r\n" % (b"a" * 10_000, byte) for byte in data)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with served(app(Scripted()), http=running.protocol(60, 60)) as port, connected(port) as connection:
+        connection.sendall(head.encode() + chunks + b"0\r\n\r\n")
+        received(connection, b'"content":"yes"')
 
 
 def test_the_page_and_the_answers_over_one_connection():
@@ -166,7 +268,7 @@ def test_an_end_while_the_model_loads_is_no_failure_of_the_load(fails):
     class App:
         def __init__(self):
             self.ended = asyncio.Event()
-            self.service = SimpleNamespace(pool=self)
+            self.service = SimpleNamespace(pool=self, settings=Settings())
 
         async def __call__(self, scope, receive, send):
             await lifespan(scope, receive, send)
@@ -208,13 +310,17 @@ def test_ctrl_c_ends_the_server_and_tells_clients():
         streaming.close()
 
 
-def test_what_is_wrong_is_one_line():
+def test_what_is_wrong_is_one_line(tmp_path):
+    empty = str(tmp_path)
     taken = socket.create_server(("127.0.0.1", 0))
     port = str(taken.getsockname()[1])
     cases = [
         (["--port", port], 1, "in use"),
         (["missing.gguf"], 1, "missing.gguf"),
         (["--models", "nowhere"], 1, "no such folder"),
+        (["--models", empty, "--port", port], 1, f"[no .gguf file below {empty} yet]"),
+        (["--host", "no host"], 1, "glmlite: no host: "),
+        (["--cors", "chat.example"], 1, "origins: 'chat.example', expected"),
         (["builtin", "--models", "."], 2, "expected one of them"),
         (["--mmproj", "mmproj.gguf", "--models", "."], 2, "expected one of them"),
     ]
@@ -224,6 +330,19 @@ def test_what_is_wrong_is_one_line():
             assert process.returncode == code
             assert says in error and "Traceback" not in error
     taken.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost", "::", "::1"])
+def test_the_address_that_is_shown_is_one_that_answers(host):
+    try:
+        sockets = running.bind(host, 0)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with contextlib.ExitStack() as stack:
+        for each in sockets:
+            stack.enter_context(each)
+        url = urlsplit(command._url(host, sockets[0].getsockname()[1]))
+        socket.create_connection((url.hostname, url.port), timeout=20).close()
 
 
 def test_lines_of_json():
@@ -281,7 +400,8 @@ def test_lines_come_in_any_pieces():
             self.data += data[:7]
             return len(data[:7])
 
-    asks = [{"id": i, "path": "/tokenize", "body": {"content": "好" * i}} for i in range(3)]
+    names = [0, "one", 1.5]
+    asks = [{"id": name, "path": "/tokenize", "body": {"content": "好" * i}} for i, name in enumerate(names)]
     lines = b"\n".join(json.dumps(each).encode() for each in asks) + b"\n" + b"x" * 5000 + b"\n\n"
     for size in (1, 5, 4000, 9000):
         out = Out()
@@ -300,7 +420,7 @@ def test_lines_come_in_any_pieces():
 
         asyncio.run(main())
         answers = {str(each["id"]): each for each in map(json.loads, out.data.splitlines())}
-        assert [len(answers[str(i)]["body"]["tokens"]) for i in range(3)] == [0, 3, 6]
+        assert [len(answers[str(name)]["body"]["tokens"]) for name in names] == [0, 3, 6]
         assert answers["None"]["status"] == 400 and "JSON" in answers["None"]["body"]["error"]["message"]
 
 

@@ -5,9 +5,9 @@ from serving import OF_CHATS, Call, Scripted, Think, ask
 
 import glmlite
 from glmlite import builtin
-from glmlite.serve import app
+from glmlite.serve import app, facts
 
-WHOLE = {"hi": [Think("let me "), "It ", "is", Call("f", '{"x": 1}', 2), Call("g", "")]}
+WHOLE = {"hi": [Think("let me "), "It ", "is", Call("f", '{"x": 1}', 2), Call("g", "{}")]}
 
 
 def hi(**more):
@@ -42,7 +42,7 @@ def test_lines():
         {"role": "assistant", "content": ""},
     ]
     last = lines[-1]
-    assert last["done_reason"] == "stop" and last["prompt_eval_count"] == 2 and last["eval_count"] == 7
+    assert last["done_reason"] == "stop" and last["prompt_eval_count"] == 2 and last["eval_count"] == 8
     for name in ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration"):
         assert isinstance(last[name], int)
 
@@ -165,3 +165,24 @@ def test_what_is_told_of_a_model():
         (listed,) = ask(application, "/api/tags").json["models"]
         assert listed["name"] == listed["model"] == "builtin" and listed["size"] == builtin.path().stat().st_size
         assert ask(application, "/api/ps").json["models"][0]["name"] == "builtin"
+
+
+@pytest.mark.parametrize(
+    ("template", "capabilities"),
+    [
+        ("{{ messages }}", ()),
+        ("{{ tools }}", ("tools",)),
+        ("<think>", ("thinking",)),
+        ("{% if tools %}{{ enable_thinking }}{% endif %}", ("tools", "thinking")),
+    ],
+)
+def test_what_a_model_can_do_is_known_before_it_is_loaded(template, capabilities):
+    assert facts._capabilities(template, None) == capabilities
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_was_cut_is_none(stream):
+    said = {"hi": [Call("f", '{"path": "/tm'), Call("g", "{}"), "and", Call("h", "")]}
+    answer = ask(app(Scripted(said)), "/api/chat", hi(stream=stream))
+    calls = [call for line in answer.lines for call in line["message"].get("tool_calls", ())]
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in calls] == [("g", {})]

@@ -101,6 +101,7 @@ def test_options(fields, options):
         ({"top_logprobs": 50, "logprobs": True}, "top_logprobs"),
         ({"stream": "yes"}, "stream"),
         ({"model": 5}, "model"),
+        ({"model": "x" * 4097}, "model"),
         ({"tools": {}}, "tools"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, "tools[0].function"),
@@ -108,6 +109,8 @@ def test_options(fields, options):
         ({"tools": [TOOL], "tool_choice": 5}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object", "schema": {"title": "x" * 300_000}}}, "response_format.schema"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         ({"stream_options": 1}, "stream_options"),
     ],
@@ -119,9 +122,17 @@ def test_impossible_values_are_named(fields, param):
     assert answer.json["error"]["type"] == "invalid_request_error"
 
 
-def test_a_number_that_is_none():
+def test_a_number_that_no_float_holds():
     answer = ask(app(Scripted()), CHAT, b'{"messages": [{"role": "user", "content": "hi"}], "temperature": 1e999}')
-    assert answer.status == 400 and answer.json["error"]["param"] == "temperature"
+    assert answer.status == 400 and "1e999 is too large a number" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("number", [b"1" + 400 * b"0", b"-1" + 400 * b"0"])
+def test_an_integer_that_no_float_holds(number):
+    for field, param in ((b'"temperature": %s', "temperature"), (b'"logit_bias": {"1": %s}', "logit_bias.1")):
+        body = b'{"messages": [{"role": "user", "content": "hi"}], %s}' % (field % number)
+        answer = ask(app(Scripted()), CHAT, body)
+        assert answer.status == 400 and answer.json["error"]["param"] == param
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}
@@ -332,6 +343,15 @@ def test_the_limit_is_told():
     assert ask(app(model), CHAT, hi(max_tokens=2)).json["choices"][0]["finish_reason"] == "length"
 
 
+def test_a_call_that_was_cut_is_none():
+    """Whoever acted on half of its arguments might delete the wrong file. A stream has told of it before."""
+    cut = [Call("f", '{"path": "/tm'), Call("g", "{}"), Call("h", "")]
+    message = ask(app(Scripted({"hi": cut})), CHAT, hi()).json["choices"][0]["message"]
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["g"]
+    message = ask(app(Scripted({"hi": ["so", *cut[:1]]})), CHAT, hi()).json["choices"][0]["message"]
+    assert message["content"] == "so" and "tool_calls" not in message
+
+
 def test_choices_are_told_apart():
     model = Scripted({"hi": ["a", Wait(0.01), "b"]})
     answer = ask(app(model), CHAT, hi(n=3, seed=5)).json
@@ -442,3 +462,14 @@ def test_logprobs_of_completions():
     }
     streamed = ask(app(model), TEXT, {"prompt": "a", "logprobs": 2, "stream": True}).events[:-1]
     assert [e["choices"][0]["logprobs"]["text_offset"] for e in streamed if e["choices"][0]["logprobs"]] == [[0], [1]]
+
+
+def test_tokens_within_a_character_are_at_its_place():
+    said = "é!".encode()
+    model = Scripted({"a": [Piece("", [said[0]], [Logprob(said[0], -1.0, [])])]})
+    model.script["a"].append(Piece("é!", list(said[1:]), [Logprob(token, -1.0, []) for token in said[1:]]))
+    whole = ask(app(model), TEXT, {"prompt": "a", "logprobs": 0}).json["choices"][0]["logprobs"]
+    assert whole["text_offset"] == [0, 0, 1]
+    events = ask(app(model), TEXT, {"prompt": "a", "logprobs": 0, "stream": True}).events[:-1]
+    told = [event["choices"][0]["logprobs"] for event in events if event["choices"][0]["logprobs"]]
+    assert [offset for each in told for offset in each["text_offset"]] == whole["text_offset"]

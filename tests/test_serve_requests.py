@@ -55,6 +55,33 @@ def test_recorded_requests_are_answered(name, real):
     assert '"error":{' not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        (
+            "/v1/chat/completions",
+            {"response_format": {"type": "json_schema", "schema": {"type": "?"}}},
+            "response_format",
+        ),
+        ("/v1/responses", {"text": {"format": {"type": "json_schema", "schema": {"type": "?"}}}}, "text.format"),
+        (
+            "/v1/messages",
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "?"}}}},
+            "output_config",
+        ),
+        ("/api/chat", {"format": {"type": "?"}}, "format"),
+        ("/v1/chat/completions", {"stop_token_ids": [1 << 30]}, "stop_token_ids"),
+    ],
+)
+def test_what_only_the_model_finds_wrong_has_the_name_of_the_field(path, fields, name, real):
+    body = {"messages": [{"role": "user", "content": "hi"}], "input": "hi", "max_tokens": 1, **fields}
+    answer = ask(app(real), path, body)
+    error = answer.json["error"]
+    assert answer.status == 400
+    assert (error if isinstance(error, str) else error["message"]).startswith(name)
+    assert "param" not in error or error["param"] == name
+
+
 @pytest.mark.parametrize("name", [name for name in RECORDED if "schema" not in name and "agents" not in name])
 def test_recorded_requests_to_a_real_model(name, real):
     """The built-in one, whose format has no tools, and whose prompts of ids have an end: a refusal says so."""

@@ -46,7 +46,7 @@ def given(body):
                     {"type": "function_call", "call_id": "c2", "name": "g", "arguments": ""},
                     {"type": "function_call_output", "call_id": "c1", "output": "5"},
                     {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "6"}]},
-                    {"type": "item_reference", "id": "x"},
+                    {"type": "item_reference", "id": "rs_1"},
                     {"type": "web_search_call", "id": "ws", "status": "completed"},
                 ]
             },
@@ -93,6 +93,10 @@ def given(body):
                 },
             ],
         ),
+        (
+            {"input": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}]},
+            [{"role": "assistant", "content": "no"}],
+        ),
     ],
 )
 def test_items_become_messages(body, messages):
@@ -128,6 +132,7 @@ def test_what_is_asked_of_the_answer():
     assert found["tool_choice"] == {"type": "function", "function": {"name": "f"}}
     assert found["parallel_tool_calls"] is False
     assert (found["thinking"], found["effort"]) == (False, "none")
+    assert given({"input": "hi"})["parallel_tool_calls"] is True
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,8 @@ def test_what_is_asked_of_the_answer():
         ({}, "input"),
         ({"input": 5}, "input"),
         ({"input": "hi", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"input": "hi", "conversation": "conv_1"}, "conversation"),
+        ({"input": [{"role": "user", "content": "a"}, {"type": "item_reference", "id": "msg_1"}]}, "input[1].id"),
         ({"input": "hi", "background": True}, "background"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
@@ -226,3 +233,21 @@ def test_a_cut_response_is_incomplete():
     assert whole["status"] == "incomplete" and whole["incomplete_details"] == {"reason": "max_output_tokens"}
     assert whole["output"][0]["status"] == "incomplete"
     assert ask(app(model), PATH, {**body, "stream": True}).events[-1]["type"] == "response.incomplete"
+
+
+def test_a_call_that_was_cut_is_none():
+    model = Scripted({"hi": ["so", Call("f", '{"path": "/tm'), Call("g", "{}"), Call("h", "")]})
+    output = ask(app(model), PATH, {"input": "hi"}).json["output"]
+    assert [(item["type"], item.get("name")) for item in output] == [("message", None), ("function_call", "g")]
+    events = ask(app(model), PATH, {"input": "hi", "stream": True}).events
+    done = [event["item"]["status"] for event in events if event["type"] == "response.output_item.done"]
+    assert done == ["completed", "incomplete", "completed", "incomplete"]
+
+
+def test_what_is_left_out_is_noted_in_one_line(caplog):
+    caplog.set_level("INFO", "glmlite.serve")
+    items = [{"type": "x\n13:00:00 forged" * 1000}, *[{"type": "y"}] * 1000, {"role": "user", "content": "hi"}]
+    assert given({"input": items, "tools": [{"type": "web_search"}, {"type": "shell"}]})["tools"] is None
+    tools, items = [each.getMessage() for each in caplog.records if "left out" in each.getMessage()]
+    assert "\n" not in items and len(items) < 200 and '"y"' in items
+    assert tools.endswith('"shell", "web_search"')

@@ -564,6 +564,7 @@ def test_streaming_waits_for_whole_characters_and_replaces_what_can_be_none(smal
     assert pushes(b"\xff\xc3\xa9") == ["\ufffd", "", "é", ""]
     assert pushes(b"\xed\xa0")[1] != ""  # a surrogate, an overlong form, more than U+10FFFF: certain at once
     assert pushes(b"\xe0\x9f")[1] != "" and pushes(b"\xf4\x90")[1] != "" and pushes(b"\xc1")[0] != ""
+    assert pushes(b"\xf5")[0] != "" and pushes(b"\xf4\x8f")[:2] == ["", ""]
     # sentencepiece replaces each byte, tiktoken and tokenizers a character's beginning
     assert "".join(pushes(b"\xf0\x9f\x98")) == "\ufffd" * (1 if name == "glm4" else 3)
     stream = tokenizer.stream()

@@ -11,6 +11,7 @@ import pytest
 import tiny
 from test_engine import WHOLE, QuantizedReference, assert_close, executor
 
+import glmlite
 from glmlite import _native, models, reference
 from glmlite.errors import Cancelled, FormatError
 from glmlite.models import glm4v
@@ -308,11 +309,20 @@ def test_a_file_that_is_wrong_is_named(tmp_path, change, message):
         Tower.open(path)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 2), (0, 64), (577, 64)])
-def test_positions_that_are_no_square_are_named(shape):
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("v.position_embd.weight", (3, 4, 2)),
+        ("v.position_embd.weight", (0, 64)),
+        ("v.position_embd.weight", (577, 64)),  # no square
+        ("v.position_embd.weight", (576, 65)),
+        ("mm.down.weight", (65, 128)),
+    ],
+)
+def test_a_shape_that_no_image_fits_is_named(name, shape):
     eyes = tiny.eyes(side=24)
-    with pytest.raises(FormatError, match=r"v\.position_embd\.weight"):
-        models.record_eyes(eyes.metadata, eyes.shapes | {"v.position_embd.weight": shape})
+    with pytest.raises(FormatError, match=name):
+        models.record_eyes(eyes.metadata, eyes.shapes | {name: shape})
 
 
 def test_one_file_may_hold_both(tmp_path, opened):
@@ -330,6 +340,16 @@ def test_one_file_may_hold_both(tmp_path, opened):
         models.record(eyes.metadata, eyes.shapes)
     with pytest.raises(FormatError, match="Ollama keeps GLM-OCR in a form of its own"):
         models.record({"general.architecture": "glmocr"}, {})
+
+
+def test_wrong_eyes_in_the_model_s_own_file_name_it_once(tmp_path):
+    text = tiny.model("glm4", rope_dim=32, metadata={"glm4.rope.dimension_sections": [4, 6, 6, 0]})
+    eyes = tiny.eyes(metadata={"clip.vision.block_count": 3})
+    clip = {key: value for key, value in eyes.metadata.items() if key.startswith("clip.")}
+    path = tiny.write(tmp_path / "both.gguf", tiny.Tiny(clip | text.metadata, text.tensors | eyes.tensors))
+    with pytest.raises(FormatError, match=r"no tensor 'v\.blk\.2\.ln1\.weight'") as error:
+        glmlite.load(path)
+    assert str(error.value).count("both.gguf") == 1
 
 
 def test_places_of_patches():

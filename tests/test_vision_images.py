@@ -189,6 +189,10 @@ def test_pages_of_a_tiff_are_opened_one_by_one():
     assert frame_count(file) == 2
     assert np.asarray(open_frame(file, 1)).tolist() == [[BLACK, BLUE], [GREEN, RED]]
     assert np.asarray(open_frame(file, 0)).tolist() == RGB
+    with Image.open(io.BytesIO(file)) as image:
+        assert frame_count(image) == 2
+        assert np.asarray(open_frame(image, 1)).tolist() == [[BLACK, BLUE], [GREEN, RED]]
+        assert image.tell() == 0  # whoever has it finds it as it was
     assert frame_count(saved(colours())) == frame_count(np.asarray(colours())) == 1
 
 

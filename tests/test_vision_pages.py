@@ -1,6 +1,8 @@
 """Pages of PDF files as images, and pages cut into blocks by their white space."""
 
+import os
 import re
+import sys
 import threading
 from itertools import pairwise
 
@@ -11,9 +13,10 @@ pytest.importorskip("PIL", reason="needs glmlite[vision]")
 pytest.importorskip("pypdfium2", reason="needs glmlite[vision]")
 
 import pictures
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 from glmlite.vision.cutting import PATCH, cut
+from glmlite.vision.pages import Pages
 from glmlite.vision.pdf import LONGEST, Pdf, is_pdf
 
 # ---- PDF
@@ -85,6 +88,17 @@ def test_a_file_that_cannot_be_opened_is_a_clear_error(data, message):
         Pdf("there is no such.pdf")
 
 
+def test_a_file_without_pages_is_told_whatever_was_opened_before(tmp_path):
+    path = tmp_path / "空.pdf"
+    path.write_bytes(pictures.pdf([]))
+    for before in (pictures.pdf(["x"], encrypt=True), b"%PDF-1.4 and no more"):
+        for source in (path, path.read_bytes()):
+            with pytest.raises(ValueError, match=r"damaged|encrypted"):
+                Pdf(before)
+            with pytest.raises(ValueError, match=r"^scan.pdf: has no pages, expected at least one"):
+                Pdf(source, "scan.pdf")
+
+
 def test_a_damaged_page_is_named_and_the_others_are_there():
     with Pdf(pictures.pdf(["a", None, "b"]), "scan.pdf") as file:
         for call in (file.characters, file.text, lambda number: file.render(number, 72)):
@@ -145,6 +159,118 @@ def test_threads_may_render_at_once():
         for thread in threads:
             thread.join()
     assert len(sizes) == 8 and len(set(sizes)) == 1
+
+
+# ---- PDF, in a process of its own
+
+
+@pytest.fixture
+def started():
+    """started(arguments of Pages) -> Pages that are stopped after the test."""
+    made = []
+
+    def started(*limits):
+        made.append(Pages(*limits))
+        return made[-1]
+
+    yield started
+    for pages in made:
+        pages.stop()
+
+
+def test_a_process_answers_as_pdfium_does_here(started, tmp_path, monkeypatch):
+    page = pictures.blank(300, 200)
+    page.paste((200, 10, 30), (30, 40, 90, 100))
+    data = pictures.pdf(["one line", page, None])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "文.pdf").write_bytes(data)
+    (tmp_path / "PIL.py").write_text("raise ImportError('of the folder that one is in')")
+    pages = started()
+    for source in (data, memoryview(data), "文.pdf", tmp_path / "文.pdf"):
+        with Pdf(data, "scan.pdf") as here, pages.open(source, "scan.pdf") as there:
+            assert there.pages == here.pages == 3
+            for number in (1, 2):
+                assert there.text(number) == here.text(number)
+                assert there.characters(number) == here.characters(number)
+                assert there.render(number, 90).tobytes() == here.render(number, 90).tobytes()
+            for number in (3, 4):
+                with pytest.raises(ValueError, match=r"^scan.pdf, page ") as told:
+                    here.render(number, 90)
+                with pytest.raises(ValueError, match=re.escape(str(told.value))):
+                    there.render(number, 90)
+    with pytest.raises(ValueError, match=r"^scan.pdf: a damaged PDF"):
+        pages.open(data[:80], "scan.pdf")
+    with pytest.raises(FileNotFoundError, match=r"No such file.*none.pdf"):
+        pages.open("none.pdf", "none.pdf")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="a system without /dev/fd")
+def test_a_file_that_is_open_here_alone_is_read_there(started, tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(pictures.pdf(["a line"]))
+    with (tmp_path / "scan.pdf").open("rb") as file, started().open(f"/dev/fd/{file.fileno()}", "scan.pdf") as pdf:
+        assert pdf.text(1) == "a line"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which files are open")
+def test_a_file_that_is_closed_here_is_closed_there(started, tmp_path):
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(pictures.pdf(["a line"]))
+
+    def is_open():
+        folder = f"/proc/{pages._process.pid}/fd"
+        return any(os.readlink(f"{folder}/{name}") == str(path) for name in os.listdir(folder))
+
+    pages = started()
+    with pages.open(path, "scan.pdf"):
+        assert is_open()
+    assert not is_open()
+
+
+def test_two_files_of_one_process_take_turns(started):
+    pages = started()
+    with pages.open(pictures.pdf(["a", "b"]), "1.pdf") as one, pages.open(pictures.pdf(["c"]), "2.pdf") as two:
+        assert [one.text(1), two.text(1), one.text(2), two.pages] == ["a", "c", "b", 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize(("limits", "said"), [((1 << 29, 60), "less than 0.5 GiB"), ((4 << 30, 1), "more than 1 s")])
+def test_a_page_that_takes_all_there_is_is_an_error_and_others_follow(started, limits, said):
+    pages = started(*limits)
+    with pages.open(pictures.endless_pdf(), "scan.pdf") as file:
+        assert file.pages == 1
+        with pytest.raises(ValueError, match=f"^scan.pdf, page 1: .*PDFium.*{said}"):
+            file.render(1, 72)
+    with pages.open(pictures.pdf(["a line"]), "next.pdf") as file:
+        assert file.text(1) == "a line" and file.render(1, 72).size == (595, 842)
+
+
+def test_what_a_process_is_doing_can_be_stopped(started):
+    pages, said = started(), []
+    file = pages.open(pictures.endless_pdf(), "scan.pdf")
+
+    def render():
+        try:
+            file.render(1, 72)
+        except ValueError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    pages.stop()
+    thread.join(60)
+    assert not thread.is_alive() and said[0].startswith("scan.pdf, page 1: ")
+    with pytest.raises(ValueError, match="reading was stopped"):
+        file.render(1, 72)
+    file.close()
+
+
+def test_a_frozen_program_starts_no_process(started, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a process"))
+    with started().open(pictures.pdf(["a line"]), "scan.pdf") as file:
+        assert file.text(1) == "a line"
 
 
 # ---- cutting
@@ -235,6 +361,124 @@ def test_three_columns_and_a_text_below_them():
     assert all(block.box[0] < 100 for block in blocks[len(lefts) :]) and len(blocks) > len(lefts)
 
 
+@pytest.mark.parametrize("columns", [2, 3])
+@pytest.mark.parametrize(("first", "last"), [("Index", ""), ("Index", "17"), ("", "17")])
+def test_a_heading_and_a_page_number_that_lie_in_one_column_are_before_and_after_all(columns, first, last):
+    page = pictures.blank()
+    left = 1240 * (columns // 2) // columns + 90
+    width = 1100 // columns - 50
+    if first:
+        pictures.paragraph(page, left, 40, 120, 1, 40)
+    for i in range(columns):
+        pictures.paragraph(page, 80 + i * 1100 // columns, 140, width, 36, 20, i)
+    if last:
+        pictures.paragraph(page, left, 1300, 40, 1, 20)
+    found = cut(page)
+    tops = [block.box[1] for block in found.blocks]
+    assert ink_is_covered(found)
+    assert not first or (tops[0] == min(tops) and found.blocks[0].box[3] < 140)
+    assert not last or (tops[-1] == max(tops) and tops[-1] > 1250)
+    inner = found.blocks[bool(first) : len(tops) - bool(last)]
+    where = [(block.box[0] - 40) * columns // 1100 for block in inner]
+    assert where == sorted(where) and set(where) == set(range(columns))
+
+
+def test_a_short_heading_above_columns_that_have_headings_of_their_own():
+    page = pictures.blank()
+    pictures.heading(page, "News", 60, 60)
+    for left in (80, 660):
+        pictures.paragraph(page, left, 160, 120, 1, 30)
+        pictures.paragraph(page, left, 220, 480, 36, 22, left)
+    found = cut(page)
+    assert found.blocks[0].box[3] < 160 and ink_is_covered(found)
+    columns = [block.box[0] > 620 for block in found.blocks[1:]]
+    assert columns == sorted(columns) and set(columns) == {False, True}
+
+
+def test_an_index_whose_lines_do_not_stand_side_by_side_is_columns():
+    page = pictures.blank()
+    for column in range(4):
+        top = 100 + 7 * column
+        for row in range(36 + column):
+            width = (150, 100, 200, 170)[(row + column) % 4]
+            top = pictures.paragraph(page, 60 + 290 * column, top, width, 1, 20, row) + 9 * (row % 7 == 6)
+    found = cut(page)
+    columns = [block.box[0] // 290 for block in found.blocks]
+    assert columns == sorted(columns) and set(columns) == {0, 1, 2, 3} and ink_is_covered(found)
+
+
+def test_a_river_through_a_few_lines_is_no_gutter():
+    page = pictures.blank()
+    top = pictures.paragraph(page, 100, 100, 1040, 6)
+    pictures.paragraph(page, 100, top, 480, 3)
+    top = pictures.paragraph(page, 606, top, 534, 3)
+    pictures.paragraph(page, 100, top, 1040, 6)
+    found = cut(page)
+    assert in_reading_order(found.blocks) and all(block.box[0] < 110 for block in found.blocks)
+
+
+def test_a_word_space_of_a_headline_is_no_gutter():
+    page = pictures.blank()
+    draw, letters = ImageDraw.Draw(page), pictures.font(72)
+    middle = 110 + int(draw.textlength("The best of times", letters))
+    draw.text((100, 90), "The best of times", "black", letters)
+    draw.text((middle + 12, 90), "and the worst", "black", letters)
+    pictures.paragraph(page, 100, 200, middle - 110, 30, 20)
+    pictures.paragraph(page, middle + 15, 200, 450, 30, 20, 3)
+    head, *rest = cut(page).blocks
+    assert head.box[3] <= 200 and head.box[2] > middle + 200
+    columns = [block.box[0] > middle - 20 for block in rest]
+    assert columns == sorted(columns) and set(columns) == {False, True}
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_rows_of_a_table_without_rules_stay_whole(rows):
+    page = pictures.blank()
+    pictures.paragraph(page, 100, 100, 1040, 4)
+    for row in range(rows):
+        for left, width in ((100, (180, 80, 120)[row % 3]), (420, (330, 140, 500, 90)[row % 4])):
+            pictures.paragraph(page, left, 300 + 50 * row, width, 1, 24, row)
+    found = cut(page)
+    assert in_reading_order(found.blocks) and ink_is_covered(found)
+    assert all(block.box[0] < 110 and block.box[2] > 700 for block in found.blocks)
+
+
+@pytest.mark.parametrize("skew", [0, 1.5])
+def test_the_black_around_a_scanned_page_is_not_its_ink(skew):
+    page, _, columns = two_columns()
+    scan = Image.new("RGB", (1400, 1900), (12, 12, 12))
+    scan.paste(page, (110, 60))
+    found = cut(scan.rotate(skew, Image.Resampling.BICUBIC, fillcolor=(12, 12, 12)))
+    assert abs(found.turned + skew) < 0.25
+    boxes = [(left + 110, top + 60, right + 110, bottom + 60) for left, top, right, bottom in columns]
+    where = [next(i for i, box in enumerate(boxes) if within(block, box, 12)) for block in found.blocks[1:]]
+    assert where == sorted(where) and set(where) == {0, 1}
+
+
+def test_the_edge_of_a_grey_page_that_is_levelled_is_not_its_ink():
+    page, _, _ = two_columns()
+    grey = Image.blend(page, Image.new("RGB", page.size, "black"), 0.4)
+    found = cut(grey.rotate(3, Image.Resampling.BICUBIC, fillcolor=(153, 153, 153)))
+    assert len(found.blocks) == len(cut(page).blocks)
+    assert all(within(block, (70, 60, 1170, 1700)) for block in found.blocks)
+
+
+def test_grey_letters_beside_black_ones_are_not_lost():
+    page = pictures.blank()
+    pictures.paragraph(page, 100, 100, 1040, 30, colour=(20, 20, 20))
+    pictures.paragraph(page, 500, 1600, 240, 1, colour=(170, 170, 170))
+    left, top, right, bottom = cut(page).blocks[-1].box
+    assert left <= 502 and top <= 1604 and right >= 680 and bottom >= 1620
+
+
+def test_a_number_1_is_not_lost():
+    page = pictures.blank(620, 877)
+    pictures.paragraph(page, 50, 50, 520, 20, 14)
+    ImageDraw.Draw(page).line((310, 800, 310, 811), "black")
+    ImageDraw.Draw(page).line((311, 800, 311, 811), (160, 160, 160))
+    assert ink_is_covered(cut(page))
+
+
 def page_with_table():
     page = pictures.blank()
     top = pictures.paragraph(page, 100, 100, 1040, 5)
@@ -253,8 +497,6 @@ def test_a_ruled_table_is_one_block():
 
 
 def test_a_frame_and_rules_are_no_table():
-    from PIL import ImageDraw
-
     page = pictures.blank()
     draw = ImageDraw.Draw(page)
     draw.rectangle((40, 40, 1200, 1700), outline="black", width=3)
@@ -279,6 +521,48 @@ def test_a_page_is_set_upright(turn, draw):
     assert [block.kind for block in found.blocks] == [block.kind for block in cut(page).blocks]
 
 
+def test_a_page_of_letters_that_often_reach_down_is_set_upright():
+    page = pictures.blank()
+    for line in range(30):
+        text = "The party paid for a copy of the applicable regulations; however, Mr. Jarndyce objected"
+        pictures.heading(page, text, 100 + 40 * line, 26)
+    assert cut(page).turned == 0 and cut(page.rotate(180)).turned == 180
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+@pytest.mark.parametrize("size", [16, 24, 40, 80])
+def test_a_few_lines_stay_as_they_are_and_whole(lines, size):
+    for width, height in ((1240, 1754), (620, 877), (620, int(1.5 * lines * size) + 20)):
+        page = pictures.blank(width, height)
+        pictures.paragraph(page, 20, 10, width - 40, lines, size)
+        found = cut(page, most_patches=10_000)
+        assert abs(found.turned) < 2 and len(found.blocks) == 1 and ink_is_covered(found)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 270])
+def test_a_title_page_is_not_set_on_its_side(turn):
+    page = pictures.blank()
+    top = pictures.heading(page, "A Tale of Two Cities", 500, 60)
+    pictures.heading(page, "by Charles Dickens", top, 30)
+    pictures.heading(page, "Chapman and Hall, London", 1600, 24)
+    assert cut(page.rotate(turn, expand=True)).turned % 180 == turn % 180
+
+
+@pytest.mark.parametrize("text", ["page 3 of 12", "Hello world", "1,234.56", "hope, age yours"])
+def test_a_picture_of_one_line_stays_as_it_is(text):
+    page = pictures.blank(240, 40)
+    pictures.heading(page, text, 8, 24)
+    for picture in (page, page.crop(page.convert("L").point(lambda level: 255 * (level < 100)).getbbox())):
+        found = cut(picture)
+        assert abs(found.turned) < 2 and len(found.blocks) == 1
+
+
+def test_a_small_picture_of_a_table_is_one():
+    page = pictures.blank(400, 200)
+    pictures.table(page, 20, 20, 3, 4, (90, 30))
+    assert [block.kind for block in cut(page).blocks] == ["table"]
+
+
 @pytest.mark.parametrize("skew", [-4, -1, 0.5, 2.5])
 def test_a_page_askew_is_levelled(skew):
     page, _, _ = two_columns()
@@ -287,6 +571,71 @@ def test_a_page_askew_is_levelled(skew):
     assert small(found) and ink_is_covered(found)
     columns = [block.box[0] > 600 for block in found.blocks[1:]]
     assert columns == sorted(columns) and len(set(columns)) == 2
+
+
+@pytest.mark.parametrize("skew", [0, 2.5])
+@pytest.mark.parametrize("draw", [lambda: two_columns()[0], lambda: page_with_table()[0]])
+def test_a_dark_page_is_cut_as_a_light_one(draw, skew):
+    light = draw().rotate(skew, Image.Resampling.BICUBIC, fillcolor="white")
+    found, want = cut(ImageOps.invert(light)), cut(light)
+    assert found.turned == want.turned and len(found.blocks) == len(want.blocks)
+    for block, same in zip(found.blocks, want.blocks):
+        assert block.kind == same.kind and np.allclose(block.box, same.box, atol=2)  # levels round the other way
+    faint = Image.blend(ImageOps.invert(light), Image.new("RGB", light.size, (70, 70, 90)), 0.4)
+    assert [block.kind for block in cut(faint).blocks] == [block.kind for block in want.blocks]
+
+
+def light_on(page, box, colour, lines, size=24, margin=40):
+    """Draws a banner with lines of white letters; the boxes of its ink."""
+    ImageDraw.Draw(page).rectangle(box, fill=colour)
+    pictures.paragraph(page, box[0] + margin, box[1] + margin, box[2] - box[0] - 2 * margin, lines, size, 0, "white")
+    return box[0] + margin - 2, box[1] + margin, box[2] - margin, box[1] + margin + int(1.4 * lines * size)
+
+
+def letters_are_whole(found, box):
+    """Whether a block has all of the white letters in a box, and not the banner beside them."""
+    light = np.asarray(found.image.crop(box).convert("L")) > 200
+    y, x = (np.flatnonzero(light.any(axis=axis)) for axis in (1, 0))
+    inner = box[0] + x[0], box[1] + y[0], box[0] + x[-1] + 1, box[1] + y[-1] + 1
+    return any(
+        left <= inner[0] and top <= inner[1] and right >= inner[2] and bottom >= inner[3]
+        for (left, top, right, bottom), _, _ in found.blocks
+    )
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (30, 60, 150), (200, 30, 30)])
+def test_light_letters_on_a_banner_are_read_as_dark_ones_are(colour):
+    page, _, columns = two_columns("")
+    page = page.transform(page.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, -200), fillcolor="white")
+    columns = [(left, top + 200, right, bottom + 200) for left, top, right, bottom in columns]
+    letters = light_on(page, (0, 0, 1239, 200), colour, 2, 40)
+    head, *rest = (found := cut(page)).blocks
+    assert letters_are_whole(found, letters) and within(head, (0, 0, 1240, 200))
+    where = [next(i for i, column in enumerate(columns) if within(block, column, 8)) for block in rest]
+    assert where == sorted(where) and set(where) == {0, 1}
+
+
+@pytest.mark.parametrize("skew", [0, 2])
+def test_light_letters_in_a_panel_beside_a_text(skew):
+    page = pictures.blank()
+    letters = light_on(page, (800, 100, 1200, 1600), (30, 60, 150), 30)
+    pictures.paragraph(page, 80, 107, 640, 44)
+    found = cut(page.rotate(skew, Image.Resampling.BICUBIC, fillcolor="white"))
+    assert abs(found.turned + skew) < 0.25
+    columns = [block.box[0] > 760 for block in found.blocks]
+    assert columns == sorted(columns) and set(columns) == {False, True} and small(found)
+    assert skew or letters_are_whole(cut(page, most_patches=10_000), letters)
+
+
+def test_a_note_on_a_dark_table_is_a_light_page():
+    levels = np.random.default_rng(1).normal(50, 8, (1400, 1200, 3)).clip(0, 255).astype(np.uint8)
+    page, note = Image.fromarray(levels), pictures.blank(420, 800)
+    pictures.paragraph(note, 30, 40, 360, 20, 18)
+    page.paste(note, (350, 300))
+    found = cut(page)
+    assert found.turned == 0 and len(found.blocks) == 1
+    left, top, right, bottom = found.blocks[0].box
+    assert left < 380 and top < 340 and right > 740 and bottom > 850
 
 
 def test_a_large_scan_with_dirt_and_shadow_is_cut_as_the_clean_page():

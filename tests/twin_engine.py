@@ -115,8 +115,13 @@ def draw_weights(logits, temperature):
     return np.rint(np.ldexp(y, k.astype(int) + 44)).astype(np.int64)
 
 
+DRAFT = 0  # writes one token at a time
+
+
 class Sampler:
     """See `_native.pyi`; in f32 where the native one rounds to f32, otherwise in f64."""
+
+    drafted = (0, 0)
 
     def __init__(
         self,
@@ -133,7 +138,9 @@ class Sampler:
         logit_bias=None,
         logprobs=-1,
         stop=(),
+        draft=0,
     ):
+        assert draft == 0
         self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
         self.repetition_penalty = repetition_penalty
         self.presence_penalty, self.frequency_penalty = presence_penalty, frequency_penalty

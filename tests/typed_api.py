@@ -70,6 +70,8 @@ def answers(model: glmlite.Model) -> str:
     )
     ids: list[int] = model.chat_ids([{"role": "user", "content": "hi"}], tools=[], template={"x": 1})
     filled: glmlite.Infill = model.infill("a [MASK] b", max_tokens=4)
+    running: glmlite.Generation = model.infill_stream("a ", " b", path="a.py", max_tokens=4)
+    print(running.result().text)
     for page in model.ocr(["scan.pdf", b"..."], pages="3-7", dpi=90, cut=True, on_progress=print):
         text: str = page.error or page.text
         print(text, page.seconds.read, [part.box for part in page.blocks])

@@ -235,11 +235,11 @@ Outcome Session::generate(const std::vector<int32_t>& prompt, Wanted wanted) {
   return out;
 }
 
-int32_t Session::enter(const Work& work, const Wanted& wanted, CancelFlag& flag, const Outcome& out) {
+std::vector<int32_t> Session::enter(const Work& work, const Wanted& wanted, CancelFlag& flag, const Outcome& out) {
   Engine& engine = *model_->engine_;
   const auto count = static_cast<int64_t>(work.tokens.size());
   const auto done = static_cast<int64_t>(cached_.size());
-  model_->make_room(*this, count);
+  model_->make_room(*this, count + work.budget - 1);
   std::vector<std::vector<Sample>> samples;
   if (!wanted.on_progress || out.generated > 0) {
     samples = engine.run({work}, 0, &flag);
@@ -268,9 +268,12 @@ int32_t Session::enter(const Work& work, const Wanted& wanted, CancelFlag& flag,
     if (failure) std::rethrow_exception(failure);
     if (wanted.on_progress(done + count, out.prompt)) flag.set = true;
   }
+  std::vector<int32_t> drawn;
+  for (const Sample& sample : samples[0]) drawn.push_back(sample.token);
   cached_.insert(cached_.end(), work.tokens.begin(), work.tokens.end());
+  if (!drawn.empty()) cached_.insert(cached_.end(), drawn.begin(), drawn.end() - 1);
   if (flag.is_set()) throw Cancelled("the answer was cancelled");
-  return samples[0].empty() ? -1 : samples[0].back().token;
+  return drawn;
 }
 
 void Session::answer(const std::vector<int32_t>& prompt, const Layout& layout, Wanted& wanted, CancelFlag& flag,
@@ -279,6 +282,7 @@ void Session::answer(const std::vector<int32_t>& prompt, const Layout& layout, W
   Engine& engine = *m.engine_;
   const auto begin = Clock::now();
   const std::unordered_set<int32_t> stops(wanted.sampling.stop.begin(), wanted.sampling.stop.end());
+  wanted.sampling.draft = kDraft;
   const auto sampler = std::make_shared<Sampler>(std::move(wanted.sampling));
   sampler->accept(prompt.data(), out->prompt);
 
@@ -293,7 +297,7 @@ void Session::answer(const std::vector<int32_t>& prompt, const Layout& layout, W
   out->reused = static_cast<int64_t>(reused);
   if (wanted.on_progress && wanted.on_progress(out->reused, out->prompt)) flag.set = true;
 
-  int32_t token = -1;
+  std::vector<int32_t> drawn;
   for (int64_t at = out->reused; at < out->prompt;) {
     const bool whole = at == 0 && layout.context > 0;
     const int64_t end = whole ? layout.context : std::min(at + kChunk, out->prompt);
@@ -303,7 +307,7 @@ void Session::answer(const std::vector<int32_t>& prompt, const Layout& layout, W
     work.positions.assign(layout.positions.begin() + at, layout.positions.begin() + end);
     work.visible = whole ? layout.context : 0;
     if (end == out->prompt) work.sampler = sampler;
-    token = enter(work, wanted, flag, *out);
+    drawn = enter(work, wanted, flag, *out);
     at = end;
   }
   const auto first = Clock::now();
@@ -332,34 +336,40 @@ void Session::answer(const std::vector<int32_t>& prompt, const Layout& layout, W
     }
     return text;
   };
-  Position position = layout.next;
-  for (;;) {
+  // Whether the answer ends with a token.
+  const auto ends = [&](int32_t token) {
     if (stops.count(token)) {
       out->end = End::kStop;
       out->stop_token = token;
       std::string rest;
       stream.finish(rest);
       tell(-1, rest);
-      break;
+      return true;
     }
     ++out->generated;
     const bool enough = tell(token, text_of(token));
     out->generation_seconds = seconds_since(first);
-    if (enough) {
-      out->end = End::kCallback;
-      break;
-    }
-    if (out->generated == wanted.max_tokens) {
-      out->end = End::kLength;
-      break;
-    }
+    if (enough) out->end = End::kCallback;
+    const bool last = out->generated == wanted.max_tokens;
+    if (!enough && last) out->end = End::kLength;
+    return enough || last;
+  };
+  const auto position = [&](int64_t generated) {
+    Position at{};
+    for (int axis = 0; axis < kAxes; ++axis)
+      at[axis] = static_cast<int32_t>(layout.next[axis] + generated * layout.step[axis]);
+    return at;
+  };
+  while (std::none_of(drawn.begin(), drawn.end(), ends)) {
     Work work;
     work.sequence = sequence_;
-    work.tokens = {token};
-    work.positions = {position};
+    work.tokens = {drawn.back()};
+    work.positions = {position(out->generated - 1)};
+    work.next_position = position(out->generated);
+    work.position_step = layout.step;
     work.sampler = sampler;
-    token = enter(work, wanted, flag, *out);
-    for (int axis = 0; axis < kAxes; ++axis) position[axis] += layout.step[axis];
+    work.budget = std::min<int64_t>(1 + kDraft, wanted.max_tokens - out->generated);
+    drawn = enter(work, wanted, flag, *out);
   }
 }
 

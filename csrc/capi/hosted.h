@@ -109,8 +109,8 @@ class Session {
  private:
   friend class Hosted;
   void answer(const std::vector<int32_t>& prompt, const Layout& layout, Wanted& wanted, CancelFlag& flag, Outcome* out);
-  // Enters the tokens, and draws one where the work has a sampler: or -1.
-  int32_t enter(const Work& work, const Wanted& wanted, CancelFlag& flag, const Outcome& out);
+  // Enters the tokens, and returns those that the work's sampler has drawn then.
+  std::vector<int32_t> enter(const Work& work, const Wanted& wanted, CancelFlag& flag, const Outcome& out);
 
   const std::shared_ptr<Hosted> model_;
   int sequence_ = -1;

@@ -12,11 +12,11 @@
 
 enum { MOST = 100, LINE = 4096, PROMPT = 8192 };
 
-static glmlite_cancel* cancel; /* of the answer that is being written */
+static glmlite_cancel* volatile cancel; /* of the answer that is being written, or NULL */
 static struct { char* text; size_t length; } answer;
 static int ids;
 
-static void interrupted(int signal) { (void)signal; glmlite_cancel_set(cancel); }
+static void interrupted(int signal) { (void)signal; glmlite_cancel_set(cancel); } /* which NULL may be */
 
 static int on_token(void* user, int32_t token, const char* text, size_t length) {
   char* grown = realloc(answer.text, answer.length + length + 1);
@@ -76,7 +76,9 @@ int main(int argc, char** argv) {
     putchar('\n');
     glmlite_message said = {"assistant", answer.text, answer.length};
     messages[count++] = said;
-    glmlite_cancel_free(cancel);
+    glmlite_cancel* done = cancel;
+    cancel = NULL; /* first: Ctrl-C may come while the next question is waited for */
+    glmlite_cancel_free(done);
   }
   while (count) free((void*)messages[--count].text);
   glmlite_session_free(session);

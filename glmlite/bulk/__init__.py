@@ -121,12 +121,14 @@ def batch(
     """
     from .asking import asked_of, asking_of
     from .rows import Given, Source, source_of
-    from .work import Work, into_file, load_for, results, spooled
+    from .work import Work, check_out, into_file, load_for, results, spooled
 
     if at_once is not None:
         check_integer("at_once", at_once, 1)
     prompt, p = asked_of(parameters, **options)
     cancel = Cancel() if cancel is None else cancel
+    if out is not None:
+        check_out(Path(out), force)
     with ExitStack() as stack:
         source: Source
         if isinstance(rows, str | os.PathLike):

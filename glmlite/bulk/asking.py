@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+import reprlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from .. import chat
 from ..cancel import Cancel
 from ..chat import template as templates
 from ..generate import Completion
 from ..model import Model
-from ..parameters import Options, Parameters
+from ..parameters import Options, Parameters, check_integer
 from ..serve import errors, images, openai, starting
 from ..serve.asked import Asked
 from ..serve.errors import Refused
@@ -40,6 +43,8 @@ __all__ = [
 
 COLUMNS = ("prompt", "messages")  # that are taken where none is named
 PATHS = {"/v1/chat/completions": True, "/v1/completions": False}  # whether it is a conversation
+
+_ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # no path; one of the web is refused by name
 
 Record = dict[str, Any]
 
@@ -103,6 +108,18 @@ class Prompt:
     effort: str | None = None
     thinking_budget: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("column", "template", "system", "image", "prefix", "effort"):
+            if not isinstance(value := getattr(self, name), str | None) or (name == "prefix" and value is None):
+                raise TypeError(f"{name} is {reprlib.repr(value)}, expected a string")
+        if not isinstance(self.raw, bool):
+            raise TypeError(f"raw is {self.raw!r}, expected True or False")
+        if not isinstance(self.thinking, bool | None):
+            raise TypeError(f"thinking is {self.thinking!r}, expected True, False or None")
+        if self.thinking_budget is not None:
+            check_integer("thinking_budget", self.thinking_budget, 0)
+        chat.offered(self.tools, self.tool_choice)
+
 
 class PromptOptions(Options, total=False):
     """The fields of `Prompt` and of `Parameters` as keyword arguments."""
@@ -121,7 +138,7 @@ class PromptOptions(Options, total=False):
 
 
 def asked_of(parameters: Parameters | None, **options: Unpack[PromptOptions]) -> tuple[Prompt, Parameters]:
-    """What all rows are asked. Raises as `Parameters.of`."""
+    """What all rows are asked. Raises TypeError and ValueError, naming the option."""
     given: dict[str, Any] = dict(options)
     prompt = Prompt(**{field.name: given.pop(field.name) for field in fields(Prompt) if field.name in given})
     return prompt, Parameters.of(parameters, **given)
@@ -153,6 +170,12 @@ def asking_of(model: Model, source: Source, prompt: Prompt, parameters: Paramete
     if prompt.column is None and prompt.template is None:
         names = list(source.columns) if source.columns is not None else _seen(source)
         if source.columns is None and {"custom_id", "body"} <= set(names):
+            given = [field.name for field in fields(Prompt) if getattr(prompt, field.name) != field.default]
+            if given:
+                raise ValueError(
+                    f"{given[0]}: the rows of {source.name} are requests in OpenAI's form, which say so themselves; "
+                    "expected none"
+                )
             return OpenAI(model, cancel, parameters)
         column = next((name for name in COLUMNS if name in names), None)
         if column is None and names:
@@ -199,10 +222,12 @@ class Prompts:
     def check(self, source: Source) -> None:
         prompt = self._prompt
         if not self._chats:
-            for given, name in ((prompt.system, "system"), (prompt.image, "image"), (prompt.tools, "tools")):
-                if given is not None:
+            for name in ("system", "image", "tools", "thinking", "effort", "thinking_budget"):
+                if getattr(prompt, name) is not None:
                     why = "raw prompts have none" if prompt.raw else "the model has no chat template"
                     raise ValueError(f"{name}: {why}")
+        if self._parameters.logprobs is not None:
+            raise ValueError("logprobs: the columns of answers have no place for them, requests in OpenAI's form have")
         self._model._constraint(self._parameters)
         names = list(source.columns) if source.columns is not None else _seen(source)
         if not names:
@@ -211,13 +236,21 @@ class Prompts:
         for name in sorted(wanted | ({prompt.image} if prompt.image is not None else set())):
             if name not in names:
                 raise ValueError(f"{source.name}: has no column {name!r}; there is {', '.join(map(repr, names))}")
-        if taken := sorted(set(self.fields) & set(names)):
+        try:
+            self._spare(names)
+        except ValueError as error:
+            raise ValueError(f"{source.name}: {error}") from None
+
+    def _spare(self, names: Collection[str]) -> None:
+        """Raises ValueError for a column that one of the answers would be written over."""
+        if (taken := next((name for name in self.fields if name in names), None)) is not None:
             raise ValueError(
-                f"{source.name}: has a column {taken[0]!r} of its own, which would be written over; choose a prefix "
-                "for the names of the columns that are added (--prefix model_)"
+                f"has a column {taken!r} of its own, which would be written over; choose a prefix for the names of the "
+                "columns that are added (--prefix model_)"
             )
 
     def question(self, row: Row) -> Question:
+        self._spare(row.values)
         asked = self._asked(row.values)
         seed = seed_of(self._parameters.seed or 0, row.number)
         key = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False, default=str)
@@ -273,9 +306,9 @@ class Prompts:
         image = values.get(self._prompt.image)
         if image is None or image == "":
             raise ValueError(f"{self._prompt.image!r} is empty, expected an image")
-        if isinstance(image, Mapping) and image.get("bytes") is not None:  # as data sets have images in Parquet
-            image = image["bytes"]
-        return image if not isinstance(image, str) or image[:5].lower() == "data:" else self._folder / image
+        if isinstance(image, Mapping):  # as data sets have images in Parquet: bytes, or where they are
+            image = next((image[name] for name in ("bytes", "path") if image.get(name) is not None), image)
+        return self._folder / image if isinstance(image, str) and not _ADDRESS.match(image) else image
 
     def _record(self, row: Row, answer: Completion) -> Record:
         calls = [{**call.as_dict(), "id": f"call_{row.number}-{i}"} for i, call in enumerate(answer.tool_calls)]
@@ -325,13 +358,14 @@ class OpenAI:
         if not isinstance(body := values.get("body"), dict):
             raise Refused(400, "body is missing, expected the object of a request", param="body")
         url = values.get("url", "/v1/chat/completions")
-        if url not in PATHS:
+        if not isinstance(url, str) or url not in PATHS:
             raise Refused(400, f"url is {json.dumps(url)[:80]}, expected {' or '.join(PATHS)}", param="url")
         if values.get("method", "POST") != "POST":
             raise Refused(400, f"method is {json.dumps(values['method'])[:40]}, expected POST", param="method")
         chats = PATHS[url]
         echo = not chats and bool(body.get("echo"))
         asked = openai.read_chat(body) if chats else openai.read_completions(body)
+        self._room(asked)
         asked.options = self._options(asked, row)
         key = json.dumps([asked.tools, asked.messages] if chats else asked.prompts, ensure_ascii=False)
 
@@ -341,10 +375,19 @@ class OpenAI:
 
         return Question(key, lambda: self._start(asked), record)
 
+    def _room(self, asked: Asked) -> None:
+        """Raises Refused for more answers than the model takes at once: they would be tried again for ever."""
+        scheduler = self._model._scheduler
+        most = None if scheduler.max_queue is None else scheduler.parallel + scheduler.max_queue
+        if most is not None and asked.count > most:
+            raise Refused(400, f"n: {asked.count} answers, expected at most {most}, as the model takes", param="n")
+
     def _options(self, asked: Asked, row: Row) -> dict[str, Any]:
         """The request's own before the run's."""
         plain = Parameters()
         given = {name: value for name, value in self._parameters.__dict__.items() if value != getattr(plain, name)}
+        if "schema" in asked.options:
+            given.pop("grammar", None)
         return {**given, "seed": seed_of(self._parameters.seed or 0, row.number), **asked.options}
 
     def _start(self, asked: Asked) -> Sequence[Running]:

@@ -6,12 +6,27 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["PEEKED", "Given", "Lines", "Parquet", "Row", "Source", "Table", "arrow", "kind_of", "source_of"]
+from ..files import special
+
+__all__ = [
+    "PEEKED",
+    "Given",
+    "Lines",
+    "Parquet",
+    "Row",
+    "Source",
+    "Table",
+    "arrow",
+    "kind_of",
+    "source_of",
+    "values_of",
+]
 
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 LARGEST = 64 << 20  # bytes of a field of CSV
@@ -54,6 +69,10 @@ def source_of(path: Path) -> Source:
     kind = kind_of(path)
     if path.is_dir():
         raise IsADirectoryError(21, "is a folder, expected a file of rows", str(path))
+    if special(path):  # it is read several times
+        raise ValueError(
+            f"{path}: is no regular file, expected one; JSON lines from a pipe are read as - (an open file)"
+        )
     return Lines(path) if kind == "jsonl" else Table(path) if kind == "csv" else Parquet(path)
 
 
@@ -118,11 +137,14 @@ class Table:
         self.path = path
         self.name = str(path)
         csv.field_size_limit(max(csv.field_size_limit(), LARGEST))
-        with self._open() as file:
-            names: list[str] = next(self._reader(file), [])
+        try:
+            with self._open() as file:
+                names = self._names(self._reader(file))
+        except csv.Error as error:
+            raise ValueError(f"{path}: the line with the names of the columns is no CSV: {error}") from None
         if not names:
             raise ValueError(f"{path}: is empty, expected a line with the names of the columns")
-        doubled = sorted({name for name in names if names.count(name) > 1})
+        doubled = sorted(name for name, count in Counter(names).items() if count > 1)
         if doubled:
             raise ValueError(f"{path}: several columns are called {doubled[0]!r}, expected different names")
         if any(_damaged(name) for name in names):
@@ -136,11 +158,15 @@ class Table:
     def _reader(self, file: Iterable[str]) -> Any:
         return csv.reader(file, strict=True)
 
+    def _names(self, reader: Iterator[list[str]]) -> list[str]:
+        """The first line that is not empty."""
+        return next(filter(None, reader), [])
+
     def rows(self) -> Iterator[Row]:
         assert self.columns is not None
         with self._open() as file:
             reader = self._reader(file)
-            next(reader, None)
+            self._names(reader)
             number = 0
             while True:
                 where = f"line {reader.line_num + 1}"
@@ -208,23 +234,79 @@ class Parquet:
     def rows(self) -> Iterator[Row]:
         number = 0
         for batch in self.batches():
-            for values in self._plain(batch).to_pylist():
-                yield Row(number, f"row {number + 1}", values)
+            for values, error in values_of(batch):
+                yield Row(number, f"row {number + 1}", values, error)
                 number += 1
-
-    def _plain(self, batch: Any) -> Any:
-        """With times in microseconds, which Python's have."""
-        pa = self._arrow
-        fields = [
-            field.with_type(pa.timestamp("us", field.type.tz))
-            if pa.types.is_timestamp(field.type) and field.type.unit == "ns"
-            else field
-            for field in batch.schema
-        ]
-        return batch.cast(pa.schema(fields), safe=False)
 
     def measure(self) -> tuple[int, str]:
         return self._count, _digest(self.path)
+
+
+def values_of(table: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """The columns of each row of a table or a record batch of pyarrow, and what is wrong with the row."""
+    names, columns = table.schema.names, [_plain(column) for column in table.columns]
+    damaged = [name for name, column in zip(names, columns) if _Unread in map(type, column)]
+    for cells in zip(*columns) if columns else ([],) * table.num_rows:
+        values = dict(zip(names, cells))
+        error = None
+        for name in damaged:
+            if type(why := values[name]) is _Unread:
+                values[name], error = None, error or f"{name!r} {why}"
+        yield values, error
+
+
+class _Unread(str):
+    """Why there is no value."""
+
+
+def _plain(column: Any) -> list[Any]:
+    """Values of a column as Python has them; times that it has not, in the year 20000, as texts."""
+    if (kind := _in_microseconds(column.type)) != column.type:
+        column = column.cast(kind, safe=False)
+    errors = (ValueError, OverflowError, arrow().ArrowException)
+    try:
+        found: list[Any] = column.to_pylist()
+        return found
+    except errors:
+        pass
+    text = arrow().string()
+
+    def plain(scalar: Any) -> Any:
+        try:
+            return scalar.as_py()
+        except UnicodeDecodeError:
+            return _Unread("is not UTF-8")
+        except errors as error:
+            try:
+                return scalar.cast(text).as_py()
+            except errors:
+                return _Unread(f"cannot be read: {error}")
+
+    return [plain(scalar) for scalar in column]
+
+
+def _in_microseconds(kind: Any) -> Any:
+    """A type with its times in microseconds, which Python's have."""
+    pa, types = arrow(), arrow().types
+    if types.is_map(kind):
+        return pa.map_(_inner(kind.key_field), _inner(kind.item_field), kind.keys_sorted)
+    if types.is_struct(kind):
+        return pa.struct([_inner(field) for field in kind])
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_inner(kind.value_field), kind.list_size)
+    if types.is_list(kind):
+        return pa.list_(_inner(kind.value_field))
+    if types.is_large_list(kind):
+        return pa.large_list(_inner(kind.value_field))
+    if getattr(kind, "unit", None) != "ns":
+        return kind
+    if types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.time64("us") if types.is_time(kind) else pa.duration("us")
+
+
+def _inner(field: Any) -> Any:
+    return field.with_type(_in_microseconds(field.type))
 
 
 class Given:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .. import journal
 from ..cancel import Cancel
-from ..files import refuse_to_overwrite, replacing
+from ..files import named_where_full, refuse_to_overwrite, replacing
 from ..loading import DEFAULT_CONTEXT, load
 from ..model import Model
 from ..parameters import Parameters
 from .asking import Asking, Record
-from .rows import Lines, Row, Source
+from .rows import Lines, Parquet, Row, Source, Table, kind_of
 from .running import Finished, answers
 from .writing import check_target, write
 
@@ -31,6 +33,7 @@ __all__ = [
     "Result",
     "Summary",
     "Work",
+    "check_out",
     "into_file",
     "journal_path",
     "load_for",
@@ -158,6 +161,7 @@ def _results(work: Work, rows: Iterator[Row]) -> Iterator[Result]:
             asking = work.asking
             yield Result(row.number, asking.result(row, record), asking.text(record), asking.error(record))
     work.cancel.check("batch")
+    meter.tell()
 
 
 def _in_order(found: Iterator[Result]) -> Iterator[Result]:
@@ -170,34 +174,76 @@ def _in_order(found: Iterator[Result]) -> Iterator[Result]:
             following += 1
 
 
+def check_out(path: Path, force: bool) -> None:
+    """Raises ValueError and OSError for what no rows are written to. Beside kept rows it may be there: it is written
+    over when the others are answered."""
+    kind_of(path)
+    refuse_to_overwrite(path, force or journal_path(path).exists())
+
+
 def into_file(work: Work, path: Path, *, force: bool = False, restart: bool = False) -> Summary:
     """Writes all rows with their answers to a file, which appears when it is whole.
 
     Finished rows are kept beside it meanwhile, and the next run over the same rows, with the same model and options,
     goes on after them. force: a file that is there is written over; restart: kept rows are given up.
 
-    Raises FileExistsError, ValueError (kept rows are of another run), Cancelled, and what a model raises for good.
+    Raises what `check_out` raises, ValueError (kept rows are of another run), Cancelled, and what a model raises for
+    good.
     """
+    check_out(path, force)
     check_target(path, work.asking, work.ordered)
     work.asking.check(work.source)
-    if not force and not journal_path(path).exists():
-        refuse_to_overwrite(path)
-    count, digest = work.source.measure()
-    kept = Kept(journal_path(path), _header(work, digest), count, work.asking, restart)
-    meter = Meter(count, len(kept.order), kept.failed, work.progress)
+    given = Unchanged(work.source)
+    kept = Kept(journal_path(path), _header(work, given.digest), given.count, work.asking, restart)
+    meter = Meter(given.count, len(kept.order), kept.failed, work.progress)
     try:
-        rows = (row for row in work.source.rows() if row.number not in kept)
+        rows = (row for row in given.rows() if row.number not in kept)
         for finished in work.answers(rows):
             kept.add(finished)
             meter.add(finished)
         work.cancel.check("batch")
+        meter.tell()
         with replacing(path) as file:
-            write(file, path, work.asking, work.source, kept.joined(work.source, work.ordered))
+            write(file, path, work.asking, work.source, kept.joined(given.rows(), work.ordered))
     except BaseException:
         kept.close()
         raise
     kept.journal.remove()
     return Summary(path, meter.progress, None if kept.first is None else kept.first[1])
+
+
+class Unchanged:
+    """The rows of a file while it is what it was. A row that comes out is one of the file that was measured, so what is
+    kept stays of use when the file is put back.
+
+    Raises OSError, also for a file that was changed.
+    """
+
+    def __init__(self, source: Source):
+        assert isinstance(source, Lines | Table | Parquet)
+        self._source = source
+        self._stamp = self._look()
+        self.count, self.digest = source.measure()
+
+    def rows(self) -> Iterator[Row]:
+        for row in self._source.rows():
+            self._check()
+            yield row
+        self._check()
+
+    def _look(self) -> tuple[int, ...]:
+        found = os.stat(self._source.path)
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
+    def _check(self) -> None:
+        if (now := self._look()) == self._stamp:
+            return
+        if self._source.measure() != (self.count, self.digest):
+            raise OSError(
+                f"{self._source.name}: was changed while its rows were answered, expected the same content to the end; "
+                "with that back, finished rows count"
+            )
+        self._stamp = now
 
 
 class Kept:
@@ -228,10 +274,9 @@ class Kept:
         for record, offset in zip(records, self.journal.add(records)):
             self._note(record, offset)
 
-    def joined(self, source: Source, ordered: bool) -> Iterator[tuple[Row, Record]]:
+    def joined(self, rows: Iterator[Row], ordered: bool) -> Iterator[tuple[Row, Record]]:
         """All rows with their records, in their order, or as they were finished; those that come later wait."""
         waiting: dict[int, Row] = {}
-        rows = source.rows()
         for number in range(len(self._offsets)) if ordered else self.order:
             while number not in waiting:
                 row = next(rows)
@@ -272,9 +317,10 @@ def _header(work: Work, digest: str) -> dict[str, Any]:
     header = {
         "version": VERSION,
         "input": digest,
-        "model": journal.content_of(model.path),
+        "model": journal.content_of(model),
         "context": model.context,
-        "kv_type": model.memory()["kv"] // model.status().kv_tokens,  # in bytes of a token
+        # In bytes of a token. The engine tells them, as `memory` does not, where the model is unloaded.
+        "kv_type": model._engine.kv_bytes // model._engine.kv_tokens,
         "device": model.device,
         "prompts": work.asking.describe(),
         "options": parameters,
@@ -297,7 +343,7 @@ def _why(path: Path, found: Any, wanted: dict[str, Any]) -> str:
 
 
 class Meter:
-    """Counts, and tells ten times a second at most."""
+    """Counts, and tells ten times a second at most, and at the end."""
 
     def __init__(self, total: int, kept: int, failed: int, tell: Callable[[Progress], object] | None):
         self._total = total
@@ -317,8 +363,12 @@ class Meter:
             self._failed += each.failed
             self._read += each.read
             self._written += each.written
-        if self._tell is not None and time.monotonic() - self._told >= TELL_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._told >= TELL_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        self._told = time.monotonic()
+        if self._tell is not None:
             self._tell(self.progress)
 
 
@@ -338,16 +388,24 @@ def load_for(path: Any, at_once: int, **loading: Any) -> Model:
 
 
 @contextmanager
-def spooled(rows: Iterable[Any] | BinaryIO) -> Iterator[Lines]:
-    """Rows that can be read once, as a file of JSON lines that can be read again. Raises TypeError for what JSON has no
-    word for."""
+def spooled(rows: Any) -> Iterator[Lines]:
+    """Rows that can be read once, of a program or an open file, as a file of JSON lines that can be read again. Raises
+    TypeError for what JSON has no word for, and for a file that is open as text."""
     with tempfile.TemporaryDirectory(prefix="glmlite-") as folder:
         path = Path(folder) / "rows.jsonl"
-        with open(path, "wb") as file:
-            if isinstance(rows, io.IOBase):
+        with named_where_full(path), open(path, "wb") as file:
+            if isinstance(rows, io.TextIOBase):
+                raise TypeError("rows is a file that is open as text, expected one that is open as bytes ('rb')")
+            if hasattr(rows, "read"):
                 shutil.copyfileobj(rows, file)
             else:
-                for row in rows:
-                    line = json.dumps({"prompt": row} if isinstance(row, str) else row, ensure_ascii=False)
-                    file.write(line.encode("utf-8", "replace") + b"\n")
+                file.writelines(starmap(_line, enumerate(rows)))
         yield Lines(path, str(getattr(rows, "name", "rows")))
+
+
+def _line(number: int, row: Any) -> bytes:
+    row = {"prompt": row} if isinstance(row, str) else dict(row) if isinstance(row, Mapping) else row
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"row {number + 1}: cannot be written as JSON: {error}") from None

@@ -7,6 +7,7 @@ import csv
 import datetime
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -36,7 +37,7 @@ def check_target(path: Path, asking: Asking, ordered: bool) -> None:
 
 def line_of(result: Mapping[str, Any]) -> str:
     """A row as a line of JSON."""
-    return json.dumps(result, ensure_ascii=False, default=_plain) + "\n"
+    return _json(result) + "\n"
 
 
 def write(file: BinaryIO, path: Path, asking: Asking, source: Source, kept: Kept) -> None:
@@ -98,6 +99,22 @@ def _wider(kind: str | None, value: Any) -> str | None:
     return "float64" if {kind, own} == {"int64", "float64"} else "json"
 
 
+def _json(value: Any) -> str:
+    """JSON text; what is no number is null, as JSON has no word for it."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(value: Any) -> Any:
     """What JSON has no word for."""
     if isinstance(value, bytes):
@@ -110,9 +127,14 @@ def _plain(value: Any) -> Any:
 def _cell(value: Any, kind: str) -> Any:
     if value is None:
         return None
-    if kind == "json":
-        return json.dumps(value, ensure_ascii=False, default=_plain)
+    if kind in ("json", "string"):
+        return _whole(value if kind == "string" else _json(value))
     return float(value) if kind == "float64" else value
+
+
+def _whole(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON can name and UTF-8 cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 # ---- files
@@ -120,7 +142,7 @@ def _cell(value: Any, kind: str) -> Any:
 
 def _write_csv(file: BinaryIO, columns: Sequence[Column], results: Iterable[Mapping[str, Any]]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
-    rows = csv.writer(text, lineterminator="\n")
+    rows = csv.writer(_Ends(text), lineterminator="\r\n")
     rows.writerow([column.name for column in columns])
     for result in results:
         cells = [result.get(column.name) for column in columns]
@@ -129,23 +151,34 @@ def _write_csv(file: BinaryIO, columns: Sequence[Column], results: Iterable[Mapp
     text.detach()
 
 
+class _Ends:
+    """Lines of CSV that end with a line feed. Python's csv may quote a carriage return only where lines end with one,
+    and readers take one without quotes for the end of a line."""
+
+    def __init__(self, file: io.TextIOWrapper):
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
+
+
 def _text(value: Any) -> Any:
     if isinstance(value, str | int | float | None):
         return value
-    return json.dumps(value, ensure_ascii=False, default=_plain) if isinstance(value, list | dict) else _plain(value)
+    return _json(value) if isinstance(value, list | dict) else _plain(value)
 
 
 def _schema(columns: Sequence[Column]) -> Any:
     pa = arrow()
-    return pa.schema([(c.name, pa.type_for_alias("string" if c.type == "json" else c.type)) for c in columns])
+    return pa.schema([(_whole(c.name), pa.type_for_alias("string" if c.type == "json" else c.type)) for c in columns])
 
 
 def _write_parquet(file: BinaryIO, columns: Sequence[Column], results: Iterable[Mapping[str, Any]]) -> None:
     pa, schema = arrow(), _schema(columns)
     with pa.parquet.ParquetWriter(file, schema) as writer:
         for part in _parts(results, GROUP):
-            cells = {c.name: [_cell(result.get(c.name), c.type) for result in part] for c in columns}
-            writer.write_table(pa.table(cells, schema=schema))
+            cells = [[_cell(result.get(c.name), c.type) for result in part] for c in columns]
+            writer.write_table(pa.table([pa.array(of, f.type) for of, f in zip(cells, schema)], schema=schema))
 
 
 def _extend_parquet(file: BinaryIO, source: Parquet, asking: Prompts, records: Iterable[Record]) -> None:

@@ -147,9 +147,11 @@ def _content(where: str, content: Any, role: str, see: See | None) -> str | list
             image = _image(at, part, kind)
             parts.append({"type": "image", "image": image if see is None else see(image, at)})
             continue
-        text = part.get(kind) if isinstance(part, Mapping) and kind in ("text", "refusal") else None
-        if not isinstance(text, str):
+        if not isinstance(part, Mapping) or kind not in ("text", "refusal"):
             raise ValueError(f"{where}: a content part of type {kind!r}, should be 'text' or 'image'")
+        text = part.get(kind)
+        if not isinstance(text, str):
+            raise ValueError(f"{where}.content[{j}].{kind}: {type(text).__name__}, should be text")
         if parts and parts[-1]["type"] == "text":
             parts[-1]["text"] += text
         else:

@@ -1,9 +1,9 @@
 """The chat template that a model file carries: a Jinja program written by whoever made the file.
 
 It runs in Jinja's immutable sandbox: no attribute that leads to Python's internals, nothing it can change. Bounded are
-the template's length, the rendered text and the steps of all its `range()`s together. Not bounded are the time of
-loops nested in loops over what it is given, and the memory of strings that it doubles and doubles again without
-writing them: a service that loads files of strangers renders in a process with limits of its own.
+the template's length, the rendered text, what one product or power makes, and the steps of all its `range()`s together.
+Not bounded are the time of loops nested in loops over what it is given, and the memory of strings that it doubles and
+doubles again without writing them: a service that loads files of strangers renders in a process with limits of its own.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def render(
     """
     text = of(metadata, bool(tools))
     assert text is not None
-    reader = f"the chat template of {metadata.get('general.name') or 'this model'}"
+    name = metadata.get("general.name")
+    reader = f"the chat template of {name if isinstance(name, str) and name else 'this model'}"
     control = _control_tokens(metadata, tokenizer, (_IMAGE,) if images else ())
     messages = [_role(message, text, tokenizer) for message in _calls_as_read(messages, text)]
     say_unread(messages, text, reader)
@@ -262,14 +263,23 @@ def of_row(text: str, variables: Mapping[str, Any]) -> str:
 
 def columns(text: str) -> frozenset[str]:
     """The names that such a template reads of a row. Raises ValueError where it is none."""
+    if wrong := wrong_with(text):
+        raise ValueError(f"template: {wrong}")
+    return read_by(text) - _environment().globals.keys()
+
+
+def wrong_with(text: str) -> str | None:
+    """Why a text is no template, without running it."""
     import jinja2
 
     try:
         _compile(text, strict=True)
-    except (jinja2.TemplateError, RecursionError, ValueError) as error:
+    except MemoryError:
+        return "it asks for more memory than there is"
+    except Exception as error:  # what is no template for jinja2 may be no program for Python, either
         line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise ValueError(f"template: {line}{error}") from None
-    return read_by(text) - _environment().globals.keys()
+        return f"{line}{error}"
+    return None
 
 
 def _run(text: str, variables: Mapping[str, Any], what: str = "chat template", *, strict: bool = False) -> str:
@@ -355,9 +365,25 @@ def _environment() -> jinja2.Environment:
     def strftime_now(format: str) -> str:
         return datetime.datetime.now().strftime(format)
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-    )
+    class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+        """Two operators make as much as one likes of a few characters, in one step that nothing can end."""
+
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+            size = 0
+            if operator == "**" and isinstance(left, int) and isinstance(right, int):
+                size = left.bit_length() * right
+            elif operator == "*" and isinstance(left, int) and hasattr(right, "__len__"):
+                size = left * len(right)
+            elif operator == "*" and isinstance(right, int) and hasattr(left, "__len__"):
+                size = len(left) * right
+            if size > MAX_OUTPUT_CHARS:
+                raise ValueError(f"{operator} gives more than {MAX_OUTPUT_CHARS} characters")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
+    del environment.globals["lipsum"]  # makes text without an end
     environment.filters["tojson"] = to_json
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment

@@ -14,7 +14,7 @@ from typing import Any
 import typer.core
 
 from .. import builtin
-from . import arguments
+from . import arguments, console
 
 # Ours, and what it is called elsewhere.
 OPTIONS = {
@@ -130,10 +130,16 @@ _COMMANDS = {name: ours for ours, names in COMMANDS.items() for name in names.sp
 
 
 class Command(typer.core.TyperCommand):
-    """A command that knows what its options are called elsewhere."""
+    """A command that knows what its options are called elsewhere, and shows what the library warns of."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, ours(self, ctx, args))
+
+    def invoke(self, ctx: Any) -> Any:
+        if self.name == "serve":  # which shows its log itself, with the time of each line
+            return super().invoke(ctx)
+        with console.logged():
+            return super().invoke(ctx)
 
 
 class Commands(typer.core.TyperGroup):
@@ -199,8 +205,7 @@ def ours(command: Any, ctx: Any, args: Sequence[str]) -> list[str]:
             continue
         if not equals:
             if not queue:
-                known.append(option or name)
-                break
+                ctx.fail(f"{token}: its value is missing")
             value = queue.pop(0)
         if place is not None:
             by_option[place] = value

@@ -1,6 +1,5 @@
 """`glmlite batch`: many prompts, one file of answers."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,29 +109,36 @@ def batch(
     import glmlite
 
     from ..bulk import AT_ONCE
+    from ..bulk.asking import asked_of
     from ..bulk.rows import source_of
-    from ..bulk.work import load_for
+    from ..bulk.work import check_out, load_for
     from ..bulk.writing import line_of
 
     if column is not None and template is not None:
         raise typer.BadParameter("--column and --template, expected one of them")
+    if ray is None and (actors is not None or actor_cpus is not None or actor_gpus):
+        raise typer.BadParameter("--actors, --actor-cpus and --actor-gpus are for --ray, expected that, too")
     sampling.check()
     given: Any = sys.stdin.buffer if str(rows) == "-" else rows
+    # What is wrong is said before the model is loaded: of the files here, of the options below.
     if given is rows:
-        source_of(rows)  # what is wrong with it is said before the model is loaded
+        source_of(rows)
+    if out is not None:
+        check_out(out, force)
     asked: dict[str, Any] = {
         "column": column,
         "template": running.text_at(Path(template[1:])) if template and template[0] == "@" else template,
         "system": system,
         "raw": raw,
         "image": image,
-        "schema": None if schema is None else running.text_at(schema),
+        "schema": None if schema is None else running.object_at(schema),
         "tools": None if tools is None else _tools(tools),
         "thinking": think,
         "prefix": prefix,
-        "ordered": not as_completed,
         **sampling.given(),
     }
+    asked_of(None, **asked)
+    asked["ordered"] = not as_completed
     load = partial(load_for, at_once=at_once or AT_ONCE)
     if ray is not None:
         from ..ray import Cluster
@@ -165,10 +171,7 @@ def batch(
 
 
 def _tools(path: Path) -> Any:
-    try:
-        found = json.loads(running.text_at(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from None
+    found = running.json_at(path)
     return found if isinstance(found, list) else [found]
 
 

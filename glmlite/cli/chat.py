@@ -2,9 +2,10 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -130,7 +131,7 @@ class Session:
 
         try:
             messages = check(json.loads(Path(path).read_text(encoding="utf-8-sig")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}, should be a conversation that /save wrote") from None
         if messages[-1]["role"] == "user":
             raise ValueError(f"{path}: ends with a question, should end with an answer")
@@ -145,7 +146,8 @@ class Session:
         elif name == "/system":
             self.set_system(argument)
         elif name in ("/save", "/load") and argument:
-            self.save(argument) if name == "/save" else self.load(argument)
+            path = pictures.named(argument)
+            self.save(path) if name == "/save" else self.load(path)
             console.note(f"{len(self.messages)} messages")
         elif name == "/image" and argument:
             self.show(pictures.paths(argument))
@@ -160,40 +162,77 @@ class Session:
 
 
 def converse(session: Session, read: Callable[[str], str], typed: bool) -> None:
-    """Takes messages and commands until the end of the input. In a terminal, Ctrl-C ends an answer, not the session."""
-    if typed:
-        console.note("Ctrl-C stops an answer, /bye or Ctrl-D leaves, /help lists the commands.")
-    while True:
-        try:
-            message = next_message(read)
-            if message is None:
-                break
-            text, plain = message
-            if typed and plain:
-                text, images = pictures.dropped(text)
-                session.show(images)
-            word = text.strip().lower() if plain else ""
-            if word in LEAVE:
-                break
-            if typed and word in HINTS:
-                console.note(f'[{HINTS[word]}; """{word}""" says it to the model]')
-            elif word.startswith("/") and not word.startswith("//"):
-                session.command(text.strip())
-            elif text.strip():
-                answer = session.answer(text.removeprefix("/") if word.startswith("//") else text)
-                if answer.stopped and not typed:
-                    raise typer.Exit(130)
-                console.note("[stopped]" if answer.stopped else f"[{running.speed(answer.stats)}]")
-        except KeyboardInterrupt:
-            if not typed:
-                raise
-            console.note("[/bye or Ctrl-D leaves]")
-        except (OSError, ValueError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            console.error(error)
-    if typed:
-        console.note("")
+    """Takes messages and commands until the end of the input. In a terminal, Ctrl-C ends an answer, not the session;
+    what is piped in goes on after an error, too, and the exit code tells of it."""
+    failed = False
+    with Interrupts() if typed else nullcontext() as interrupts:
+        if typed:
+            console.note("Ctrl-C stops an answer, /bye or Ctrl-D leaves, /help lists the commands.")
+        going = True
+        while going:
+            try:
+                if interrupts is not None:
+                    interrupts.heard = True
+                try:
+                    going = _take(session, read, typed)
+                except (OSError, ValueError) as error:
+                    if isinstance(error, BrokenPipeError):
+                        raise
+                    console.error(error)
+                    failed = True
+            except KeyboardInterrupt:
+                if not typed:
+                    raise
+                console.note("[/bye or Ctrl-D leaves]")
+        if typed:
+            console.note("")
+    if failed and not typed:
+        raise typer.Exit(1)
+
+
+def _take(session: Session, read: Callable[[str], str], typed: bool) -> bool:
+    """Takes one message or command; whether another may follow."""
+    message = next_message(read)
+    if message is None:
+        return False
+    text, plain = message
+    if typed and plain:
+        text, images = pictures.dropped(text)
+        session.show(images)
+    word = text.strip().lower() if plain else ""
+    if word.partition(" ")[0] in LEAVE:
+        return False
+    if typed and word in HINTS:
+        console.note(f'[{HINTS[word]}; """{word}""" says it to the model]')
+    elif word.startswith("/") and not word.startswith("//"):
+        session.command(text.strip())
+    elif text.strip():
+        answer = session.answer(text.lstrip().removeprefix("/") if word.startswith("//") else text)
+        if answer.stopped and not typed:
+            raise typer.Exit(130)
+        console.note("[stopped]" if answer.stopped else f"[{running.speed(answer.stats)}]")
+    return True
+
+
+class Interrupts:
+    """Ctrl-C in a conversation: a KeyboardInterrupt, and no other until `heard` is set again, so that what is done
+    about one is not interrupted by the next."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Interrupts":
+        self._before = signal.signal(signal.SIGINT, self._strike)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if self._before is None else self._before)
+
+    def _strike(self, number: int, frame: object) -> None:
+        if self.heard:
+            self.heard = False
+            raise KeyboardInterrupt
 
 
 class Message(NamedTuple):
@@ -204,8 +243,10 @@ class Message(NamedTuple):
 
 
 def next_message(read: Callable[[str], str]) -> Message | None:
-    '''What is typed or pasted next, or what stands between two """; None at the end of the input.'''
+    '''What is typed or pasted next, or what stands between two """; None at the end of the input. Raises ValueError
+    where it ends between them.'''
     quotes = '"""'
+    parts: list[str] = []
     try:
         text = read("> ")
         if "\n" in text:  # pasted: quotes in it are its own, but for those around all of it
@@ -214,9 +255,11 @@ def next_message(read: Callable[[str], str]) -> Message | None:
             return Message(inside if whole else text, plain=False)
         if not text.startswith(quotes):
             return Message(text, plain=True)
-        parts = [text.removeprefix(quotes)]
+        parts.append(text.removeprefix(quotes))
         while not parts[-1].rstrip().endswith(quotes):
             parts.append(read(". "))
     except EOFError:
+        if parts:
+            raise ValueError(f"the message that {quotes} begins has no end") from None
         return None
     return Message("\n".join(parts).rstrip().removesuffix(quotes).strip("\n"), plain=False)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+from ..errors import ContextOverflow
+
+# What the library says of a prompt that does not fit, and what the commands have for it.
+_OPTIONS = {
+    "load the model with a larger context": "make the context larger with --context",
+    "pass overflow='truncate'": "use --overflow truncate",
+}
 
 
 def prepare() -> None:
@@ -43,9 +52,33 @@ def note(text: str) -> None:
 def error(problem: BaseException) -> None:
     """The problem in one line on stderr."""
     text = " ".join(str(problem).split())
+    if isinstance(problem, ContextOverflow):
+        for ours, option in _OPTIONS.items():
+            text = text.replace(ours, option)
     if isinstance(problem, OSError) and problem.strerror:
         text = problem.strerror if problem.filename is None else f"{problem.filename}: {problem.strerror}"
     note(f"glmlite: {text or ('out of memory' if isinstance(problem, MemoryError) else type(problem).__name__)}")
+
+
+class _Log(logging.Handler):
+    """What the library warns of, as notes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Shows what the library warns of: it prints nothing itself."""
+    log, handler = logging.getLogger("glmlite"), _Log()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def printable(text: str) -> str:

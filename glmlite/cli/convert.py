@@ -83,8 +83,7 @@ def convert(
     from .. import hub
 
     out = out or _beside(source, type)
-    if not force:
-        refuse_to_overwrite(out)
+    refuse_to_overwrite(out, force)
     importance = None if imatrix is None else conversion.imatrix.read(imatrix).weights()
     folder = hub.fetch(source) if hub.is_name(source) else source
     work = conversion.plan(
@@ -98,8 +97,8 @@ def convert(
     )
     paths = work.paths(out)
     try:
-        for path in paths if not force else ():
-            refuse_to_overwrite(path)
+        for path in paths:
+            refuse_to_overwrite(path, force)
         parts = [work] if work.eyes is None else [work, work.eyes]
         console.note(console.columns(_rows(parts), right=[2, 3]).rstrip())
         if importance is not None:

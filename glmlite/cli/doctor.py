@@ -69,8 +69,7 @@ def doctor(
     copy = None
     if fix and any(finding.fix for finding in report.findings):
         out = out or doctors.beside(report.paths[0])
-        if not force:
-            refuse_to_overwrite(out)
+        refuse_to_overwrite(out, force)
         with console.progress(f"Writing {out.name}") as show:
             doctors.fix(report, out, progress=show)
         # Its weights are those of the file, byte for byte.

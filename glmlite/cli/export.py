@@ -32,8 +32,7 @@ def export(
     from ..convert.export import export as write
 
     out = out or Path(f"{Path(model).name.removesuffix('.gguf')}.glmlite")
-    if not force:
-        refuse_to_overwrite(out)
+    refuse_to_overwrite(out, force)
     try:
         with console.progress(f"Writing {out.name}", rate=True) as show:
             refused = write(model, out, threads=threads, progress=show).chat_refused

@@ -1,5 +1,6 @@
 """`glmlite imatrix`: which columns of the weights matter."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -47,8 +48,10 @@ def imatrix(
 
     path = find(model)
     out = out or Path(f"{Path(path).name.removesuffix('.gguf')}.imatrix.gguf")
-    if not force:
-        refuse_to_overwrite(out)
+    for read, what in ((path, "the model"), (text, "the text")):
+        if out.exists() and os.path.exists(read) and out.samefile(read):
+            raise ValueError(f"{out}: is {what} itself, expected another name")
+    refuse_to_overwrite(out, force)
     words = running.text_at(text)
     with console.progress("loading") as loading, console.progress("reading") as reading:
         matrix = conversion.imatrix.collect(

@@ -44,6 +44,9 @@ def inspect(
         facts = describe(gguf, context, tensors, kv_type)
     finally:
         gguf.close()
+    trained = facts["memory"].get("trained_context")
+    if context is not None and trained is not None and trained < context:
+        console.note(f"[--context {context}: the model was trained for {trained} tokens]")
     console.write(json.dumps(facts, ensure_ascii=False, indent=1) + "\n" if as_json else _text(facts))
 
 
@@ -123,7 +126,8 @@ def _eyes(gguf: Any) -> dict[str, Any]:
 
 def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[str, Any]:
     """Bytes of the weights, of the cache, which eyes alone have none of, and of the eyes that `load` finds."""
-    if gguf.metadata.get("general.type") == "mmproj":
+    kind = gguf.metadata.get("general.type")
+    if isinstance(kind, str) and kind == "mmproj":
         return {"weights": weights, "contexts": []}
     from ..errors import FormatError
     from ..mmproj import find as find_eyes
@@ -143,7 +147,8 @@ def _memory(gguf: Any, weights: int, context: int | None, kv_type: str) -> dict[
         text = (tensor.nbytes for name, tensor in gguf.tensors.items() if not name.startswith(TENSORS))
         held = sum(text) + eyes.nbytes
     per_token = kv_bytes_per_token(gguf, recording.ops, kv_type)
-    contexts = [context] if context else sorted({min(n, recording.context) for n in (2048, 8192, recording.context)})
+    asked = [context] if context else [2048, 8192, recording.context]
+    contexts = sorted({min(n, recording.context) for n in asked})  # as `load` cuts it
     return {
         "weights": weights,
         **found,

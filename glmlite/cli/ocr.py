@@ -104,7 +104,7 @@ def ocr(
 
     if fast and dpi is not None:
         raise typer.BadParameter(f"--fast is --dpi {FAST_DPI}: give one of them")
-    wanted = None if fields is None else _fields(fields)
+    wanted = None if fields is None else running.object_at(fields, 'an object with empty values, {"name": ""}')
     lines = as_json or wanted is not None
     sources = sources_of(files)
     targets = _targets(sources, out, ".jsonl" if lines else ".md", force)
@@ -117,70 +117,106 @@ def ocr(
         "text_layer": text_layer,
         "max_tokens": max_tokens,
     }
+    computing = {"context": loading.context, "kv_type": loading.kv_type, "device": loading.device}
+    journals: list[Any] = []
     with running.opened(model, loading) as opened:
         failed = False
-        for target, documents in targets:
-            write = _as_lines if lines else _as_markdown
-            failed = _read(opened, documents, target, asked, write) or failed
+        try:
+            for target, documents in targets:
+                write = _as_lines if lines else _as_markdown
+                failed = _read(opened, documents, target, asked, computing, write, force, journals) or failed
+        except (KeyboardInterrupt, ending.Ended, OSError):
+            if count := sum(len(journal.pages) for journal in journals):
+                console.note(f"[{count} finished pages are kept; the same command goes on after them]")
+            raise
+    for journal in journals:
+        journal.remove()
     raise typer.Exit(1 if failed else 0)
 
 
-def _read(model: Any, sources: Any, target: Path | None, asked: dict[str, Any], write: Any) -> bool:
+def _read(
+    model: Any,
+    sources: Any,
+    target: Path | None,
+    asked: dict[str, Any],
+    computing: dict[str, Any],
+    write: Any,
+    force: bool,
+    journals: list[Any],
+) -> bool:
     """Reads documents into one target; whether a page failed."""
-    from ..files import replacing
-    from ..ocr import Journal, key_of, read
+    from ..files import refuse_to_overwrite, replacing
+    from ..ocr import key_of, read
 
-    journal = None
     found: dict[tuple[int, int], Any] = {}
     several = len(sources) > 1
+    plain = asked["task"] == "text" and asked["fields"] is None
     layered = 0
     with _progress() as progress:
         kept: dict[tuple[int, int], Any] = {}
         reading = read(
             model, sources, skip=lambda document, number: (document, number) in kept, on_progress=progress, **asked
         )
-        if target is not None:
-            journal = Journal(target, key_of([_digest(source) for source in sources], asked, model.path))
-            kept.update(journal.pages)
-            found.update(journal.pages)
-            _say_kept(journal)
-        try:
-            with closing(reading):
-                for page in reading:
-                    found[page.document, page.number] = page
-                    layered += bool(page.characters) and not page.layer
-                    if journal is None:
-                        console.write(write(page, several))
-                    elif page.error is None:
-                        journal.add(page)
-                    _say(page)
-        except BaseException as error:
-            if journal is not None and journal.pages:
-                journal.close()
-                if isinstance(error, KeyboardInterrupt | ending.Ended | OSError):
-                    count = len(journal.pages)
-                    console.note(f"[{count} finished pages are kept; the same command goes on after them]")
-            elif journal is not None:
-                journal.remove()
-            raise
+        key = "" if target is None else key_of([_digest(source) for source in sources], [asked, computing], model)
+        with closing(reading), _journal(target, key, journals) as journal:
+            if target is not None:
+                if journal.written and target.exists() and not force:
+                    console.note(f"[{target} is there from before]")
+                    return bool(journal.failed)
+                refuse_to_overwrite(target, force)
+                kept.update(journal.pages)
+                found.update(journal.pages)
+                _say_kept(journal)
+            for page in reading:
+                found[page.document, page.number] = page
+                layered += bool(page.characters) and not page.layer and plain
+                if target is None:
+                    console.write(write(page, several))
+                elif page.error is None:
+                    journal.add(page)
+                _say(page)
+            failed = any(page.error is not None for page in found.values())
+            if target is not None and any(page.number for page in found.values()):
+                journal.end(failed)
+                with replacing(target) as file:
+                    for _, page in sorted(found.items()):
+                        file.write(write(page, several).encode("utf-8", "replace"))  # a file's name may be no UTF-8
     if layered:
         console.note(f"[pages that have text of their own: {layered}; --text-layer takes it without reading them]")
-    if target is not None and journal is not None:
-        if any(page.number for page in found.values()):
-            with replacing(target) as file:
-                for _, page in sorted(found.items()):
-                    file.write(write(page, several).encode("utf-8", "replace"))  # a file's name may be no UTF-8
-            console.write(f"{target}\n")
-        journal.remove()
-    return any(page.error is not None for page in found.values())
+    if target is not None and any(page.number for page in found.values()):
+        console.write(f"{target}\n")
+    return failed
+
+
+@contextmanager
+def _journal(target: Path | None, key: str, journals: list[Any]) -> Iterator[Any]:
+    """A target's journal, which is one of `journals` afterwards if there is something in it; None without a target."""
+    from ..ocr import Journal
+
+    if target is None:
+        yield None
+        return
+    journal = Journal(target, key)
+    journals.append(journal)
+    try:
+        yield journal
+    finally:
+        if journal.pages or journal.written:
+            journal.close()
+        else:
+            journals.remove(journal)
+            journal.remove()
 
 
 def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tuple[Path | None, list[Any]]]:
     """What goes into which file."""
     from ..files import refuse_to_overwrite
+    from ..ocr import was_written
 
     if out is None:
         return [(None, sources)]
+    if not out:  # which would be the folder that one is in
+        raise ValueError("--out: an empty name, expected a file or a folder")
     folder = Path(out)
     targets: list[tuple[Path, list[Any]]] = [(folder, sources)]
     if folder.is_dir() or out.endswith(("/", os.sep)):
@@ -190,16 +226,17 @@ def _targets(sources: Any, out: str | None, ending: str, force: bool) -> list[tu
         # The ending tells a.pdf from a.png.
         plain = [name.stem if stems.count(name.stem.lower()) == 1 else name.name for name in names]
         targets = [(folder / (name + ending), [source]) for name, source in zip(plain, sources)]
-        if len({target for target, _ in targets}) < len(targets):
-            raise ValueError(f"{out}: several documents of one name, expected different ones")
+        first: dict[Path, str] = {}
+        for target, (source,) in targets:
+            if (other := first.setdefault(target, source.name)) is not source.name:
+                raise ValueError(f"{target}: is the file of {other} and of {source.name}, expected different names")
     read = [source.value for source in sources if isinstance(source.value, Path) and source.value.exists()]
     for target, _ in targets:
         if not target.parent.is_dir():
             raise ValueError(f"{out}: there is no folder {target.parent}, expected one that is there")
         if target.exists() and any(target.samefile(path) for path in read):
             raise ValueError(f"{target}: is a document to read, expected another file to write")
-        if not force:
-            refuse_to_overwrite(target)
+        refuse_to_overwrite(target, force or was_written(target))
     return list(targets)
 
 
@@ -215,17 +252,6 @@ def _digest(source: Any) -> str:
         return str(source.digest())
     except (OSError, ValueError) as error:  # the page that stands for the document says so
         return type(error).__name__
-
-
-def _fields(path: Path) -> Any:
-    text = running.text_at(path)
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f'{path}: {type(fields).__name__}, expected an object with empty values, {{"name": ""}}')
-    return fields
 
 
 @contextmanager

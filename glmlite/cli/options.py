@@ -65,7 +65,7 @@ class Sampling(Group):
         None
     )
     frequency_penalty: Annotated[float | None, _option("The same, times how often they were seen.", metavar="X")] = None
-    seed: Annotated[int | None, _option("Same seed, same text [default: drawn].", min=0, metavar="N")] = None
+    seed: Annotated[int | None, _option("Same seed, same text [default: drawn; batch: 0].", min=0, metavar="N")] = None
     overflow: Annotated[
         str | None,
         _option(

@@ -64,6 +64,11 @@ def paths(text: str) -> list[str]:
     return [_path(word) or _plain(word) for word in _WORD.findall(text)]
 
 
+def named(text: str) -> str:
+    """The one file that a command names, which need not be there."""
+    return _path(text) or os.path.expanduser(_plain(text))
+
+
 def dropped(line: str) -> tuple[str, list[str]]:
     """A line without the images that were dropped into it, and their paths: of files that are there, not just names."""
     if (whole := _image(line.strip())) is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import typer
 
@@ -16,6 +17,8 @@ from ..scheduler import Stats
 from . import console
 from .options import Loading, find
 
+MOST_TEXT = 256_000_000  # bytes; as tokens they take some GB, and a pipe or a device may have no end
+
 
 @contextmanager
 def opened(name: str, loading: Loading, hint: str = "", load: Callable[..., Any] | None = None) -> Iterator[Any]:
@@ -23,11 +26,7 @@ def opened(name: str, loading: Loading, hint: str = "", load: Callable[..., Any]
     in place of `glmlite.load`."""
     import glmlite
 
-    from .. import builtin
-
     path = find(name)
-    if builtin.is_it(path):
-        console.note(builtin.NOTE)
     try:
         with console.progress("loading") as progress:
             model = (load or glmlite.load)(path, progress=lambda done: progress(done, 1), **loading.given())
@@ -36,8 +35,6 @@ def opened(name: str, loading: Loading, hint: str = "", load: Callable[..., Any]
             raise
         raise type(error)(f"{error}; {hint}") from None
     with model:
-        if loading.context is not None and model.context < loading.context:
-            console.note(f"[--context {loading.context}: the model was trained for {model.context} tokens]")
         yield model
 
 
@@ -78,11 +75,12 @@ def speed(stats: Stats) -> str:
     """How long reading and writing took, in words; a rate where there is enough to speak of one."""
     kept = f" ({stats.reused_tokens} kept)" if stats.reused_tokens else ""
     read = stats.prompt_tokens - stats.reused_tokens
+    guessed = f" ({stats.accepted_tokens} guessed)" if stats.accepted_tokens else ""
     seen = f"images {stats.image_seconds:.2f} s; " if stats.image_seconds >= 0.005 else ""
     return (
         f"{seen}prompt {stats.prompt_tokens} tokens{kept}, "
         f"{f'{read} read in ' if kept else ''}{_seconds(stats.prompt_seconds, stats.prompt_rate)}; "
-        f"answer {stats.generated_tokens} tokens, {_seconds(stats.generation_seconds, stats.generation_rate)}"
+        f"answer {stats.generated_tokens} tokens{guessed}, {_seconds(stats.generation_seconds, stats.generation_rate)}"
     )
 
 
@@ -114,17 +112,41 @@ def text_of(prompt: str | None, file: Path | None) -> str:
         return text_at(file)
     if sys.stdin.isatty() and prompt is None:
         raise ValueError("no prompt: give it as an argument, with --file, or through a pipe")
-    if not (text := _decode(sys.stdin.buffer.read(), "stdin")):
+    if not (text := text_at(Path("-"))):
         raise ValueError("no prompt: stdin is empty")
     return text
 
 
 def text_at(path: Path) -> str:
-    """What a TEXT argument means: a UTF-8 file, or `-`: what is piped in. Raises ValueError if it is not UTF-8."""
-    return _decode(sys.stdin.buffer.read(), "stdin") if str(path) == "-" else _decode(path.read_bytes(), str(path))
+    """What a TEXT argument means: a UTF-8 file, or `-`: what is piped in. Raises ValueError if it is not UTF-8, or too
+    long."""
+    if str(path) == "-":
+        return _decode(sys.stdin.buffer, "stdin")
+    with path.open("rb") as file:
+        return _decode(file, str(path))
 
 
-def _decode(data: bytes, where: str) -> str:
+def object_at(path: Path, expected: str = "a JSON object") -> dict[str, Any]:
+    """The JSON object in a file, as `text_at` reads it. Raises ValueError, naming the file and what was expected."""
+    found = json_at(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: is {type(found).__name__}, expected {expected}")
+    return found
+
+
+def json_at(path: Path) -> Any:
+    """What the JSON in a file says, as `text_at` reads it. Raises ValueError, naming the file."""
+    text = text_at(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from None
+
+
+def _decode(file: BinaryIO, where: str) -> str:
+    data = file.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise ValueError(f"{where}: is longer than {console.size(MOST_TEXT)}, expected a shorter text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -39,7 +39,7 @@ def reader() -> Iterator[Callable[[str], str]]:
         def read(prompt: str) -> str:
             try:
                 with _signals_wait() as pending:
-                    return session.prompt(prompt, pre_run=pending)
+                    return session.prompt(prompt, pre_run=pending, handle_sigint=False)
             finally:
                 mark(_PASTE_ON)  # the prompt has switched it off
 
@@ -58,13 +58,14 @@ def reader() -> Iterator[Callable[[str], str]]:
 
 @contextmanager
 def _signals_wait() -> Iterator[Callable[[], None]]:
-    """While it lasts, a signal to end ends the prompt first: an event loop may swallow what its handler raises.
+    """While it lasts, a signal to end, and that of a Ctrl-C just before or after the prompt, ends the prompt first: an
+    event loop may swallow what its handler raises, and does not bear it while it is made or closed.
 
     Gives a function for the prompt to call when it begins, for signals that came before.
     """
     from prompt_toolkit.application import get_app_or_none
 
-    handlers = {number: signal.getsignal(number) for number in ending.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in (*ending.SIGNALS, signal.SIGINT)}
     came: list[int] = []
 
     def leave() -> None:
@@ -87,7 +88,8 @@ def _signals_wait() -> Iterator[Callable[[], None]]:
         for number, handler in ours.items():
             signal.signal(number, handler)
         if came:
-            ours[signal.Signals(came[0])](came[0], None)
+            first = min(came, key=lambda number: number == signal.SIGINT)  # the others end more
+            ours[signal.Signals(first)](first, None)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import numpy as np
 
 from .._native import dequantize
 from ..errors import FormatError
-from ..files import UNFINISHED
+from ..files import UNFINISHED, downloading
 from . import safetensors, torchfile
 from .files import Files, dangling, load_json, missing, short
 from .stored import DTYPES, Stored, check_name
@@ -236,4 +236,6 @@ def _merge(tensors: dict[str, Stored], more: dict[str, Stored]) -> None:
 
 
 def _read_file(path: Path) -> dict[str, Stored]:
+    if unfinished := downloading(path):
+        raise FormatError(f"{path}: {unfinished}")
     return (safetensors if path.suffix == ".safetensors" else torchfile).read(path)

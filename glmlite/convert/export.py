@@ -21,6 +21,7 @@ from ..files import replacing
 from ..infill import Infiller
 from ..locate import model_file
 from ..models.layout import causal
+from ..packed import EXPORTED, refuse_exported
 from ..parameters import Parameters, sampling_defaults
 from ..placement import native_ops
 from ..program import Op
@@ -70,6 +71,7 @@ def export(
             raise Cancelled(f"{out}: cancelled, nothing is left of it")
 
     with closing(_native.Gguf(file)) as gguf:
+        refuse_exported(file, gguf.metadata)
         try:
             head, raw, ops, refused = _described(_native, gguf)
         except FormatError as error:
@@ -93,8 +95,6 @@ def export(
 def _described(native: Any, gguf: Any) -> tuple[bytes, list[bytes], list[tuple[Any, ...]], str | None]:
     """All that stands before the packed weights: the head of the file, and the tensors that are not packed; the
     program; and why it does not chat."""
-    if "glmlite.export.version" in gguf.metadata:
-        raise FormatError("is exported already, expected the .gguf file that it was made of")
     metadata = {k: v for k, v in gguf.metadata.items() if k in _KEPT or not k.startswith(_DROPPED)}
     shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
     recording = models.record(metadata, shapes)
@@ -106,7 +106,7 @@ def _described(native: Any, gguf: Any) -> tuple[bytes, list[bytes], list[tuple[A
     packed.sort(key=lambda info: (gguf.paths.index(info.path), info.offset))
     dims = [len(info.shape) for info in packed]
     keys = {
-        "glmlite.export.version": VERSION,
+        EXPORTED: VERSION,
         "glmlite.packed.version": version,
         "glmlite.packed.layout": layout,
         "glmlite.packed.names": [info.name for info in packed],

@@ -12,12 +12,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import FormatError
-from ..files import UNFINISHED, kind_of
+from ..files import UNFINISHED, kind_of, special
 
 __all__ = [
-    "MAX_JSON",
+    "MAX_SMALL",
     "Files",
     "dangling",
+    "load_bytes",
     "load_json",
     "load_text",
     "missing",
@@ -26,7 +27,7 @@ __all__ = [
     "unfinished",
 ]
 
-MAX_JSON = 100_000_000  # bytes; safetensors' own limit for a header
+MAX_SMALL = 100_000_000  # bytes; safetensors' own limit for a header
 
 
 def unfinished(path: Path) -> str:
@@ -77,21 +78,30 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def load_bytes(path: Path) -> bytes:
+    """All of a small file. Raises FormatError for one that is too large, or for what stands in the place of a file."""
+    if (kind := special(path)) is not None:
+        raise FormatError(f"{path}: is {kind}, expected a file")
+    if (size := path.stat().st_size) > MAX_SMALL:
+        raise FormatError(f"{path}: {size} bytes, expected at most {MAX_SMALL}")
+    return path.read_bytes()
+
+
 def load_text(path: Path) -> str:
-    """The text in a file. Raises FormatError for what is not UTF-8."""
+    """The text in a file. Raises as `load_bytes`, and FormatError for what is not UTF-8."""
+    data = load_bytes(path)
+    if (kind := kind_of(path)) is not None:
+        raise FormatError(f"{path}: {kind}")
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: {kind_of(path) or f'not UTF-8: {error}'}") from None
+        raise FormatError(f"{path}: not UTF-8: {error}") from None
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FormatError for what is no object, no text, too large, too deep, or has a key
-    twice."""
-    path = Path(path)
-    if path.stat().st_size > MAX_JSON:
-        raise FormatError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_JSON}")
-    return parse_json(path.read_bytes(), path)
+    """The object in a JSON file. Raises as `load_bytes`, and FormatError for what is no object, no text, too deep, or
+    has a key twice."""
+    return parse_json(load_bytes(path), path)
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

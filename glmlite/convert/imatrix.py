@@ -23,13 +23,14 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import evaluate
 from ..errors import Cancelled, FormatError
+from ..files import special
 from ..program import Op
 from . import writer
 
@@ -38,6 +39,7 @@ __all__ = ["Entry", "ImportanceMatrix", "collect", "read", "write"]
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
 _LARGEST = 2.0**62  # of counts
+_LARGEST_PART = 1 << 28  # bytes of what an entry of the older form has; those of the largest models have a few MB
 
 
 class Entry(NamedTuple):
@@ -167,9 +169,11 @@ def write(path: str | os.PathLike[str], matrix: ImportanceMatrix) -> None:
 def read(path: str | os.PathLike[str]) -> ImportanceMatrix:
     """Either form. Raises FormatError: the file, the entry and what is wrong with it; OSError."""
     path = Path(path)
+    if (kind := special(path)) is not None:
+        raise FormatError(f"{path}: is {kind}, expected an importance matrix")
     with path.open("rb") as file:
-        magic = file.read(4)
-    entries, datasets, chunks, chunk_size = _read_gguf(path) if magic == b"GGUF" else _read_dat(path)
+        is_gguf = file.read(4) == b"GGUF"
+        entries, datasets, chunks, chunk_size = _read_gguf(path) if is_gguf else _read_dat(_Dat(path, file))
     if not entries:
         raise FormatError(f"{path}: has no entries, expected an importance matrix")
     for name, (sums, counts) in entries.items():
@@ -239,40 +243,43 @@ def _read_gguf(path: Path) -> tuple[dict[str, Entry], list[str], int, int]:
 
 
 class _Dat:
-    """The bytes of a file in the older form."""
+    """The bytes of a file in the older form. Read as they are asked for: a large file may be anything."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, file: BinaryIO):
         self.path = path
-        self.data = memoryview(path.read_bytes())
-        self.at = 0
+        self.size = file.seek(0, os.SEEK_END)
+        self._file = file
+        file.seek(0)
 
-    def take(self, size: int, what: str) -> memoryview:
-        if not 0 <= size <= len(self.data) - self.at:
+    @property
+    def left(self) -> int:
+        return self.size - self._file.tell()
+
+    def take(self, size: int, what: str) -> bytes:
+        if not 0 <= size <= min(self.left, _LARGEST_PART):
             raise FormatError(
-                f"{self.path}: {what} has {size} bytes at byte {self.at} of {len(self.data)}: not an importance "
-                "matrix, or cut off"
+                f"{self.path}: {what} has {size} bytes at byte {self.size - self.left} of {self.size}: not an "
+                "importance matrix, or cut off"
             )
-        self.at += size
-        return self.data[self.at - size : self.at]
+        return self._file.read(size)
 
     def number(self, what: str) -> int:
         return struct.unpack("<i", self.take(4, what))[0]
 
     def text(self, what: str) -> str:
-        return bytes(self.take(self.number(what), what)).decode("utf-8", "replace")
+        return self.take(self.number(what), what).decode("utf-8", "replace")
 
 
-def _read_dat(path: Path) -> tuple[dict[str, Entry], list[str], int, int]:
-    file = _Dat(path)
+def _read_dat(file: _Dat) -> tuple[dict[str, Entry], list[str], int, int]:
     entries = {}
     for i in range(file.number("the number of entries")):
         name = file.text(f"the name of entry {i}")
         chunks = file.number(f"'{name}'")
         sums = np.frombuffer(file.take(4 * file.number(f"'{name}'"), f"'{name}'"), "<f4").astype(np.float64)
         if name in entries:
-            raise FormatError(f"{path}: '{name}' comes twice")
+            raise FormatError(f"{file.path}: '{name}' comes twice")
         entries[name] = Entry(sums[None], np.array([chunks]))
-    if file.at == len(file.data):
+    if not file.left:
         return entries, [], 0, 0
     chunks = file.number("the number of chunks")
     return entries, [file.text("the text's name")], chunks, 0

@@ -37,13 +37,14 @@ _QUANTIZATION_VERSION = 2  # of the block formats, as GGUF counts them
 class Conversion:
     """What a conversion will write: metadata, and each tensor with its type.
 
-    type: the recipe. eyes: of a model that sees, what a second file gets.
+    type: the recipe. source: what is read. eyes: of a model that sees, what a second file gets.
     """
 
     metadata: Mapping[str, Any]
     tensors: Sequence[tuple[Tensor, str]]
     type: str
     close: Callable[[], None]
+    source: Path | None = None
     eyes: Conversion | None = None
 
     def paths(self, out: Path) -> list[Path]:
@@ -94,7 +95,7 @@ def plan(
     source = Path(source)
     with ExitStack() as opened:
         model: Contents | None
-        if source.suffix == ".gguf":
+        if _is_gguf(source):
             if lora or ptuning:
                 raise ValueError("lora, ptuning: only for a checkpoint, not for a GGUF file")
             from .requantize import read_gguf
@@ -110,6 +111,13 @@ def plan(
             if seeing is not None:
                 own = [(pattern, kind) for pattern, kind in overrides if pattern.startswith(TENSORS)]
                 second = _decided(seeing, mmproj_type, own)
+        names = [tensor.name for part in (work, second) if part for tensor, _ in part.tensors]
+        for pattern, _ in overrides:
+            if not any(recipes.matches(pattern, name) for name in names):
+                raise ValueError(
+                    f"--tensor-type: no tensor is called like {pattern!r}, expected a part of a name or a shell's "
+                    f"pattern; the last is {names[-1]!r}"
+                )
         if second is not None and one_file:
             keys = {key: value for key, value in second.metadata.items() if key.startswith(eyes.KEYS)}
             work = replace(work, metadata={**work.metadata, **keys}, tensors=[*work.tensors, *second.tensors])
@@ -120,8 +128,16 @@ def plan(
                 f"{min(unknown).lower()}: quantizing needs numba: pip install 'glmlite[convert]' "
                 "(f32, f16, bf16 and q8_0 do without)"
             )
-        return replace(work, eyes=second, close=opened.pop_all().close)
+        return replace(work, source=source, eyes=second, close=opened.pop_all().close)
     raise AssertionError  # an ExitStack swallows nothing
+
+
+def _is_gguf(source: Path) -> bool:
+    """By its first bytes: caches call files by their hashes."""
+    if source.suffix == ".gguf" or not source.is_file():
+        return source.suffix == ".gguf"
+    with source.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _decided(model: Contents, type: str, overrides: Sequence[tuple[str, str]]) -> Conversion:

@@ -71,7 +71,7 @@ def choose(
     if len(shape) > 3:  # the kernel of a convolution, which programs take in no other types
         return "F32" if RECIPES[recipe].base in ("F32", "BF16") else "F16"
     columns = shape[-1]
-    wanted = [type for pattern, type in overrides if fnmatch.fnmatch(name, pattern) or pattern in name]
+    wanted = [type for pattern, type in overrides if matches(pattern, name)]
     if wanted:
         if columns % TYPES[wanted[-1]].values:
             raise ValueError(
@@ -89,6 +89,11 @@ def choose(
     if columns % TYPES[type].values:
         type = _SMALLER.get(type, "F16")
     return type if columns % TYPES[type].values == 0 else "F16"
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether an exception is one of a tensor."""
+    return fnmatch.fnmatch(name, pattern) or pattern in name
 
 
 def _matters(layer: int, layers: int) -> bool:

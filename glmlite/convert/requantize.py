@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import FormatError
+from ..files import downloading
 from ..models.glm4v import TENSORS
+from ..packed import refuse_exported
 from .architectures import Contents, Tensor
 from .architectures.eyes import KEYS, MMPROJ
 
@@ -24,16 +27,23 @@ def read_gguf(path: Path, opened: ExitStack) -> tuple[Contents | None, Contents 
     from .._native import Gguf, TensorInfo, dequantize
     from ..models import record, record_eyes
 
+    if unfinished := downloading(path):
+        raise FormatError(f"{path}: {unfinished}")
     gguf = Gguf(path)
     opened.callback(gguf.close)
+    refuse_exported(path, gguf.metadata)
     metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith(_DROPPED)}
     shapes = {name: tuple(info.shape) for name, info in gguf.tensors.items()}
-    alone = metadata.get("general.architecture") == MMPROJ["general.architecture"]
+    named = metadata.get("general.architecture")
+    alone = isinstance(named, str) and named == MMPROJ["general.architecture"]
     sees = alone or any(key.startswith(KEYS) for key in metadata)
-    if not alone:
-        record(metadata, shapes)
-    if sees:
-        record_eyes(metadata, shapes)
+    try:
+        if not alone:
+            record(metadata, shapes)
+        if sees:
+            record_eyes(metadata, shapes)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
 
     def reader(info: TensorInfo) -> Callable[[int, int], np.ndarray]:
         if len(info.shape) > 2 and info.supported:

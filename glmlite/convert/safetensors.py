@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import FormatError
 from ..files import kind_of
-from .files import MAX_JSON, parse_json, short, unfinished
+from .files import MAX_SMALL, parse_json, short, unfinished
 from .stored import DTYPES, Stored, check_name, check_shape, is_count
 
 __all__ = ["read"]
@@ -21,7 +21,7 @@ def read(path: Path) -> dict[str, Stored]:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(size - 8, MAX_JSON):
+        if not 2 <= length <= min(size - 8, MAX_SMALL):
             kind = kind_of(path, binary=True)
             what = f"but {kind}" if kind else f"or cut off: a header of {length} bytes in a file of {size}"
             raise FormatError(f"{path}: not safetensors, {what}{unfinished(path)}")

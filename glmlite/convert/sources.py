@@ -268,6 +268,8 @@ class Adapted:
         self._copies: set[str] = set()
         for name in self.adapter.names:
             self._add(name, config, config_path)
+        if not self.pairs and not self.replaced:
+            raise FormatError(f"{folder}: the adapter has no tensors, so it changes nothing; save it again")
         for one, other in (tied, tied[::-1]) if tied else ():
             if one in self.replaced and one not in self._copies:
                 self.replaced.setdefault(other, self.replaced[one])
@@ -360,6 +362,9 @@ class Adapted:
             else:  # transposed: the weight is A' B'
                 a, b = a.T, self.adapter.read(b_name).T
                 b = b if rows is None else b[np.asarray(rows)]
+            for part, x in ((a_name, a), (b_name, b)):  # or the sum would be said to be the model's
+                if not np.isfinite(x).all():
+                    raise FormatError(f"{self.adapter.where(part)}: NaN or infinite values, expected finite weights")
             # One rank after another: the sum's order is the same whatever BLAS and however many threads.
             delta = np.zeros_like(w)
             for column, row in zip(b.T, a):

@@ -12,12 +12,12 @@ import numpy as np
 
 from ..chat.templates import for_file
 from ..errors import FormatError
-from ..families import ENDS, about
+from ..families import ENDS, GAPS, about
 from ..parameters import RECOMMENDED, Parameters
 from ..tokenizer.vocabulary import TokenType
 from . import vocab
 from .architectures import Config
-from .files import load_json, load_text, short
+from .files import load_bytes, load_json, load_text, short
 
 __all__ = ["text_metadata"]
 
@@ -153,6 +153,9 @@ def _special_ids(
         family = {name: marked[text] for name, text in ENDS.items() if text in marked}
         metadata |= {f"tokenizer.ggml.{name}_token_id": i for name, i in family.items() if name != "eos"}
         ends += [i for i in family.values() if i not in ends]
+        metadata |= {
+            f"tokenizer.ggml.{name}_token_id": marked[text] for (name, _), text in GAPS.items() if text in marked
+        }
     if ends:
         metadata["tokenizer.ggml.eos_token_id"] = ends[0]
         if len(ends) > 1:
@@ -227,7 +230,7 @@ def _is_chatglm2(folder: Path, tokenizer_config: dict[str, Any], metadata: dict[
     code = folder / "tokenization_chatglm.py"
     if not code.is_file() or "<|user|>" in repr(tokenizer_config):
         return False
-    return "<|user|>" not in code.read_text(encoding="utf-8", errors="replace")
+    return "<|user|>" not in load_bytes(code).decode("utf-8", "replace")
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ _STORAGES = {
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }
+_NOT_OURS = {op[0] for op in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.FROZENSET, pickle.DICT)}
 _WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts keep the state dict
 
 
@@ -76,11 +77,16 @@ class _Function:
 
 
 class _Dict(dict):
-    """A state dict; the attributes that torch gives it (`_metadata`) are dropped. A name comes once."""
+    """A state dict; the attributes that torch gives it (`_metadata`) are dropped. A name comes once.
+
+    No tuple is a key: in a few bytes a pickle nests one so that its hash, or to print it, takes for ever.
+    """
 
     __slots__ = ()
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, (str, int)):
+            raise pickle.UnpicklingError(f"a key that is a {type(key).__name__}")
         if key in self:
             raise pickle.UnpicklingError(f"{str(key)[:100]!r} is there twice")
         super().__setitem__(key, value)
@@ -92,6 +98,8 @@ class _Dict(dict):
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without a storage")
+    if not all(isinstance(n, int) for n in (offset, *shape, *strides)):
+        raise pickle.UnpicklingError("a tensor with sizes that are no numbers")
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -100,7 +108,7 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _Function(_Dict),
+    ("collections", "OrderedDict"): _Function(lambda: _Dict()),
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
     ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
     **{("torch", name): _Dtype(dtype) for name, dtype in _STORAGES.items()},
@@ -109,9 +117,12 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle._Unpickler):
     """The unpickler in Python: the one in C takes memory for as many notes as a pickle says it will make. So does
-    bytearray, which no state dict has."""
+    bytearray, which no state dict has, nor sets, whose members are hashed."""
 
-    dispatch = MappingProxyType({op: x for op, x in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]})
+    dispatch = MappingProxyType(
+        {op: load for op, load in pickle._Unpickler.dispatch.items() if op not in _NOT_OURS}
+        | {pickle.EMPTY_DICT[0]: lambda self: self.append(_Dict())}
+    )
 
     def __init__(self, data: bytes, path: Path):
         super().__init__(io.BytesIO(data))

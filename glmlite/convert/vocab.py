@@ -21,7 +21,7 @@ from ..errors import FormatError
 from ..files import kind_of
 from ..tokenizer.bpe import ALPHABET, IGNORE_MERGES, PATTERNS
 from ..tokenizer.vocabulary import TokenType
-from .files import load_json, load_text, short
+from .files import load_bytes, load_json, load_text, short
 
 # ChatGLM2/3's own code appends these to the 64789 pieces of its sentencepiece model. It calls two of them `sop` and
 # `eop`, and never takes them from a text; llama.cpp does, out of every "people". So they get the brackets that GLM-4's
@@ -73,7 +73,7 @@ def from_tiktoken(
 ) -> dict[str, Any]:
     """A rank file: a line for each token, its bytes in base64 and its rank. added: (text, id) -> type, behind them."""
     ranks = {}
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(load_bytes(path).split(b"\n"), 1):
         try:
             token, rank = line.split() if line else (b"", None)
             if len(token) > 2 * _MAX_RANKED:
@@ -326,7 +326,7 @@ def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float, int]], dict[i
     pieces: list[tuple[str, float, int]] = []
     specs: dict[int, dict[int, Any]] = {2: {}, 3: {}}
     try:
-        for number, value in _fields(Path(path).read_bytes()):
+        for number, value in _fields(load_bytes(path)):
             if number == 1:
                 piece = dict(_fields(value))
                 text, score, kind = piece[1].decode(), piece.get(2, 0.0), piece.get(3, int(TokenType.NORMAL))
@@ -438,5 +438,5 @@ def _patterns_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | N
 
 def _is_tiktoken(path: Path) -> bool:
     """Whether a tokenizer.model is a rank file: the first line is base64, a space and a number."""
-    first = Path(path).read_bytes()[:4096].split(b"\n")[0].split(b" ")
+    first = load_bytes(path)[:4096].split(b"\n")[0].split(b" ")
     return len(first) == 2 and first[1].strip().isdigit()

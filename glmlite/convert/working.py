@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from .._native import default_threads
 from ..errors import Cancelled
 from ..models.glm4v import TENSORS as EYES
+from ..workers import in_order, workers
 from . import writer
 from .architectures import Tensor
 from .formats import can_quantize, encode
 from .planning import Conversion
 
 __all__ = ["unweighted", "work_off"]
-
-T = TypeVar("T")
 
 _CHUNK = 1 << 19  # values that a thread has in hand; their f32 stay in a cache from step to step
 _AHEAD = 4  # pieces of each thread that may wait to be written
@@ -45,10 +42,13 @@ def work_off(
         if progress is not None and progress(done, total) is False:
             raise Cancelled(f"{out}: cancelled, nothing is left of it")
 
+    for path in work.paths(out):
+        if work.source is not None and path.exists() and path.samefile(work.source):
+            raise ValueError(f"{path}: is the source itself, expected another name")
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads is {threads}, expected at least 1")
-    with ThreadPoolExecutor(threads) as pool:
+    with workers(threads) as tasks:
 
         def pieces(tensor: Tensor, kind: str) -> Iterator[np.ndarray]:
             columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
@@ -62,7 +62,7 @@ def work_off(
                 return encode(x, kind, tensor.origin(matrix), None if weights is None else weights[matrix])
 
             places = ((matrix, begin) for matrix in range(tensor.matrices) for begin in range(0, tensor.rows, step))
-            return _in_order(pool, piece, places, _AHEAD * threads)
+            return in_order(tasks, piece, places, _AHEAD * threads)
 
         parts = [work] if work.eyes is None else [work, work.eyes]
         files = [
@@ -113,20 +113,3 @@ def _columns(importance: Mapping[str, np.ndarray], tensor: Tensor) -> np.ndarray
             "it is another model's"
         )
     return np.broadcast_to(weights.reshape(-1, columns), (tensor.matrices, columns))
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, call: Callable[[T], np.ndarray], arguments: Iterable[T], ahead: int
-) -> Iterator[np.ndarray]:
-    """What `call` gives for each argument, in their order, while the pool works on the `ahead` that follow."""
-    waiting: deque[Future[np.ndarray]] = deque()
-    try:
-        for argument in arguments:
-            waiting.append(pool.submit(call, argument))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

@@ -17,7 +17,7 @@ from .formats import TYPES, tensor_bytes
 __all__ = ["Entry", "File", "head", "put", "write", "write_all"]
 
 _ALIGNMENT = 32
-_U32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64 = 4, 6, 7, 8, 9, 10, 11
+_U32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64, _F64 = 4, 6, 7, 8, 9, 10, 11, 12
 _ARRAYS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "b1": 7, "u8": 10, "i8": 11, "f8": 12}
 
 
@@ -132,7 +132,7 @@ def _string(text: str | bytes) -> bytes:
 
 
 def _value(key: str, value: Any) -> bytes:
-    """Integers are uint32 where they fit, as llama.cpp expects; floats are float32; arrays keep their numpy type."""
+    """Integers are uint32 and floats float32 where they fit, as llama.cpp expects; arrays keep their numpy type."""
     if isinstance(value, (bool, np.bool_)):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, (int, np.integer)):
@@ -140,7 +140,10 @@ def _value(key: str, value: Any) -> bytes:
             return struct.pack("<II", _U32, value)
         return struct.pack("<IQ", _U64, value) if value > 0 else struct.pack("<Iq", _I64, value)
     if isinstance(value, (float, np.floating)):
-        return struct.pack("<If", _F32, value)
+        try:
+            return struct.pack("<If", _F32, value)
+        except OverflowError:
+            return struct.pack("<Id", _F64, value)
     if isinstance(value, (str, bytes)):
         return struct.pack("<I", _STRING) + _string(value)
     if isinstance(value, np.ndarray) and value.ndim == 1:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..locate import model_file
 from ..mmproj import beside as eyes_beside
+from ..packed import refuse_exported
 from . import constants, eyes, tensors, text, values
 from .finding import Finding, Report, Severity
 from .repair import beside, corrected, fix, split
@@ -51,8 +52,10 @@ def examine(
     file = model_file(path)
     gguf = Gguf(file)
     try:
+        refuse_exported(file, gguf.metadata)
         subject = Subject.of(gguf)
         findings = look(subject)
+        findings += tensors.kernels(subject, gguf.tensors.values())
         others = [] if mmproj is None else [model_file(mmproj)]
         if mmproj is None and subject.sections and not subject.sees:
             others = eyes_beside(file)
@@ -66,7 +69,7 @@ def examine(
         paths=subject.paths,
         architecture=subject.architecture,
         model=subject.published.name if subject.published else None,
-        glm=subject.glm or subject.metadata.get("clip.projector_type") == "glm4v",
+        glm=subject.glm or subject.text("clip.projector_type") == "glm4v",
         findings=tuple(sorted(findings, key=lambda finding: list(Severity).index(finding.severity))),
         weight_bytes=scan.nbytes if scan else 0,
         seconds=scan.seconds if scan else 0.0,

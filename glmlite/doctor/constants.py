@@ -146,6 +146,37 @@ def router(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def experts(subject: Subject) -> Iterator[Finding]:
+    """How many experts there are, and from which block on, is seen in the tensors; how many a token goes through is
+    not."""
+    if not subject.row.experts or not subject.glm:
+        return
+    layers = subject.blocks - subject.drafts
+    dense = min((block for block in layers if f"blk.{block}.ffn_gate_inp.weight" in subject.shapes), default=-1)
+    down = subject.shapes.get(f"blk.{dense}.ffn_down_exps.weight", ())
+    rows = subject.shapes.get(f"blk.{dense}.ffn_gate_inp.weight", ())[:1]
+    # A router that is missing would make a block of experts a dense one.
+    whole = all(f"blk.{block}.ffn_gate.weight" in subject.shapes for block in range(dense))
+    if whole and len(down) == 3 and rows == down[:1]:
+        means = "Programs look for tensors that are not there, or refuse those that are."
+        for name, right in (
+            ("leading_dense_block_count", dense),
+            ("expert_count", down[0]),
+            ("expert_feed_forward_length", down[2]),
+        ):
+            value = subject.metadata.get(subject.key(name))
+            absent = value is None and (right == 0 or name == "expert_feed_forward_length")
+            if not absent and subject.count(name) != right:
+                what = "missing" if value is None else brief(value)
+                yield _wrong(subject, "experts", Severity.ERROR, name, what, right, means)
+    name, used = "expert_used_count", subject.published.used if subject.published else None
+    value = subject.metadata.get(subject.key(name))
+    if used is not None and subject.count(name) != used:
+        severity = Severity.ERROR if value is None else Severity.WARNING
+        means = "A token goes through too few experts, or too many: answers get worse, or slower."
+        yield _wrong(subject, "experts", severity, name, "missing" if value is None else brief(value), used, means)
+
+
 def _order(block: str) -> tuple[int, str]:
     return (int(block) if block.isdecimal() and len(block) < 10 else 1 << 31, block)
 
@@ -169,4 +200,4 @@ def _wrong(
     return Finding(check, severity, key, f"{what}, should be {spelled}{of}", means, f"{key} = {spelled}", {key: right})
 
 
-CHECKS = (eps, rotary_part, rope_base, router)
+CHECKS = (eps, rotary_part, rope_base, router, experts)

@@ -68,9 +68,9 @@ class Subject:
 
     @cached_property
     def layers(self) -> int | None:
-        """Without drafting layers."""
-        blocks = self.count("block_count")
-        return None if blocks is None else blocks - (self.count("nextn_predict_layers") or 0)
+        """Without drafting layers; None if the keys do not say it, or more that draft than there are."""
+        blocks, drafting = self.count("block_count"), self.count("nextn_predict_layers") or 0
+        return None if blocks is None or blocks < drafting else blocks - drafting
 
     @cached_property
     def rows(self) -> int | None:

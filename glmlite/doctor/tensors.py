@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ..errors import FormatError
+from ..models.glm4v import TENSORS as EYES
 from .finding import Finding, Severity, Split, brief
 from .subject import Subject, block_of
 
@@ -66,13 +67,26 @@ def drafting(subject: Subject) -> Iterator[Finding]:
     elif told and not drafts:
         # Blocks that are not there are no fault of the model; one too few run are.
         lost = found == told_blocks - told
-        known = lost or (found == told_blocks and subject.recognised(found) is not None)
+        # A block that was one to draft with, and has lost what only such a block has, is run as no layer.
+        spent = found == told_blocks and subject.published is not None
+        known = lost or (not spent and found == told_blocks and subject.recognised(found) is not None)
         what = f"{told_blocks} blocks, {told} of which draft; there are {found}, none of which has what drafts"
-        means = "Programs that expect a drafting layer fail." if lost else "A layer is left out: nonsense."
+        harmless = lost or spent
+        means = "Programs that expect a drafting layer fail." if harmless else "A layer is left out: nonsense."
         fix = f"{names[0]} = {found}, without {names[1]}" if known else None
         changes = {names[0]: found, names[1]: None} if known else {}
-        severity = Severity.WARNING if lost else Severity.ERROR
+        severity = Severity.WARNING if harmless else Severity.ERROR
         yield Finding("drafting", severity, ", ".join(names), what, means, fix, changes)
+    elif not drafts and found > told_blocks:
+        whole = len(subject.blocks) == found
+        what = f"{told_blocks} blocks; there are {found}, none of which has what drafts"
+        means = "The last layers are left out: nonsense. Or the file is refused."
+        fix = f"{names[0]} = {found}" if whole else None
+        yield Finding("drafting", Severity.ERROR, names[0], what, means, fix, {names[0]: found} if whole else {})
+    elif not drafts and found == told_blocks and not subject.published and subject.recognised(found - 1):
+        what = f"no block drafts, of {found}; the model has {found - 1} layers, and a block that drafts"
+        means = "A block that drafts is run as a layer: nonsense."
+        yield Finding("drafting", Severity.ERROR, names[1], what, means, f"{names[1]} = 1", {names[1]: 1})
 
 
 def latent(subject: Subject) -> Iterator[Finding]:
@@ -80,7 +94,9 @@ def latent(subject: Subject) -> Iterator[Finding]:
     both = [name for name in subject.shapes if name.startswith("blk.") and name.endswith(".attn_kv_b.weight")]
     if not both or not subject.glm:
         return
-    split = _split(subject, both)
+    # One of the two beside it: which of them is right cannot be seen.
+    halves = [{name.replace("attn_kv_b", part) in subject.shapes for part in ("attn_k_b", "attn_v_b")} for name in both]
+    split = None if {True, False} in halves else _split(subject, both)
     fix, changes = None, {}
     if split is not None:
         turned = subject.count("rope.dimension_count") or 0
@@ -176,19 +192,42 @@ def _many(gaps: tuple[int, list[int]], what: str) -> str:
 
 
 def model(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
-    """Whatever else keeps the architecture from being run. told: keys and tensors that have a finding already."""
-    from ..models import ARCHITECTURES, record
+    """Whatever else keeps the architecture from being run, or its drafting layer. told: keys and tensors that have a
+    finding already."""
+    from ..models import ARCHITECTURES, draft, record
 
     if subject.architecture not in ARCHITECTURES:
         return
+    severity, means = Severity.ERROR, "The file does not run here."
     try:
         record(subject.metadata, subject.shapes)
+        severity, means = Severity.WARNING, "Programs that draft refuse the file; without drafting it runs."
+        draft(subject.metadata, subject.shapes)
     except FormatError as error:
         names = str(error).split("'")[1::2]
         if not any(name == item or name.startswith(f"{item}.") for name in names for item in told):
             where = next((name for name in names if "." in name), "tensors")
-            kind = "tensor-shape" if where in subject.shapes else "model"
-            yield Finding(kind, Severity.ERROR, brief(where), brief(str(error)), "The file does not run here.")
+            missing = block_of(where) is not None or where.endswith((".weight", ".bias"))
+            kind = "tensor-shape" if where in subject.shapes else "tensor-missing" if missing else "model"
+            yield Finding(kind, severity, brief(where), brief(str(error)), means)
+
+
+def kernels(subject: Subject, tensors: Iterable[Any]) -> Iterator[Finding]:
+    """Types that the engine does not multiply with, of what the model is loaded from: `_native.TensorInfo`s."""
+    from ..models import ARCHITECTURES
+
+    layers = subject.layers if subject.architecture in ARCHITECTURES else None
+
+    def used(name: str) -> bool:
+        if subject.sees and name.startswith(EYES):
+            return True
+        return layers is not None and ((place := block_of(name)) is None or place[0] < layers)
+
+    if unsupported := [tensor for tensor in tensors if not tensor.supported and used(tensor.name)]:
+        types = ", ".join(sorted({tensor.type for tensor in unsupported}))
+        what = f"{types}, which there is nothing here to run, of {len(unsupported)} tensors"
+        means = "The file does not run here; programs that know the type may run it."
+        yield Finding("model", Severity.ERROR, brief(unsupported[0].name), what, means)
 
 
 CHECKS = (architecture, embeddings, output, latent, blocks)

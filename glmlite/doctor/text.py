@@ -120,10 +120,14 @@ def stop_ids(subject: Subject) -> Iterator[Finding]:
     if not subject.tokens:
         return
     named: set[int] = set()
+    unusable = False
     for key in ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids"):
         value = subject.metadata.get(f"tokenizer.ggml.{key}")
-        if isinstance(value, (int, np.integer)) or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
+        if isinstance(value, (int, np.integer, np.ndarray)) and np.asarray(value).dtype.kind in "iu":
             named.update(np.atleast_1d(value).tolist())
+        elif value is not None:
+            unusable = True
+    unusable = unusable or not named <= set(range(len(subject.tokens)))
     eos = subject.token_id("eos")
     ids = {key: subject.ids[text] for key, text in families.ENDS.items() if text in subject.ids}
     # Sentencepiece vocabularies have </s> in place of <|endoftext|>.
@@ -149,8 +153,8 @@ def stop_ids(subject: Subject) -> Iterator[Finding]:
         texts = ", ".join(families.ENDS[name] for name in missing)
         yield Finding(
             "stop-ids",
-            # <|observation|> only follows a tool call.
-            Severity.NOTE if missing == ["eom"] else Severity.WARNING,
+            # <|observation|> only follows a tool call. Ids that are none keep the file from being loaded.
+            Severity.ERROR if unusable else Severity.NOTE if missing == ["eom"] else Severity.WARNING,
             ", ".join(f"tokenizer.ggml.{name}_token_id" for name in missing),
             f"{texts} not among the ids that end an answer",
             "Programs that go by these keys let the model go on and play the user's part.",
@@ -263,6 +267,23 @@ def template(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def template_syntax(subject: Subject) -> Iterator[Finding]:
+    """A template is a program, which has to be one."""
+    text = templates.of(subject.metadata)
+    wrong = text and templates.wrong_with(text)
+    if wrong:
+        own = _own(subject) if subject.speaks_glm else None
+        yield Finding(
+            "template-syntax",
+            Severity.ERROR,
+            _TEMPLATE,
+            brief(f"the template is no Jinja program: {wrong}"),
+            "No conversation can be written: the template was cut off, or damaged by whoever changed it.",
+            "the model's own is put in" if own else None,
+            {_TEMPLATE: own} if own else {},
+        )
+
+
 def template_tools(subject: Subject) -> Iterator[Finding]:
     """A model that was trained to call tools is told of them by its template."""
     template = templates.of(subject.metadata, tools=True)
@@ -278,6 +299,20 @@ def template_tools(subject: Subject) -> Iterator[Finding]:
         "the model's own is put in" if own else None,
         {_TEMPLATE: own} if own else {},
     )
+
+
+def sampling(subject: Subject) -> Iterator[Finding]:
+    """What a file recommends can be used."""
+    from ..models import ARCHITECTURES
+    from ..parameters import RECOMMENDED, sampling_defaults
+
+    for key in RECOMMENDED.values() if subject.architecture in ARCHITECTURES else ():
+        try:
+            sampling_defaults({key: subject.metadata.get(key)})
+        except FormatError as error:
+            what = brief(str(error).rpartition("general.sampling: ")[2])
+            means = "glmlite refuses the file; other programs may write nonsense."
+            yield Finding("sampling", Severity.ERROR, key, what, means, "it is left out", {key: None})
 
 
 def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
@@ -296,4 +331,15 @@ def tokenizer(subject: Subject, told: Collection[str]) -> Iterator[Finding]:
             yield Finding("tokenizer", Severity.ERROR, brief(where), brief(what), means)
 
 
-CHECKS = (vocabulary_size, token_types, pre_tokenizer, stop_ids, prefix, template, template_tools)
+# Whether the template is one comes before what it says.
+CHECKS = (
+    vocabulary_size,
+    token_types,
+    pre_tokenizer,
+    stop_ids,
+    template_syntax,
+    prefix,
+    template,
+    template_tools,
+    sampling,
+)

@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..errors import Cancelled, FormatError
 from ..formats import STORAGE
+from ..workers import in_order, workers
 from .finding import Finding, Severity
 
 _BUFFER = 1 << 20  # bytes, of each thread: stays in the cache
@@ -89,24 +89,13 @@ def scan(tensors: Iterable[Any], threads: int | None = None, progress: Callable[
     seen = {tensor.name: Seen() for tensor in known}
     done = 0
     threads = threads or _cores()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        tasks = _tasks(known)
-        running = set()
-        while True:
-            while len(running) < 2 * threads and (task := next(tasks, None)) is not None:
-                running.add(pool.submit(_look, task))
-            if not running:
-                break
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                for part, result in future.result():
-                    seen[part.tensor.name].add(result)
-                    done += part.end - part.begin
+    with workers(threads) as tasks:
+        for results in in_order(tasks, _look, _tasks(known), 2 * threads):
+            for part, result in results:
+                seen[part.tensor.name].add(result)
+                done += part.end - part.begin
             if progress is not None and progress(done, total) is False:
                 raise Cancelled("cancelled while reading the weights")
-    finally:
-        pool.shutdown(cancel_futures=True)
     findings = [finding for tensor in known for finding in _findings(tensor, seen[tensor.name])]
     unread = tuple(sorted({tensor.type for tensor in tensors} - set(SCALES_AT)))
     return Scan(findings, total, time.perf_counter() - begin, unread)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -129,14 +130,25 @@ def id_list(ids: Any) -> Ids:
     return [int(i) for i in np.atleast_1d(numpy(ids)).tolist()]
 
 
+def _array(rows: Any) -> NDArray[np.int64]:
+    if isinstance(rows, Sequence) and len({len(row) for row in rows if isinstance(row, Sequence)}) > 1:
+        raise ValueError("input_ids has rows of different lengths; pass padding=True to the tokenizer")
+    array = np.asarray(rows)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"input_ids is {reprlib.repr(rows)}, expected token ids, as a tokenizer gives them")
+    return array.astype(np.int64)
+
+
 def prompts(inputs: Any, attention_mask: Any) -> tuple[Any, NDArray[Any], list[Ids]]:
     """(input_ids as given, (rows, n) ids, each row without its padding). inputs: an array, a tensor, lists, or what a
     tokenizer returned."""
     if isinstance(inputs, Mapping):
         attention_mask = inputs.get("attention_mask") if attention_mask is None else attention_mask
         inputs = inputs["input_ids"]
-    given = inputs if hasattr(inputs, "shape") else np.asarray(inputs, np.int64)
+    given = inputs if hasattr(inputs, "shape") else _array(inputs)
     rows = np.atleast_2d(numpy(given))
+    if rows.ndim != 2 or not len(rows):
+        raise ValueError(f"input_ids is {rows.shape}, expected (rows, n) ids, at least one row")
     masks = np.ones_like(rows) if attention_mask is None else np.atleast_2d(numpy(attention_mask))
     if masks.shape != rows.shape:
         raise ValueError(f"attention_mask is {masks.shape}, expected {rows.shape} as input_ids")

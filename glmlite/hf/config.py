@@ -32,7 +32,9 @@ def config(path: str, metadata: Mapping[str, Any], tokenizer: Tokenizer, context
     named = metadata.get("tokenizer.ggml.eos_token_id")
     ends = sorted(tokenizer.eos_ids, key=lambda i: (i != named, i))
     one = len(ends) == 1 or metadata.get("tokenizer.ggml.model") != "gpt2"
-    layers, heads = size("block_count"), size("attention.head_count")
+    layers, drafting, heads = size("block_count"), size("nextn_predict_layers"), size("attention.head_count")
+    if isinstance(layers, int) and isinstance(drafting, int):
+        layers -= drafting  # which transformers does not count
     return Config(
         name_or_path=path,
         _name_or_path=path,
@@ -72,9 +74,6 @@ class AutoConfig:
     ) -> Config:
         """pre_seq_len: of a P-Tuning prefix, which has to be in the file. Raises ValueError for another length."""
         check("AutoConfig", options, known=("pre_seq_len", "gguf_file"), ignored=LOADING, refused=LOADING_REFUSED)
-        path, metadata, prefix = header(pretrained_model_name_or_path, gguf_file)
-        if pre_seq_len is not None and pre_seq_len != prefix:
-            has = "no prefix" if prefix is None else f"a prefix of {prefix} tokens"
-            raise ValueError(f"pre_seq_len is {pre_seq_len}, {path} has {has}; `glmlite convert --ptuning` stores one")
+        path, metadata, prefix = header(pretrained_model_name_or_path, gguf_file, pre_seq_len)
         context = int(metadata.get(f"{metadata['general.architecture']}.context_length", 0))
         return config(path, metadata, Tokenizer.from_metadata(metadata), context, prefix)

@@ -6,13 +6,14 @@ of a tool, if they call one, into the line that the role stands in, and several 
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..chat.answers import tidy
+from ..chat.readers.literals import read_call, read_json
 from ..tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
@@ -105,17 +106,13 @@ class Answer:
 
 
 def _parameters(content: str) -> Any:
-    """The arguments of a call: JSON, as GLM-4 writes it, or Python in a fence, as ChatGLM3 does. None: it is neither,
-    or not whole yet."""
-    try:
-        return json.loads(content)
-    except ValueError:
-        pass
-    code = "\n".join(line for line in content.splitlines() if not line.startswith("```"))
-    try:
-        call = ast.parse(code.strip(), mode="eval").body
-        if isinstance(call, ast.Call) and not call.args:
-            return {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        pass
+    """The arguments of a call: JSON, as GLM-4 writes it, or Python in a fence and a blank before it, as ChatGLM3.
+    None: it is neither, or not whole yet."""
+    with suppress(ValueError):
+        return read_json(content)
+    code = content.strip()
+    if code.startswith("```"):
+        code = code.partition("\n")[2].removesuffix("```")
+    with suppress(ValueError):
+        return read_call(code, "tool_call")
     return None

@@ -71,9 +71,16 @@ LOADING_REFUSED = {
 }
 
 
-def header(name: str | os.PathLike[str] | None, gguf_file: str | None) -> tuple[str, dict[str, Any], int | None]:
-    """(path, metadata, length of the P-Tuning prefix) of a file."""
+def header(
+    name: str | os.PathLike[str] | None, gguf_file: str | None, pre_seq_len: int | None = None
+) -> tuple[str, dict[str, Any], int | None]:
+    """(path, metadata, length of the P-Tuning prefix) of a file. Raises ValueError if it has not the length asked for,
+    pre_seq_len."""
     path = model_file(name if gguf_file is None else Path(os.fspath(name or "."), gguf_file))
     with closing(placement.backend("cpu").Gguf(path)) as gguf:
-        prefix = gguf.tensors.get("blk.0.prefix_k.weight")
-        return str(path), dict(gguf.metadata), None if prefix is None else int(prefix.shape[0])
+        tensor = gguf.tensors.get("blk.0.prefix_k.weight")
+        prefix = None if tensor is None else int(tensor.shape[0])
+        if pre_seq_len is not None and pre_seq_len != prefix:
+            has = "no prefix" if prefix is None else f"a prefix of {prefix} tokens"
+            raise ValueError(f"pre_seq_len is {pre_seq_len}, {path} has {has}; `glmlite convert --ptuning` stores one")
+        return str(path), dict(gguf.metadata), prefix

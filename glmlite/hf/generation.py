@@ -244,6 +244,8 @@ def parameters(asked: Mapping[str, Any], model: Model) -> dict[str, Any]:
     if "eos_token_id" in asked:
         # A negative id is a way to say that nothing ends the answer.
         ends = [i for i in id_list(asked["eos_token_id"]) if i >= 0]
+        if ends and max(ends) >= model.vocab_size:
+            raise ValueError(f"generate: eos_token_id is {max(ends)}, expected ids below {model.vocab_size}")
         out |= {"stop_ids": ends, "ignore_eos": True}
     stops = asked.get("stop_strings") or []
     stops = [stops] if isinstance(stops, str) else list(stops)
@@ -272,7 +274,9 @@ def _biases(asked: Mapping[str, Any], ends: Sequence[int]) -> dict[int, float]:
 def room(asked: Mapping[str, Any], width: int) -> int | None:
     """How many tokens an answer may have after a prompt of `width`; None: as many as the context has."""
     if "max_new_tokens" in asked:
-        return int(asked["max_new_tokens"])
+        if (count := int(asked["max_new_tokens"])) < 1:
+            raise ValueError(f"generate: max_new_tokens is {count}, expected at least 1")
+        return count
     if "max_length" not in asked:
         return None
     left = int(asked["max_length"]) - width

@@ -91,22 +91,23 @@ class AutoModelForCausalLM:
         device: Any = None,
         gguf_file: str | None = None,
         config: Config | None = None,
+        pre_seq_len: int | None = None,
         **options: Any,
     ) -> HFModel:
         """A GGUF file's model (default: the built-in one); a path as `glmlite.load` takes it.
 
         context, parallel, max_queue, kv_tokens, kv_type, threads, adaptive, priority, gpu_layers, packed, idle_unload,
         progress, cancel: as `glmlite.load`; device_map (or device): "cpu", "cuda", "cuda:1", or anything else: its
-        `device` "auto".
+        `device` "auto". pre_seq_len: of a P-Tuning prefix, which has to be in the file.
         Arguments that mean nothing here (trust_remote_code, torch_dtype, ...) are taken, those that would change the
         result are refused by name.
         """
         if config is not None and not isinstance(config, Config):
             raise ValueError(f"config is a {type(config).__name__}, expected one of glmlite.AutoConfig")
         own = {name: options.pop(name) for name in LOAD if name in options}
-        known = (*LOAD, "device_map", "gguf_file", "config")
+        known = (*LOAD, "device_map", "gguf_file", "config", "pre_seq_len")
         check(cls.__name__, options, known=known, ignored=LOADING, refused=LOADING_REFUSED)
-        path, _, prefix = header(pretrained_model_name_or_path, gguf_file)
+        path, _, prefix = header(pretrained_model_name_or_path, gguf_file, pre_seq_len)
         asked = device_map if device is None else device
         if isinstance(asked, Mapping) and len(asked) == 1:  # {"": "cuda:0"}, the whole model there
             (asked,) = asked.values()
@@ -225,6 +226,8 @@ class HFModel:
         given, rows, texts = prompts(inputs, attention_mask)
         self._check_prompts(texts, rows, position_ids)
         copies = int(asked.get("num_return_sequences", 1))
+        if copies < 1:
+            raise ValueError(f"generate: num_return_sequences is {copies}, expected at least 1")
         if copies > 1 and not asked.get("do_sample"):
             raise ValueError(f"generate: num_return_sequences is {copies}, which needs do_sample=True")
         rows, texts = np.repeat(rows, copies, 0), [text for text in texts for _ in range(copies)]
@@ -256,6 +259,8 @@ class HFModel:
         if (streamer is not None or criteria) and len(texts) != 1:
             raise ValueError(f"generate: {len(texts)} rows, a streamer and stopping_criteria are for one")
         with ExitStack() as running:
+            if streamer is not None:  # whoever reads what it is given may wait for its end, also where nothing begins
+                running.callback(streamer.end)
             started: list[Generation] = []
             for number, text in enumerate(texts):
                 if seed is not None:  # the samples of one prompt differ, and each row is as it is alone
@@ -265,7 +270,6 @@ class HFModel:
                 return [list(generation.tokens(one)) for one in started]
             answer: list[int] = []
             if streamer is not None:
-                running.callback(streamer.end)
                 streamer.put(like(rows, given))
             for token in generation.tokens(started[0]):
                 answer.append(token)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from .. import chat
@@ -128,6 +130,8 @@ class HFTokenizer(HFVocabulary):
         """
         known = ("add_special_tokens", "truncation", "max_length", "pad_to_multiple_of", "return_attention_mask")
         check("tokenizer", options, known=known, ignored=IGNORED, refused=REFUSED)
+        if isinstance(text, bytes) or not (isinstance(text, Sequence) or hasattr(text, "dtype")):
+            raise TypeError(f"tokenizer: {reprlib.repr(text)}, expected a text, or a list of several")
         single = isinstance(text, str) or _is_ids(text)
         texts: Sequence[Any] = [text] if single else text
         if is_split_into_words and not all(_is_ids(t) for t in texts):
@@ -217,7 +221,7 @@ class HFTokenizer(HFVocabulary):
         return BatchEncoding(input_ids=tensor(rows, kind), attention_mask=tensor(masks, kind))
 
     def _encode(self, text: Any, special: bool, add_special_tokens: bool, room: int | None) -> Ids:
-        ids = self.tokenizer.encode(text, special=special) if isinstance(text, str) else id_list(text)
+        ids = self.tokenizer.encode(text, special=special) if isinstance(text, str) else _given_ids(text)
         if not add_special_tokens:
             return cut(ids, room, self.truncation_side)
         prefix = self.get_prefix_tokens()
@@ -368,7 +372,8 @@ class HFTokenizer(HFVocabulary):
             )
             return self._open(ids, messages) if continue_final_message else ids
 
-        single = not conversation or isinstance(conversation[0], Mapping)
+        several = isinstance(conversation, Sequence) and len(conversation) > 0
+        single = not several or isinstance(conversation[0], Mapping)
         rows = [render(messages) for messages in ([conversation] if single else conversation)]
         if not tokenize:
             texts = [self.tokenizer.decode(row) for row in rows]
@@ -425,6 +430,13 @@ class HFTokenizer(HFVocabulary):
 
 def _is_ids(value: Any) -> bool:
     return not isinstance(value, str) and len(value) > 0 and not hasattr(value[0], "__len__")
+
+
+def _given_ids(row: Any) -> Ids:
+    if hasattr(row, "dtype") or (isinstance(row, list | tuple) and all(isinstance(i, Integral) for i in row)):
+        return id_list(row)
+    pair = f"; {REFUSED['text_pair'].instead}" if isinstance(row, list | tuple) and len(row) == 2 else ""
+    raise TypeError(f"tokenizer: {reprlib.repr(row)}, expected a text, or a list of token ids{pair}")
 
 
 def _is_rows(value: Any) -> bool:

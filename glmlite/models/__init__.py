@@ -16,6 +16,7 @@ from ..errors import FormatError
 from ..program import Op, Recorder, Shapes
 from . import chatglm, chatglm1, deepseek2, glm, glm4, glm4moe, glm4v, llama
 from .layout import Layout, LayoutFunction
+from .metadata import shown
 
 __all__ = ["ARCHITECTURES", "Eyes", "Layout", "Recording", "draft", "record", "record_eyes"]
 
@@ -67,7 +68,9 @@ def record_eyes(metadata: Mapping[str, Any], shapes: Shapes) -> Eyes:
     config = glm4v.Config.from_gguf(metadata, shapes)
     tower, merger = Recorder(shapes), Recorder(shapes)
     glm4v.record_tower(tower, config)
-    glm4v.record_merger(merger, config)
+    rows = glm4v.record_merger(merger, config).width
+    if rows != config.width:
+        raise FormatError(f"'mm.down.weight' has {rows} rows, expected {config.width} as 'mm.patch_merger.weight'")
     used = {name for op in (*tower.ops, *merger.ops) for names in op.weights.values() for name in names}
     for name in shapes:
         if name.startswith(glm4v.TENSORS) and name not in used and not (config.side and name == glm4v.POSITIONS):
@@ -81,13 +84,19 @@ def record(metadata: Mapping[str, Any], shapes: Shapes) -> Recording:
     metadata: as `Gguf.metadata`. shapes: tensor name -> shape, numpy order.
     Raises FormatError, naming the key or the tensor, if the file is not what its architecture says.
     """
+    drafts = next((name for name in shapes if name.endswith(".nextn.eh_proj.weight")), None)
+    if drafts is not None and not any(name.startswith("blk.0.") for name in shapes):
+        raise FormatError(
+            f"'{drafts}': the file holds the block that drafts and not the model, which has 'blk.0.attn_norm.weight'; "
+            "open the model's own file"
+        )
     model, config = _read(metadata, shapes)
     r = Recorder(shapes)
     logits = model.record(r, config)
     _check_vocabulary(r, logits.width)
     layers = config.sizes.layers
-    # Blocks after the last layer are drafting layers, which `draft` records.
     _check_all_used(metadata, r, lambda block: block is None or block < layers)
+    _check_skipped(metadata, shapes, layers)
     return _recording(metadata, r, model, config)
 
 
@@ -116,7 +125,7 @@ def _read(metadata: Mapping[str, Any], shapes: Shapes) -> tuple[Any, Any]:
         raise FormatError(f"metadata: 'general.architecture' is {architecture!r}; {_NO_TEXT_MODELS[architecture]}")
     if not isinstance(architecture, str) or architecture not in _MODELS:
         known = ", ".join(ARCHITECTURES)
-        raise FormatError(f"metadata: 'general.architecture' is {architecture!r}, expected one of: {known}")
+        raise FormatError(f"metadata: 'general.architecture' is {shown(architecture)}, expected one of: {known}")
     model = _MODELS[architecture]
     return model, model.Config.from_gguf(metadata, shapes)
 
@@ -153,6 +162,26 @@ def _check_all_used(metadata: Mapping[str, Any], r: Recorder, mine: Callable[[in
     for name in r.shapes:
         if name.startswith(glm4v.TENSORS) and "clip.projector_type" in metadata:
             continue
-        block = name.split(".")[1] if name.startswith("blk.") else ""
-        if name not in used and mine(int(block) if block.isdecimal() and len(block) < 10 else None):
+        if name not in used and mine(_block(name)):
             raise FormatError(f"'{name}': the architecture has no such tensor")
+
+
+def _check_skipped(metadata: Mapping[str, Any], shapes: Shapes, layers: int) -> None:
+    """What follows the last layer are drafting layers, which `draft` records: the blocks that have tensors for it, or,
+    in a file that has lost those, as many as the keys say. Any other is a layer that the keys leave out."""
+    key = f"{metadata['general.architecture']}.block_count"
+    blocks = metadata[key]
+    drafting = {_block(name) for name in shapes if ".nextn." in name} or range(layers, blocks)
+    for name in shapes:
+        block = _block(name)
+        if block is not None and block >= layers and block not in drafting:
+            raise FormatError(
+                f"metadata: '{key}' is {blocks}, which makes {layers} layers; expected more, or '{name}' not to be "
+                "there: that block does not draft"
+            )
+
+
+def _block(name: str) -> int | None:
+    """The number of a tensor's block; None if it is in none."""
+    block = name.split(".")[1] if name.startswith("blk.") else ""
+    return int(block) if block.isdecimal() and len(block) < 10 else None

@@ -45,9 +45,9 @@ class Config:
             raise FormatError(f"metadata: 'chatglm1': a head has {columns} columns, expected two halves of pairs")
         return cls(
             sizes=sizes,
-            norm_eps=keys.number("attention.layer_norm_epsilon"),
+            norm_eps=keys.number("attention.layer_norm_epsilon", most=1),
             rope=Rope(sizes.head_dim, keys.number("rope.freq_base", 10000.0), interleaved=False, axes=(0, 1)),
-            alpha=keys.number("residual_alpha"),
+            alpha=keys.number("residual_alpha", most=1e6),
         )
 
 

@@ -55,7 +55,7 @@ class Config:
         glm = isinstance(tokens, (list, tuple)) and "[gMASK]" in tokens
         return cls(
             sizes=Sizes(layers, dim, attention.heads, 1, attention.head_dim, keys.count("context_length")),
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            norm_eps=keys.number("attention.layer_norm_rms_epsilon", most=1),
             rope=rope,
             latent=attention.latent,
             experts=keys.experts(layers, glm=glm),

@@ -46,7 +46,7 @@ class Config:
             if len(shapes.get(name, ())) == 2 and shapes[name][0] <= sizes.context:
                 rows = shapes[name][0]
                 raise FormatError(f"'{name}' has {rows} rows, expected more than the context's {sizes.context}")
-        return cls(sizes=sizes, norm_eps=keys.number("attention.layer_norm_epsilon"))
+        return cls(sizes=sizes, norm_eps=keys.number("attention.layer_norm_epsilon", most=1))
 
 
 def layout(ids: Sequence[int], special: Special) -> Layout:

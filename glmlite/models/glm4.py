@@ -38,7 +38,7 @@ class Config:
         rope = keys.rope(sizes.head_dim, interleaved=True)
         return cls(
             sizes=sizes,
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            norm_eps=keys.number("attention.layer_norm_rms_epsilon", most=1),
             rope=replace(rope, interleaved=not rope.sections),
         )
 

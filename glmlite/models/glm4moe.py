@@ -41,7 +41,7 @@ class Config:
         sizes = Sizes.of(keys)
         return cls(
             sizes=sizes,
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            norm_eps=keys.number("attention.layer_norm_rms_epsilon", most=1),
             rope=keys.rope(sizes.head_dim, interleaved=False),
             experts=keys.experts(sizes.layers, glm=True),
         )

@@ -28,7 +28,7 @@ import numpy as np
 
 from ..errors import FormatError
 from ..program import AXES, Recorder, Rope, Shapes, Value
-from .metadata import Keys
+from .metadata import Keys, shown
 from .parts import qkv as heads_of
 
 __all__ = ["Config", "beside", "has_tower", "learned_positions", "positions", "record_merger", "record_tower"]
@@ -70,8 +70,8 @@ class Config:
     def from_gguf(cls, metadata: Mapping[str, Any], shapes: Shapes) -> Config:
         """Sizes are the tensors'. Raises FormatError for another projector, and for what does not fit together."""
         projector = metadata.get("clip.projector_type")
-        if projector != "glm4v":
-            raise FormatError(f"metadata: 'clip.projector_type' is {projector!r}, expected 'glm4v'")
+        if not isinstance(projector, str) or projector != "glm4v":  # a comparison with an array is an array
+            raise FormatError(f"metadata: 'clip.projector_type' is {shown(projector)}, expected 'glm4v'")
         keys = Keys("clip.vision", metadata, shapes)
         dim, colours, patch, across = _shape(shapes, "v.patch_embd.weight", 4)
         width, _, merge, _ = _shape(shapes, "mm.patch_merger.weight", 4)
@@ -84,7 +84,9 @@ class Config:
             raise FormatError(
                 f"'v.patch_embd.weight' has {dim} rows, expected a multiple of 4 for each of {heads} heads"
             )
-        entries = _shape(shapes, POSITIONS, 2)[0] if POSITIONS in shapes else 0
+        entries, columns = _shape(shapes, POSITIONS, 2) if POSITIONS in shapes else (0, dim)
+        if columns != dim:
+            raise FormatError(f"'{POSITIONS}' has {columns} columns, expected {dim} as 'v.patch_embd.weight'")
         side = math.isqrt(entries)
         if side * side != entries:
             raise FormatError(f"'{POSITIONS}' has {entries} rows, expected a square number")
@@ -94,7 +96,7 @@ class Config:
             dim=dim,
             heads=heads,
             head_dim=dim // heads,
-            norm_eps=keys.number("attention.layer_norm_epsilon"),
+            norm_eps=keys.number("attention.layer_norm_epsilon", most=1),
             theta=keys.number("rope.freq_base", 10000.0),
             patch=patch,
             merge=keys.count("spatial_merge_size", merge, least=merge, most=merge),
@@ -123,10 +125,11 @@ def _colours(metadata: Mapping[str, Any], name: str) -> tuple[float, ...]:
     """Three finite numbers, those of a standard deviation not 0."""
     try:
         values = tuple(float(value) for value in metadata.get(f"clip.vision.{name}", ()))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = ()
     if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "image_std" and min(values) <= 0):
-        raise FormatError(f"metadata: 'clip.vision.{name}' is {values}, expected a number for each of three colours")
+        found = values if len(values) <= 3 else f"{len(values)} numbers"
+        raise FormatError(f"metadata: 'clip.vision.{name}' is {found}, expected a number for each of three colours")
     return values
 
 

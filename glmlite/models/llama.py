@@ -37,7 +37,7 @@ class Config:
         factors = "rope_freqs.weight" if "rope_freqs.weight" in shapes else None
         return cls(
             sizes=sizes,
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            norm_eps=keys.number("attention.layer_norm_rms_epsilon", most=1),
             rope=keys.rope(sizes.head_dim, interleaved=True, factors=factors),
         )
 

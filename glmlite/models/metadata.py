@@ -13,6 +13,14 @@ from ..program import AXES, Rope, Shapes, Yarn
 
 SOFTMAX, SIGMOID = 1, 2  # values of `expert_gating_func`
 _LARGEST = 2**31 - 1  # positions and sizes are int32 at the seam
+_MOST_COLUMNS = 1 << 16  # of a head or of a latent, and heads: what the executors take
+
+
+def shown(value: Any) -> str:
+    """For messages: a value of the metadata, in one line."""
+    if value is None or isinstance(value, (int, float, np.number)):
+        return str(value)
+    return repr(value[:40]) if isinstance(value, str) else type(value).__name__
 
 
 class Heads(NamedTuple):
@@ -61,12 +69,12 @@ class Keys:
             raise self._error(name, value, f"an integer in {least}..{most}")
         return int(value)
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A finite number above zero."""
+    def number(self, name: str, default: float | None = None, most: float = math.inf) -> float:
+        """A finite number above zero, at most `most`."""
         value = self._get(name, default)
         ok = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not ok or not (math.isfinite(value) and value > 0):
-            raise self._error(name, value, "a positive number")
+        if not ok or not (math.isfinite(value) and 0 < value <= most):
+            raise self._error(name, value, "a positive number" + (f", at most {most:g}" if most < math.inf else ""))
         return float(value)
 
     def integers(self, name: str) -> list[int]:
@@ -96,13 +104,13 @@ class Keys:
 
     def heads(self, dim: int) -> Heads:
         """`attention.head_count`, `.head_count_kv` (default: as many), `.key_length` (default: dim / heads)."""
-        heads = self.count("attention.head_count", most=dim)
+        heads = self.count("attention.head_count", most=min(dim, _MOST_COLUMNS))
         kv_heads = self.count("attention.head_count_kv", heads, most=heads)
         if heads % kv_heads:
             raise self._error("attention.head_count_kv", kv_heads, f"a divisor of {heads}, the query heads")
         if f"{self.architecture}.attention.key_length" not in self.metadata and dim % heads:
             raise self._error("attention.head_count", heads, f"a divisor of {dim}, the embedding length")
-        head_dim = self.count("attention.key_length", dim // heads)
+        head_dim = self.count("attention.key_length", dim // heads, most=_MOST_COLUMNS)
         if self.count("attention.value_length", head_dim) != head_dim:
             raise self._error("attention.value_length", self._get("attention.value_length"), f"{head_dim}, as the keys")
         return Heads(heads, kv_heads, head_dim)
@@ -113,10 +121,16 @@ class Keys:
         `attn_k_b` and `attn_v_b` of every block must be as these say. `.head_count_kv`, `.key_length` and
         `.value_length` describe the cache: one key head of latent and turning columns, whose values are the latent.
         """
-        heads = self.count("attention.head_count", most=dim)
-        head_dim = self.count("attention.key_length_mla", least=3)
+        if (both := "blk.0.attn_kv_b.weight") in self.shapes:
+            raise FormatError(
+                f"'{both}' has keys and values of the latent in one matrix, expected attn_k_b and attn_v_b; in a file "
+                "of GLM's `glmlite doctor --fix` takes it apart"
+            )
+        heads = self.count("attention.head_count", most=min(dim, _MOST_COLUMNS))
+        head_dim = self.count("attention.key_length_mla", least=3, most=_MOST_COLUMNS)
         turning = self.count("rope.dimension_count", most=head_dim - 1)
-        latent, value_dim = self.count("attention.kv_lora_rank"), self.count("attention.value_length_mla")
+        latent = self.count("attention.kv_lora_rank", most=_MOST_COLUMNS)
+        value_dim = self.count("attention.value_length_mla")
         for name, size in (("head_count_kv", 1), ("key_length", latent + turning), ("value_length", latent)):
             if self.count(f"attention.{name}", size) != size:
                 raise self._error(f"attention.{name}", self._get(f"attention.{name}"), f"{size}, of the shared latent")
@@ -137,7 +151,7 @@ class Keys:
         dense = self.count("leading_dense_block_count", 0, least=0, most=layers)
         experts = self.count("expert_count")
         used = self.count("expert_used_count", most=experts)
-        scale = self.number("expert_weights_scale")
+        scale = self.number("expert_weights_scale", most=1e6)
         gating = self.count("expert_gating_func", SIGMOID if glm else SOFTMAX, least=0)
         if gating != SIGMOID:
             raise self._error("expert_gating_func", gating, f"{SIGMOID}, sigmoid")
@@ -197,8 +211,7 @@ class Keys:
         return value
 
     def _error(self, name: str, value: Any, expected: str) -> FormatError:
-        text = str(value) if isinstance(value, (int, float, np.number)) else type(value).__name__
-        text = repr(value[:40]) if isinstance(value, str) else text
+        text = shown(value)
         if f"{self.architecture}.{name}" not in self.metadata:
             text = f"missing, which means {text}"
         return FormatError(f"metadata: '{self.architecture}.{name}' is {text}, expected {expected}")

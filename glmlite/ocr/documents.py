@@ -14,6 +14,8 @@ from ..files import REFUSED_PICTURES, special
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..vision.pages import Pages
+
 __all__ = ["ENDINGS", "MOST_PAGES", "Document", "Source", "sources_of"]
 
 ENDINGS = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
@@ -60,15 +62,15 @@ class Source(NamedTuple):
             raise ValueError(f"{self.name}: is {kind}, expected a document")
         return open(self.value, "rb")
 
-    def open(self, pages: str | Iterable[int] | None = None) -> Document:
-        """Raises OSError, and ValueError (damaged, no such page, more than MOST_PAGES)."""
-        return Document(self, pages)
+    def open(self, pages: str | Iterable[int] | None, files: Pages) -> Document:
+        """files: opens PDF files. Raises OSError, and ValueError (damaged, no such page, more than MOST_PAGES)."""
+        return Document(self, pages, files)
 
 
 def sources_of(sources: Any) -> list[Source]:
     """The documents that a user means: one, or a sequence of them; of a folder, the files in it by name, `page2` before
-    `page10`, also pictures of kinds that are not read. Raises ValueError for a folder without documents, and for an
-    empty sequence."""
+    `page10`, also pictures of kinds that are not read. Raises ValueError for a folder without documents, an
+    empty name, and an empty sequence."""
     several = isinstance(sources, Sequence) and not isinstance(sources, str | bytes | bytearray | memoryview | Source)
     found: list[Source] = []
     for number, value in enumerate(sources if several else [sources], 1):
@@ -82,6 +84,8 @@ def sources_of(sources: Any) -> list[Source]:
         if not isinstance(value, str | os.PathLike) or data:
             found.append(Source(f"image {number}" if several else "image", value))
             continue
+        if not os.fspath(value):  # which would be the folder that one is in
+            raise ValueError("a document without a name, expected a path")
         path = Path(value)
         found += _in_folder(path) if path.is_dir() else [Source(str(path), path)]
     if not found:
@@ -105,13 +109,13 @@ class Document:
     """An open document. pages: how many it has; numbers: those that were asked for, from 1, in order. A context
     manager, which closes it."""
 
-    def __init__(self, source: Source, pages: str | Iterable[int] | None):
+    def __init__(self, source: Source, pages: str | Iterable[int] | None, files: Pages):
         from ..vision import images
-        from ..vision.pdf import Pdf, is_pdf
+        from ..vision.pdf import is_pdf
 
         self.name = source.name
         self._value = source.value
-        self._pdf = Pdf(source.value, source.name) if is_pdf(source.start()) else None
+        self._pdf = files.open(source.value, source.name) if is_pdf(source.start()) else None
         self.pages = self._pdf.pages if self._pdf is not None else images.frame_count(source.value, source.name)
         try:
             self.numbers = page_numbers(pages, self.pages, self.name)

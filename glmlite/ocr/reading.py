@@ -9,10 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from ..cancel import Cancel
 from ..errors import Busy, Cancelled, Closed
+from ..parameters import check_integer
 from . import asking
 from .documents import Document, Source, sources_of
 from .page import Doing, Page, Part
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..generate import Generation
+    from ..vision.pages import Pages
 
 __all__ = ["DPI", "FAST_DPI", "MAX_TOKENS", "read"]
 
@@ -55,10 +58,20 @@ def read(
         raise ValueError(f"task is {task!r}, expected {', '.join(TASKS)}")
     if fields is not None and task != "text":
         raise ValueError(f"task {task!r} and fields are given, expected one of them")
+    other = "fields" if fields is not None else f"task {task!r}" if task != "text" else None
+    for name, given in (("cut", cut), ("text_layer", text_layer)):
+        if other is not None and given:
+            raise ValueError(f"{other} and {name} are given, expected one of them: {name} is for text")
+    if pages is not None and not isinstance(pages, str):
+        try:
+            pages = [index(number) for number in pages]
+        except TypeError:
+            raise TypeError(f"pages: {pages!r:.80}, expected numbers from 1, or a text such as '3-7'") from None
+    check_integer("max_tokens", max_tokens, 1)
     if not LEAST_DPI <= dpi <= MOST_DPI:
         raise ValueError(f"dpi is {dpi}, expected {LEAST_DPI} to {MOST_DPI}")
     if not model.images:
-        raise ValueError(f"{model.name}: sees no images, expected a vision model with its tower (mmproj), as GLM-OCR")
+        raise ValueError(f"{model.name}: sees no images, expected a vision model, as GLM-OCR: {model._blind}")
     try:
         import PIL  # noqa: F401
         import pypdfium2  # noqa: F401
@@ -73,7 +86,9 @@ def read(
     else:
         kind, prompts = task, TASKS
     cutting = kind == "text" if cut is None else cut
-    rendering = Rendering(sources_of(sources), pages, dpi, kind, cutting, text_layer and kind == "text", skip)
+    from ..vision.pages import Pages
+
+    rendering = Rendering(sources_of(sources), pages, dpi, kind, cutting, text_layer, skip, Pages())
     return Reading(model, rendering, prompts, parameters, on_progress, cancel).run()
 
 
@@ -110,13 +125,12 @@ class Rendering:
     cutting: bool
     text_layer: bool
     skip: Callable[[int, int], bool] | None
+    files: Pages
 
     def sheets(self) -> Iterator[Sheet]:
-        if self.pages is not None and not isinstance(self.pages, str):
-            self.pages = list(self.pages)
         for number, source in enumerate(self.sources):
             try:
-                document = source.open(self.pages)
+                document = source.open(self.pages, self.files)
             except PROBLEMS as error:
                 yield Sheet(Page(source.name, number, 0, 0, error=_said(error, source.name)))
                 continue
@@ -331,6 +345,7 @@ class Reading:
             for work in self._work:
                 for answer in work.running:
                     answer.close()
+            self._rendering.files.stop()  # a page may take long
             pool.shutdown(wait=True, cancel_futures=True)
             sheets.close()  # type: ignore[attr-defined]
             if self._cancel is not None and key is not None:

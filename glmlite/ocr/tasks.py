@@ -63,13 +63,15 @@ def without_fence(text: str) -> str:
 
 class Loop:
     """Notices that an answer repeats itself: the same 20 or more tokens four times one after another, fewer tokens for
-    LONG in all, or a line LINES times.
+    LONG in all, or a line LINES times; rows of empty cells ROWS times.
 
-    A form has rows of empty cells and lines of dots, so what is short must be repeated for long.
+    A form has tables that are empty, and lines of dots, so what is short, or says nothing, must be repeated for long.
     """
 
     LONGEST = 1024  # tokens of what is repeated
-    SHORT, TIMES, LONG, LINES = 20, 4, 320, 24
+    SHORT, TIMES, LONG, LINES, ROWS = 20, 4, 320, 24, 64
+    # Rows of tables, of HTML or Markdown; a tag may be cut at both ends.
+    _EMPTY = re.compile(r"[/trdh]*>?(?:</?t[rdh]\b[^<>]*>|[\s|])*(?:<[^<>]*)?")
 
     def __init__(self) -> None:
         self._last = np.full(self.LONGEST, -1, np.int64)  # the latest first
@@ -92,11 +94,11 @@ class Loop:
         self._lengths.append((self._tokens, len(self._text)))
         first = self._repeated_tokens()
         if first is not None:
-            return next(length for count, length in self._lengths if count >= first)
+            return first
         return self._repeated_lines() if "\n" in text else None
 
     def _repeated_tokens(self) -> int | None:
-        """The token at which the second of the repeated begins."""
+        """The characters up to where the second of the repeated has begun."""
         looping = np.flatnonzero(self._same >= self._most)
         if not len(looping):
             return None
@@ -104,10 +106,15 @@ class Loop:
         # What repeats after two tokens repeats after twenty, too.
         if looping[0] + 1 >= self.SHORT and (short + np.arange(1, self.SHORT) >= same + looping[0] + 1).any():
             return None
-        return self._tokens - int(same)
+        first = self._tokens - int(same)
+        enough = next(length for count, length in self._lengths if count >= first)
+        few = same < (self.ROWS - 1) * (looping[0] + 1)
+        return None if few and self._EMPTY.fullmatch(self._text, enough) else enough
 
     def _repeated_lines(self) -> int | None:
-        lines = self._text.rstrip("\n").split("\n")[-self.LINES :]
-        if len(lines) < self.LINES or not lines[0].strip() or any(line != lines[0] for line in lines):
+        lines = self._text.rstrip("\n").split("\n")[-self.ROWS :]
+        most = self.ROWS if self._EMPTY.fullmatch(lines[-1]) else self.LINES
+        lines = lines[-most:]
+        if len(lines) < most or not lines[0].strip() or any(line != lines[0] for line in lines):
             return None
-        return len(self._text.rstrip("\n")) - (self.LINES - 1) * (len(lines[0]) + 1)
+        return len(self._text.rstrip("\n")) - (most - 1) * (len(lines[0]) + 1)

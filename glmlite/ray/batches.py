@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import builtin
 from ..bulk import AT_ONCE
 from ..bulk.asking import COLUMNS, Asking, Prompts, asked_of
-from ..bulk.rows import Row, arrow
+from ..bulk.rows import Row, arrow, values_of
 from ..bulk.running import Finished, answers
 from ..bulk.work import Work
 from ..bulk.writing import extended
 from ..cancel import Cancel
 from ..model import Model
-from ..parameters import Parameters
+from ..parameters import Parameters, check_integer
 from . import node
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Generate:
         loading: Mapping[str, Any] | None = None,
         **options: Unpack[PromptOptions],
     ):
+        check_integer("at_once", at_once, 1)
         prompt, asked = asked_of(parameters, **options)
         if prompt.column is None and prompt.template is None:
             prompt = replace(prompt, column=COLUMNS[0])
@@ -90,7 +91,7 @@ class Generate:
         self._asking.check(Columns(table.column_names))
         if self._number is not None and self._number not in table.column_names:
             raise ValueError(f"there is no column {self._number!r} of numbers; there is {table.column_names}")
-        rows = [self._row(i, values) for i, values in enumerate(table.to_pylist())]
+        rows = [self._row(i, *read) for i, read in enumerate(values_of(table))]
         found: dict[int, dict[str, Any]] = {}
         # Numbers may be there twice; places in the table are not.
         places = {id(row): i for i, row in enumerate(rows)}
@@ -98,13 +99,13 @@ class Generate:
             found |= {places[id(each.row)]: each.record for each in finished}
         return extended(table, self._asking, [found[i] for i in range(len(rows))])
 
-    def _row(self, place: int, values: dict[str, Any]) -> Row:
+    def _row(self, place: int, values: dict[str, Any], error: str | None) -> Row:
         if self._number is None:
-            return Row(number_of(values), f"row {place + 1} of its batch", values)
+            return Row(number_of(values), f"row {place + 1} of its batch", values, error)
         number = values[self._number]
         if not isinstance(number, int) or isinstance(number, bool):
             return Row(0, f"row {place + 1} of its batch", values, f"{self._number!r} is {number!r}, expected a number")
-        return Row(number, f"row {number + 1}", values)
+        return Row(number, f"row {number + 1}", values, error)
 
 
 def number_of(values: Mapping[str, Any]) -> int:
@@ -187,6 +188,8 @@ class Cluster:
     actors: engines; by default as many as the nodes that are there now have room for. cpus, gpus: of each; cpus by
         default those of the smallest node.
     loading: arguments of `glmlite.load`, of the engines.
+
+    Raises ValueError and TypeError, naming the field.
     """
 
     address: str = "auto"
@@ -195,6 +198,14 @@ class Cluster:
     cpus: float | None = None
     gpus: float = 0
     loading: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.actors is not None:
+            check_integer("actors", self.actors, 1)
+        if self.cpus is not None and not self.cpus > 0:
+            raise ValueError(f"cpus is {self.cpus}, expected more than 0")
+        if not self.gpus >= 0:
+            raise ValueError(f"gpus is {self.gpus}, expected 0 or more")
 
     def answers(self, rows: Iterator[Row], work: Work) -> Iterator[list[Finished]]:
         """See `glmlite.bulk.work.Cluster`. Raises ModuleNotFoundError (needs glmlite[ray]), ConnectionError,

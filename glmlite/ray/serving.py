@@ -16,7 +16,7 @@ from ..serve import errors
 from ..serve.app import App, Exchange
 from ..serve.app import app as asgi_app
 from ..serve.errors import RETRY_SECONDS, Refused
-from ..serve.http import Receive, dump, sse
+from ..serve.http import Gone, Receive, dump, sse
 from ..serve.openai import random_id
 from ..serve.own import gauges
 from ..serve.pool import Pool
@@ -218,6 +218,8 @@ class Front(App):
                         exchange.status = message["status"]
                     ended = message["type"] == "http.response.body" and not message.get("more_body", False)
                     await exchange.transport(message)
+        except Gone:
+            raise
         except Exception as error:
             refused = _lost(error)
             if started is None:

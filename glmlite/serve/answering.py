@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from ..cancel import Cancel
 from ..chat import offered
@@ -38,6 +39,7 @@ __all__ = [
     "Thought",
     "Usage",
     "Waiting",
+    "arguments_of",
 ]
 
 log = logging.getLogger("glmlite.serve")
@@ -77,6 +79,15 @@ class CallArguments(NamedTuple):
     choice: int
     call: int
     text: str
+
+
+def arguments_of(text: str) -> dict[str, Any] | None:
+    """The arguments of a call; None: the call was cut off, and nobody must act on what there is of it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class End(NamedTuple):
@@ -139,6 +150,7 @@ class Answers:
         self._pumps = [asyncio.create_task(self._pump(i, g)) for i, g in enumerate(generations)]
         self._open = len(generations)
         self._thinking = [0] * len(generations)
+        self._written = [0] * len(generations)
         self._first = 0.0
         self._read = -1
         self._failed = False
@@ -205,6 +217,7 @@ class Answers:
 
     async def _end(self, choice: int, generation: Running, reason: str) -> End:
         completion = await generation
+        self._written[choice] = len(completion.tokens) + isinstance(completion.stop, int)  # with the one that ended it
         stop = completion.stop if isinstance(completion.stop, str) else None
         if self._messages is not None and completion.reasoning:
             self._service.thoughts.remember(self._lease.name, self._messages, completion.message)
@@ -216,6 +229,8 @@ class Answers:
         metrics.add("prompt_tokens", stats.prompt_tokens)
         metrics.add("reused_tokens", stats.reused_tokens)
         metrics.add("generated_tokens", stats.generated_tokens)
+        metrics.add("drafted_tokens", stats.drafted_tokens)
+        metrics.add("accepted_tokens", stats.accepted_tokens)
         metrics.add("image_seconds", stats.image_seconds)
         metrics.add("prompt_seconds", stats.prompt_seconds)
         metrics.add("generation_seconds", stats.generation_seconds)
@@ -223,7 +238,8 @@ class Answers:
             metrics.observe("token_seconds", stats.generation_seconds / (stats.generated_tokens - 1))
 
     def _expire(self) -> None:
-        log.warning("%s: an answer took longer than %g s and was ended", self.name, self._service.settings.seconds)
+        seconds = self._service.settings.seconds
+        log.warning("%s: an answer took longer than %g s and was ended", self._lease.name, seconds)
         for generation in self._generations:
             generation.cancel()
 
@@ -231,11 +247,13 @@ class Answers:
 
     @property
     def usage(self) -> Usage:
+        """completion: of the answers that have ended, with the tokens that ended them. The model may have written more:
+        see `stats`."""
         stats = [generation.stats for generation in self._generations]
         return Usage(
             sum(each.prompt_tokens for each in stats[:: self.asked.choices]),
             sum(each.reused_tokens for each in stats[:: self.asked.choices]),
-            sum(each.generated_tokens for each in stats),
+            sum(self._written),
             sum(self._thinking),
         )
 
@@ -290,8 +308,10 @@ class Service:
             try:
                 generations = await self.work(partial(self._start, lease, asked), asked)
             except Refused as refused:
-                if refused.param == "schema":
-                    refused.param = asked.schema_name
+                ours = refused.param or ""
+                if (theirs := {"schema": asked.schema_name, "stop_ids": "stop_token_ids"}.get(ours)) is not None:
+                    refused.message = theirs + refused.message.removeprefix(ours)
+                    refused.param = theirs
                 raise
             self.metrics.add("images", asked.images)
             return Answers(self, lease, asked, generations, began)
@@ -319,13 +339,22 @@ class Service:
         asked: what it is for. Images, which are large once decoded, are decoded one at a time.
         """
         cancel = Cancel()
+
+        def run() -> T:
+            try:
+                with cancel.over():
+                    return do(cancel)
+            except Exception:
+                if cancel.cancelled:
+                    return cast(T, None)  # nobody waits for it
+                raise
+
         workers = self._lookers if asked is not None and asked.images else self._workers
-        running = asyncio.get_running_loop().run_in_executor(workers, do, cancel)
+        running = asyncio.get_running_loop().run_in_executor(workers, run)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             cancel.cancel()
-            running.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else asks
             raise
         except Exception as error:
             if (refused := errors.of(error)) is None:

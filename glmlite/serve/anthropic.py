@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from . import errors
-from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting
-from .asked import MAX_TOOLS, Asked, Fields, content, joined, part_of, shown, text_of, tool
+from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting, arguments_of
+from .asked import Asked, Fields, content, functions, joined, part_of, shown, text_of, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 from .openai import budget_of, random_id
 
 __all__ = ["count_tokens", "messages", "read"]
-
-log = logging.getLogger("glmlite.serve")
 
 OPTIONS = {
     "max_tokens": "max_tokens",
@@ -42,7 +39,9 @@ def read(body: Mapping[str, Any], counting: bool = False) -> Asked:
     options = fields.options(OPTIONS)
     output = fields.object("output_config") or Fields({})
     form = output.object("format") or fields.object("output_format")
-    if form is not None and form.text("type") == "json_schema" and (schema := form.schema("schema")) is not None:
+    if form is not None and form.text("type") == "json_schema":
+        if (schema := form.schema("schema")) is None:
+            raise Refused(400, f"{form.where}schema is missing, expected a JSON schema", param=f"{form.where}schema")
         options["schema"] = schema
     tools = _tools(fields)
     choice, parallel = _choice(fields, tools)
@@ -110,14 +109,15 @@ def _said(message: Fields, blocks: list[Fields], role: str) -> list[dict[str, An
 
 
 def _document(block: Fields) -> str | None:
-    """Documents that are text."""
+    """Documents that are text. Raises Refused for others, which the model would not see."""
     kind = block.text("type")
     if kind in ("search_result", "tool_reference"):
         return json.dumps(block.values, ensure_ascii=False)
     source = block.object("source") if kind == "document" else None
     if source is None:
         return None
-    return source.text("data") if source.text("type") == "text" else joined(source, "content", ("text",), between="\n")
+    form = source.one_of("type", ("text", "content"))  # a PDF file is not left out without a word
+    return source.text("data") if form == "text" else joined(source, "content", ("text",), between="\n")
 
 
 def _answered(message: Fields, blocks: list[Fields]) -> list[dict[str, Any]]:
@@ -135,6 +135,8 @@ def _answered(message: Fields, blocks: list[Fields]) -> list[dict[str, Any]]:
             arguments = json.dumps(given.values if given is not None else {}, ensure_ascii=False)
             function = {"name": block.text("name"), "arguments": arguments}
             calls.append({"id": block.text("id"), "type": "function", "function": function})
+        elif kind in ("image", "document"):
+            raise block.wrong("type", "none of the assistant's: it stands in messages of users and results of tools")
     out: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
         out["reasoning_content"] = "".join(thoughts)
@@ -145,10 +147,7 @@ def _answered(message: Fields, blocks: list[Fields]) -> list[dict[str, Any]]:
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
     tools = []
-    for each in fields.objects("tools", MAX_TOOLS):
-        if each.text("type", "custom") != "custom":
-            log.info("%s: a tool of type %s is left out", each.where, each.text("type"))
-            continue
+    for each in functions(fields, "custom"):
         tools.append(tool(each.text("name"), each.any("description"), each.any("input_schema"), each.where))
     return tools
 
@@ -174,7 +173,7 @@ async def messages(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     answers = await service.begin(read(body))
     message = Message(answers)
     if answers.asked.stream:
-        return Stream(message.stream(), answers.close, patience=service.settings.patience)
+        return Stream(message.stream(), answers.close)
     try:
         async for event in answers:
             message.take(event)
@@ -193,6 +192,7 @@ class Message:
     def __init__(self, answers: Answers):
         self._answers = answers
         self._json = ""  # of the call that is open
+        self._cut: list[str] = []  # ids of calls that were cut off
         self.whole: dict[str, Any] = {
             "id": random_id("msg_"),
             "type": "message",
@@ -207,7 +207,9 @@ class Message:
 
     @property
     def ended(self) -> dict[str, Any]:
-        return {**self.whole, "usage": self._usage()}
+        """All of it, without calls that were cut off; a stream has told of them before that was known."""
+        content = [block for block in self.whole["content"] if block.get("id") not in self._cut]
+        return {**self.whole, "content": content, "usage": self._usage()}
 
     def _usage(self) -> dict[str, Any]:
         """Tokens from the cache are no input tokens there. How many they are is known once the prompt is read."""
@@ -281,21 +283,15 @@ class Message:
         if block["type"] == "thinking":
             told.append(self._delta({"type": "signature_delta", "signature": ""}))
         if block["type"] == "tool_use":
-            block["input"], self._json = _object(self._json), ""
+            arguments, self._json = arguments_of(self._json), ""
+            block["input"] = arguments or {}
+            if arguments is None:
+                self._cut.append(block["id"])
         self._open = False
         return [*told, _event("content_block_stop", index=len(self.whole["content"]) - 1)]
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
         return _event("content_block_delta", index=len(self.whole["content"]) - 1, delta=delta)
-
-
-def _object(text: str) -> Any:
-    """The arguments of a call; of an answer that was cut there may be no whole object."""
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _event(kind: str, **more: Any) -> bytes:

@@ -8,15 +8,16 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, MutableMapping
 from functools import partial
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote
 
 from ..model import Model
 from . import anthropic, errors, ollama, openai, own, pages, responses
 from .answering import Service
 from .errors import Refused
-from .http import GET, Gone, Receive, Reply, Request, Route, Scope, Send, Stream, parse, until_gone
+from .http import GET, Gone, Receive, Reply, Request, Route, Scope, Send, Stream, parse, until_gone, within
 from .pool import Pool
 from .settings import Settings
 
@@ -51,6 +52,7 @@ ROUTES = {
     "/metrics": Route("openai", own.metrics, GET),
     "/props": Route("openai", own.props, GET),
     "/slots": Route("openai", own.slots, GET),
+    "/infill": Route("openai", own.infill),
     "/tokenize": Route("openai", own.tokenize),
     "/detokenize": Route("openai", own.detokenize),
     "/apply-template": Route("openai", own.apply_template),
@@ -101,7 +103,7 @@ class App:
         """trusted: it comes from the program that started this one, which needs no key."""
         began = time.perf_counter()
         request = Request(scope, receive)
-        exchange = Exchange(request, scope, send, self._cors(request))
+        exchange = Exchange(request, scope, self._patient(send), self._cors(request))
         try:
             await self._respond(exchange, receive, trusted)
         except Gone:
@@ -113,7 +115,7 @@ class App:
             status = str(exchange.status or 499)
             self.service.metrics.add("requests", api=exchange.api, status="gone" if status == "499" else status)
             seconds = time.perf_counter() - began
-            log.info("%s %s %s %.3f s", request.method, scope["path"][:200], status, seconds)
+            log.info("%s %s %s %.3f s", request.method, quote(scope["path"][:200], errors="replace"), status, seconds)
 
     async def _respond(self, exchange: Exchange, receive: Receive, trusted: bool) -> None:
         request = exchange.request
@@ -142,8 +144,22 @@ class App:
             raise Gone
         work.result()
 
+    def _patient(self, send: Send) -> Send:
+        """As `send`; it raises Gone for a client that does not read, whose answer is given up."""
+
+        async def patient(message: MutableMapping[str, Any]) -> None:
+            try:
+                await within(self._settings.patience, send(message))
+            except asyncio.TimeoutError:
+                raise Gone from None
+
+        return patient
+
     async def _body(self, request: Request, exchange: Exchange) -> bytes:
         """Raises Refused, and Gone."""
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            raise Refused(415, f"the request's body is compressed ({coding[:40]}), expected JSON as it is")
         exchange.held = self._hold(request)
         data = await request.body(self._settings.body_bytes, self._settings.body_seconds)
         self._held += len(data) - exchange.held
@@ -167,10 +183,15 @@ class App:
             route: Route | None = Route("openai", partial(own.model, name=name), GET)
         else:
             route = ROUTES.get(path) or pages.route(request)
+        if route is not None:
+            exchange.api = route.api
+        elif path.startswith("/api/"):
+            exchange.api = "ollama"
+        # Two packages ask the same paths for models, and one of them says who it is.
+        if "anthropic-version" in request.headers:
+            exchange.api = "anthropic"
         if route is None:
             raise Refused(404, f"there is nothing at {path[:200]}")
-        # Both packages ask the same paths for models, each by its own header.
-        exchange.api = "anthropic" if "anthropic-version" in request.headers else route.api
         if request.method not in route.methods:
             raise Refused(405, f"{request.method} is not for {path[:200]}", allow=route.methods)
         return route
@@ -183,7 +204,7 @@ class App:
         if scheme.lower() == "bearer" and token.strip():
             given = token.strip()
         if settings.api_keys:
-            bytes_given = given.encode("utf-8", "replace")
+            bytes_given = given.encode("latin-1")  # as they came
             known = [hmac.compare_digest(bytes_given, key.encode()) for key in settings.api_keys]
             if True not in known:
                 why = (
@@ -210,8 +231,9 @@ class App:
             raise Refused(
                 403, f"the host {host[:80]!r} is not known here; `glmlite serve --allow-host NAME` makes it known"
             )
-        web = origin is not None and (origin == "null" or urlsplit(origin).scheme in ("http", "https"))
-        if web and request.method == "POST" and not self._allows(origin or "") and urlsplit(origin).netloc != host:
+        scheme, _, place = (origin or "").partition("://")
+        web = origin == "null" or scheme in ("http", "https")
+        if web and request.method == "POST" and not self._allows(origin or "") and place != host:
             raise Refused(403, f"pages of {origin!r} may not use this server; `glmlite serve --cors ORIGIN` lets them")
 
     # ---- pages of other origins

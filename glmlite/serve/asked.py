@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,9 @@ from .errors import Refused
 from .http import kind_of
 from .images import Encoded, found, of_url
 
-__all__ = ["Asked", "Fields", "content", "joined", "part_of", "shown", "text_of", "tool"]
+__all__ = ["Asked", "Fields", "content", "functions", "joined", "left_out", "part_of", "shown", "text_of", "tool"]
+
+log = logging.getLogger("glmlite.serve")
 
 MAX_STOPS = 16
 MAX_CHOICES = 16
@@ -129,7 +132,8 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        # An integer of hundreds of digits is no number that a float has, either.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise self.wrong(name, "a number")
         return value
 
@@ -345,7 +349,8 @@ def _image(part: Fields, kind: str) -> Encoded | None:
         holder, name = (part, "image_url") if given is None else (given, "url")
     elif kind == "image":
         source = part.object("source") or Fields({}, f"{part.where}source.")
-        holder, name = source, "data" if source.text("type", "base64") == "base64" else "url"
+        form = source.one_of("type", ("base64", "url")) or "base64"
+        holder, name = source, "data" if form == "base64" else "url"
     else:
         return None
     where = holder.where + name
@@ -353,6 +358,24 @@ def _image(part: Fields, kind: str) -> Encoded | None:
         raise Refused(400, f"{where} is missing, expected an image", param=where)
     text = holder.taken(name)
     return Encoded(text, where) if name == "data" else of_url(text, where)
+
+
+def functions(fields: Fields, kind: str) -> Iterator[Fields]:
+    """The tools that are functions, which have this type; whatever else an agent offers (searches, shells) is left
+    out."""
+    others = set()
+    for each in fields.objects("tools", MAX_TOOLS):
+        if (given := each.text("type", kind)) == kind:
+            yield each
+        else:
+            others.add(given)
+    left_out("tools", others)
+
+
+def left_out(what: str, kinds: Collection[str]) -> None:
+    """Notes of which types what no model is given is: in one line, whatever a client has sent and how often."""
+    if kinds:
+        log.info("%s are left out, of type %s", what, ", ".join(json.dumps(kind)[:40] for kind in sorted(kinds)[:8]))
 
 
 def tool(name: str, description: Any, parameters: Any, where: str) -> dict[str, Any]:

@@ -113,10 +113,11 @@ def _listen(app: App, serving: Serving, what: object, console: Any, parent: side
     host = serving.host
     if not app.service.settings.api_keys and not _is_local(host):
         console.note("[no --api-key: whoever reaches this address may use it]")
+    if not app.service.pool.entries():
+        console.note(f"[no .gguf file below {what} yet]")
     port = serving.port if serving.port is not None else PORT if parent is None else 0
     sockets = running.bind(host, port)
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{sockets[0].getsockname()[1]}"
+    url = _url(host, sockets[0].getsockname()[1])
     try:
         if parent is None:
             running.run(app, sockets, lambda: console.note(_welcome(what, url)))
@@ -126,6 +127,12 @@ def _listen(app: App, serving: Serving, what: object, console: Any, parent: side
     finally:
         for each in sockets:
             each.close()
+
+
+def _url(host: str, port: int) -> str:
+    """Where programs of this machine reach a server that listens at `host`."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def _welcome(what: object, url: str) -> str:
@@ -163,7 +170,7 @@ def _load(
 
 
 def _hosts(host: str, more: list[str]) -> tuple[str, ...]:
-    everywhere = host in ("0.0.0.0", "::", "")
+    everywhere = host in ("0.0.0.0", "::")
     own = (socket.gethostname(), f"{socket.gethostname()}.local", "host.docker.internal") if everywhere else (host,)
     return (*LOCAL, *own, *more)
 

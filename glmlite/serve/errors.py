@@ -89,7 +89,7 @@ def of(error: Exception) -> Refused | None:
         return Refused(503, f"there is not enough memory: {error}" if str(error) else "there is not enough memory")
     if isinstance(error, ImportError):
         return Refused(501, str(error))
-    if isinstance(error, FormatError):
+    if isinstance(error, FormatError | OSError):  # a model's file
         return Refused(500, str(error))
     if isinstance(error, TypeError | ValueError):
         field = _FIELD.match(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def parse(body: bytes) -> dict[str, Any]:
     if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
         raise Refused(413, f"the request's body has more than {MAX_VALUES} values")
     try:
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise Refused(400, f"the request's body is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -153,6 +154,12 @@ def parse(body: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number[:40]} is too large a number")  # what echoes it would be no JSON
+    return value
 
 
 def _check_depth(value: Any) -> None:
@@ -216,25 +223,19 @@ class Reply:
 
 @dataclass
 class Stream:
-    """An answer in parts. close: called at the end, however it comes. patience: seconds that a client may take to read
-    what is ready for it; what it was is then given up."""
+    """An answer in parts. close: called at the end, however it comes."""
 
     parts: AsyncIterator[bytes]
     close: Callable[[], object]
     content_type: str = "text/event-stream"
     headers: Headers = ()
-    patience: float = 60.0
     status: int = field(default=200, init=False)
 
     async def send(self, send: Send, more: Headers, head: bool = False) -> None:
-        """Raises Gone for a client that does not read."""
         unbuffered = [("cache-control", "no-cache"), ("x-accel-buffering", "no")]
         await send(_start(self.status, [("content-type", self.content_type), *unbuffered, *self.headers, *more]))
         async for part in self.parts:
-            try:
-                await within(self.patience, send({"type": "http.response.body", "body": part, "more_body": True}))
-            except asyncio.TimeoutError:
-                raise Gone from None
+            await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 

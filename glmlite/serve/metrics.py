@@ -15,6 +15,8 @@ _COUNTERS = {
     "glmlite_prompt_tokens_total": "Tokens of prompts, those in the cache among them.",
     "glmlite_reused_tokens_total": "Tokens of prompts that were in the cache.",
     "glmlite_generated_tokens_total": "Tokens written.",
+    "glmlite_drafted_tokens_total": "Tokens that were guessed while answers were written.",
+    "glmlite_accepted_tokens_total": "Guessed tokens that were written.",
     "glmlite_prompt_seconds_total": "Seconds from the admission of requests to their first token.",
     "glmlite_generation_seconds_total": "Seconds from the first token to the last.",
     "glmlite_images_total": "Images in requests.",

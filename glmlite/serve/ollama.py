@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from . import errors, facts
-from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting
+from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting, arguments_of
 from .asked import MAX_TOOLS, Asked, Fields, joined, shown, tool
 from .errors import Refused
 from .http import Reply, Stream, dump, kind_of
@@ -179,7 +179,7 @@ async def _answer(service: Service, asked: Asked, chatting: bool) -> Reply | Str
     answers = await service.begin(asked)
     lines = Lines(answers, chatting)
     if asked.stream:
-        return Stream(lines.stream(), answers.close, LINES, patience=service.settings.patience)
+        return Stream(lines.stream(), answers.close, LINES)
     try:
         parts = [part async for event in answers for part in lines.take(event)]
         return Reply.json(lines.whole(parts))
@@ -222,10 +222,12 @@ class Lines:
         return []
 
     def _called(self) -> list[dict[str, Any]]:
-        """The calls that are complete, if there are any."""
-        calls, self._calls = self._calls, []
-        for call in calls:
-            call["function"]["arguments"] = _object(call["function"]["arguments"])
+        """The calls so far, without those that were cut off, if there are any."""
+        calls = []
+        for call in self._calls:
+            if (arguments := arguments_of(call["function"]["arguments"])) is not None:
+                calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+        self._calls = []
         return [{"content": "", "tool_calls": calls}] if calls else []
 
     def whole(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -254,14 +256,6 @@ class Lines:
             "eval_count": used.completion,
             "eval_duration": int(stats.generation_seconds * 1e9),
         }
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 # ---- models

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -22,8 +22,9 @@ from .answering import (
     Text,
     Thought,
     Waiting,
+    arguments_of,
 )
-from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, content, joined, tool
+from .asked import EFFORTS, MAX_CHOICES, MAX_TOOLS, Asked, Fields, content, functions, joined, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 
@@ -39,8 +40,6 @@ __all__ = [
     "read_thinking",
     "written",
 ]
-
-log = logging.getLogger("glmlite.serve")
 
 MAX_PROMPTS = 64
 MOST_LOGPROBS = 20
@@ -128,10 +127,7 @@ def budget_of(fields: Fields, name: str, default: int | None = None) -> int | No
 def _tools(fields: Fields) -> tuple[list[dict[str, Any]], Any]:
     """Tools and the choice among them, as `Model.chat` takes them."""
     tools = []
-    for each in fields.objects("tools", MAX_TOOLS):
-        if each.text("type", "function") != "function":
-            log.info("%s: a tool of type %s is left out", each.where, each.text("type"))
-            continue
+    for each in functions(fields, "function"):
         function = each.object("function") or each
         tools.append(
             tool(function.text("name"), function.any("description"), function.any("parameters"), function.where)
@@ -175,7 +171,8 @@ def _response_format(fields: Fields) -> dict[str, Any] | None:
     if kind == "json_schema":
         inner = form.object("json_schema") or form
         if (schema := inner.schema("schema")) is None:
-            raise Refused(400, f"{inner.where}schema is missing, expected a JSON schema", param=f"{inner.where}schema")
+            where = f"{inner.where}schema" if inner is not form else "response_format.json_schema"
+            raise Refused(400, f"{where} is missing, expected a JSON schema", param=where)
         return schema
     return None
 
@@ -287,7 +284,7 @@ def random_id(prefix: str) -> str:
 async def chat(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
     answers = await service.begin(read_chat(body))
     if answers.asked.stream:
-        return Stream(_chat_chunks(answers), answers.close, patience=service.settings.patience)
+        return Stream(_chat_chunks(answers), answers.close)
     try:
         return Reply.json(await _chat_whole(answers))
     finally:
@@ -359,6 +356,10 @@ async def _chat_whole(answers: Answers) -> dict[str, Any]:
             messages[event.choice]["tool_calls"][event.call]["function"]["arguments"] += event.text
         elif isinstance(event, End):
             reasons[event.choice] = event.reason
+    for message in messages:  # a call that was cut off is none, though a stream has told of it
+        calls = message.pop("tool_calls", [])
+        if calls := [call for call in calls if arguments_of(call["function"]["arguments"]) is not None]:
+            message["tool_calls"] = calls
     return _whole_of(answers, "chat.completion", "chatcmpl-", _chat_choices(answers.asked, messages, told, reasons))
 
 
@@ -461,6 +462,8 @@ def timings(answers: Answers) -> dict[str, Any]:
         "predicted_n": stats.generated_tokens,
         "predicted_ms": round(stats.generation_seconds * 1000, 3),
         "predicted_per_second": stats.generation_rate,
+        "draft_n": stats.drafted_tokens,
+        "draft_n_accepted": stats.accepted_tokens,
     }
 
 
@@ -483,7 +486,7 @@ async def completions(service: Service, body: Mapping[str, Any]) -> Reply | Stre
     echo = bool(body.get("echo"))
     answers = await service.begin(asked)
     if asked.stream:
-        return Stream(_text_chunks(answers, echo), answers.close, patience=service.settings.patience)
+        return Stream(_text_chunks(answers, echo), answers.close)
     try:
         return Reply.json(await _text_whole(answers, echo))
     finally:
@@ -504,7 +507,7 @@ async def _text_chunks(answers: Answers, echo: bool) -> AsyncIterator[bytes]:
         "model": answers.name,
         "system_fingerprint": FINGERPRINT,
     }
-    written = [0] * asked.count
+    offsets = [_Offsets() for _ in range(asked.count)]
 
     def chunk(choice: int, text: str, logprobs: Any = None, reason: str | None = None, **more: Any) -> bytes:
         choices = [{"index": choice, "text": text, "logprobs": logprobs, "finish_reason": reason}]
@@ -515,8 +518,7 @@ async def _text_chunks(answers: Answers, echo: bool) -> AsyncIterator[bytes]:
     try:
         async for event in answers:
             if isinstance(event, Text):
-                told = _text_logprobs(answers.model, event.logprobs, written[event.choice])
-                written[event.choice] += len(event.text)
+                told = _text_logprobs(answers.model, event.logprobs, offsets[event.choice])
                 yield chunk(event.choice, event.text, told)
             elif isinstance(event, End):
                 yield chunk(event.choice, "", None, event.reason, timings=timings(answers))
@@ -554,29 +556,37 @@ def _text_choices(
         {
             "index": i,
             "text": text,
-            "logprobs": _text_logprobs(model, told[i], 0) if wanted else None,
+            "logprobs": _text_logprobs(model, told[i], _Offsets()) if wanted else None,
             "finish_reason": reasons[i],
         }
         for i, text in enumerate(texts)
     ]
 
 
-def _text_logprobs(model: Model, logprobs: Sequence[Logprob] | None, offset: int) -> dict[str, Any] | None:
-    """As completions tell them: lists of equal length. offset: characters that were written before."""
+class _Offsets:
+    """Where the tokens of an answer begin, in characters of its text; within a character, where that begins."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._next = 0
+
+    def next(self, piece: bytes) -> int:
+        begin = self._next
+        self._next += len(self._decoder.decode(piece))
+        return begin
+
+
+def _text_logprobs(model: Model, logprobs: Sequence[Logprob] | None, offsets: _Offsets) -> dict[str, Any] | None:
+    """As completions tell them: lists of equal length."""
     if logprobs is None:
         return None
 
     def text(token: int) -> str:
         return model.tokenizer.piece(token).decode("utf-8", "replace")
 
-    tokens = [text(each.token) for each in logprobs]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
     return {
-        "tokens": tokens,
+        "tokens": [text(each.token) for each in logprobs],
         "token_logprobs": [max(each.logprob, LEAST_LOGPROB) for each in logprobs],
         "top_logprobs": [{text(i): max(p, LEAST_LOGPROB) for i, p in each.top} for each in logprobs],
-        "text_offset": offsets,
+        "text_offset": [offsets.next(model.tokenizer.piece(each.token)) for each in logprobs],
     }

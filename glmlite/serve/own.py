@@ -1,19 +1,20 @@
 """What is no other program's API, and the small ones of llama-server that tools use: health, metrics, properties,
-tokens."""
+tokens, code for editors."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from .._package import VERSION
-from . import facts, openai, responses
-from .answering import Service
-from .asked import Fields
+from . import errors, facts, openai, responses
+from .answering import Answers, End, Service, Text, Waiting
+from .asked import Asked, Fields
 from .errors import Refused
-from .http import Reply
+from .http import Reply, Stream, sse
 from .metrics import Labels
 from .pool import Entry
 
@@ -24,6 +25,7 @@ __all__ = [
     "detokenize",
     "gauges",
     "health",
+    "infill",
     "metrics",
     "model",
     "models",
@@ -156,6 +158,68 @@ async def apply_template(service: Service, body: Mapping[str, Any]) -> Reply:
         return Reply.json({"prompt": lease.model.detokenize([i for i in ids if i >= 0])})  # images are no text
     finally:
         lease.release()
+
+
+async def infill(service: Service, body: Mapping[str, Any]) -> Reply | Stream:
+    """What plugins of editors ask: `prompt` is the beginning of the line that goes on. Other files (`input_extra`) are
+    not looked at. Of texts that are too long counts what is nearest to the gap."""
+    fields = Fields(body)
+    if fields.whole("n_predict") == 0:  # a way to have other files read ahead
+        return Reply.json({"content": "", "stop": True})
+    asked = Asked(
+        model=fields.text("model"),
+        prompts=[fields.text("input_prefix") + fields.text("prompt")],
+        suffix=fields.text("input_suffix"),
+        options={**fields.options({"n_predict": "max_tokens", **openai.OPTIONS}), "overflow": "truncate"},
+        stream=fields.flag("stream"),
+    )
+    seconds = max(fields.number("t_max_predict_ms") or 0, 0) / 1000
+    answers = await service.begin(asked)
+    if asked.stream:
+        return Stream(_filling_lines(answers, seconds), answers.close)
+    try:
+        parts = [part async for part in _filling(answers, seconds) if part is not None]
+        return Reply.json({**parts[-1], "content": "".join(part["content"] for part in parts)})
+    finally:
+        answers.close()
+
+
+async def _filling_lines(answers: Answers, seconds: float) -> AsyncIterator[bytes]:
+    try:
+        async for part in _filling(answers, seconds):
+            yield openai.KEEP_ALIVE if part is None else sse(part)
+    except Exception as error:
+        yield sse(errors.openai(errors.told(error)))
+
+
+async def _filling(answers: Answers, seconds: float) -> AsyncIterator[dict[str, Any] | None]:
+    """Parts of an answer, the last with what it came to; None: nothing has come for a while. seconds: after so many it
+    ends once it has a whole line; 0: never."""
+    begun, line, kind, word = 0.0, False, "limit", ""
+    async for event in answers:
+        if isinstance(event, Text):
+            yield {"content": event.text, "stop": False}
+            now = time.perf_counter()
+            begun, line = begun or now, line or "\n" in event.text
+            if seconds and line and now - begun > seconds:
+                break
+        elif isinstance(event, End):
+            word = event.stop or ""
+            kind = "limit" if event.reason == "length" else "word" if word else "eos"
+        elif isinstance(event, Waiting):
+            yield None
+    used = answers.usage
+    yield {
+        "content": "",
+        "stop": True,
+        "stop_type": kind,
+        "stopping_word": word,
+        "model": answers.name,
+        "tokens_predicted": used.completion,
+        "tokens_evaluated": used.prompt,
+        "tokens_cached": used.cached,
+        "timings": openai.timings(answers),
+    }
 
 
 async def count_chat(service: Service, body: Mapping[str, Any]) -> Reply:

@@ -30,6 +30,7 @@ __all__ = ["Lease", "Pool"]
 log = logging.getLogger(__name__)
 
 SPARE = 1.15  # times a file's bytes: its weights as they are packed, a cache and buffers
+MAX_NAME = 4096  # characters of a model's name, which every part of a stream has
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 
@@ -39,7 +40,8 @@ Load = Callable[..., Model]
 @dataclass
 class Entry:
     """A model by its name. path: where it is loaded from; None: it is there and stays. eager: it is loaded at the
-    beginning and stays. waits: a request waits for its load, instead of being told to come again."""
+    beginning and stays. waits: a request waits for its load, instead of being told to come again. file: what it was
+    loaded from, see `_stamp`."""
 
     name: str
     path: Path | None = None
@@ -51,6 +53,7 @@ class Entry:
     loading: asyncio.Task[None] | None = None
     problem: Exception | None = None
     created: int = 0
+    file: tuple[int, ...] = ()
 
 
 class Lease:
@@ -95,7 +98,7 @@ class Pool:
     def of(cls, models: Model | Mapping[str, Model], *, strict: bool = False) -> Pool:
         """Models that are loaded, which their owner closes. A single one is called as its file is."""
         if not isinstance(models, Mapping):
-            models = {models.path.stem: models}
+            models = {name_of(Path(models.path.name)): models}
         return cls(
             [Entry(name, model=model, created=_created(model.path)) for name, model in models.items()], strict=strict
         )
@@ -132,6 +135,8 @@ class Pool:
 
     def find(self, name: str) -> Entry:
         """The entry that a client's name means. Raises Refused."""
+        if len(name) > MAX_NAME:
+            raise Refused(400, f"model has {len(name)} characters, expected at most {MAX_NAME}", param="model")
         known = self._entries.get(name)
         if known is not None and (known.path is None or known.path.exists()):
             return known
@@ -163,6 +168,8 @@ class Pool:
         entry.used = time.monotonic()
         lease = None
         try:
+            if self._outdated(entry):
+                await self._close(entry)
             while entry.model is None or entry.model.closed:
                 if self.closed:
                     raise Refused(503, "the server is ending")
@@ -207,6 +214,17 @@ class Pool:
         """Whether a model that is to be there from the beginning is not there yet."""
         return any(entry.eager and entry.model is None for entry in self._entries.values())
 
+    def _outdated(self, entry: Entry) -> bool:
+        """Whether a model that gave its memory back, and that nobody else uses, cannot be had again as it was."""
+        model, path = entry.model, entry.path
+        return (
+            model is not None
+            and path is not None
+            and not model.loaded
+            and entry.users == 1
+            and _stamp(path) != entry.file
+        )
+
     def _begin(self, entry: Entry) -> None:
         if entry.loading is None or entry.loading.done():
             entry.problem = None
@@ -216,6 +234,7 @@ class Pool:
         """Loads a model, one at a time. What goes wrong is told to those who wait."""
         assert self._load is not None and entry.path is not None
         load = partial(self._load, entry.path, cancel=self._cancel)
+        entry.file = _stamp(entry.path)
         try:
             async with self._room:
                 await self._make_room(_needs(entry, entry.path))
@@ -269,8 +288,10 @@ class Pool:
 
 
 def name_of(path: Path) -> str:
-    """What a file is called by clients: its path without the ending, with slashes."""
-    return _FIRST_PART.sub("", path.with_suffix("").as_posix().lstrip("/") if not path.is_absolute() else path.stem)
+    """What a file is called by clients: its path without the ending, with slashes, and with U+FFFD for what is no
+    text."""
+    name = path.stem if path.is_absolute() else path.with_suffix("").as_posix()
+    return _FIRST_PART.sub("", os.fsencode(name).decode("utf-8", "replace"))
 
 
 def _plain(name: str) -> str:
@@ -280,6 +301,15 @@ def _plain(name: str) -> str:
 
 def _alive(entry: Entry) -> bool:
     return entry.model is not None or entry.users > 0 or (entry.loading is not None and not entry.loading.done())
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one in its place; empty where there is none."""
+    try:
+        told = path.stat()
+    except OSError:
+        return ()
+    return told.st_ino, told.st_size, told.st_mtime_ns
 
 
 def _created(path: Path) -> int:

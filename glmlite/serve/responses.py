@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from . import errors
-from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting
-from .asked import EFFORTS, MAX_TOOLS, Asked, Fields, content, joined, tool
+from .answering import Answers, CallArguments, CallBegins, End, Service, Text, Thought, Waiting, arguments_of
+from .asked import EFFORTS, Asked, Fields, content, functions, joined, left_out, tool
 from .errors import Refused
 from .http import Reply, Stream, sse
 from .openai import KEEP_ALIVE, OPTIONS, choice_of, random_id, read_thinking
 
 __all__ = ["read", "responses"]
 
-log = logging.getLogger("glmlite.serve")
-
 OWN_OPTIONS = {"max_output_tokens": "max_tokens", **OPTIONS}
+THOUGHTS = "rs_"  # with this the ids of reasoning items begin
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
 
@@ -27,12 +25,10 @@ TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 def read(body: Mapping[str, Any]) -> Asked:
     """Raises Refused."""
     fields = Fields(body)
-    if fields.has("previous_response_id"):
-        raise Refused(
-            400,
-            "previous_response_id: answers are not kept here; send the whole conversation as input",
-            param="previous_response_id",
-        )
+    for name in ("previous_response_id", "conversation"):
+        if fields.has(name):
+            why = f"{name}: answers are not kept here; send the whole conversation as input"
+            raise Refused(400, why, param=name)
     if fields.flag("background"):
         raise Refused(400, "background: answers are not kept here; leave it out", param="background")
     options = fields.options(OWN_OPTIONS)
@@ -61,12 +57,8 @@ def read(body: Mapping[str, Any]) -> Asked:
 
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
-    """Functions; whatever else an agent offers (searches, shells, namespaces) is left out."""
     tools = []
-    for each in fields.objects("tools", MAX_TOOLS):
-        if each.text("type", "function") != "function":
-            log.info("%s: a tool of type %s is left out", each.where, each.text("type"))
-            continue
+    for each in functions(fields, "function"):
         own = each.object("function") or each
         tools.append(tool(own.text("name"), own.any("description"), own.any("parameters"), own.where))
     return tools
@@ -95,6 +87,7 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
     if isinstance(fields.any("input"), str):
         return [*messages, {"role": "user", "content": fields.text("input")}]
     thought = ""
+    others = set()
     for item in fields.objects("input"):
         kind = item.text("type", "message")
         if kind == "reasoning":
@@ -122,8 +115,12 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
         elif kind == "function_call_output":
             output = content(item, "output", TEXTS)
             messages.append({"role": "tool", "tool_call_id": item.text("call_id"), "content": output})
+        elif kind == "item_reference" and not item.text("id").startswith(THOUGHTS):
+            why = f"{item.where}id: answers are not kept here; send the item itself, as clients do with store: false"
+            raise Refused(400, why, param=f"{item.where}id")
         else:
-            log.info("%s: an item of type %s is left out", item.where, kind)
+            others.add(kind)
+    left_out("items", others)
     return messages
 
 
@@ -148,11 +145,11 @@ async def responses(service: Service, body: Mapping[str, Any]) -> Reply | Stream
     answers = await service.begin(asked)
     response = Response(answers, body)
     if asked.stream:
-        return Stream(response.stream(), answers.close, patience=service.settings.patience)
+        return Stream(response.stream(), answers.close)
     try:
         async for event in answers:
             response.take(event)
-        return Reply.json(response.whole)
+        return Reply.json(response.ended)
     finally:
         answers.close()
 
@@ -191,6 +188,11 @@ class Response:
             "usage": None,
             "user": None,
         }
+
+    @property
+    def ended(self) -> dict[str, Any]:
+        """All of it, without calls that were cut off; a stream has told of them before that was known."""
+        return {**self.whole, "output": [item for item in self.whole["output"] if not _is_cut(item)]}
 
     async def stream(self) -> AsyncIterator[bytes]:
         # Of the objects that grow, an event has what they are at that moment: it is written before it is given out.
@@ -257,7 +259,7 @@ class Response:
             told += self._close()
             item: dict[str, Any]
             if kind == "reasoning":
-                item = {"type": kind, "id": random_id("rs_"), "summary": [], "content": [], "status": "in_progress"}
+                item = {"type": kind, "id": random_id(THOUGHTS), "summary": [], "content": [], "status": "in_progress"}
                 part: dict[str, Any] = {"type": "reasoning_text", "text": ""}
             else:
                 item = {
@@ -287,7 +289,7 @@ class Response:
         item = self._item
         if item is None:
             return []
-        item["status"] = status
+        item["status"] = "incomplete" if _is_cut(item) else status
         told: list[bytes] = []
         if item["type"] == "function_call":
             done = {"name": item["name"], "arguments": item["arguments"]}
@@ -312,6 +314,10 @@ class Response:
     def _event(self, kind: str, **more: Any) -> bytes:
         self._number += 1
         return sse({"type": kind, "sequence_number": self._number, **more}, kind)
+
+
+def _is_cut(item: Mapping[str, Any]) -> bool:
+    return item["type"] == "function_call" and arguments_of(item["arguments"]) is None
 
 
 _TEXT_EVENTS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {

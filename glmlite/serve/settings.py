@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 __all__ = ["LOCAL", "Settings"]
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#A-Z]+")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(text, str) and text for text in value):
                 raise ValueError(f"{name} is {value!r}, expected strings that are not empty")
+        if any(key != key.strip() or not key.isprintable() for key in self.api_keys):
+            raise ValueError("api_keys: one has white space around it, or a line end in it, which no client can send")
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"origins: {origin!r}, expected https://name[:port] as browsers tell it, or *")
         for name in ("body_bytes", "body_seconds", "keep_alive", "patience"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")

@@ -8,9 +8,7 @@ from typing import Any, Protocol
 
 from ..cancel import Cancel
 from ..chat import template
-from ..families import about
 from ..generate import Completion, Piece
-from ..infill import Infill
 from ..model import Model
 from ..scheduler import Stats
 from .asked import Asked, Message
@@ -34,43 +32,6 @@ class Running(Protocol):
     def close(self) -> None: ...
 
 
-class Filled:
-    """A gap that was filled, in the shape of a generation: one piece."""
-
-    def __init__(self, done: Infill, gap: int):
-        self._text = done.spans[gap]
-        self._completion = done.completions[gap]
-
-    @property
-    def stats(self) -> Stats:
-        return self._completion.stats
-
-    @property
-    def progress(self) -> tuple[int, int, int]:
-        return self.stats.prompt_tokens, self.stats.prompt_tokens, 0
-
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        done = self._completion
-        yield Piece(self._text, done.tokens, done.logprobs, done.finish_reason)
-
-    def on_end(self, wake: Callable[[], object]) -> None:
-        wake()
-
-    def result(self) -> Completion:
-        return self._completion
-
-    async def _whole(self) -> Completion:
-        return self._completion
-
-    def __await__(self) -> Generator[Any, None, Completion]:
-        return self._whole().__await__()
-
-    def cancel(self) -> None:
-        pass
-
-    close = cancel
-
-
 def conversation(
     model: Model, asked: Asked, messages: list[Message], cancel: Cancel, *, keep_thinking: bool = False
 ) -> list[Running]:
@@ -89,7 +50,7 @@ def conversation(
 
 
 def prompts(model: Model, asked: Asked, cancel: Cancel) -> list[Running]:
-    """The answers to the prompts of a request. Raises Refused, and as `Model.stream` and `Model.infill`."""
+    """The answers to the prompts of a request. Raises Refused, and as `Model.stream` and `Model.infill_stream`."""
     if asked.suffix is not None:
         return _begun([partial(_fill, model, text, asked.suffix) for text in asked.prompts], asked, cancel)
     return _begun([partial(model.stream, prompt) for prompt in asked.prompts], asked, cancel)
@@ -123,11 +84,8 @@ def _begun(starts: Sequence[Callable[..., Any]], asked: Asked, cancel: Cancel) -
     return begun
 
 
-def _fill(model: Model, prompt: str | list[int], suffix: str, *, cancel: Cancel, **options: Any) -> Filled:
-    blanks = about(model.architecture).blanks
-    if blanks is None:
+def _fill(model: Model, prompt: str | list[int], suffix: str, *, cancel: Cancel, **options: Any) -> Running:
+    if not model.fills_blanks:
         raise Refused(400, f"suffix: {model.name} does not fill gaps; leave it out", param="suffix")
     before = prompt if isinstance(prompt, str) else model.detokenize(prompt)
-    if any(mask in before + suffix for mask in blanks.masks):
-        raise Refused(400, f"prompt: has a mask of its own, one of {', '.join(blanks.masks)}", param="prompt")
-    return Filled(model.infill(before + blanks.default + suffix, cancel=cancel, **options), 0)
+    return model.infill_stream(before, suffix, cancel=cancel, **options)

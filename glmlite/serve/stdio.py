@@ -64,7 +64,7 @@ async def _take(app: App, lines: Reader, writer: Writer, running: dict[Any, Exch
         try:
             asked = parse(line)
             name = asked.get("id")
-            if isinstance(name, bool) or not isinstance(name, int | str):
+            if isinstance(name, bool) or not isinstance(name, int | float | str):
                 raise Refused(400, "id: missing, expected a number or a string", param="id")
             if asked.get("cancel") is True:
                 if name in running:
@@ -90,7 +90,7 @@ class Exchange:
 
     ended: Callable[[], object]
 
-    def __init__(self, app: App, name: int | str, asked: dict[str, Any], writer: Writer):
+    def __init__(self, app: App, name: int | float | str, asked: dict[str, Any], writer: Writer):
         self.gone = asyncio.Event()
         self._name = name
         self._writer = writer

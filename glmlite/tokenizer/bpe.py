@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Sequence, Split
 
+from ..cancel import check_thread
 from ..errors import FormatError
 from .stream import Decoding
 from .vocabulary import Metadata, TokenType, Vocabulary
@@ -129,7 +130,7 @@ def pre_of(metadata: Metadata, vocabulary: Vocabulary) -> str:
     """How the vocabulary's text is cut into words: a key of PATTERNS. Raises FormatError for another."""
     pre = metadata.text("tokenizer.ggml.pre", "glm4" if vocabulary.is_glm else "default")
     if pre not in PATTERNS:
-        raise FormatError(f"tokenizer.ggml.pre: '{pre}' is not known; known: {', '.join(sorted(PATTERNS))}")
+        raise FormatError(f"tokenizer.ggml.pre: {pre[:40]!r} is not known; known: {', '.join(sorted(PATTERNS))}")
     return pre
 
 
@@ -168,6 +169,7 @@ class ByteBPE:
         ids: list[int] = []
         begin = 0
         while begin < len(text):
+            check_thread("tokenize")
             ends = self._cut(text, begin)
             end = begin + int(ends[-1])
             ids += self._bpe.encode(text[begin:end], ends).tolist()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..errors import FormatError
-from ..families import about, is_edge
+from ..families import GAPS, about, is_edge
 from .special import SpecialSplitter
 from .stream import Decoding, StreamDecoder
 from .vocabulary import Metadata, TokenType, Vocabulary
@@ -54,6 +54,8 @@ class Tokenizer:
     prefix_ids: what a prompt begins with: `[gMASK]<sop>` where the vocabulary has both, but not for ChatGLM-6B, whose
     prompts end with them, nor for GLM-Edge, unless its template has them; else the file's beginning-of-sequence token
     if it asks for one; else nothing.
+    gap_ids: what stands before the text in front of a gap, before the text behind it, and before what fills it: those
+    the file names, else `<|code_prefix|>`, `<|code_suffix|>` and `<|code_middle|>`; () unless there are all three.
     """
 
     def __init__(self, metadata: Metadata, vocabulary: Vocabulary, codec: Codec, *, gmask_first: bool):
@@ -88,6 +90,9 @@ class Tokenizer:
         ends = {i for key in _END_KEYS for i in metadata.ids(f"tokenizer.ggml.{key}", count)}
         self.eos_ids = frozenset(ends | {i for text, i in marked.items() if text in _ENDS})
 
+        gaps = [named(name, named(old, marked.get(text))) for (name, old), text in GAPS.items()]
+        self.gap_ids = () if None in gaps else tuple(i for i in gaps if i is not None)
+
         gmask, sop = control.get("[gMASK]"), control.get("<sop>", control.get("sop"))
         add_bos = metadata.flag("tokenizer.ggml.add_bos_token", model == "llama")
         self.prefix_ids: tuple[int, ...] = ()
@@ -116,7 +121,7 @@ class Tokenizer:
         elif model in ("llama", "t5"):
             from .spm import SentencePiece as family
         else:
-            raise FormatError(f"tokenizer.ggml.model: '{model}' is not known; known: gpt2, llama, t5")
+            raise FormatError(f"tokenizer.ggml.model: {model[:40]!r} is not known; known: gpt2, llama, t5")
         vocabulary = Vocabulary(read)
         check()
         architecture = read.text("general.architecture", "")

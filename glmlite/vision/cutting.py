@@ -11,18 +11,21 @@ reads a block has no columns to guess the order of.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
 __all__ = ["Block", "Cut", "cut"]
 
 Mask = NDArray[np.bool_]  # (height, width): ink
+Spans = list[tuple[int, int]]  # (begin, end) of stretches
+Box = tuple[slice, slice]  # of rows and columns
 
 MOST_PATCHES = 1000
 PATCH = 14
@@ -31,10 +34,15 @@ LARGEST_SKEW = 5.0  # degrees
 WIDEST = 40  # pixels; white space that is wider is not between two lines of a text
 LEAST_SKEW = 0.15  # less turns no line into its neighbour
 RULE = 0.06  # of the page's short side: shorter lines are not rules
+LEAST_RULE = 60  # pixels; strokes of large letters are shorter
 CELL = 8  # pixels
 THICK = 8  # pixels; thicker lines are areas
+TALLEST = 100  # pixels; a line of text may be so tall on any picture
 GUTTER = 0.9  # heights of a line of text: the white between columns
 COLUMN = 7.0  # heights of a line of text: narrower columns are a list's numbers, or a table's
+WHITE = 10.0  # heights of a line of text, squared: the white of a gutter
+FEWEST = 4  # lines of a column
+FULL = 0.75  # of a column's width: its lines of text are so long, but for the last of a paragraph
 
 
 class Block(NamedTuple):
@@ -65,24 +73,27 @@ class Band(NamedTuple):
 
 
 def cut(image: Image.Image, most_patches: int = MOST_PATCHES) -> Cut:
-    """The blocks of a page (RGB), none of more than `most_patches` patches if white space allows.
+    """The blocks of a page (RGB), none of more than `most_patches` patches if white space surely allows.
 
     A page that lies on its side is set upright, and one up to 5 degrees askew is levelled. Which way is up is seen of
     Latin letters, of which more reach up than down. So a page in another script is turned by 90 degrees
     counterclockwise if it lies on its side, and left as it is if it is upside down.
     """
     turned = 0.0
-    ink = _ink(image)
+    dark = _is_dark(image)
+    ink = _ink(image, dark)
     quarter = _quarter_turns(ink)
     if quarter:
         image = image.transpose(
             (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[quarter - 1]
         )
-        ink = _ink(image)
+        ink = _ink(image, dark)
     skew = _skew(_without(ink, _rules(ink)))
     if abs(skew) >= LEAST_SKEW:
-        image = image.rotate(skew, Image.Resampling.BICUBIC, fillcolor="white")
-        ink = _ink(image)
+        image = image.rotate(skew, Image.Resampling.BICUBIC, fillcolor="black" if dark else "white")
+        # The ink of the turned image would have the edge of the paper.
+        levels = Image.fromarray(ink.astype(np.uint8) * 255).rotate(skew, Image.Resampling.BILINEAR)
+        ink = np.asarray(levels, np.uint8) >= 128
         turned = skew
     step = _step(image)
     blocks = [
@@ -99,16 +110,80 @@ def _step(image: Image.Image) -> int:
     return max(1, math.ceil(max(image.size) / LONGEST))
 
 
-def _ink(image: Image.Image) -> Mask:
-    """What is darker than the paper around it, without specks; one pixel for each step * step of the image."""
+def _is_dark(image: Image.Image) -> bool:
+    """Whether letters are lighter than the page. A note that lies on a dark table is a light page."""
+    grey = _grey(image)
+    return bool(np.median(np.asarray(grey)) < 128) and _are_lighter(grey)
+
+
+def _are_lighter(grey: Image.Image) -> bool:
+    """Whether letters are lighter than what is around them: they take less room than what is between them."""
+    light, dark = np.count_nonzero(_darker(ImageOps.invert(grey))), np.count_nonzero(_darker(grey))
+    return bool(0 < 2 * light < dark)
+
+
+def _ink(image: Image.Image, dark: bool) -> Mask:
+    """What is darker than the paper around it, lighter on a dark page, without specks; one pixel for each step * step
+    of the image. In a banner or a panel whose letters are lighter than it, those."""
+    grey = _grey(image)
+    levels = np.array(ImageOps.invert(grey) if dark else grey)
+    letters: Mask = np.zeros(levels.shape, np.bool_)
+    areas = np.zeros_like(letters)
+    paper = np.median(levels)
+    for box, area in _areas(levels < 0.75 * paper):
+        own = levels[box].copy()
+        own[_around(~area, edge=True)] = np.median(own[area])
+        panel = Image.fromarray(own)
+        if _are_lighter(panel):
+            letters[box] |= _darker(ImageOps.invert(panel))
+            areas[box] |= area
+    levels[_around(areas)] = paper
+    letters |= _darker(Image.fromarray(levels))
+    return letters
+
+
+def _areas(dark: Mask) -> Iterator[tuple[Box, Mask]]:
+    """(box, what of it) of what is mostly dark and larger than letters, with what is written in it."""
+    levels = Image.fromarray(dark.astype(np.uint8) * 255)
+    for box, part in _connected(np.asarray(levels.filter(ImageFilter.BoxBlur(CELL))) >= 128):
+        part &= dark[box]
+        area = _spanned(part, 0) & _spanned(part, 1)
+        if max(area.shape) >= 2 * TALLEST and np.count_nonzero(area) < 2 * np.count_nonzero(part):
+            yield box, area
+
+
+def _spanned(mask: Mask, axis: int) -> Mask:
+    """A mask with all that lies between two of its True along the axis."""
+    behind = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis), axis)
+    spanned: Mask = np.logical_or.accumulate(mask, axis) & behind
+    return spanned
+
+
+def _grey(image: Image.Image) -> Image.Image:
     grey = image.convert("L")
-    grey = grey.reduce(_step(image)) if _step(image) > 1 else grey
+    return grey.reduce(_step(image)) if _step(image) > 1 else grey
+
+
+def _darker(grey: Image.Image) -> Mask:
+    """What is darker than the lightest around it."""
     levels = np.asarray(grey).astype(np.int16)
     small = np.asarray(grey.reduce(4)) if min(grey.size) >= 4 else np.asarray(grey)
     paper = Image.fromarray(_most_of(small, 8)).resize(grey.size, Image.Resampling.BILINEAR)
     darker = np.asarray(paper).astype(np.int16) - levels
-    ink = darker > max(32.0, 0.4 * float(np.percentile(darker[::4, ::4], 99.5)))
-    return ink & (_neighbours(ink) >= 3)
+    ink = darker > max(32.0, 0.22 * float(np.percentile(darker[::4, ::4], 99.5)))
+    return ink & ~_border(levels) & (_neighbours(ink) >= 3)
+
+
+def _border(levels: NDArray[np.int16]) -> Mask:
+    """What a scanner sees beside the paper: black from an edge of the picture on, along more of it than any letter."""
+    black = levels < 0.4 * float(np.median(levels))
+    border = np.zeros_like(black)
+    for turn in range(4):
+        inwards, out = np.rot90(black, turn), np.rot90(border, turn)
+        for first, last in _runs(inwards[:, 0]):
+            if last - first >= 2 * TALLEST:
+                out[first:last] |= np.logical_and.accumulate(inwards[first:last], axis=1)
+    return _around(border)
 
 
 def _most_of(levels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -136,7 +211,7 @@ def _without(ink: Mask, rules: tuple[Mask, Mask]) -> Mask:
 
 def _rules(ink: Mask) -> tuple[Mask, Mask]:
     """Horizontal and vertical lines."""
-    length = max(24, int(RULE * min(ink.shape)))
+    length = max(LEAST_RULE, int(RULE * min(ink.shape)))
     return _level_rules(ink, length), _level_rules(np.ascontiguousarray(ink.T), length).T
 
 
@@ -167,13 +242,18 @@ def _spread(mask: Mask, length: int, axis: int, edge: bool = False) -> Mask:
     return out
 
 
+def _around(mask: Mask, edge: bool = False) -> Mask:
+    """A mask with a little of what is beside it: the edge of an area is blurred. edge: as in `_spread`."""
+    return _spread(_spread(mask, CELL, 0, edge), CELL, 1, edge)
+
+
 def _tables(rules: tuple[Mask, Mask]) -> list[tuple[int, int, int, int]]:
     """(left, top, right, bottom) of the grids that rules make: at least two lines each way, three one way."""
     found = []
-    for part in _connected(rules[0] | rules[1]):
-        rows, columns = (_lines_across(rules[0] & part), _lines_across((rules[1] & part).T))
+    for box, part in _connected(rules[0] | rules[1]):
+        rows, columns = (_lines_across(rules[0][box] & part), _lines_across((rules[1][box] & part).T))
         if min(rows, columns) >= 2 and max(rows, columns) >= 3:
-            y, x = (np.flatnonzero(part.any(axis=axis)) for axis in (1, 0))
+            y, x = (side.start + np.flatnonzero(part.any(axis=axis)) for side, axis in zip(box, (1, 0)))
             found.append((int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1))
     return found
 
@@ -184,25 +264,30 @@ def _lines_across(rules: Mask) -> int:
     return len(_runs(rules.sum(axis=1) > 0.25 * (columns[-1] - columns[0]))) if len(columns) else 0
 
 
-def _connected(mask: Mask) -> list[Mask]:
-    """What hangs together, seen in cells of CELL * CELL pixels; only what is large both ways."""
+def _connected(mask: Mask) -> Iterator[tuple[Box, Mask]]:
+    """(box, what of it) of all that hangs together, seen in cells of CELL * CELL pixels; what is large both ways."""
     height, width = mask.shape
     tall, wide = -(-height // CELL), -(-width // CELL)
     padded = np.pad(mask, ((0, tall * CELL - height), (0, wide * CELL - width)))
     cells = {(int(y), int(x)) for y, x in np.argwhere(padded.reshape(tall, CELL, wide, CELL).any(axis=(1, 3)))}
-    parts = []
     while cells:
         left = [cells.pop()]
-        part = np.zeros((tall, wide), np.bool_)
+        seen = []
         while left:
             y, x = left.pop()
-            part[y, x] = True
+            seen.append((y, x))
             near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & cells
             cells -= near
             left += near
-        if min(np.count_nonzero(part.any(axis=axis)) for axis in (0, 1)) >= 4:
-            parts.append(mask & part.repeat(CELL, 0).repeat(CELL, 1)[:height, :width])
-    return parts
+        places = np.array(seen)
+        top, bottom = places.min(axis=0), places.max(axis=0) + 1
+        if min(bottom - top) >= 4:
+            part = np.zeros(bottom - top, np.bool_)
+            part[tuple((places - top).T)] = True
+            rows, columns = zip(top * CELL, bottom * CELL)
+            box = slice(*map(int, rows)), slice(*map(int, columns))
+            found = mask[box]  # which ends where the page does
+            yield box, found & part.repeat(CELL, 0).repeat(CELL, 1)[: found.shape[0], : found.shape[1]]
 
 
 # ---- which way is up
@@ -211,22 +296,25 @@ def _connected(mask: Mask) -> list[Mask]:
 def _quarter_turns(ink: Mask) -> int:
     """How many times the page is to be turned by 90 degrees, counterclockwise."""
     text = _without(ink, _rules(ink))
-    if _white_between(text.T) > 1.5 * _white_between(text) + 0.05:
-        up, down = _reach(np.rot90(text))
+    if _white_around(text.T) > 1.15 * _white_around(text):
+        up, down, _ = _reach(np.rot90(text))
         return 3 if down > up else 1
-    up, down = _reach(text)
-    return 2 if down > 2.2 * up else 0
+    up, down, lines = _reach(text)
+    # A few letters would decide of a few lines; Greek ones reach down as far as up.
+    return 2 if lines >= 20 and down > (1.4 + 16 / lines) * up else 0
 
 
-def _white_between(text: Mask) -> float:
-    """The part of a page's strips that is white space between lines, if its lines are level: letters that stand one
-    below another leave less, because words do not end at one place, and those of one width leave narrow lines."""
+def _white_around(text: Mask) -> float:
+    """The part of a page's strips that is white space around lines, if its lines are level: letters that stand one
+    below another leave less, because words do not end at one place, and those of one width leave narrow lines. What is
+    above the first line and below the last counts as WIDEST, so that a single line has more than its letters have."""
     white = total = 0
     for part in _strips(text, 16):
-        runs = _runs(part.any(axis=1))
-        total += runs[-1][1] - runs[0][0] if runs else 0
-        gaps = (below[0] - above[1] for above, below in pairwise(runs))
-        white += sum(min(gap, WIDEST) for gap in gaps if gap >= 3)
+        if not (runs := _runs(part.any(axis=1))):
+            continue
+        gaps = [min(below[0] - above[1], WIDEST) for above, below in pairwise(runs)]
+        white += sum(gap for gap in gaps if gap >= 3) + 2 * WIDEST
+        total += sum(last - first for first, last in runs) + sum(gaps) + 2 * WIDEST
     return white / max(total, 1)
 
 
@@ -255,12 +343,13 @@ def _skew(text: Mask) -> float:
     return best if sharp(best) > 1.05 * sharp(0.0) else 0.0
 
 
-def _reach(text: Mask) -> tuple[float, float]:
-    """How much ink of lines of text stands above and below their small letters; (0, 0) where too little does to tell
-    which way is up, as in Chinese and Cyrillic script."""
+def _reach(text: Mask) -> tuple[float, float, int]:
+    """How much ink of lines of text stands above and below their small letters, and how many lines that are, in eight
+    strips of the page; none of it where too little stands there to tell which way is up, as in Chinese and Cyrillic
+    script."""
     lines = [part[top:bottom] for part in _strips(text) for top, bottom in _runs(part.any(axis=1)) if bottom - top >= 8]
     if len(lines) < 8:
-        return 0.0, 0.0
+        return 0.0, 0.0, len(lines)
     usual = float(np.median([len(line) for line in lines]))
     up = down = total = 0.0
     for line in lines:
@@ -271,7 +360,7 @@ def _reach(text: Mask) -> tuple[float, float]:
         total += float(profile.sum())
         up += float(profile[: core[0]].sum())
         down += float(profile[core[-1] + 1 :].sum())
-    return (up, down) if up + down > 0.05 * total else (0.0, 0.0)
+    return (up, down, len(lines)) if up + down > 0.05 * total else (0.0, 0.0, len(lines))
 
 
 def _strips(text: Mask, count: int = 8) -> list[Mask]:
@@ -300,14 +389,16 @@ def _blocks(ink: Mask, most: float) -> list[Block]:
 
 
 def _line_height(text: Mask) -> float:
-    """The usual height of a line of text."""
-    heights = [
-        bottom - top
-        for part in _strips(text)
-        for top, bottom in _runs(part.any(axis=1))
-        if 4 <= bottom - top <= len(text) / 15
-    ]
-    return float(np.median(heights)) if heights else max(8.0, len(text) / 80)
+    """The usual height of a line of text. A picture of a few lines is not much taller than one of them."""
+    heights = _heights(text)
+    lines = [height for height in heights if height <= max(TALLEST, len(text) / 15)]
+    return float(np.median(lines or heights))
+
+
+def _heights(text: Mask) -> list[int]:
+    """How tall the lines of text are in strips of the page."""
+    heights = [bottom - top for part in _strips(text) for top, bottom in _runs(part.any(axis=1)) if bottom - top >= 4]
+    return heights or [max(8, len(text) // 80)]
 
 
 class _Region:
@@ -318,32 +409,98 @@ class _Region:
         self.tables = tables
         self.line = line
         self.most = most
+        self._parts = cache(self._seek_parts)  # asked for what may be a column, then to cut it
 
     def blocks(self, left: int, right: int, top: int, bottom: int) -> list[Block]:
         """The blocks of a region: where rows have gutters in common its columns, elsewhere one below another."""
-        bands = self._bands(left, right, top, bottom)
-        profiles: list[Mask] = [np.any(self.text[b.top : b.bottom, left:right], axis=0) for b in bands]
         found: list[Block] = []
         plain: list[Band] = []
+        for bands, gutters in self._parts(left, right, top, bottom):
+            if not gutters:
+                plain += bands
+                continue
+            found += self._pack(plain, left, right)
+            plain = []
+            for first, last in self._between(gutters, left, right):
+                found += self.blocks(first, last, bands[0].top, bands[-1].bottom)
+        return found + self._pack(plain, left, right)
+
+    def _seek_parts(self, left: int, right: int, top: int, bottom: int) -> list[tuple[list[Band], Spans]]:
+        """A region's bands, and the gutters that those of a part have in common; none: its bands are lines, or what
+        no one can tell to be columns or a table and which stays whole."""
+        bands = self._bands(left, right, top, bottom)
+        profiles = [self._profile(band, left, right) for band in bands]
+        parts: list[tuple[list[Band], Spans]] = []
         i = 0
         while i < len(bands):
             end, gutters = self._columns(bands, profiles, i)
             if not gutters:
-                plain.append(bands[i])
+                parts.append((bands[i : i + 1], []))
                 i += 1
                 continue
-            found += self._pack(plain, left, right)
-            plain = []
-            edges = [left, *(left + x for gutter in gutters for x in gutter), right]
-            for first, last in zip(edges[::2], edges[1::2]):
-                found += self.blocks(first, last, bands[i].top, bands[end - 1].bottom)
-            i = end
-        return found + self._pack(plain, left, right)
+            first, last = self._level(bands, profiles, i, end, gutters)
+            shifted = [(left + x, left + y) for x, y in gutters]
+            rows = bands[first:last]
+            columns = self._between(shifted, left, right)
+            narrowest = min(y - x for x, y in columns)
+            lines = [self._lines(x, y, rows[0].top, rows[-1].bottom) for x, y in columns]
+            if max(lines) < FEWEST:  # a heading, say, above columns that are found without it
+                parts.append((bands[i : i + 1], []))
+                i += 1
+                continue
+            parts += [([band], []) for band in bands[i:first]]
+            # Rows of a table are as many as the lines of its columns; an index has others beside them.
+            no_table = 2 * len(rows) < min(lines) or all(
+                self._is_text(x, y, rows[0].top, rows[-1].bottom) for x, y in columns
+            )
+            if no_table and all(y - x < narrowest for x, y in gutters):
+                parts.append((rows, shifted))
+            else:
+                parts.append(([Band(rows[0].top, rows[-1].bottom)], []))
+            i = last
+        return parts
+
+    @staticmethod
+    def _between(gutters: Spans, left: int, right: int) -> Spans:
+        edges = [left, *(x for gutter in gutters for x in gutter), right]
+        return list(zip(edges[::2], edges[1::2]))
+
+    def _profile(self, band: Band, left: int, right: int) -> Mask:
+        """Where a band has ink; white that is narrow for the height of its letters is theirs."""
+        part = self.text[band.top : band.bottom, left:right]
+        profile: Mask = np.any(part, axis=0)
+        # Lines side by side that are not level hang together and are as tall as many.
+        least = GUTTER * max(self.line, float(np.percentile(_heights(part), 25)))
+        for first, last in _runs(~profile):
+            if first > 0 and last < len(profile) and last - first < least:
+                profile[first:last] = True
+        return profile
+
+    def _lines(self, left: int, right: int, top: int, bottom: int) -> int:
+        """How many lines, or bands, a region has."""
+        return sum(len(bands) for bands, _ in self._parts(left, right, top, bottom))
+
+    def _is_text(self, left: int, right: int, top: int, bottom: int) -> bool:
+        """Whether most lines of what may be a column lead across it, and no white from its first to its last: those of
+        a table's or a form's do not."""
+        parts = self._parts(left, right, top, bottom)
+        lines = np.array(
+            [self._profile(band, left, right) for bands, gutters in parts if not gutters for band in bands]
+        )
+        total = self._lines(left, right, top, bottom)
+        if total < FEWEST or not len(lines):
+            return total >= FEWEST
+        begins, ends = lines.argmax(axis=1), right - left - lines[:, ::-1].argmax(axis=1)
+        beside = len(lines) // 10  # a punched hole, dirt
+        width = np.sort(ends)[-1 - beside] - np.sort(begins)[beside]
+        short = np.count_nonzero(ends - begins < FULL * width)
+        white = [run for run in _runs(~lines.any(axis=0)) if run[1] - run[0] >= GUTTER * self.line]
+        across = [np.count_nonzero((begins < first) & (ends > last)) for first, last in white]
+        return 2 * short < total and 4 * max(across, default=0) <= total
 
     def _bands(self, left: int, right: int, top: int, bottom: int) -> list[Band]:
         bands: list[Band] = []
-        for first, last in _runs(self.text[top:bottom, left:right].sum(axis=1) >= 2):
-            first, last = first + top, last + top
+        for first, last in self._rows(left, right, top, bottom):
             table = any(b[1] < last and first < b[3] and b[0] < right and left < b[2] for b in self.tables)
             near = bool(bands) and first - bands[-1].bottom <= max(1, 0.12 * self.line)
             if near and not table and not bands[-1].table:  # the dot of an i
@@ -352,17 +509,33 @@ class _Region:
                 bands.append(Band(first, last, table))
         return [band for band in bands if band.bottom - band.top >= 0.2 * self.line]
 
-    def _columns(self, bands: list[Band], profiles: list[Mask], i: int) -> tuple[int, list[tuple[int, int]]]:
+    def _rows(self, left: int, right: int, top: int, bottom: int) -> Spans:
+        """Where rows hold more than one pixel, which may be dirt or join two lines, or all that a number 1 has."""
+        ink = self.text[top:bottom, left:right].sum(axis=1)
+        rows = []
+        for first, last in _runs(ink >= 1):
+            thick = [(first + x, first + y) for x, y in _runs(ink[first:last] >= 2)]
+            rows += thick if 2 * sum(y - x for x, y in thick) > last - first else [(first, last)]
+        return [(first + top, last + top) for first, last in rows]
+
+    def _columns(self, bands: list[Band], profiles: list[Mask], i: int) -> tuple[int, Spans]:
         """Where the bands end that have gutters in common with band i, and those gutters; none: it is no columns."""
         union = profiles[i]
+        gutters = self._gutters(union)
         end = i + 1
         while end < len(bands):
             wider = union | profiles[end]
-            if not any(last - first >= GUTTER * self.line for first, last in _runs(~wider)):
+            left = self._gutters(wider)
+            # Of columns that do not begin side by side, the first band is of one only.
+            if not left and (gutters or wider.all()):
                 break
-            union, end = wider, end + 1
-        if bands[end - 1].bottom - bands[i].top < 3 * self.line:
-            return end, []
+            union, gutters, end = wider, left, end + 1
+        height = bands[end - 1].bottom - bands[i].top
+        # A river through the words of a few lines is narrow.
+        wide = [(x, y) for x, y in gutters if height * (y - x) >= WHITE * self.line**2]
+        return end, wide if height >= 3 * self.line else []
+
+    def _gutters(self, union: Mask) -> Spans:
         gutters = []
         begin = 0
         for first, last in _runs(~union):
@@ -372,7 +545,22 @@ class _Region:
             begin = last
         if gutters and len(union) - gutters[-1][1] < COLUMN * self.line:
             gutters.pop()
-        return end, gutters
+        return gutters
+
+    def _level(self, bands: list[Band], profiles: list[Mask], begin: int, end: int, gutters: Spans) -> tuple[int, int]:
+        """Which of the bands are columns: not a heading above, nor a number below them, that happens to lie in one."""
+
+        def alone(band: int) -> bool:
+            columns = self._between(gutters, 0, len(profiles[band]))
+            return sum(bool(profiles[band][x:y].any()) for x, y in columns) == 1
+
+        first = next((band for band in range(begin, end) if not alone(band)), end)
+        while first > begin and (first == end or bands[first].top - bands[first - 1].bottom < 0.6 * self.line):
+            first -= 1
+        last = end
+        if end - first > 2 and alone(end - 1) and bands[end - 1].top - bands[end - 2].bottom > 1.5 * self.line:
+            last -= 1
+        return first, last
 
     def _pack(self, bands: list[Band], left: int, right: int) -> list[Block]:
         """Bands one below another as blocks that are not too large, parted where the white between them is widest."""
@@ -417,7 +605,7 @@ class _Region:
         )
 
 
-def _runs(mask: Any) -> list[tuple[int, int]]:
+def _runs(mask: Any) -> Spans:
     """(begin, end) of every stretch of an array that is True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))

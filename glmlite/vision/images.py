@@ -64,10 +64,15 @@ def open_image(source: Any, where: str = "image") -> Image.Image:
 def open_frame(source: Any, number: int, where: str = "image") -> Image.Image:
     """As `open_image`, of one frame of a TIFF file, from 0."""
     with _opened(source, where) as image:
-        with _damage(where):
-            image.seek(number)
-        _check_size(image, where)
-        return _rgb(image, where)
+        at = image.tell()
+        try:
+            with _damage(where):
+                image.seek(number)
+            _check_size(image, where)
+            return _rgb(image, where)
+        finally:
+            with suppress(Exception):  # a damaged file, whose error is told
+                image.seek(at)
 
 
 def frame_count(source: Any, where: str = "image") -> int:

@@ -18,7 +18,6 @@ from PIL import Image
 __all__ = ["LONGEST", "Pdf", "is_pdf"]
 
 LONGEST = 3500  # pixels of a page's long side; the models see less
-_PASSWORD = 4  # FPDF_ERR_PASSWORD
 _MOST_NOTES = 10_000  # of a page, that are looked at
 _NOTHING = 2  # bytes of an empty text, UTF-16 with its end
 _pdfium = threading.Lock()
@@ -27,6 +26,18 @@ _pdfium = threading.Lock()
 def is_pdf(start: bytes) -> bool:
     """Whether a file that begins so is a PDF: its header may stand somewhat later."""
     return b"%PDF-" in start[:1024]
+
+
+def _opens(source: bytes | Path) -> bool:
+    """Whether PDFium takes it for a document, whatever is in it."""
+    import pypdfium2.raw as c
+
+    if isinstance(source, bytes):
+        document = c.FPDF_LoadMemDocument64(source, len(source), None)
+    else:
+        document = c.FPDF_LoadDocument(os.fsencode(source) + b"\0", None)
+    c.FPDF_CloseDocument(document)
+    return bool(document)
 
 
 class Pdf:
@@ -50,7 +61,9 @@ class Pdf:
                 self._document = pdfium.PdfDocument(source)
                 self.pages = len(self._document)
             except pdfium.PdfiumError as error:
-                if getattr(error, "err_code", None) == _PASSWORD or "password" in str(error).lower():
+                if _opens(source):  # so the error is an older one's
+                    raise ValueError(f"{where}: has no pages, expected at least one") from None
+                if "password" in str(error).lower():
                     raise ValueError(f"{where}: is encrypted, expected a PDF without a password") from None
                 raise ValueError(f"{where}: a damaged PDF ({error}), expected a whole one") from None
             if self.pages:

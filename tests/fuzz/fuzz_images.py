@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 import warnings
+from types import SimpleNamespace
 
 import pictures
 from PIL import Image
@@ -27,11 +28,13 @@ from PIL import Image
 from glmlite.ocr.documents import sources_of
 from glmlite.vision.cutting import cut
 from glmlite.vision.images import open_image
+from glmlite.vision.pdf import Pdf
 from glmlite.vision.preprocess import Settings, preprocess
 
 SECONDS = 10
 MEMORY = 2 << 30  # bytes beyond those in use at the beginning
 PAGES = 3  # of a document
+HERE = SimpleNamespace(open=Pdf)  # in this process, whose time and memory are looked at
 LARGE = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 20_000, 9_000]
 
 
@@ -97,7 +100,7 @@ def look(data, rng):
     if rng.random() < 0.1:
         preprocess(open_image("data:image/png;base64," + base64.b64encode(data).decode()), settings)
     (source,) = sources_of(data)
-    with source.open() as document:
+    with source.open(None, HERE) as document:
         for number in document.numbers[:PAGES]:
             try:
                 document.characters(number)
@@ -124,7 +127,7 @@ def main():
     for data in files:
         (source,) = sources_of(data)
         try:
-            source.open().close()
+            source.open(None, HERE).close()
         except ValueError as error:
             assert "frames" in str(error), error
     begin = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -103,7 +103,12 @@ class Dialect:
         read.
 
         effort: "none" (which is off), "minimal", "low", "medium", "high", "xhigh" or "max", as OpenAI's API has it.
+        Raises TypeError: "off" would think.
         """
+        if not isinstance(thinking, bool | None):
+            raise TypeError(f"thinking is {thinking!r}, expected True, False or None")
+        if not isinstance(effort, str | None):
+            raise TypeError(f"effort is {effort!r}, expected a word or None")
         read = template.read_by(self.file.template) if self.chat_format == "template" else frozenset()
         if thinking is None and effort is not None:
             thinking = effort != "none"

@@ -1,7 +1,7 @@
 """Grammars of calls of tools in each dialect's own form, in llguidance's variant of Lark.
 
-A tool's schema may have what llguidance does not know; that is left out, because the tool's owner checks the arguments
-anyway.
+A tool's schema may have what llguidance does not know. It leaves out such keywords; where it refuses a schema all the
+same, `untyped` leaves out more. The tool's owner checks the arguments anyway.
 """
 
 from __future__ import annotations
@@ -43,6 +43,22 @@ class Grammar:
 
     def __str__(self) -> str:
         return "\n".join(self._rules) + "\n"
+
+
+def untyped(tools: Tools) -> list[dict[str, Any]]:
+    """Tools of whose parameters only the names are left, and which of them are required."""
+    out = []
+    for tool in tools:
+        schema = Parameters(tool["function"].get("parameters"))
+        names = list(dict.fromkeys([*schema.names, *sorted(schema.required)]))
+        parameters = {
+            "type": "object",
+            "properties": {name: {} for name in names},
+            "required": [name for name in names if name in schema.required],
+            "additionalProperties": schema.takes_others,
+        }
+        out.append({**tool, "function": {**tool["function"], "parameters": parameters}})
+    return out
 
 
 def quoted(text: str) -> str:

@@ -31,7 +31,7 @@ _NAME = re.compile(r"[^\s<>\"'`(){}\[\],;]*\w[^\s<>\"'`(){}\[\],;]*")
 # The end of a text whose mark is missing: the line end before the next mark is none of it.
 _LINE_END = re.compile(r"(?:\r|\r?\n[ \t]{0,64})\Z")
 _LONGEST_LINE_END = 66
-_QUOTE = re.compile(r"\\.?|\"", re.S)
+_QUOTE = re.compile(r"\\.?|[\"']", re.S)
 # Marks within a value that end it because its own is missing, and what may become them.
 _NEXT_ARGUMENT = ((KEY, END_KEY, VALUE), (KEY, VALUE))
 _NEXT_CALL = (CALL, KEY)
@@ -360,12 +360,13 @@ class Marked(Reader):
         self._body: list[str] = []
         self._body_name = name
         self._quoted = self._escaped = False
+        self._quote = ""  # the one that is open, where the body is a Python literal
         self._state = self._in_body
         self._body_grows(text)
 
     def _in_body(self, part: str, mark: bool) -> None:
         self._raw.append(part)
-        if mark and not self._quoted and part in (CALL, END_CALL):
+        if mark and not (self._quoted and self._quote) and part in (CALL, END_CALL):
             self._body_ends(part)
         else:
             self._body_grows(part)
@@ -374,8 +375,13 @@ class Marked(Reader):
         self._body.append(text)
         begin, self._escaped = int(self._escaped), False
         for match in _QUOTE.finditer(text, begin):
-            self._quoted ^= match[0] == '"'
-            self._escaped = match[0] == "\\"  # the character behind it comes with the next part
+            found = match[0]
+            self._quoted ^= found == '"'
+            if found == self._quote:
+                self._quote = ""
+            elif not self._quote and found[0] != "\\":
+                self._quote = found
+            self._escaped = found == "\\"  # the character behind it comes with the next part
 
     def _body_ends(self, mark: str = "", cut: bool = False) -> None:
         calls = _calls("".join(self._body), self._body_name)
@@ -402,7 +408,8 @@ class Marked(Reader):
         if self._state == self._in_body:
             self._body_ends(cut=cut)
         elif self._state == self._in_arguments and self._announced:
-            self._mark_is_missing()
+            if not cut:  # another argument may have been to come
+                self._mark_is_missing()
         elif self._state in (self._in_name, self._in_arguments) and cut:
             self._text.end()
         elif self._state in (self._in_name, self._in_arguments):
@@ -428,12 +435,14 @@ def _calls(text: str, name: str) -> list[tuple[str, Mapping[str, Any]]]:
         call = value.get("function", value) if isinstance(value, dict) else None
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return []
-        arguments = call.get("arguments", call.get("parameters", {}))
+        arguments = call.get("arguments", call.get("parameters"))
         if isinstance(arguments, str):
             try:
                 arguments = read_json(arguments or "{}")
             except ValueError:
                 return []
+        if arguments is None:
+            arguments = {}
         if not isinstance(arguments, dict) or not call["name"].strip():
             return []
         calls.append((call["name"].strip(), arguments))

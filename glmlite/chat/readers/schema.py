@@ -10,6 +10,30 @@ from .literals import read_json, read_literal
 
 _MOST_SCHEMAS, _DEEPEST = 256, 32  # that are looked at for one argument: references may lead in circles
 _NOTHING: Mapping[str, Any] = {}
+_ANY = "any"
+_TYPES = frozenset(["string", "number", "integer", "boolean", "array", "object", "null", _ANY])
+# What schemas that are written by hand, or made of a signature, call them.
+_OTHER_NAMES = {
+    "str": "string",
+    "int": "integer",
+    "long": "integer",
+    "float": "number",
+    "double": "number",
+    "bool": "boolean",
+    "list": "array",
+    "tuple": "array",
+    "dict": "object",
+    "none": "null",
+}
+
+
+def _types_of(told: Any) -> list[str] | None:
+    """The types that a schema's `type` allows, in the words of JSON schema: others are in capitals, as Google's API has
+    them, or called as a language calls them. A name that nobody knows stays as it is. None: any type."""
+    names = [told] if isinstance(told, str) else told if isinstance(told, list) else []
+    small = [(name, name.lower()) for name in names if isinstance(name, str)]
+    types = [low if low in _TYPES else _OTHER_NAMES.get(low, name) for name, low in small]
+    return None if not types or _ANY in types else types
 
 
 class Kind(NamedTuple):
@@ -105,9 +129,7 @@ class Parameters:
             return self._kind(part, budget, depth + 1)
 
         kinds = []
-        told = schema.get("type")
-        types = [told] if isinstance(told, str) else told if isinstance(told, list) else []
-        if types := [name for name in types if isinstance(name, str)]:
+        if (types := _types_of(schema.get("type"))) is not None:
             kinds.append(Kind(frozenset(types + ["null"] * (schema.get("nullable") is True))))
         if "const" in schema:
             kinds.append(_of_members([schema["const"]]))

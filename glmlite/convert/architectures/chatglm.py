@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from ..files import load_bytes
 from ..sources import Source
 from .parts import Builder, Config, head_columns, layers_of
 
@@ -64,6 +65,6 @@ def build(source: Source, config: Config, out: Builder) -> None:
 def _interpolates(config: Config) -> bool:
     """Whether `rope_ratio` divides the positions: ChatGLM2-6B-32k. The code is read as text and never run."""
     code = config.path.with_name("modeling_chatglm.py")
-    text = code.read_text(encoding="utf-8", errors="replace") if code.is_file() else ""
+    text = load_bytes(code).decode("utf-8", "replace") if code.is_file() else ""
     divides, multiplies = (re.search(rf"{op}\s*self\.rope_ratio", text) for op in ("/", r"\*"))
     return bool(divides) and not multiplies

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-import numpy as np
-
 from ..sources import Source
-from .parts import Builder, Config, head_columns, layers_of
+from .parts import Builder, Config, head_columns, layers_of, rows_of
 
 _LAYERS = "transformer.layers."
 _DEFAULT_LAYERS = 28  # of the published config class: what alpha is computed from, whatever the depth
@@ -37,7 +35,8 @@ def build(source: Source, config: Config, out: Builder) -> None:
         residual_alpha=math.sqrt(2 * _DEFAULT_LAYERS),
     )
     # [q0 k0 v0 q1 k1 v1 ...] -> [Q K V]
-    order = np.arange(3 * dim).reshape(heads, 3, head_dim).swapaxes(0, 1).reshape(-1)
+    rows = rows_of(source, f"{_LAYERS}0.attention.query_key_value.weight", 3 * dim)
+    order = rows.reshape(heads, 3, head_dim).swapaxes(0, 1).reshape(-1)
 
     out.take("token_embd.weight", "transformer.word_embeddings.weight")
     for i in range(layers):

@@ -67,7 +67,7 @@ def take_feed_forward(out: Builder, config: Config, i: int) -> None:
         out.take_parts(f"{ours}down_exps.weight", f"{theirs}experts.down_proj", (experts, dim), 0, dim)
     else:
         for part in parts:
-            names = [f"{theirs}experts.{expert}.{part}_proj.weight" for expert in range(experts)]
+            names = (f"{theirs}experts.{expert}.{part}_proj.weight" for expert in range(experts))
             out.take_all(f"{ours}{part}_exps.weight", names)
     for part in parts:
         out.take(f"{ours}{part}_shexp.weight", f"{theirs}shared_experts.{part}_proj.weight")

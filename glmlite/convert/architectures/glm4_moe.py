@@ -33,12 +33,14 @@ def build(source: Source, config: Config, out: Builder) -> None:
 
     out.take("token_embd.weight", "model.embed_tokens.weight")
     for i in range(layers + drafting):
+        # Without what the config says a layer has, the checkpoint is not whole.
+        biased, normed = (i < layers and config.get(key) is True for key in ("attention_bias", "use_qk_norm"))
         ours, theirs = f"blk.{i}.", f"model.layers.{i}."
         out.take(ours + "attn_norm.weight", theirs + "input_layernorm.weight")
         for part in "qkv":
-            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj")
+            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", bias=biased)
         for part in "qk":
-            out.take(f"{ours}attn_{part}_norm.weight", f"{theirs}self_attn.{part}_norm.weight", optional=True)
+            out.take(f"{ours}attn_{part}_norm.weight", f"{theirs}self_attn.{part}_norm.weight", optional=not normed)
         out.take(ours + "attn_output.weight", theirs + "self_attn.o_proj.weight")
         out.take(ours + "post_attention_norm.weight", theirs + "post_attention_layernorm.weight")
         take_feed_forward(out, config, i)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..sources import Source
 from .drafting import depth, take_drafting
-from .parts import Builder, Config, head_columns
+from .parts import Builder, Config, head_columns, rows_of
 from .rope import set_rope
 
 _LAYERS = "model.layers."
@@ -48,14 +48,18 @@ def build(source: Source, config: Config, out: Builder) -> None:
     turning = set_rope(out, architecture, config, head_dim, rotated=0.5)
     orders: dict[str, np.ndarray] = {}
     if f"{architecture}.rope.dimension_sections" in out.metadata:
-        orders = {"q": _halves(heads, head_dim, turning), "k": _halves(kv_heads, head_dim, turning)}
+        for part, count in (("q", heads), ("k", kv_heads)):
+            rows = rows_of(source, f"{_LAYERS}0.self_attn.{part}_proj.weight", count * head_dim)
+            orders[part] = _halves(rows, head_dim, turning)
 
     out.take("token_embd.weight", "model.embed_tokens.weight")
     for i in range(layers + drafting):
         ours, theirs = f"blk.{i}.", f"{_LAYERS}{i}."
+        # Without what the config says a layer has, the checkpoint is not whole.
+        biased = i < layers and config.get("attention_bias") is True
         out.take(ours + "attn_norm.weight", theirs + "input_layernorm.weight")
         for part in "qkv":
-            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", orders.get(part))
+            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", orders.get(part), bias=biased)
         out.take(ours + "attn_output.weight", theirs + "self_attn.o_proj.weight")
         if sandwich:
             out.take(ours + "post_attention_norm.weight", theirs + "post_self_attn_layernorm.weight")
@@ -70,8 +74,8 @@ def build(source: Source, config: Config, out: Builder) -> None:
     out.take_output("lm_head.weight", config)
 
 
-def _halves(heads: int, head_dim: int, turning: int) -> np.ndarray:
+def _halves(rows: np.ndarray, head_dim: int, turning: int) -> np.ndarray:
     """Row i of a head is the checkpoint's row 2 i, row i + turning/2 its row 2 i + 1."""
-    rows = np.arange(heads * head_dim).reshape(heads, head_dim)
+    rows = rows.reshape(-1, head_dim)
     parts = rows[:, 0:turning:2], rows[:, 1:turning:2], rows[:, turning:]
     return np.concatenate(parts, axis=1).reshape(-1)

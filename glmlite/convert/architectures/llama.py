@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..sources import Source
-from .parts import Builder, Config, head_columns, layers_of
+from .parts import Builder, Config, head_columns, layers_of, rows_of
 from .rope import set_rope
 
 _LAYERS = "model.layers."
@@ -29,6 +29,10 @@ def build(source: Source, config: Config, out: Builder) -> None:
     head_dim = head_columns(config, dim, heads, "head_dim")
     if head_dim % 2:
         raise config.error("head_dim", head_dim, "an even number")
+    orders = {
+        part: _interleaved(rows_of(source, f"{_LAYERS}0.self_attn.{part}_proj.weight", count * head_dim), head_dim)
+        for part, count in (("q", heads), ("k", kv_heads))
+    }
     context = config.count("max_position_embeddings", default=2048)
     out.set(
         "llama",
@@ -45,13 +49,13 @@ def build(source: Source, config: Config, out: Builder) -> None:
     )
     set_rope(out, "llama", config, head_dim, rotated=1.0)
 
+    biased = config.get("attention_bias") is True  # then a checkpoint without is not whole
     out.take("token_embd.weight", "model.embed_tokens.weight")
     for i in range(layers):
         ours, theirs = f"blk.{i}.", f"{_LAYERS}{i}."
         out.take(ours + "attn_norm.weight", theirs + "input_layernorm.weight")
-        out.take_both(ours + "attn_q", theirs + "self_attn.q_proj", _interleaved(heads, head_dim))
-        out.take_both(ours + "attn_k", theirs + "self_attn.k_proj", _interleaved(kv_heads, head_dim))
-        out.take_both(ours + "attn_v", theirs + "self_attn.v_proj")
+        for part in "qkv":
+            out.take_both(f"{ours}attn_{part}", f"{theirs}self_attn.{part}_proj", orders.get(part), bias=biased)
         out.take_both(ours + "attn_output", theirs + "self_attn.o_proj")
         out.take(ours + "ffn_norm.weight", theirs + "post_attention_layernorm.weight")
         out.take_both(ours + "ffn_gate", theirs + "mlp.gate_proj")
@@ -61,6 +65,6 @@ def build(source: Source, config: Config, out: Builder) -> None:
     out.take_output("lm_head.weight", config)
 
 
-def _interleaved(heads: int, head_dim: int) -> np.ndarray:
+def _interleaved(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """Row 2 i of a head is the checkpoint's row i, row 2 i + 1 its row i + n/2."""
-    return np.arange(heads * head_dim).reshape(heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
+    return rows.reshape(-1, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,12 +140,15 @@ class Builder:
             self._embeddings = source_name
         self.tensors.append(Tensor(name, shape, read, [source.where(source_name)]))
 
-    def take_all(self, name: str, source_names: Sequence[str]) -> None:
-        """Matrices of one shape, which the checkpoint has apart, as one tensor."""
+    def take_all(self, name: str, named: Iterable[str]) -> None:
+        """Matrices of one shape, which the checkpoint has apart, as one tensor. named: not one more is asked for than
+        are there, however many a config counts."""
         source = self.source
-        for source_name in source_names:
+        source_names: list[str] = []
+        for source_name in named:
             if source_name not in source:
                 raise FormatError(f"{file_of(source)}: no tensor {source_name!r}, which becomes a part of {name!r}")
+            source_names.append(source_name)
             shape = source.shape(source_name)
             if len(shape) != 2 or shape != source.shape(source_names[0]):
                 raise FormatError(f"{source.where(source_name)} is {shape}, expected a matrix, all of one shape")
@@ -264,6 +267,15 @@ def recorded(record: Callable[[Mapping[str, tuple[int, ...]]], T], model: Conten
 def file_of(source: Source) -> str:
     """For messages: a file of the source."""
     return source.where(source.names[0]).rpartition(": ")[0] if source.names else "the checkpoint"
+
+
+def rows_of(source: Source, name: str, count: int) -> np.ndarray:
+    """0 to count - 1, the rows of a tensor, which must have so many: a config may count any number of them."""
+    if name not in source:
+        raise FormatError(f"{file_of(source)}: no tensor {name!r}, expected {count} rows")
+    if source.shape(name)[:1] != (count,) or 0 in source.shape(name):
+        raise FormatError(f"{source.where(name)} is {source.shape(name)}, expected {count} rows")
+    return np.arange(count)
 
 
 def layers_of(source: Source, config: Config, pattern: str, *keys: str, drafting: int = 0) -> int:

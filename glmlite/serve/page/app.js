@@ -5,7 +5,7 @@ import { MessageView, failureText } from "./messages.js";
 import { Palette } from "./palette.js";
 import { Settings, asRequest, keep, kept, settingsForNew } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { Store, add, blank, drop, exported, imported, newId, pathTo, shown, titleOf } from "./store.js";
+import { Store, add, blank, callsOf, drop, exported, imported, newId, pathTo, shown, titleOf } from "./store.js";
 import { chat, models, props, take } from "./stream.js";
 import { count, label, language, setLanguage, t } from "./strings.js";
 
@@ -303,11 +303,12 @@ function withPictures(text, pictures = []) {
 function asMessage(node) {
   if (node.role === "user") return { role: "user", content: withPictures(withFiles(node.content, node.files), node.pictures) };
   if (node.role === "tool") return { role: "tool", tool_call_id: node.callId, name: node.name, content: node.content };
-  if (!node.content && !node.calls.length) return undefined;
+  const calls = callsOf(node);
+  if (!node.content && !calls.length) return undefined;
   const message = { role: "assistant", content: node.content || null };
   if (node.reasoning) message.reasoning_content = node.reasoning;
-  if (node.calls.length)
-    message.tool_calls = node.calls.map((call) => ({
+  if (calls.length)
+    message.tool_calls = calls.map((call) => ({
       id: call.id,
       type: "function",
       function: { name: call.name, arguments: call.arguments },
@@ -409,7 +410,7 @@ const actions = {
   results(node, texts) {
     if (busy()) return;
     let parent = node.id;
-    node.calls.forEach((call, i) => {
+    callsOf(node).forEach((call, i) => {
       parent = add(page.conversation, parent, "tool", { content: texts[i], callId: call.id, name: call.name }).id;
     });
     answer(page.conversation, parent);

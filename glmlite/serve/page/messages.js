@@ -1,7 +1,7 @@
 /** A message on the page, redrawn from its node of the conversation. */
 import { button, icon, make } from "./elements.js";
 import { Growing, codeBlock } from "./render.js";
-import { alternatives } from "./store.js";
+import { alternatives, callsOf } from "./store.js";
 import { count, duration, has, t } from "./strings.js";
 
 const LONGEST_PRETTY = 100_000; // characters
@@ -124,7 +124,8 @@ export class MessageView {
 
   #refreshCalls(live, last) {
     const { node, drawn } = this;
-    const asks = last && !live && node.calls.length > 0 && !node.failure;
+    const whole = last && !live && !node.failure ? callsOf(node) : [];
+    const asks = whole.length > 0;
     const key = JSON.stringify([node.calls, asks]);
     if (drawn.calls === key) return;
     drawn.calls = key;
@@ -134,7 +135,7 @@ export class MessageView {
         const box = make("div", { class: "call" });
         box.append(make("div", { class: "name" }, icon("tool"), make("span", {}, t("toolCall", { name: call.name }))));
         box.append(codeBlock(pretty(call.arguments), "json"));
-        if (asks) {
+        if (whole.includes(call)) {
           const name = t("resultPlaceholder", { name: call.name });
           fields.push(make("textarea", { rows: 2, placeholder: name, "aria-label": name }));
           box.append(fields[fields.length - 1]);

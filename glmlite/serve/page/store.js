@@ -53,6 +53,17 @@ export function pathTo(conversation, id) {
   return path;
 }
 
+/** The calls of an answer that are whole: nobody should act on half of the arguments of one that was cut off. */
+export function callsOf(node) {
+  return node.calls.filter((call) => {
+    try {
+      return Boolean(JSON.parse(call.arguments));
+    } catch {
+      return false;
+    }
+  });
+}
+
 /** Takes a message without children out of its conversation; the last of its alternatives is shown instead. */
 export function drop(conversation, node) {
   delete conversation.nodes[node.id];
